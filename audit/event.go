@@ -1,0 +1,99 @@
+// Package audit defines what the product's transparency log holds - events, windows, rows, checkpoints, proof bundles - and the
+// pure verifier of all of them. It reads no network and decides nothing but "does this prove what it says".
+package audit
+
+import (
+	"encoding/hex"
+	"fmt"
+)
+
+// EventID names one event for ever: 4 bytes node, 4 bytes start (Unix seconds of the process's start), 8 bytes counter.
+type EventID [16]byte
+
+// String is the id in lower-case hex.
+func (id EventID) String() string { return hex.EncodeToString(id[:]) }
+
+// ParseEventID reads the 32 hex digits that String prints.
+func ParseEventID(s string) (EventID, error) {
+	var id EventID
+	b, err := hex.DecodeString(s)
+	if err != nil || len(b) != len(id) {
+		return id, fmt.Errorf("event id %q: expected 32 hex digits", s)
+	}
+	copy(id[:], b)
+	return id, nil
+}
+
+// Type names a kind of act. The texts are part of the log's format.
+type Type string
+
+// The acts. Every one is journaled before it is acknowledged or answered.
+const (
+	ServerStarted   Type = "server.started"
+	ServerStopped   Type = "server.stopped"
+	SessionOpened   Type = "session.opened"   // a gateway proved its identity and was admitted
+	SessionClosed   Type = "session.closed"   // Reason says why: disconnect, expired, takeover, error, draining
+	SealingBrought  Type = "sealing.brought"  // a sealing record was published
+	Refused         Type = "refused"          // a proven identity was refused one act; Reason says why
+	RefusedPeers    Type = "refused.peers"    // refusals before a proven identity, aggregated per peer prefix, reason and minute
+	GatewayImported Type = "gateway.imported" // an operator entered a gateway
+	GatewayApproved Type = "gateway.approved" // an operator admitted a waiting gateway
+	GatewayWaiting  Type = "gateway.waiting"  // an unknown TPM proved its EK and waits
+	AKCertified     Type = "ak.certified"     // the attestation CA certified an attestation key
+	CertIssued      Type = "certificate.issued"
+	ConfigIssued    Type = "config.issued"
+	KitIssued       Type = "kit.issued"
+	AccessIssued    Type = "access.issued" // a service account's certificate
+	RecordsRead     Type = "records.read"  // FHIR: Detail holds resource, query shape, pseudonym and count
+	AuditRead       Type = "audit.read"
+	RegistryRead    Type = "registry.read"
+	BatchDead       Type = "batch.dead"     // a batch failed to open three times
+	EpochConflict   Type = "epoch.conflict" // one epoch under two gateways
+)
+
+// Outcome of an act.
+type Outcome string
+
+// The outcomes.
+const (
+	Success Outcome = "success"
+	Denied  Outcome = "denied"
+	Failed  Outcome = "failed"
+)
+
+// Actor is who did it: a non-human or human identity proven by a certificate, or the server itself.
+type Actor struct {
+	ID     string `cbor:"1,keyasint,omitempty" json:"id"`               // SPIFFE id, or "server", or "peer" when unproven
+	Serial string `cbor:"2,keyasint,omitempty" json:"serial,omitempty"` // certificate serial, lower-case hex
+}
+
+// Event is one act, as journaled and as the leaf of the log. It never holds PHI: patients appear as pseudonyms.
+type Event struct {
+	ID      EventID           `cbor:"1,keyasint"`
+	Type    Type              `cbor:"2,keyasint"`
+	Time    int64             `cbor:"3,keyasint"` // Unix milliseconds, server's clock
+	Actor   Actor             `cbor:"4,keyasint"`
+	Peer    string            `cbor:"5,keyasint,omitempty"` // ip:port, or a prefix for aggregates
+	Session EventID           `cbor:"6,keyasint"`           // id of the SessionOpened event, zero outside a session
+	Target  string            `cbor:"7,keyasint,omitempty"` // what was acted on: a gateway id, a topic, a resource type
+	Outcome Outcome           `cbor:"8,keyasint"`
+	Reason  string            `cbor:"9,keyasint,omitempty"`
+	Count   uint64            `cbor:"10,keyasint,omitempty"` // how many acts or results this event stands for
+	Detail  map[string]string `cbor:"11,keyasint,omitempty"` // bounded: at most 32 keys, values at most 1 KB
+}
+
+// Row is one accepted publish within a window: the access detail that a stranger can later hold us to.
+type Row struct {
+	_        struct{} `cbor:",toarray"`
+	ID       EventID
+	Session  EventID
+	Gateway  string
+	Epoch    [16]byte
+	Lane     uint8
+	Number   uint64
+	Frame    [32]byte // SHA-256 of the whole frame as published
+	Received int64    // Unix milliseconds, server's clock
+	Serial   string   // certificate serial, lower-case hex
+	Peer     string   // ip:port
+	Verdict  string   // "accepted"
+}

@@ -1,0 +1,26 @@
+package deps
+
+import (
+	_ "github.com/eclipse/paho.mqtt.golang"
+	_ "github.com/fxamacker/cbor/v2"
+	_ "github.com/goccy/go-yaml"
+	_ "github.com/google/go-cmp/cmp"
+	_ "github.com/google/go-tpm/tpm2"
+	_ "github.com/google/go-tpm/tpm2/transport/linuxtpm"
+	_ "github.com/google/go-tpm/tpm2/transport/linuxudstpm"
+	_ "github.com/prometheus/client_golang/prometheus/promhttp"
+	_ "github.com/rogpeppe/go-internal/testscript"
+	_ "github.com/smallstep/certificates/acme/api"
+	_ "github.com/smallstep/certificates/acme/db/nosql"
+	_ "github.com/smallstep/certificates/authority"
+	_ "github.com/smallstep/certificates/cas/softcas"
+	_ "github.com/spf13/cobra"
+	_ "github.com/transparency-dev/tessera"
+	_ "github.com/transparency-dev/tessera/storage/posix"
+	_ "go.etcd.io/bbolt"
+	_ "golang.org/x/crypto/acme"
+	_ "golang.org/x/mod/sumdb/note"
+	_ "golang.org/x/mod/sumdb/tlog"
+	_ "golang.org/x/sync/errgroup"
+	_ "modernc.org/sqlite"
+)

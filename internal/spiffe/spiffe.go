@@ -1,0 +1,86 @@
+// Package spiffe names the identities of a trust domain: spiffe://<trust domain>/<kind>/<name>, one URI SAN a certificate
+// (SPIFFE X.509-SVID, section 2).
+package spiffe
+
+import (
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"regexp"
+	"strings"
+)
+
+// Kind is what sort of identity holds a certificate.
+type Kind string
+
+// The kinds of identity.
+const (
+	Gateway  Kind = "gateway"
+	Service  Kind = "service"  // a part of the server: ca, ingest, records, log, api
+	Operator Kind = "operator" // a person who administers
+	Access   Kind = "access"   // a hospital's system that reads
+)
+
+// ID is one identity.
+type ID struct {
+	TrustDomain string
+	Kind        Kind
+	Name        string
+}
+
+var (
+	nameRE   = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
+	domainRE = regexp.MustCompile(`^[a-z0-9]([a-z0-9.-]{0,253}[a-z0-9])?$`)
+)
+
+// String is the URI.
+func (id ID) String() string {
+	return "spiffe://" + id.TrustDomain + "/" + string(id.Kind) + "/" + id.Name
+}
+
+// ValidName reports whether name can be an identity's name: 1-63 of a-z, 0-9 and inner hyphens, so that it is one MQTT topic
+// level, one DNS label and one file name alike.
+func ValidName(name string) error {
+	if !nameRE.MatchString(name) {
+		return fmt.Errorf("name %q: expected 1 to 63 of a-z, 0-9 and hyphens inside", name)
+	}
+	return nil
+}
+
+// ValidTrustDomain reports whether domain can be a trust domain.
+func ValidTrustDomain(domain string) error {
+	if !domainRE.MatchString(domain) {
+		return fmt.Errorf("trust domain %q: expected a DNS name in lower case, such as ward.example", domain)
+	}
+	return nil
+}
+
+// Parse reads a URI.
+func Parse(uri string) (ID, error) {
+	rest, ok := strings.CutPrefix(uri, "spiffe://")
+	parts := strings.Split(rest, "/")
+	if !ok || len(parts) != 3 {
+		return ID{}, fmt.Errorf("SPIFFE id %q: expected spiffe://<trust domain>/<kind>/<name>", uri)
+	}
+	id := ID{TrustDomain: parts[0], Kind: Kind(parts[1]), Name: parts[2]}
+	if err := ValidTrustDomain(id.TrustDomain); err != nil {
+		return ID{}, err
+	}
+	switch id.Kind {
+	case Gateway, Service, Operator, Access:
+	default:
+		return ID{}, fmt.Errorf("SPIFFE id %q: kind %q is unknown", uri, id.Kind)
+	}
+	if err := ValidName(id.Name); err != nil {
+		return ID{}, err
+	}
+	return id, nil
+}
+
+// FromCertificate reads the one identity of a certificate. It decides nothing about trust: the chain is verified elsewhere.
+func FromCertificate(cert *x509.Certificate) (ID, error) {
+	if len(cert.URIs) != 1 {
+		return ID{}, errors.New("certificate: expected exactly one URI SAN holding a SPIFFE id")
+	}
+	return Parse(cert.URIs[0].String())
+}
