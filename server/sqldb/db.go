@@ -1,0 +1,231 @@
+// Package sqldb opens the server's database and brings its schema up to date. Today that is SQLite in one file; each domain
+// (outbox, registry, records) owns its tables and hands its migrations in, so that another engine needs other SQL files and
+// another opener, and no other caller.
+//
+// Statements are written with $1, $2, ... as both SQLite and PostgreSQL take them.
+package sqldb
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/url"
+	"os"
+	"path/filepath"
+
+	_ "modernc.org/sqlite" // registers the "sqlite" driver
+)
+
+// The ways that opening can go wrong and a caller may branch on.
+var (
+	ErrMissing = errors.New("database is missing")
+	ErrExists  = errors.New("database exists already")
+)
+
+const (
+	// applicationID marks the file as ours ("wdlk"), so that a mistyped path never migrates somebody else's database.
+	applicationID = 0x77646c6b
+
+	maxReaders = 8
+)
+
+// DB is one open database: a single writer, since SQLite has one anyway and queueing in Go is fairer than its busy handler, and
+// a pool of readers, which under WAL neither wait for the writer nor make it wait.
+type DB struct {
+	path    string
+	writer  *sql.DB
+	readers *sql.DB
+}
+
+// Create makes a new database at path (mode 0600) with the schema of the given migrations. It never touches an existing file:
+// ErrExists. The file gets its name only when it is complete, so after a crash there is either a whole database or none.
+func Create(path string, migrations ...Migration) error {
+	if _, err := os.Lstat(path); err == nil {
+		return fmt.Errorf("database %s: %w; to use it, run the server without init, to start afresh move it away", path, ErrExists)
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("database %s: %w", path, err)
+	}
+	making := path + ".making"
+	for _, suffix := range []string{"", "-wal", "-shm", "-journal"} {
+		if err := os.Remove(making + suffix); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("database %s: remove what an interrupted init left: %w", path, err)
+		}
+	}
+	f, err := os.OpenFile(making, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if err != nil {
+		return fmt.Errorf("database %s: %w", path, err)
+	}
+	if err := f.Close(); err != nil {
+		return fmt.Errorf("database %s: %w", path, err)
+	}
+	if err := fill(making, migrations); err != nil {
+		return explain(path, err)
+	}
+	if err := os.Rename(making, path); err != nil {
+		return fmt.Errorf("database %s: %w", path, err)
+	}
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return fmt.Errorf("database %s: %w", path, err)
+	}
+	defer func() { _ = dir.Close() }()
+	if err := dir.Sync(); err != nil {
+		return fmt.Errorf("database %s: %w", path, err)
+	}
+	return nil
+}
+
+// fill writes the schema into an empty file. The last close of a WAL database checkpoints and removes the log, so the file is
+// whole by itself when fill returns.
+func fill(path string, migrations []Migration) error {
+	w, err := openHandle(path, writerPragmas, "immediate", 1)
+	if err != nil {
+		return err
+	}
+	ctx := context.Background()
+	_, err = w.ExecContext(ctx, fmt.Sprintf("PRAGMA application_id = %d", applicationID))
+	if err == nil {
+		err = migrate(ctx, w, migrations)
+	}
+	return errors.Join(err, w.Close())
+}
+
+// Open opens the database at path and applies the migrations it does not have yet. A missing file is ErrMissing, never a silent
+// fresh start; a schema newer than the program's is refused with both versions named.
+func Open(path string, migrations ...Migration) (*DB, error) {
+	info, err := os.Stat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, fmt.Errorf("database %s: %w; make it with wardlink-server init, or restore a backup", path, ErrMissing)
+	case err != nil:
+		return nil, fmt.Errorf("database %s: %w", path, err)
+	case !info.Mode().IsRegular():
+		return nil, fmt.Errorf("database %s: not a regular file; point the server at the directory that init made", path)
+	}
+	db := &DB{path: path}
+	if db.writer, err = openHandle(path, writerPragmas, "immediate", 1); err != nil {
+		return nil, explain(path, err)
+	}
+	ctx := context.Background()
+	var id int
+	if err := db.writer.QueryRowContext(ctx, "PRAGMA application_id").Scan(&id); err != nil {
+		return nil, errors.Join(explain(path, err), db.writer.Close())
+	}
+	if id != applicationID {
+		return nil, errors.Join(fmt.Errorf("database %s: not a wardlink database (application id %#x, expected %#x); check the path", path, id, applicationID), db.writer.Close())
+	}
+	if err := migrate(ctx, db.writer, migrations); err != nil {
+		return nil, errors.Join(explain(path, err), db.writer.Close())
+	}
+	if db.readers, err = openHandle(path, readerPragmas, "deferred", maxReaders); err != nil {
+		return nil, errors.Join(explain(path, err), db.writer.Close())
+	}
+	return db, nil
+}
+
+// synchronous=FULL makes a commit return only after its fsync; WAL alone would lose the last commits at a power cut.
+var (
+	commonPragmas = []string{"busy_timeout(5000)", "foreign_keys(1)", "trusted_schema(0)", "journal_mode(WAL)", "synchronous(FULL)"}
+	writerPragmas = append([]string{"cache_size(-65536)", "wal_autocheckpoint(4000)", "journal_size_limit(67108864)"}, commonPragmas...)
+	readerPragmas = append([]string{"cache_size(-8192)", "query_only(1)"}, commonPragmas...)
+)
+
+// openHandle opens at most conns connections. The writer's transactions begin "immediate": one that finds the database locked
+// waits at its beginning and cannot fail in its middle. Readers' begin "deferred" and take no lock.
+func openHandle(path string, pragmas []string, txlock string, conns int) (*sql.DB, error) {
+	q := url.Values{"_txlock": {txlock}}
+	for _, p := range pragmas {
+		q.Add("_pragma", p)
+	}
+	abs, err := filepath.Abs(path)
+	if err != nil {
+		return nil, err
+	}
+	db, err := sql.Open("sqlite", "file:"+(&url.URL{Path: abs}).EscapedPath()+"?"+q.Encode())
+	if err != nil {
+		return nil, err
+	}
+	db.SetMaxOpenConns(conns)
+	db.SetMaxIdleConns(conns)
+	if err := db.Ping(); err != nil {
+		return nil, errors.Join(err, db.Close())
+	}
+	return db, nil
+}
+
+// Write runs fn in a transaction of the single writer and commits it durably. If fn returns an error nothing of it remains.
+func (d *DB) Write(ctx context.Context, fn func(tx *sql.Tx) error) (err error) {
+	tx, err := d.writer.BeginTx(ctx, nil)
+	if err != nil {
+		return explain(d.path, err)
+	}
+	defer func() {
+		// Also after a panic in fn: a transaction left open would block every later write.
+		if tx != nil {
+			_ = tx.Rollback()
+		}
+	}()
+	if err := fn(tx); err != nil {
+		return explain(d.path, err)
+	}
+	err = tx.Commit()
+	tx = nil
+	return explain(d.path, err)
+}
+
+// Prepare prepares a statement on the writer, for use with tx.Stmt inside Write.
+func (d *DB) Prepare(ctx context.Context, query string) (*sql.Stmt, error) {
+	s, err := d.writer.PrepareContext(ctx, query)
+	return s, explain(d.path, err)
+}
+
+// Query reads rows from the reader pool.
+func (d *DB) Query(ctx context.Context, query string, args ...any) (*sql.Rows, error) {
+	rows, err := d.readers.QueryContext(ctx, query, args...)
+	return rows, explain(d.path, err)
+}
+
+// QueryRow reads one row from the reader pool. Its Scan gives sql.ErrNoRows when there is none.
+func (d *DB) QueryRow(ctx context.Context, query string, args ...any) *sql.Row {
+	return d.readers.QueryRowContext(ctx, query, args...)
+}
+
+// Read runs fn on one snapshot: what it queries belongs together, whatever is written meanwhile.
+func (d *DB) Read(ctx context.Context, fn func(tx *sql.Tx) error) error {
+	tx, err := d.readers.BeginTx(ctx, &sql.TxOptions{ReadOnly: true})
+	if err != nil {
+		return explain(d.path, err)
+	}
+	defer func() { _ = tx.Rollback() }()
+	return explain(d.path, fn(tx))
+}
+
+// Check runs the engine's own consistency checks: pages, indexes, foreign keys. nil means that all hold.
+func (d *DB) Check(ctx context.Context) error {
+	var verdict string
+	if err := d.QueryRow(ctx, "PRAGMA integrity_check(1)").Scan(&verdict); err != nil {
+		return explain(d.path, err)
+	}
+	if verdict != "ok" {
+		return fmt.Errorf("database %s: damaged (%s); restore the last backup", d.path, verdict)
+	}
+	rows, err := d.Query(ctx, "PRAGMA foreign_key_check")
+	if err != nil {
+		return err
+	}
+	defer func() { _ = rows.Close() }()
+	if rows.Next() {
+		return fmt.Errorf("database %s: damaged (a row refers to one that is missing); restore the last backup", d.path)
+	}
+	return explain(d.path, rows.Err())
+}
+
+// Path is the database's file.
+func (d *DB) Path() string { return d.path }
+
+// Close closes all connections; the writer last, so that its close folds the write-ahead log into the file.
+func (d *DB) Close() error {
+	return explain(d.path, errors.Join(d.readers.Close(), d.writer.Close()))
+}
