@@ -83,7 +83,8 @@ type Batch struct {
 	Messages []Message
 }
 
-// Message is one message of a source, understood as far as we can.
+// Message is one message of a source, understood as far as we can. Source, Digest and Copy are its key within its gateway. Every text
+// here and below is UTF-8; the observations stand in ascending order of Index.
 type Message struct {
 	Source     string   // source id from the agent's configuration
 	Digest     [32]byte // SHA-256 of the message's bytes as framed
@@ -168,5 +169,10 @@ const (
 	MaxMessages = 4096      // messages of one batch
 	MaxRows     = 65536     // observations of one batch
 	MaxText     = 64 << 10  // bytes of one text field
+	MaxExpanded = 16 << 20  // bytes of all texts of one batch, each counted wherever it stands once decoded
 	MaxDocument = 64 << 10  // bytes of one down document or sealing record
+	MaxReason   = 200       // bytes of a refusal's reason
+
+	// MaxEncoded is what a frame leaves for an encoded batch: header 77, nonce 12, tag 16, hash 32.
+	MaxEncoded = MaxFrame - 137
 )
