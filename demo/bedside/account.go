@@ -143,8 +143,11 @@ func (a *Account) Write(w io.Writer) error {
 	return nil
 }
 
-// maxAccountLine bounds one line of a written account, in bytes.
-const maxAccountLine = 4096
+// Limits of a written account, in bytes.
+const (
+	maxAccountLine = 4096
+	maxAccountText = 256 // one text field
+)
 
 // ReadAccount reads what Write wrote. It refuses an account that is not whole.
 func ReadAccount(r io.Reader) (*Account, error) {
@@ -164,6 +167,9 @@ func ReadAccount(r io.Reader) (*Account, error) {
 		if n == 0 {
 			continue
 		}
+		if len(reading.Value) > maxAccountText || len(reading.Unit) > maxAccountText {
+			return nil, fmt.Errorf("read account: line %d: value or unit is longer than %d bytes", n+1, maxAccountText)
+		}
 		a.add(reading)
 		if reading.Acknowledged {
 			a.countAcknowledged(reading)
@@ -172,11 +178,15 @@ func ReadAccount(r io.Reader) (*Account, error) {
 	if err := lines.Err(); err != nil {
 		return nil, fmt.Errorf("read account: %w", err)
 	}
-	if head.Patient.ID == "" || head.Readings != len(a.readings) {
+	p := head.Patient
+	if len(p.ID)+len(p.Namespace)+len(p.OID) > maxAccountText {
+		return nil, fmt.Errorf("read account: the patient's names are longer than %d bytes", maxAccountText)
+	}
+	if p.ID == "" || head.Readings != len(a.readings) {
 		return nil, fmt.Errorf("read account: it is not whole: %d of %d readings; did the monitor end before it wrote all?",
 			len(a.readings), head.Readings)
 	}
-	a.patient = head.Patient
+	a.patient = p
 	a.totals.Messages, a.totals.MessagesAcknowledged = head.Messages, head.MessagesAcknowledged
 	return a, nil
 }

@@ -126,12 +126,15 @@ func (r *Recording) Rows() int { return len(r.samples[0]) }
 // column must be a signal that this monitor knows. A 0, which often is a sensor that is off, is a reading and is sent as one.
 func (r *Recording) Replay(end time.Time) (Source, error) {
 	known := make([]Signal, len(r.Header.Columns))
+	texts := make([]decimals, len(r.Header.Columns))
 	for i, c := range r.Header.Columns {
-		s, err := signalNamed(c.Name, c.Unit)
-		if err != nil {
+		var err error
+		if known[i], err = signalNamed(c.Name, c.Unit); err != nil {
 			return nil, fmt.Errorf("replay %s: %w", r.Header.Name, err)
 		}
-		known[i] = s
+		if texts[i], err = c.decimals(); err != nil {
+			return nil, fmt.Errorf("replay %s: %w", r.Header.Name, err)
+		}
 	}
 	rows := r.Rows()
 	if r.Header.Rate > 1000 {
@@ -147,7 +150,7 @@ func (r *Recording) Replay(end time.Time) (Source, error) {
 			for i := range known {
 				row.Values[i].Signal = known[i]
 				if sample := r.samples[i][n]; sample != noSample {
-					row.Values[i].Text = r.Header.Columns[i].text(sample)
+					row.Values[i].Text = texts[i].text(sample)
 				}
 			}
 			if !yield(row) {

@@ -16,7 +16,8 @@ const (
 	maxHeader  = 64 << 10 // bytes
 	maxSignals = 64
 	maxSamples = 10_000_000 // of one signal
-	maxDigits  = 9          // decimals of a value, and of the factor between a sample and its value's last decimal
+	maxDigits  = 9          // decimals of a value
+	maxScale   = 1e9        // between a sample step and a value's last decimal
 )
 
 // Header is a WFDB record header (header(5) of the WFDB Applications Guide), as far as numerics records need it.
@@ -32,18 +33,16 @@ type Header struct {
 type Column struct {
 	File     string // in the header's folder
 	Format   int
-	Offset   int64 // bytes of File before its first sample
-	Baseline int64 // the sample that stands for 0
+	Offset   int64    // bytes of File before its first sample
+	Gain     *big.Rat // samples per unit
+	Baseline int64    // the sample that stands for 0
 	Unit     string
 	Checksum uint16 // sum of all samples modulo 65536
 	Name     string
-
-	scale  int64 // (sample - Baseline) * scale is the value in units of its last decimal
-	digits int   // decimals of a value
 }
 
 // ParseHeader reads a .hea file. Multi-segment records, several samples a frame, skewed signals, signals without calibration
-// and signals without checksum are refused: their decoding could not be proven, or not be written as exact decimals.
+// and signals without checksum are refused: they are not numerics, or their decoding could not be proven.
 func ParseHeader(data []byte) (Header, error) {
 	if len(data) > maxHeader {
 		return Header{}, fmt.Errorf("wfdb header: longer than %d bytes", maxHeader)
@@ -174,8 +173,7 @@ func parseColumn(line string) (Column, error) {
 	return c, nil
 }
 
-// parseGain reads "gain[(baseline)][/unit]". The gain is samples per unit, so a value is (sample - baseline) / gain; for that to
-// be an exact decimal, 1/gain must be one.
+// parseGain reads "gain[(baseline)][/unit]".
 func (c *Column) parseGain(text string) error {
 	gain, unit, _ := strings.Cut(text, "/")
 	c.Unit = unit
@@ -193,38 +191,49 @@ func (c *Column) parseGain(text string) error {
 	if err != nil || len(gain) > 24 || !(rough >= 1e-6 && rough <= 1e9) {
 		return fmt.Errorf("gain %.40q: expected samples per unit; an uncalibrated signal has no values", gain)
 	}
-	exact, ok := new(big.Rat).SetString(gain)
-	if !ok {
+	var ok bool
+	if c.Gain, ok = new(big.Rat).SetString(gain); !ok {
 		return fmt.Errorf("gain %.40q is not a decimal", gain)
 	}
-	step := exact.Inv(exact)
-	ten := big.NewRat(10, 1)
-	for c.digits = 0; !step.IsInt(); c.digits++ {
-		if c.digits == maxDigits {
-			return fmt.Errorf("gain %.40q: its values are no decimals of at most %d digits", gain, maxDigits)
-		}
-		step.Mul(step, ten)
-	}
-	if !step.Num().IsInt64() || step.Num().Int64() > 1e9 {
-		return fmt.Errorf("gain %.40q is too fine for this reader", gain)
-	}
-	c.scale = step.Num().Int64()
 	return nil
 }
 
-// text is a sample's value as exact decimal text, by integers alone: no gain of 10 ever shows 36.300000000000004.
-func (c *Column) text(sample int16) string {
-	// At most 2^31 + 2^15 by 1e9, which an int64 holds.
-	scaled := (int64(sample) - c.Baseline) * c.scale
-	if c.digits == 0 {
+// decimals writes a column's samples as exact decimal text, by integers alone: no gain of 10 ever shows 36.300000000000004.
+type decimals struct {
+	baseline int64
+	scale    int64 // (sample - baseline) * scale is the value in units of its last decimal
+	digits   int   // decimals of a value
+}
+
+// decimals fails for a gain whose inverse, the value of one sample step, is not a decimal.
+func (c *Column) decimals() (decimals, error) {
+	d := decimals{baseline: c.Baseline}
+	step, ten := new(big.Rat).Inv(c.Gain), big.NewRat(10, 1)
+	for ; !step.IsInt(); d.digits++ {
+		if d.digits == maxDigits {
+			return d, fmt.Errorf("signal %q: gain %s gives no decimals of at most %d digits", c.Name, c.Gain.RatString(), maxDigits)
+		}
+		step.Mul(step, ten)
+	}
+	if !step.Num().IsInt64() || step.Num().Int64() > maxScale {
+		return d, fmt.Errorf("signal %q: gain %s is too fine for this reader", c.Name, c.Gain.RatString())
+	}
+	d.scale = step.Num().Int64()
+	return d, nil
+}
+
+func (d decimals) text(sample int16) string {
+	// At most 2^31 + 2^15 by maxScale, which an int64 holds.
+	scaled := (int64(sample) - d.baseline) * d.scale
+	if d.digits == 0 {
 		return strconv.FormatInt(scaled, 10)
 	}
 	sign := ""
 	if scaled < 0 {
 		sign, scaled = "-", -scaled
 	}
-	text := fmt.Sprintf("%0*d", c.digits+1, scaled)
-	point := len(text) - c.digits
+	text := fmt.Sprintf("%0*d", d.digits+1, scaled)
+	point := len(text) - d.digits
 	return sign + text[:point] + "." + text[point:]
 }
 
