@@ -1,0 +1,137 @@
+package registry
+
+import (
+	"context"
+	"crypto/sha256"
+	"database/sql"
+	"errors"
+	"fmt"
+	"time"
+
+	"wardlink/audit"
+	"wardlink/internal/spiffe"
+)
+
+// Key is a device key of a gateway and the certificate that was issued for it last.
+type Key struct {
+	Gateway             string
+	SPKI                [32]byte // SHA-256 of Public
+	Public              []byte   // PKIX DER
+	Serial              string   // lower-case hex
+	NotBefore, NotAfter time.Time
+}
+
+// AddKey enters a key and its certificate into the gateway's history, before the certificate is handed out: a sealing record that
+// the key signs must find it. Entering the same again is harmless. A key of another gateway is ErrConflict. The act itself is the
+// issuing of the certificate, which the CA journals; AddKey adds no event.
+func (r *Registry) AddKey(ctx context.Context, k Key) error {
+	if sha256.Sum256(k.Public) != k.SPKI {
+		return errors.New("device key: the SPKI hash is not that of the public key")
+	}
+	if k.Serial == "" || len(k.Serial) > 64 {
+		return errors.New("device key: expected a certificate serial of 1 to 64 hex digits")
+	}
+	err := r.db.Write(ctx, func(tx *sql.Tx) error {
+		if _, err := get(tx, k.Gateway); err != nil {
+			return err
+		}
+		now := r.now().UnixMilli()
+		if _, err := tx.Exec(`INSERT INTO gateway_keys (spki, gateway, public, added) VALUES ($1, $2, $3, $4)
+			ON CONFLICT (spki) DO NOTHING`, k.SPKI[:], k.Gateway, k.Public, now); err != nil {
+			return err
+		}
+		var owner string
+		if err := tx.QueryRow("SELECT gateway FROM gateway_keys WHERE spki = $1", k.SPKI[:]).Scan(&owner); err != nil {
+			return err
+		}
+		if owner != k.Gateway {
+			return fmt.Errorf("device key of gateway %s belongs to gateway %s: %w", k.Gateway, owner, ErrConflict)
+		}
+		if _, err := tx.Exec(`INSERT INTO gateway_certificates (serial, spki, not_before, not_after, added) VALUES ($1, $2, $3, $4, $5)
+			ON CONFLICT (serial) DO NOTHING`, k.Serial, k.SPKI[:], millis(k.NotBefore), millis(k.NotAfter), now); err != nil {
+			return err
+		}
+		var spki []byte
+		if err := tx.QueryRow("SELECT spki FROM gateway_certificates WHERE serial = $1", k.Serial).Scan(&spki); err != nil {
+			return err
+		}
+		if [32]byte(spki) != k.SPKI {
+			return fmt.Errorf("certificate serial %s is taken by another key: %w", k.Serial, ErrConflict)
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("registry: %w", err)
+	}
+	return nil
+}
+
+// KeyBySPKI gives the key with that hash, of whatever age, or ErrUnknown.
+func (r *Registry) KeyBySPKI(ctx context.Context, spki [32]byte) (Key, error) {
+	k := Key{SPKI: spki}
+	var notBefore, notAfter int64
+	err := r.db.QueryRow(ctx, `SELECT k.gateway, k.public, c.serial, c.not_before, c.not_after
+		FROM gateway_keys k JOIN gateway_certificates c ON c.spki = k.spki
+		WHERE k.spki = $1 ORDER BY c.added DESC, c.serial LIMIT 1`, spki[:]).
+		Scan(&k.Gateway, &k.Public, &k.Serial, &notBefore, &notAfter)
+	if errors.Is(err, sql.ErrNoRows) {
+		return Key{}, fmt.Errorf("device key %x: %w", spki[:8], ErrUnknown)
+	}
+	if err != nil {
+		return Key{}, fmt.Errorf("registry: %w", err)
+	}
+	k.NotBefore, k.NotAfter = instant(notBefore), instant(notAfter)
+	return k, nil
+}
+
+// Access is a service account of one of the hospital's systems, as one certificate.
+type Access struct {
+	Name     string // SPIFFE name
+	SPKI     [32]byte
+	Serial   string // lower-case hex
+	NotAfter time.Time
+}
+
+// AddAccess enters a service account's certificate, before it is handed out.
+func (r *Registry) AddAccess(ctx context.Context, who audit.Actor, a Access) error {
+	if err := spiffe.ValidName(a.Name); err != nil {
+		return fmt.Errorf("access: %w", err)
+	}
+	if a.Serial == "" || len(a.Serial) > 64 || a.NotAfter.IsZero() {
+		return errors.New("access: expected a certificate serial of 1 to 64 hex digits and an end of validity")
+	}
+	err := r.change(ctx, func(tx *sql.Tx) (bool, error) {
+		res, err := tx.Exec(`INSERT INTO access (serial, name, spki, not_after, added) VALUES ($1, $2, $3, $4, $5)
+			ON CONFLICT (serial) DO NOTHING`, a.Serial, a.Name, a.SPKI[:], millis(a.NotAfter), r.now().UnixMilli())
+		if err != nil {
+			return false, err
+		}
+		if n, err := res.RowsAffected(); err != nil || n == 0 {
+			return false, errors.Join(err, fmt.Errorf("certificate serial %s: %w", a.Serial, ErrConflict))
+		}
+		return true, r.outbox.Add(tx, audit.Event{
+			Type: audit.AccessIssued, Actor: who, Target: a.Name, Outcome: audit.Success,
+			Detail: map[string]string{"serial": a.Serial, "spki_sha256": fmt.Sprintf("%x", a.SPKI), "not_after": a.NotAfter.UTC().Format(time.RFC3339)},
+		})
+	})
+	if err != nil {
+		return fmt.Errorf("access: %w", err)
+	}
+	return nil
+}
+
+// AccessBySerial gives the service account of a certificate, or ErrUnknown. Whether it has expired is for the caller's clock.
+func (r *Registry) AccessBySerial(ctx context.Context, serial string) (Access, error) {
+	a := Access{Serial: serial}
+	var spki []byte
+	var notAfter int64
+	err := r.db.QueryRow(ctx, "SELECT name, spki, not_after FROM access WHERE serial = $1", serial).Scan(&a.Name, &spki, &notAfter)
+	if errors.Is(err, sql.ErrNoRows) {
+		return Access{}, fmt.Errorf("access certificate: %w", ErrUnknown)
+	}
+	if err != nil {
+		return Access{}, fmt.Errorf("registry: %w", err)
+	}
+	a.SPKI, a.NotAfter = [32]byte(spki), instant(notAfter)
+	return a, nil
+}

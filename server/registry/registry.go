@@ -1,0 +1,434 @@
+// Package registry knows who may do what: gateways (each a set of TPM endorsement keys), their profiles and keys, the TPMs that
+// wait to be admitted, the hospital's service accounts, and the revision that every node watches.
+package registry
+
+import (
+	"context"
+	"database/sql"
+	_ "embed"
+	"encoding/base32"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"wardlink/audit"
+	"wardlink/internal/spiffe"
+	"wardlink/server/sqldb"
+)
+
+//go:embed sqlite_0001.sql
+var schema1 string
+
+// Migrations is the registry's schema.
+func Migrations() []sqldb.Migration {
+	return []sqldb.Migration{{Domain: "registry", Version: 1, SQL: schema1}}
+}
+
+// What callers branch on.
+var (
+	ErrUnknown   = errors.New("not in the registry")
+	ErrNotActive = errors.New("not active")
+	ErrConflict  = errors.New("conflicts with the registry")
+)
+
+// State of a gateway. Only Active is reached today; the others are reserved in the schema.
+type State string
+
+// The states.
+const (
+	Active         State = "active"
+	Suspended      State = "suspended"
+	Quarantined    State = "quarantined"
+	Decommissioned State = "decommissioned"
+)
+
+// DefaultProfile is the profile of a gateway whose manifest names none.
+const DefaultProfile = "default"
+
+// profiles say what a class of gateways may publish: one bit per telemetry.Lane.
+var profiles = map[string]uint8{DefaultProfile: 1<<4 - 1}
+
+// Limits of what the registry keeps about one gateway.
+const (
+	maxLabel = 100 // bytes of a site or ward name
+	maxEKs   = 8   // EKs of one TPM: two in the field, RSA and ECC in two strengths at most
+)
+
+// Gateway is one gateway as an operator enters it.
+type Gateway struct {
+	ID      string // SPIFFE name: 1 to 63 of a-z, 0-9, hyphens inside
+	EKs     [][32]byte
+	Site    string
+	Ward    string
+	Profile string // "" is DefaultProfile
+
+	// The validity; a zero time is no limit.
+	NotBefore, NotAfter time.Time
+
+	// Set by the registry.
+	State State
+	Added time.Time
+}
+
+// check says what is wrong with an entered gateway and how to mend it.
+func (g *Gateway) check() error {
+	if err := spiffe.ValidName(g.ID); err != nil {
+		return fmt.Errorf("gateway id: %w", err)
+	}
+	if n := len(g.EKs); n == 0 || n > maxEKs {
+		return fmt.Errorf("gateway %s: %d endorsement keys; expected 1 to %d", g.ID, n, maxEKs)
+	}
+	for name, label := range map[string]string{"site": g.Site, "ward": g.Ward} {
+		if len(label) > maxLabel || !utf8.ValidString(label) || strings.ContainsFunc(label, unicode.IsControl) {
+			return fmt.Errorf("gateway %s: %s: expected at most %d bytes of printable UTF-8", g.ID, name, maxLabel)
+		}
+	}
+	if g.Profile == "" {
+		g.Profile = DefaultProfile
+	}
+	if _, ok := profiles[g.Profile]; !ok {
+		return fmt.Errorf("gateway %s: profile %.40q is unknown; the one profile is %q", g.ID, g.Profile, DefaultProfile)
+	}
+	return nil
+}
+
+// Fingerprint is an endorsement key's hash for human eyes: its first 80 bits as four groups of four base32 letters. An operator
+// compares it with what the gateway shows; making a second key with the same one takes 2^80 tries.
+func Fingerprint(ek [32]byte) string {
+	s := base32.StdEncoding.EncodeToString(ek[:10])
+	return s[0:4] + "-" + s[4:8] + "-" + s[8:12] + "-" + s[12:16]
+}
+
+// Config is what a Registry needs.
+type Config struct {
+	DB     *sqldb.DB     // with Migrations and sqldb.OutboxMigrations
+	Outbox *sqldb.Outbox // of the same DB
+	Now    func() time.Time
+	// MaxWaiting bounds the list of waiting TPMs; 0 means 10,000.
+	MaxWaiting int
+}
+
+// Registry is safe for concurrent use. Every method that changes something writes its audit event in the same transaction and
+// returns only once the event is in the journal; if that fails the change stands, the error says so, and the event follows.
+type Registry struct {
+	db         *sqldb.DB
+	outbox     *sqldb.Outbox
+	now        func() time.Time
+	maxWaiting int
+}
+
+// New makes the registry of a database.
+func New(cfg Config) (*Registry, error) {
+	if cfg.DB == nil || cfg.Outbox == nil {
+		return nil, errors.New("registry: DB and Outbox are required")
+	}
+	r := &Registry{db: cfg.DB, outbox: cfg.Outbox, now: cfg.Now, maxWaiting: cfg.MaxWaiting}
+	if r.now == nil {
+		r.now = time.Now
+	}
+	if r.maxWaiting <= 0 {
+		r.maxWaiting = 10_000
+	}
+	return r, nil
+}
+
+// change runs fn in a write transaction that raises the revision if fn says that who may do what has changed, and flushes the
+// events that fn added.
+func (r *Registry) change(ctx context.Context, fn func(tx *sql.Tx) (changed bool, err error)) error {
+	err := r.db.Write(ctx, func(tx *sql.Tx) error {
+		changed, err := fn(tx)
+		if err != nil || !changed {
+			return err
+		}
+		_, err = tx.Exec("UPDATE registry_state SET revision = revision + 1")
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if err := r.outbox.Flush(ctx); err != nil {
+		return fmt.Errorf("the change is made, but its event is not in the journal yet: %w", err)
+	}
+	return nil
+}
+
+// Revision grows with every change of who may do what.
+func (r *Registry) Revision(ctx context.Context) (rev int64, err error) {
+	if err = r.db.QueryRow(ctx, "SELECT revision FROM registry_state").Scan(&rev); err != nil {
+		return 0, fmt.Errorf("registry: %w", err)
+	}
+	return rev, nil
+}
+
+const gatewayColumns = "g.id, g.site, g.ward, g.profile, g.state, g.not_before, g.not_after, g.added"
+
+type scanner interface{ Scan(dest ...any) error }
+
+func scanGateway(row scanner, more ...any) (Gateway, error) {
+	var g Gateway
+	var notBefore, notAfter, added int64
+	err := row.Scan(append([]any{&g.ID, &g.Site, &g.Ward, &g.Profile, &g.State, &notBefore, &notAfter, &added}, more...)...)
+	g.NotBefore, g.NotAfter, g.Added = instant(notBefore), instant(notAfter), instant(added)
+	return g, err
+}
+
+// instant and millis keep the zero time as 0 in the database.
+func instant(ms int64) time.Time {
+	if ms == 0 {
+		return time.Time{}
+	}
+	return time.UnixMilli(ms).UTC()
+}
+
+func millis(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return t.UnixMilli()
+}
+
+// List gives all gateways in the order of their ids.
+func (r *Registry) List(ctx context.Context) ([]Gateway, error) {
+	rows, err := r.db.Query(ctx, "SELECT "+gatewayColumns+", e.ek FROM gateways g JOIN gateway_eks e ON e.gateway = g.id ORDER BY g.id, e.ek")
+	if err != nil {
+		return nil, fmt.Errorf("registry: %w", err)
+	}
+	defer func() { _ = rows.Close() }()
+	var out []Gateway
+	for rows.Next() {
+		var ek []byte
+		g, err := scanGateway(rows, &ek)
+		if err != nil {
+			return nil, fmt.Errorf("registry: %w", err)
+		}
+		if len(out) == 0 || out[len(out)-1].ID != g.ID {
+			out = append(out, g)
+		}
+		last := &out[len(out)-1]
+		last.EKs = append(last.EKs, [32]byte(ek))
+	}
+	if err := rows.Err(); err != nil {
+		return nil, fmt.Errorf("registry: %w", err)
+	}
+	return out, nil
+}
+
+// querier is a transaction or the reader pool.
+type querier interface {
+	Query(query string, args ...any) (*sql.Rows, error)
+	QueryRow(query string, args ...any) *sql.Row
+}
+
+// Get gives one gateway, or ErrUnknown.
+func (r *Registry) Get(ctx context.Context, id string) (g Gateway, err error) {
+	err = r.db.Read(ctx, func(tx *sql.Tx) error {
+		g, err = get(tx, id)
+		return err
+	})
+	return g, err
+}
+
+func get(q querier, id string) (Gateway, error) {
+	g, err := scanGateway(q.QueryRow("SELECT "+gatewayColumns+" FROM gateways g WHERE g.id = $1", id))
+	if errors.Is(err, sql.ErrNoRows) {
+		return Gateway{}, fmt.Errorf("gateway %.64q: %w", id, ErrUnknown)
+	}
+	if err != nil {
+		return Gateway{}, err
+	}
+	rows, err := q.Query("SELECT ek FROM gateway_eks WHERE gateway = $1 ORDER BY ek", id)
+	if err != nil {
+		return Gateway{}, err
+	}
+	defer func() { _ = rows.Close() }()
+	for rows.Next() {
+		var ek []byte
+		if err := rows.Scan(&ek); err != nil {
+			return Gateway{}, err
+		}
+		g.EKs = append(g.EKs, [32]byte(ek))
+	}
+	return g, rows.Err()
+}
+
+// ByEK gives the gateway that owns an endorsement key: ErrUnknown when nobody entered it, ErrNotActive when its gateway may not
+// have a certificate now.
+func (r *Registry) ByEK(ctx context.Context, ek [32]byte) (Gateway, error) {
+	var id string
+	err := r.db.QueryRow(ctx, "SELECT gateway FROM gateway_eks WHERE ek = $1", ek[:]).Scan(&id)
+	if errors.Is(err, sql.ErrNoRows) {
+		return Gateway{}, fmt.Errorf("endorsement key %s: %w", Fingerprint(ek), ErrUnknown)
+	}
+	if err != nil {
+		return Gateway{}, fmt.Errorf("registry: %w", err)
+	}
+	g, err := r.Get(ctx, id)
+	if err != nil {
+		return Gateway{}, err
+	}
+	return g, g.admissible(r.now())
+}
+
+func (g *Gateway) admissible(now time.Time) error {
+	switch {
+	case g.State != Active:
+		return fmt.Errorf("gateway %s is %s: %w", g.ID, g.State, ErrNotActive)
+	case !g.NotBefore.IsZero() && now.Before(g.NotBefore), !g.NotAfter.IsZero() && now.After(g.NotAfter):
+		return fmt.Errorf("gateway %s is outside its validity: %w", g.ID, ErrNotActive)
+	}
+	return nil
+}
+
+// Admission is what a gateway may do in the session that it opens.
+type Admission struct {
+	Gateway string
+	Lanes   uint8 // bit per telemetry.Lane that it may publish on
+}
+
+// Admit says what a gateway may do now: ErrUnknown, ErrNotActive, or its admission.
+func (r *Registry) Admit(ctx context.Context, gateway string) (Admission, error) {
+	g, err := r.Get(ctx, gateway)
+	if err != nil {
+		return Admission{}, err
+	}
+	if err := g.admissible(r.now()); err != nil {
+		return Admission{}, err
+	}
+	return Admission{Gateway: g.ID, Lanes: profiles[g.Profile]}, nil
+}
+
+// ImportResult is what became of one gateway of a manifest.
+type ImportResult struct {
+	ID      string
+	Outcome Imported
+	Reason  string // why it was refused
+}
+
+// Imported is the outcome for one gateway of a manifest.
+type Imported string
+
+// The outcomes.
+const (
+	Added     Imported = "added"
+	Unchanged Imported = "unchanged" // it is in the registry, just like this
+	Conflict  Imported = "refused"
+)
+
+// importChunk bounds the transaction of a large manifest; other writers get their turn between chunks.
+const importChunk = 1000
+
+// Import enters gateways. One that is there already just as given is left alone; one that contradicts the registry (another
+// gateway owns its EK, or its id has other data) is refused and reported, in the result and as an event, and does not stop the
+// others. Importing the same manifest again is therefore harmless, also after a crash in its middle.
+func (r *Registry) Import(ctx context.Context, who audit.Actor, peer string, gs []Gateway) ([]ImportResult, error) {
+	for i := range gs {
+		if err := gs[i].check(); err != nil {
+			return nil, err
+		}
+	}
+	results := make([]ImportResult, 0, len(gs))
+	for len(gs) > 0 {
+		chunk := gs[:min(importChunk, len(gs))]
+		gs = gs[len(chunk):]
+		done := len(results)
+		err := r.change(ctx, func(tx *sql.Tx) (changed bool, err error) {
+			results = results[:done]
+			for i := range chunk {
+				res, err := r.enter(tx, who, peer, &chunk[i], audit.GatewayImported)
+				if err != nil {
+					return false, err
+				}
+				changed = changed || res.Outcome == Added
+				results = append(results, res)
+			}
+			return changed, nil
+		})
+		if err != nil {
+			return results, fmt.Errorf("import: %w", err)
+		}
+	}
+	return results, nil
+}
+
+// enter adds one gateway within tx, with its event.
+func (r *Registry) enter(tx *sql.Tx, who audit.Actor, peer string, g *Gateway, act audit.Type) (ImportResult, error) {
+	reason, same, err := contradiction(tx, g)
+	if err != nil {
+		return ImportResult{}, err
+	}
+	ev := audit.Event{
+		Type: act, Actor: who, Peer: peer, Target: g.ID, Outcome: audit.Success,
+		Detail: map[string]string{"site": g.Site, "ward": g.Ward, "profile": g.Profile, "ek_sha256": hexes(g.EKs)},
+	}
+	switch {
+	case same:
+		return ImportResult{ID: g.ID, Outcome: Unchanged}, nil
+	case reason != "":
+		ev.Outcome, ev.Reason = audit.Denied, reason
+		return ImportResult{ID: g.ID, Outcome: Conflict, Reason: reason}, r.outbox.Add(tx, ev)
+	}
+	if _, err := tx.Exec(`INSERT INTO gateways (id, site, ward, profile, state, not_before, not_after, added)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8)`,
+		g.ID, g.Site, g.Ward, g.Profile, string(Active), millis(g.NotBefore), millis(g.NotAfter), r.now().UnixMilli()); err != nil {
+		return ImportResult{}, err
+	}
+	for _, ek := range g.EKs {
+		if _, err := tx.Exec("INSERT INTO gateway_eks (ek, gateway) VALUES ($1, $2)", ek[:], g.ID); err != nil {
+			return ImportResult{}, err
+		}
+		if _, err := tx.Exec("DELETE FROM waiting WHERE ek = $1", ek[:]); err != nil {
+			return ImportResult{}, err
+		}
+	}
+	return ImportResult{ID: g.ID, Outcome: Added}, r.outbox.Add(tx, ev)
+}
+
+// contradiction compares an entered gateway with the registry: same means that it is there just like this, a reason that it
+// cannot be entered, neither that it is new.
+func contradiction(tx *sql.Tx, g *Gateway) (reason string, same bool, err error) {
+	own := 0
+	seen := make(map[[32]byte]bool)
+	for _, ek := range g.EKs {
+		if seen[ek] {
+			return "endorsement key " + Fingerprint(ek) + " is given twice", false, nil
+		}
+		seen[ek] = true
+		var owner string
+		err := tx.QueryRow("SELECT gateway FROM gateway_eks WHERE ek = $1", ek[:]).Scan(&owner)
+		switch {
+		case errors.Is(err, sql.ErrNoRows):
+		case err != nil:
+			return "", false, err
+		case owner != g.ID:
+			return "endorsement key " + Fingerprint(ek) + " belongs to gateway " + owner + " already; one TPM is one gateway", false, nil
+		default:
+			own++
+		}
+	}
+	have, err := get(tx, g.ID)
+	if errors.Is(err, ErrUnknown) {
+		return "", false, nil
+	}
+	if err != nil {
+		return "", false, err
+	}
+	if own != len(g.EKs) || own != len(have.EKs) {
+		return "gateway " + g.ID + " is registered with another TPM; choose another id", false, nil
+	}
+	if have.Site != g.Site || have.Ward != g.Ward || have.Profile != g.Profile || millis(have.NotBefore) != millis(g.NotBefore) || millis(have.NotAfter) != millis(g.NotAfter) {
+		return "gateway " + g.ID + " is registered with another site, ward, profile or validity; make the manifest agree with wardlink gateway show " + g.ID, false, nil
+	}
+	return "", true, nil
+}
+
+func hexes(eks [][32]byte) string {
+	texts := make([]string, len(eks))
+	for i, ek := range eks {
+		texts[i] = hex.EncodeToString(ek[:])
+	}
+	return strings.Join(texts, " ")
+}

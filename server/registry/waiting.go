@@ -1,0 +1,216 @@
+package registry
+
+import (
+	"context"
+	"database/sql"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"wardlink/audit"
+)
+
+// Waiting is a TPM that has proven an endorsement key which nobody has entered.
+type Waiting struct {
+	EK           [32]byte // SHA-256 of the EK's public key
+	EKPublic     []byte
+	Manufacturer string
+	Model        string
+	Chain        bool // its EK certificate chains to a manufacturer that we know
+	Peer         string
+
+	// Set by the registry.
+	Fingerprint         string
+	FirstSeen, LastSeen time.Time
+}
+
+const (
+	maxEKPublic  = 4096
+	maxTPMName   = 100
+	seenInterval = time.Minute // how precisely LastSeen is kept; a TPM that asks more often costs no write
+)
+
+// Wait puts a TPM into the list, or notes that it is still there. The list is bounded: when it is full, the TPM that has not been
+// seen for longest makes room, and is counted. A TPM that was entered meanwhile is not put back: ErrConflict.
+func (r *Registry) Wait(ctx context.Context, w Waiting) error {
+	if len(w.EKPublic) > maxEKPublic {
+		return fmt.Errorf("endorsement key: %d bytes; at most %d", len(w.EKPublic), maxEKPublic)
+	}
+	if w.EKPublic == nil {
+		w.EKPublic = []byte{} // nil would be NULL
+	}
+	w.Manufacturer, w.Model = printable(w.Manufacturer), printable(w.Model)
+	now := r.now().UnixMilli()
+	var last int64
+	err := r.db.QueryRow(ctx, "SELECT last_seen FROM waiting WHERE ek = $1", w.EK[:]).Scan(&last)
+	switch {
+	case err == nil && now-last < seenInterval.Milliseconds() && now >= last:
+		return nil
+	case err != nil && !errors.Is(err, sql.ErrNoRows):
+		return fmt.Errorf("registry: %w", err)
+	}
+	return r.change(ctx, func(tx *sql.Tx) (bool, error) { return false, r.wait(tx, &w, now) })
+}
+
+func (r *Registry) wait(tx *sql.Tx, w *Waiting, now int64) error {
+	var owner string
+	err := tx.QueryRow("SELECT gateway FROM gateway_eks WHERE ek = $1", w.EK[:]).Scan(&owner)
+	if err == nil {
+		return fmt.Errorf("endorsement key %s belongs to gateway %s: %w", Fingerprint(w.EK), owner, ErrConflict)
+	} else if !errors.Is(err, sql.ErrNoRows) {
+		return err
+	}
+	res, err := tx.Exec("UPDATE waiting SET last_seen = $1, peer = $2 WHERE ek = $3", now, w.Peer, w.EK[:])
+	if err != nil {
+		return err
+	}
+	if n, err := res.RowsAffected(); err != nil || n > 0 {
+		return err
+	}
+	if err := r.makeRoom(tx); err != nil {
+		return err
+	}
+	chain := 0
+	if w.Chain {
+		chain = 1
+	}
+	if _, err := tx.Exec(`INSERT INTO waiting (ek, fingerprint, ek_public, manufacturer, model, chain, peer, first_seen, last_seen)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $8)`,
+		w.EK[:], Fingerprint(w.EK), w.EKPublic, w.Manufacturer, w.Model, chain, w.Peer, now); err != nil {
+		return err
+	}
+	return r.outbox.Add(tx, audit.Event{
+		Type: audit.GatewayWaiting, Actor: audit.Actor{ID: "peer"}, Peer: w.Peer, Target: Fingerprint(w.EK), Outcome: audit.Success,
+		Detail: map[string]string{"ek_sha256": hex.EncodeToString(w.EK[:]), "manufacturer": w.Manufacturer, "model": w.Model, "chain": fmt.Sprint(w.Chain)},
+	})
+}
+
+func (r *Registry) makeRoom(tx *sql.Tx) error {
+	var n int
+	if err := tx.QueryRow("SELECT COUNT(*) FROM waiting").Scan(&n); err != nil {
+		return err
+	}
+	drop := n - r.maxWaiting + 1
+	if drop <= 0 {
+		return nil
+	}
+	if _, err := tx.Exec("DELETE FROM waiting WHERE ek IN (SELECT ek FROM waiting ORDER BY last_seen, ek LIMIT $1)", drop); err != nil {
+		return err
+	}
+	_, err := tx.Exec("UPDATE registry_state SET waiting_dropped = waiting_dropped + $1", drop)
+	return err
+}
+
+// printable shortens what a TPM says of itself and takes out what could play with an operator's terminal.
+func printable(s string) string {
+	clean := strings.Map(func(c rune) rune {
+		if c < ' ' || c > '~' {
+			return '?'
+		}
+		return c
+	}, s[:min(len(s), maxTPMName)])
+	return strings.TrimSpace(clean)
+}
+
+// Waiting lists the TPMs that wait, the latest first.
+func (r *Registry) Waiting(ctx context.Context) ([]Waiting, error) {
+	rows, err := r.db.Query(ctx, `SELECT ek, fingerprint, ek_public, manufacturer, model, chain, peer, first_seen, last_seen
+		FROM waiting ORDER BY first_seen DESC, ek`)
+	if err != nil {
+		return nil, fmt.Errorf("registry: %w", err)
+	}
+	defer func() { _ = rows.Close() }()
+	var out []Waiting
+	for rows.Next() {
+		var w Waiting
+		var ek []byte
+		var chain int
+		var first, last int64
+		if err := rows.Scan(&ek, &w.Fingerprint, &w.EKPublic, &w.Manufacturer, &w.Model, &chain, &w.Peer, &first, &last); err != nil {
+			return nil, fmt.Errorf("registry: %w", err)
+		}
+		w.EK, w.Chain = [32]byte(ek), chain == 1
+		w.FirstSeen, w.LastSeen = instant(first), instant(last)
+		out = append(out, w)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, fmt.Errorf("registry: %w", err)
+	}
+	return out, nil
+}
+
+// WaitingDropped is how many TPMs had to make room in the list since the registry was made.
+func (r *Registry) WaitingDropped(ctx context.Context) (n int64, err error) {
+	if err = r.db.QueryRow(ctx, "SELECT waiting_dropped FROM registry_state").Scan(&n); err != nil {
+		return 0, fmt.Errorf("registry: %w", err)
+	}
+	return n, nil
+}
+
+// Approve admits the waiting TPM with the given fingerprint, or EK hash in hex, as the gateway g; g.EKs is not used. ErrUnknown
+// when no such TPM waits, ErrConflict when g's id is taken.
+func (r *Registry) Approve(ctx context.Context, who audit.Actor, peer string, fingerprint string, g Gateway) error {
+	err := r.change(ctx, func(tx *sql.Tx) (bool, error) {
+		ek, err := findWaiting(tx, fingerprint)
+		if err != nil {
+			return false, err
+		}
+		g.EKs = [][32]byte{ek}
+		if err := g.check(); err != nil {
+			return false, err
+		}
+		res, err := r.enter(tx, who, peer, &g, audit.GatewayApproved)
+		if err != nil {
+			return false, err
+		}
+		if res.Outcome != Added {
+			// The transaction is undone; the caller journals what it refuses.
+			return false, fmt.Errorf("%s: %w", res.Reason, ErrConflict)
+		}
+		return true, nil
+	})
+	if err != nil {
+		return fmt.Errorf("approve: %w", err)
+	}
+	return nil
+}
+
+// findWaiting takes a fingerprint with or without its hyphens and in either case, or the whole hash in hex.
+func findWaiting(tx *sql.Tx, s string) (ek [32]byte, err error) {
+	query, arg := "", any(nil)
+	compact := strings.ToUpper(strings.ReplaceAll(strings.TrimSpace(s), "-", ""))
+	if hash, err := hex.DecodeString(compact); err == nil && len(hash) == 32 {
+		query, arg = "SELECT ek FROM waiting WHERE ek = $1", hash
+	} else if len(compact) == 16 {
+		query, arg = "SELECT ek FROM waiting WHERE fingerprint = $1", compact[0:4]+"-"+compact[4:8]+"-"+compact[8:12]+"-"+compact[12:16]
+	} else {
+		return ek, fmt.Errorf("%.80q is neither a fingerprint (ABCD-EFGH-IJKL-MNOP) nor the SHA-256 of an endorsement key (64 hex digits)", s)
+	}
+	rows, err := tx.Query(query, arg)
+	if err != nil {
+		return ek, err
+	}
+	defer func() { _ = rows.Close() }()
+	found := 0
+	for rows.Next() {
+		var b []byte
+		if err := rows.Scan(&b); err != nil {
+			return ek, err
+		}
+		ek = [32]byte(b)
+		found++
+	}
+	if err := rows.Err(); err != nil {
+		return ek, err
+	}
+	switch found {
+	case 0:
+		return ek, fmt.Errorf("no TPM waits under %.80q (see wardlink gateway list --waiting): %w", s, ErrUnknown)
+	case 1:
+		return ek, nil
+	default:
+		return ek, fmt.Errorf("%d TPMs wait under %.80q; give the whole SHA-256 of the endorsement key: %w", found, s, ErrConflict)
+	}
+}
