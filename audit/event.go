@@ -47,8 +47,9 @@ const (
 	RecordsRead     Type = "records.read"  // FHIR: Detail holds resource, query shape, pseudonym and count
 	AuditRead       Type = "audit.read"
 	RegistryRead    Type = "registry.read"
-	BatchDead       Type = "batch.dead"     // a batch failed to open three times
-	EpochConflict   Type = "epoch.conflict" // one epoch under two gateways
+	BatchDead       Type = "batch.dead"       // a batch failed to open three times
+	EpochConflict   Type = "epoch.conflict"   // one epoch under two gateways
+	EntryUnreadable Type = "entry.unreadable" // the log's writer could not read a journal entry; Detail holds its kind, position and head's SHA-256
 )
 
 // Outcome of an act.

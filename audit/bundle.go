@@ -1,0 +1,144 @@
+package audit
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+
+	"golang.org/x/mod/sumdb/tlog"
+)
+
+// bundleVersion is the format's version; CheckBundle refuses others.
+const bundleVersion = 1
+
+// MaxBundle bounds a proof bundle in bytes: a leaf and a row in base64, a checkpoint and two proofs.
+const MaxBundle = 1 << 20
+
+// Bundle is a proof that one act is in the log, for somebody who has only the log's public key. Its JSON is self-contained.
+type Bundle struct {
+	Version    int        `json:"wardlink_proof"`
+	Checkpoint string     `json:"checkpoint"` // signed note
+	Index      uint64     `json:"index"`      // of the leaf
+	Leaf       []byte     `json:"leaf"`
+	Proof      [][]byte   `json:"proof"` // RFC 6962 audit path of the leaf
+	Row        *BundleRow `json:"row,omitempty"`
+
+	// Summary is for a person's eye. CheckBundle does not look at it.
+	Summary map[string]string `json:"summary,omitempty"`
+}
+
+// BundleRow proves one publish within the bundle's window leaf.
+type BundleRow struct {
+	Index uint64   `json:"index"`
+	Row   []byte   `json:"row"`
+	Proof [][]byte `json:"proof"` // RFC 6962 audit path of the row in the window's tree
+}
+
+// Verdict is what a bundle proves: that the key of Origin signed a log of Size leaves, of which leaf Index is the event, the
+// window, or the window that holds the row.
+type Verdict struct {
+	Origin   string
+	Size     uint64
+	Root     tlog.Hash
+	Index    uint64
+	Event    *Event
+	Window   *Window
+	Row      *Row // set together with Window when the bundle proves a publish
+	RowIndex uint64
+}
+
+// CheckBundle verifies a bundle's JSON with nothing but the log's public key. It recomputes everything and believes nothing
+// of Summary.
+func CheckBundle(data []byte, vkey string) (Verdict, error) {
+	b, err := ParseBundle(data)
+	if err != nil {
+		return Verdict{}, err
+	}
+	cp, err := OpenCheckpoint([]byte(b.Checkpoint), vkey)
+	if err != nil {
+		return Verdict{}, err
+	}
+	if b.Index >= cp.Size {
+		return Verdict{}, fmt.Errorf("proof: leaf %d is not among the checkpoint's %d", b.Index, cp.Size)
+	}
+	if err := checkProof(b.Proof, cp.Size, cp.Root, b.Index, b.Leaf); err != nil {
+		return Verdict{}, fmt.Errorf("proof: leaf %d is not proven to be in the log: %w", b.Index, err)
+	}
+	leaf, err := DecodeLeaf(b.Leaf)
+	if err != nil {
+		return Verdict{}, err
+	}
+	verdict := Verdict{Origin: cp.Origin, Size: cp.Size, Root: cp.Root, Index: b.Index, Event: leaf.Event, Window: leaf.Window}
+	if b.Row == nil {
+		return verdict, nil
+	}
+	if leaf.Window == nil {
+		return Verdict{}, fmt.Errorf("proof: leaf %d is an event, not a window with rows", b.Index)
+	}
+	if b.Row.Index >= leaf.Window.Count {
+		return Verdict{}, fmt.Errorf("proof: row %d is not among the window's %d", b.Row.Index, leaf.Window.Count)
+	}
+	if err := checkProof(b.Row.Proof, leaf.Window.Count, leaf.Window.Root, b.Row.Index, b.Row.Row); err != nil {
+		return Verdict{}, fmt.Errorf("proof: row %d is not proven to be in the window: %w", b.Row.Index, err)
+	}
+	row, err := DecodeRow(b.Row.Row)
+	if err != nil {
+		return Verdict{}, err
+	}
+	verdict.Row, verdict.RowIndex = &row, b.Row.Index
+	return verdict, nil
+}
+
+// ParseBundle reads a bundle's JSON and verifies nothing; fields it does not know are refused.
+func ParseBundle(data []byte) (Bundle, error) {
+	if len(data) > MaxBundle {
+		return Bundle{}, fmt.Errorf("proof: more than %d bytes", MaxBundle)
+	}
+	var b Bundle
+	dec := json.NewDecoder(bytes.NewReader(data))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(&b); err != nil {
+		return Bundle{}, fmt.Errorf("proof: %w; expected the JSON that `wardlink audit prove` prints", err)
+	}
+	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
+		return Bundle{}, errors.New("proof: something follows the JSON object")
+	}
+	if b.Version != bundleVersion {
+		return Bundle{}, fmt.Errorf("proof: version %d; this program knows version %d", b.Version, bundleVersion)
+	}
+	return b, nil
+}
+
+// Encode gives the bundle as indented JSON with a newline at its end.
+func (b Bundle) Encode() ([]byte, error) {
+	data, err := json.MarshalIndent(b, "", "  ")
+	if err != nil {
+		return nil, fmt.Errorf("encode proof: %w", err)
+	}
+	return append(data, '\n'), nil
+}
+
+func checkProof(raw [][]byte, size uint64, root tlog.Hash, index uint64, data []byte) error {
+	if len(raw) > 64 || size > math.MaxInt64 {
+		return errors.New("the proof is too long")
+	}
+	proof := make(tlog.RecordProof, len(raw))
+	for i, h := range raw {
+		if len(h) != tlog.HashSize {
+			return fmt.Errorf("hash %d of the proof has %d bytes", i, len(h))
+		}
+		proof[i] = tlog.Hash(h)
+	}
+	return tlog.CheckRecord(proof, int64(size), root, int64(index), tlog.RecordHash(data))
+}
+
+func rawProof(proof []tlog.Hash) [][]byte {
+	raw := make([][]byte, len(proof))
+	for i, h := range proof {
+		raw[i] = bytes.Clone(h[:])
+	}
+	return raw
+}
