@@ -14,6 +14,7 @@ import (
 	"net/http/httptest"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -21,10 +22,11 @@ import (
 
 // receiver is a scripted MLLP listener behind net.Pipe: each connection is served by the next function of the script.
 type receiver struct {
-	t      *testing.T
 	script []func(c *served)
 	dials  int
-	got    [][]byte // every message in the order it came
+
+	mu  sync.Mutex
+	got [][]byte // every message in the order it came
 }
 
 // served is one connection of a receiver.
@@ -57,6 +59,8 @@ func (s *served) next() (id string) {
 	if err != nil {
 		return ""
 	}
+	s.to.mu.Lock()
+	defer s.to.mu.Unlock()
 	s.to.got = append(s.to.got, message)
 	return strings.Split(string(message), "|")[9]
 }
@@ -89,11 +93,11 @@ func testConfig(source Source) Config {
 		Patient: Patient{ID: "WL0001", Namespace: "WARDSIM", OID: "2.25.1234"}}
 }
 
-// runAgainst runs a monitor of n rows against a script, in a bubble whose clock the waits move. ctx nil: until all is sent.
+// runAgainst runs a monitor of n rows against a script, in a bubble whose clock the waits move, for limit at most.
 func runAgainst(t *testing.T, n int, limit time.Duration, script ...func(*served)) (m *Monitor, r *receiver, err error) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		r = &receiver{t: t, script: script}
+		r = &receiver{script: script}
 		cfg := testConfig(rows(n))
 		cfg.Dial = r.dial
 		if m, err = New(cfg); err != nil {
@@ -190,11 +194,17 @@ func TestClient(t *testing.T) {
 
 // An account must never claim less than what may have left the monitor, nor more than what was acknowledged.
 func TestCancelledWhileWaiting(t *testing.T) {
+	var waited time.Duration
 	m, _, err := runAgainst(t, 3, 3*time.Second, func(s *served) {
+		started := time.Now()
 		s.answer("CA", s.next())
 		s.next()
-		s.next()
+		s.next() // returns when the monitor hangs up
+		waited = time.Since(started)
 	})
+	if waited != 3*time.Second {
+		t.Errorf("it hung up after %s, not when it was told to end", waited)
+	}
 	want := Totals{Messages: 2, MessagesAcknowledged: 1, Sent: 2, Acknowledged: 1, NoReadings: 2, NoReadingsAcknowledged: 1}
 	if got := m.Account().Totals(); got != want || !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("%+v, %v", got, err)
@@ -215,7 +225,7 @@ func TestRowsWaitForTheirTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var came []time.Duration
 		start := time.Now()
-		r := &receiver{t: t, script: []func(*served){func(s *served) {
+		r := &receiver{script: []func(*served){func(s *served) {
 			for id := s.next(); id != ""; id = s.next() {
 				came = append(came, time.Since(start))
 				s.answer("CA", id)
@@ -315,6 +325,25 @@ func TestReadBlockBounds(t *testing.T) {
 	} {
 		if got, err := readBlock(bufio.NewReader(strings.NewReader(in))); err == nil {
 			t.Errorf("%s: %.20q", name, got)
+		}
+	}
+}
+
+func TestParseAck(t *testing.T) {
+	for in, want := range map[string]ack{
+		"MSH|^~\\&|A\rMSA|CA|X-1|text\r":   {"CA", "X-1"},
+		"MSH|^~\\&|A\rMSA|CA|X-1":          {"CA", "X-1"},
+		"MSH|^~\\&|A\r\nMSA|AA|X-1\r\n":    {"AA", "X-1"},
+		"MSH|^~\\&|A\nSFT|x\nMSA|AE|X-1\n": {"AE", "X-1"},
+		"MSH*^~\\&*A\rMSA*CR*X|1\rERR*x\r": {"CR", "X|1"},
+	} {
+		if got, err := parseAck([]byte(in)); err != nil || got != want {
+			t.Errorf("%q: %+v, %v", in, got, err)
+		}
+	}
+	for _, in := range []string{"", "MSH", "MSA|CA|X-1\r", "MSH|^~\\&|A\r", "MSH|^~\\&|A\rMSA|CA\r", "MSH|^~\\&|A\rMSAX|CA|X-1\r"} {
+		if got, err := parseAck([]byte(in)); err == nil {
+			t.Errorf("%q: %+v", in, got)
 		}
 	}
 }
