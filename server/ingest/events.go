@@ -1,0 +1,98 @@
+package ingest
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"time"
+
+	"wardlink/audit"
+	"wardlink/server/journal"
+)
+
+// eventOf begins an event of this session.
+func (c *session) eventOf(t audit.Type, outcome audit.Outcome) audit.Event {
+	return audit.Event{
+		ID: c.srv.journal.NextID(), Type: t, Time: time.Now().UnixMilli(), Actor: audit.Actor{ID: c.id.spiffe, Serial: c.id.serial},
+		Peer: c.peer, Session: c.event, Target: c.id.gateway, Outcome: outcome,
+	}
+}
+
+// open journals the opening. The session's id is the event's.
+func (c *session) open(ctx context.Context) error {
+	ev := c.eventOf(audit.SessionOpened, audit.Success)
+	ev.Session = ev.ID
+	ev.Detail = map[string]string{"not_after": c.id.notAfter.UTC().Format(time.RFC3339), "lanes": strconv.Itoa(int(c.lanes.Load()))}
+	if err := record(ctx, c.srv.journal, ev); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.event, c.opened = ev.ID, time.Now()
+	return nil
+}
+
+// closed journals the end, also when the server is on its way down.
+func (c *session) closed(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.srv.limits.Ask)
+	defer cancel()
+	c.mu.Lock()
+	reason, answered := c.end, c.head
+	c.mu.Unlock()
+	outcome := audit.Success
+	if reason == endError || reason == endBlind {
+		outcome = audit.Failed
+	}
+	ev := c.eventOf(audit.SessionClosed, outcome)
+	ev.Reason, ev.Count = reason, answered
+	if err := record(ctx, c.srv.journal, ev); err != nil {
+		c.srv.log.Error("end of a session is not journaled", "gateway", c.id.gateway, "reason", reason, "error", err)
+	}
+	c.srv.metrics.closed.WithLabelValues(reason).Inc()
+}
+
+// refused journals one refusal of a proven identity, before it is answered. When that fails the refusal stands all the same.
+func (c *session) refused(ctx context.Context, reason, target string, detail map[string]string) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.srv.limits.Ask)
+	defer cancel()
+	ev := c.eventOf(audit.Refused, audit.Denied)
+	ev.Reason, ev.Target, ev.Detail = reason, target, detail
+	if err := record(ctx, c.srv.journal, ev); err != nil {
+		c.srv.log.Error("refusal is not journaled", "gateway", c.id.gateway, "reason", reason, "error", err)
+	}
+	c.srv.log.Warn("refused", "gateway", c.id.gateway, "identity", c.id.spiffe, "peer", c.peer, "reason", reason)
+	c.srv.metrics.refused(reason)
+}
+
+// refusePublish journals the refusal of a PUBLISH and tells the gateway which batch it was, so that it parks it instead of sending
+// it again. A frame that cannot be read names no batch; the gateway checks its frames before it sends them.
+func (c *session) refusePublish(ctx context.Context, r refusal) {
+	detail := map[string]string{"packet": "PUBLISH", "bytes": strconv.Itoa(r.size)}
+	if r.frame != nil {
+		detail["epoch"] = r.frame.Epoch.String()
+		detail["lane"] = r.frame.Lane.String()
+		detail["number"] = strconv.FormatUint(r.frame.Number, 10)
+	}
+	c.refused(ctx, r.reason, r.target, detail)
+	if r.frame == nil {
+		return
+	}
+	packet, err := refusalPacket(c.id.gateway, r)
+	if err != nil {
+		c.srv.log.Error("gateway is not told of a refusal", "gateway", c.id.gateway, "error", err)
+		return
+	}
+	c.send(packet)
+}
+
+// record makes an event durable.
+func record(ctx context.Context, j Journal, ev audit.Event) error {
+	head, err := audit.EncodeEvent(ev)
+	if err != nil {
+		return fmt.Errorf("encode %s: %w", ev.Type, err)
+	}
+	if err := j.Append(ctx, journal.Entry{ID: ev.ID, Kind: journal.KindEvent, Head: head}); err != nil {
+		return fmt.Errorf("journal %s: %w", ev.Type, err)
+	}
+	return nil
+}

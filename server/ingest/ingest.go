@@ -1,0 +1,294 @@
+// Package ingest is the MQTT 3.1.1 endpoint of the gateways: not a broker, but the way from a proven identity into the journal.
+// MQTT.md is its profile; each row there names the test that holds it.
+//
+// Parties: a gateway, whose TLS client certificate names it; the registry, which says whether it is admitted and on which lanes; the
+// journal, the server's durable first word. The promise to the gateway is that a PUBACK follows the journal's fsync, never
+// precedes it, so that the gateway may delete what was acknowledged. The promise to an auditor is that a session, a publish, a
+// sealing record and a refusal are each in the journal before they are answered. Frames are sealed to a key that this package
+// never sees: it checks who brings what, and that it is whole.
+//
+// A connection has two goroutines. The reader (ServeConn's caller) parses, judges and submits; it stops reading while the window
+// of unanswered publishes is full, which is all the back-pressure there is. The writer sends acknowledgements in the order of
+// receipt, as many in one write as are ready.
+package ingest
+
+import (
+	"context"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"wardlink/audit"
+	"wardlink/server/journal"
+	"wardlink/server/registry"
+	"wardlink/telemetry"
+)
+
+// Journal is what ingest needs of the server's durable first word.
+type Journal interface {
+	NextID() audit.EventID
+	// Submit queues an entry and blocks while the queue is full. done runs once the entry's group is durable (or has failed), in
+	// order of submission; it must not block. After an error from Submit itself done never runs.
+	Submit(e journal.Entry, done func(seq uint64, err error)) error
+	// Append returns once the entries are durable.
+	Append(ctx context.Context, entries ...journal.Entry) error
+}
+
+// Registry says who may publish what.
+type Registry interface {
+	// Admit gives registry.ErrUnknown or registry.ErrNotActive for a gateway that may not connect; any other error means that
+	// nobody knows.
+	Admit(ctx context.Context, gateway string) (registry.Admission, error)
+	// Revision grows with every change of who may do what.
+	Revision(ctx context.Context) (int64, error)
+}
+
+// Document is a body for one of a gateway's down topics. Ingest relays it and cannot tell whether it is genuine: the gateway
+// verifies its signature.
+type Document struct {
+	Doc  telemetry.Doc
+	Body []byte // at most telemetry.MaxDocument bytes
+}
+
+// Config is what a Server is made of. Journal, Registry and TrustDomain are required.
+type Config struct {
+	Journal     Journal
+	Registry    Registry
+	TrustDomain string
+	// Down gives the documents that are pushed to a gateway when it subscribes. nil means none.
+	Down   func(ctx context.Context, gateway string) ([]Document, error)
+	Log    *slog.Logger // nil discards
+	Limits Limits
+}
+
+// Limits bound what peers can make the server hold or wait for. A zero field takes the default that its comment names.
+type Limits struct {
+	Connect     time.Duration // from the end of the handshake to the CONNECT: 15 s, room for an agent that drains its old connection first
+	KeepAlive   time.Duration // longest keep-alive; a longer one, or none, counts as this: 5 min
+	Write       time.Duration // until a peer has taken what we write: 10 s
+	Linger      time.Duration // until the last commits are answered and the peer has hung up: 5 s
+	Ask         time.Duration // until the registry, the documents or an event's commit have answered: 10 s
+	Poll        time.Duration // between two looks at the registry's revision: 500 ms
+	Blind       time.Duration // how long sessions live on while the registry cannot be asked: 30 s
+	Window      int           // publishes of one connection that wait for their commit: 128
+	WindowBytes int           // and their bytes; one publish always fits: 2 MB
+	Sealings    int           // sealing records of one connection: 4096
+	Sessions    int           // sessions: 20,000
+	Pending     int           // connections without CONNECT: 1,024
+	PendingEach int           // the same for one identity: 4
+}
+
+func (l Limits) withDefaults() Limits {
+	set := func(d *time.Duration, v time.Duration) {
+		if *d <= 0 {
+			*d = v
+		}
+	}
+	count := func(n *int, v int) {
+		if *n <= 0 {
+			*n = v
+		}
+	}
+	set(&l.Connect, 15*time.Second)
+	set(&l.KeepAlive, 5*time.Minute)
+	set(&l.Write, 10*time.Second)
+	set(&l.Linger, 5*time.Second)
+	set(&l.Ask, 10*time.Second)
+	set(&l.Poll, 500*time.Millisecond)
+	set(&l.Blind, 30*time.Second)
+	count(&l.Window, 128)
+	count(&l.WindowBytes, 2<<20)
+	count(&l.Sealings, 4096)
+	count(&l.Sessions, 20_000)
+	count(&l.Pending, 1024)
+	count(&l.PendingEach, 4)
+	return l
+}
+
+// Server holds the sessions of one node.
+type Server struct {
+	journal  Journal
+	registry Registry
+	domain   string
+	down     func(ctx context.Context, gateway string) ([]Document, error)
+	log      *slog.Logger
+	limits   Limits
+	metrics  *metrics
+	refusals *Refusals
+
+	mu       sync.Mutex
+	sessions map[string]*session // by gateway; from CONNECT, before admission, so that no change of the registry slips between
+	pending  map[string]int      // connections without CONNECT, by gateway
+	waiting  int                 // sum of pending
+	draining bool
+	active   sync.WaitGroup // ServeConn calls
+}
+
+// New makes a server. It starts nothing: Run polls the registry, ServeConn serves.
+func New(cfg Config) *Server {
+	log := cfg.Log
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	s := &Server{
+		journal: cfg.Journal, registry: cfg.Registry, domain: cfg.TrustDomain, down: cfg.Down, log: log,
+		limits: cfg.Limits.withDefaults(), sessions: make(map[string]*session), pending: make(map[string]int),
+	}
+	s.metrics = newMetrics(s)
+	s.refusals = newRefusals(cfg.Journal, s.metrics)
+	return s
+}
+
+// Refusals is where a listener reports what it refused before an identity was proven: failed handshakes, wrong protocols.
+func (s *Server) Refusals() *Refusals { return s.refusals }
+
+// SessionInfo is one live session.
+type SessionInfo struct {
+	Gateway  string
+	Peer     string // ip:port
+	Serial   string // certificate serial, lower-case hex
+	ID       audit.EventID
+	Opened   time.Time
+	NotAfter time.Time // when its certificate ends it
+}
+
+// Sessions gives the sessions that have been admitted, in no order.
+func (s *Server) Sessions() []SessionInfo {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	list := make([]SessionInfo, 0, len(s.sessions))
+	for _, c := range s.sessions {
+		if info, ok := c.info(); ok {
+			list = append(list, info)
+		}
+	}
+	return list
+}
+
+// Run polls the registry's revision and flushes the aggregated refusals until ctx ends. Sessions of gateways that are no longer
+// admitted are cut within two polls. While the registry cannot be asked the sessions go on, for at most Limits.Blind; then all are
+// cut, since a revocation could hide behind the silence. It returns nil.
+func (s *Server) Run(ctx context.Context) error {
+	poll := time.NewTicker(s.limits.Poll)
+	defer poll.Stop()
+	flush := time.NewTicker(time.Minute)
+	defer flush.Stop()
+	revision := int64(-1)
+	seen := time.Now()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-flush.C:
+			if err := s.refusals.flush(ctx); err != nil {
+				s.log.Error("aggregated refusals are not journaled yet", "error", err)
+			}
+			revision = -1 // a gateway's validity also ends by the clock, which moves no revision
+		case <-poll.C:
+			now, err := s.look(ctx, revision)
+			if err == nil {
+				revision, seen = now, time.Now()
+			} else if ctx.Err() == nil && time.Since(seen) >= s.limits.Blind {
+				s.log.Error("registry cannot be asked; all sessions are cut", "since", seen, "error", err)
+				s.cutAll(endBlind)
+			}
+			s.cutExpired(time.Now())
+		}
+	}
+}
+
+// look asks for the revision and, when it moved, judges every session again. The former revision counts until all were judged.
+func (s *Server) look(ctx context.Context, last int64) (int64, error) {
+	ctx, cancel := context.WithTimeout(ctx, s.limits.Ask)
+	defer cancel()
+	now, err := s.registry.Revision(ctx)
+	if err != nil || now == last {
+		return now, err
+	}
+	var failed error
+	for _, c := range s.all() {
+		adm, err := s.registry.Admit(ctx, c.id.gateway)
+		switch {
+		case err == nil:
+			c.lanes.Store(uint32(adm.Lanes))
+		case denied(err):
+			s.log.Warn("gateway is no longer admitted; its session is cut", "gateway", c.id.gateway)
+			c.stop(endRevoked, true)
+		default:
+			failed = err
+		}
+	}
+	return now, failed
+}
+
+func (s *Server) all() []*session {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	list := make([]*session, 0, len(s.sessions))
+	for _, c := range s.sessions {
+		list = append(list, c)
+	}
+	return list
+}
+
+func (s *Server) cutAll(reason string) {
+	for _, c := range s.all() {
+		c.stop(reason, true)
+	}
+}
+
+// cutExpired ends sessions by the wall clock; each session's own timer does not notice when that clock is set.
+func (s *Server) cutExpired(now time.Time) {
+	for _, c := range s.all() {
+		if !now.Before(c.id.notAfter) {
+			c.stop(endExpired, true)
+		}
+	}
+}
+
+// Drain stops reading on every connection, answers what is committed, journals the ends of the sessions and the aggregated
+// refusals, and returns when the last connection is gone. When ctx ends first, the remaining ones are cut and its error returned.
+// New connections are closed from its first moment. Run may have ended before.
+func (s *Server) Drain(ctx context.Context) error {
+	s.mu.Lock()
+	s.draining = true
+	s.mu.Unlock()
+	for _, c := range s.all() {
+		c.stop(endDraining, false)
+	}
+	gone := make(chan struct{})
+	go func() { s.active.Wait(); close(gone) }()
+	var err error
+	select {
+	case <-gone:
+	case <-ctx.Done():
+		err = context.Cause(ctx)
+		s.cutAll(endDraining)
+		select {
+		case <-gone:
+		case <-time.After(s.limits.Linger):
+		}
+	}
+	flush, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.limits.Ask)
+	defer cancel()
+	if ferr := s.refusals.flush(flush); ferr != nil && err == nil {
+		err = ferr
+	}
+	return err
+}
+
+// Describe and Collect make the server a prometheus.Collector.
+func (s *Server) Describe(ch chan<- *prometheus.Desc) { s.metrics.describe(ch) }
+
+// Collect implements prometheus.Collector.
+func (s *Server) Collect(ch chan<- prometheus.Metric) { s.metrics.collect(ch) }
+
+func peerOf(conn net.Conn) string {
+	if addr := conn.RemoteAddr(); addr != nil {
+		return addr.String()
+	}
+	return "unknown"
+}

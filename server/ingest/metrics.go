@@ -1,0 +1,88 @@
+package ingest
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+
+	"wardlink/telemetry"
+)
+
+// metrics are the server's counters. Labels come from constants only, so that no peer can make series.
+type metrics struct {
+	sessions     prometheus.GaugeFunc
+	waiting      prometheus.GaugeFunc
+	opened       prometheus.Counter
+	closed       *prometheus.CounterVec
+	publishes    [telemetry.LaneCount]prometheus.Counter
+	bytes        [telemetry.LaneCount]prometheus.Counter
+	publishVec   *prometheus.CounterVec
+	bytesVec     *prometheus.CounterVec
+	sealings     prometheus.Counter
+	acknowledged prometheus.Counter
+	failed       prometheus.Counter
+	refusals     *prometheus.CounterVec
+	unproven     prometheus.Counter
+	commit       prometheus.Histogram
+}
+
+func newMetrics(s *Server) *metrics {
+	counter := func(name, help string) prometheus.Counter {
+		return prometheus.NewCounter(prometheus.CounterOpts{Namespace: "wardlink", Subsystem: "ingest", Name: name, Help: help})
+	}
+	vec := func(name, help string, labels ...string) *prometheus.CounterVec {
+		return prometheus.NewCounterVec(
+			prometheus.CounterOpts{Namespace: "wardlink", Subsystem: "ingest", Name: name, Help: help}, labels)
+	}
+	gauge := func(name, help string, value func() int) prometheus.GaugeFunc {
+		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: "wardlink", Subsystem: "ingest", Name: name, Help: help},
+			func() float64 { s.mu.Lock(); defer s.mu.Unlock(); return float64(value()) })
+	}
+	m := &metrics{
+		sessions:     gauge("sessions", "Sessions of gateways.", func() int { return len(s.sessions) }),
+		waiting:      gauge("connections_waiting", "Connections whose CONNECT has not come yet.", func() int { return s.waiting }),
+		opened:       counter("sessions_opened_total", "Sessions admitted and journaled."),
+		closed:       vec("sessions_closed_total", "Sessions ended.", "reason"),
+		publishVec:   vec("publishes_total", "Batches submitted to the journal.", "lane"),
+		bytesVec:     vec("publish_bytes_total", "Bytes of frames submitted to the journal.", "lane"),
+		sealings:     counter("sealing_records_total", "Sealing records submitted to the journal."),
+		acknowledged: counter("pubacks_total", "Publishes acknowledged after their commit."),
+		failed:       counter("commits_failed_total", "Publishes whose commit failed; they were not acknowledged."),
+		refusals:     vec("refusals_total", "Refusals of proven identities.", "reason"),
+		unproven:     counter("refusals_unproven_total", "Refusals before an identity was proven."),
+		commit: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Namespace: "wardlink", Subsystem: "ingest", Name: "commit_seconds",
+			Help:    "From a publish's place in the window to its commit.",
+			Buckets: []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 10},
+		}),
+	}
+	for lane := range m.publishes {
+		name := telemetry.Lane(lane).String()
+		m.publishes[lane], m.bytes[lane] = m.publishVec.WithLabelValues(name), m.bytesVec.WithLabelValues(name)
+	}
+	return m
+}
+
+func (m *metrics) received(lane telemetry.Lane, size int) {
+	m.publishes[lane].Inc()
+	m.bytes[lane].Add(float64(size))
+}
+
+func (m *metrics) refused(reason string) { m.refusals.WithLabelValues(reason).Inc() }
+
+func (m *metrics) all() []prometheus.Collector {
+	return []prometheus.Collector{
+		m.sessions, m.waiting, m.opened, m.closed, m.publishVec, m.bytesVec, m.sealings, m.acknowledged, m.failed, m.refusals,
+		m.unproven, m.commit,
+	}
+}
+
+func (m *metrics) describe(ch chan<- *prometheus.Desc) {
+	for _, c := range m.all() {
+		c.Describe(ch)
+	}
+}
+
+func (m *metrics) collect(ch chan<- prometheus.Metric) {
+	for _, c := range m.all() {
+		c.Collect(ch)
+	}
+}

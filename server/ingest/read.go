@@ -1,0 +1,308 @@
+package ingest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"wardlink/audit"
+	"wardlink/server/journal"
+	"wardlink/telemetry"
+	"wardlink/telemetry/seal"
+)
+
+// sealing is what a connection has brought of one sealing period. It is not verified here: records does that with the registry's
+// history of the gateway's keys. Ingest only makes sure that no batch is committed whose sealing record is missing.
+type sealing struct {
+	epoch telemetry.Epoch
+	key   [8]byte
+}
+
+// read serves packets until the session ends and gives the reason.
+func (c *session) read(ctx context.Context) string {
+	for {
+		if !c.arm(c.silence) {
+			return c.ended()
+		}
+		reason, err := c.packet(ctx)
+		if err == nil {
+			if reason != "" {
+				return reason
+			}
+			continue
+		}
+		var r refusal
+		var v violation
+		switch {
+		case errors.As(err, &r):
+			c.refusePublish(ctx, r)
+			return endRefused
+		case errors.As(err, &v):
+			c.refused(ctx, v.reason, c.id.gateway, nil)
+			return endRefused
+		case c.ended() != "":
+			return c.ended()
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			return endSilent
+		case errors.Is(err, errFault):
+			return endError
+		default:
+			return endLost
+		}
+	}
+}
+
+// errFault marks what went wrong on our side, so that the session ends without PUBACK and the gateway sends again.
+var errFault = errors.New("ingest fault")
+
+func (c *session) ended() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.end
+}
+
+// packet reads and serves one packet. A reason ends the session in peace.
+func (c *session) packet(ctx context.Context) (reason string, err error) {
+	h, err := readHeader(c.conn, &c.scratch)
+	if err != nil {
+		return "", err
+	}
+	body, err := readBody(c.conn, h)
+	if err != nil {
+		return "", err
+	}
+	switch h.kind {
+	case kindPublish:
+		return "", c.publish(h, body)
+	case kindSubscribe:
+		return "", c.subscribe(ctx, body)
+	case kindPuback:
+		// All we publish is QoS 0, so nothing waits for this. Well-formed ones are let pass, as MQTT does.
+		_, err := parsePuback(body)
+		return "", err
+	case kindPingreq:
+		c.send(appendPingresp(nil))
+		return "", nil
+	case kindDisconnect:
+		return endDisconnect, nil
+	default:
+		return "", violation{reasonSecondConnect}
+	}
+}
+
+// refusal is a violation by a PUBLISH, with what is known of its batch.
+type refusal struct {
+	violation
+	target string // the gateway of the topic
+	size   int
+	frame  *seal.Header // nil when the frame could not be read
+}
+
+// publish judges one PUBLISH and submits it to the journal. MQTT 3.1.1 cannot refuse a PUBLISH, so an error ends the session.
+func (c *session) publish(h header, body []byte) error {
+	p, err := parsePublish(h, body)
+	if err != nil {
+		return err
+	}
+	// The comparison with the gateway's own topics is the authorisation: a topic of anyone else equals none of them.
+	for lane := range c.topics {
+		if string(p.topic) == c.topics[lane] {
+			return c.batch(p, telemetry.Lane(lane))
+		}
+	}
+	if string(p.topic) == c.key {
+		return c.sealing(p)
+	}
+	r := refusal{violation: violation{reasonTopic}, target: c.id.gateway, size: len(p.payload)}
+	if p.topic[0] == '$' {
+		r.reason = reasonSystem
+	} else if other, _, _, err := telemetry.ParseUp(string(p.topic)); err == nil {
+		r.reason, r.target = reasonForeign, other
+	}
+	return r
+}
+
+// batch takes a frame on a lane.
+func (c *session) batch(p publish, lane telemetry.Lane) error {
+	r := refusal{target: c.id.gateway, size: len(p.payload)}
+	frame, err := seal.CheckFrame(p.payload)
+	if err != nil {
+		r.reason = reasonFrame
+		return r
+	}
+	r.frame = &frame
+	brought, ok := c.sealings[frame.Sealing]
+	switch {
+	case frame.Lane != lane:
+		r.reason = reasonFrameLane
+	case c.lanes.Load()>>lane&1 == 0:
+		r.reason = reasonLane
+	case !ok:
+		r.reason = reasonSealing
+	case brought.epoch != frame.Epoch || brought.key != frame.Key:
+		r.reason = reasonSealingEpoch
+	default:
+		return c.commitBatch(p, frame)
+	}
+	return r
+}
+
+func (c *session) commitBatch(p publish, frame seal.Header) error {
+	s, err := c.reserve(p)
+	if err != nil {
+		return err
+	}
+	id := c.srv.journal.NextID()
+	head, err := audit.EncodeRow(audit.Row{
+		ID: id, Session: c.event, Gateway: c.id.gateway, Epoch: frame.Epoch, Lane: uint8(frame.Lane), Number: frame.Number,
+		Frame: seal.FrameHash(p.payload), Received: s.begun.UnixMilli(), Serial: c.id.serial, Peer: c.peer, Verdict: "accepted",
+	})
+	if err != nil {
+		return fmt.Errorf("%w: audit row: %w", errFault, err)
+	}
+	c.srv.metrics.received(frame.Lane, len(p.payload))
+	return c.submit(journal.Entry{ID: id, Kind: journal.KindPublish, Head: head, Blob: p.payload}, s)
+}
+
+// sealing takes a signed sealing record. It counts as brought from here on: the journal commits in order, so that a batch that
+// follows it is never durable without it.
+func (c *session) sealing(p publish) error {
+	r := refusal{violation: violation{reasonSealingRecord}, target: c.id.gateway, size: len(p.payload)}
+	if len(p.payload) > telemetry.MaxDocument {
+		r.reason = reasonTooLong
+		return r
+	}
+	signed, err := seal.ParseSigned(p.payload)
+	if err != nil {
+		return r
+	}
+	record, err := signed.Unverified()
+	if err != nil {
+		return r
+	}
+	if _, again := c.sealings[record.ID]; !again && len(c.sealings) >= c.srv.limits.Sealings {
+		r.reason = reasonSealings
+		return r
+	}
+	s, err := c.reserve(p)
+	if err != nil {
+		return err
+	}
+	ev := c.eventOf(audit.SealingBrought, audit.Success)
+	ev.Detail = map[string]string{
+		"sealing": fmt.Sprintf("%x", record.ID), "epoch": record.Epoch.String(), "records_key": fmt.Sprintf("%x", record.Key),
+		"signer": fmt.Sprintf("%x", signed.SPKI),
+	}
+	head, err := audit.EncodeEvent(ev)
+	if err != nil {
+		return fmt.Errorf("%w: sealing event: %w", errFault, err)
+	}
+	c.sealings[record.ID] = sealing{epoch: record.Epoch, key: record.Key}
+	c.srv.metrics.sealings.Inc()
+	return c.submit(journal.Entry{ID: ev.ID, Kind: journal.KindSealing, Head: head, Blob: p.payload}, s)
+}
+
+// submit hands an entry over. From here on the commit decides about the PUBACK.
+func (c *session) submit(e journal.Entry, s *slot) error {
+	if err := c.srv.journal.Submit(e, s.complete); err != nil {
+		c.srv.log.Error("publish is not journaled; its session ends without acknowledgement", "gateway", c.id.gateway, "error", err)
+		return fmt.Errorf("%w: %w", errFault, err)
+	}
+	return nil
+}
+
+// reserve waits for a place in the window and takes it. The wait is the back-pressure: meanwhile nothing is read.
+func (c *session) reserve(p publish) (*slot, error) {
+	size := len(p.payload)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for c.end == "" && (c.tail-c.head == uint64(len(c.slots)) || (c.held > 0 && c.held+size > c.srv.limits.WindowBytes)) {
+		c.room.Wait()
+	}
+	if c.end != "" {
+		return nil, os.ErrDeadlineExceeded
+	}
+	place := &c.slots[c.tail%uint64(len(c.slots))]
+	if *place == nil {
+		s := new(slot)
+		s.complete = func(_ uint64, err error) { c.complete(s, err) }
+		*place = s
+	}
+	s := *place
+	s.packet, s.size, s.committed, s.begun = p.id, size, false, time.Now()
+	c.tail++
+	c.held += size
+	return s, nil
+}
+
+// complete is what the journal calls once a publish is durable, or will not be. It runs in the journal's goroutine.
+func (c *session) complete(s *slot, err error) {
+	if err != nil {
+		c.srv.log.Error("commit failed; the session ends without acknowledgement", "gateway", c.id.gateway, "error", err)
+		c.srv.metrics.failed.Inc()
+		c.stop(endError, true)
+		return
+	}
+	c.mu.Lock()
+	s.committed = true
+	c.srv.metrics.commit.Observe(time.Since(s.begun).Seconds())
+	if s == c.slots[c.head%uint64(len(c.slots))] {
+		c.work.Signal() // PUBACKs go out in the order of receipt: only the first in line wakes the writer
+	}
+	c.mu.Unlock()
+}
+
+// subscribe grants the gateway its own down topics at QoS 0 and pushes the documents they ask for. Any other filter ends the
+// session.
+func (c *session) subscribe(ctx context.Context, body []byte) error {
+	sub, err := parseSubscribe(body)
+	if err != nil {
+		return err
+	}
+	wanted := make(map[telemetry.Doc]bool)
+	all := false
+	for _, filter := range sub.filters {
+		if filter == telemetry.DownFilter(c.id.gateway) {
+			all = true
+			continue
+		}
+		gateway, doc, err := telemetry.ParseDown(filter)
+		if err != nil || gateway != c.id.gateway {
+			c.send(appendSuback(nil, sub.id, len(sub.filters), 0x80))
+			return violation{filterReason(filter)}
+		}
+		wanted[doc] = true
+	}
+	c.send(appendSuback(nil, sub.id, len(sub.filters), 0))
+	if c.srv.down == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, c.srv.limits.Ask)
+	defer cancel()
+	docs, err := c.srv.down(ctx, c.id.gateway)
+	if err != nil {
+		// Telemetry must not wait for a configuration: the gateway goes on with the one it has.
+		c.srv.log.Error("documents for a gateway cannot be had", "gateway", c.id.gateway, "error", err)
+		return nil
+	}
+	for _, d := range docs {
+		switch {
+		case !all && !wanted[d.Doc]:
+		case len(d.Body) > telemetry.MaxDocument:
+			c.srv.log.Error("document is too long to be pushed", "gateway", c.id.gateway, "document", string(d.Doc), "bytes", len(d.Body))
+		default:
+			c.send(appendPublish(nil, telemetry.DownTopic(c.id.gateway, d.Doc), d.Body))
+		}
+	}
+	return nil
+}
+
+func filterReason(filter string) string {
+	if strings.HasPrefix(filter, "$") {
+		return reasonSystem
+	}
+	return reasonFilter
+}

@@ -1,0 +1,371 @@
+package ingest
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"wardlink/audit"
+	"wardlink/server/registry"
+	"wardlink/telemetry"
+)
+
+// past is a deadline that makes every blocked and later read or write of a connection fail at once.
+var past = time.Unix(1, 0)
+
+// session is one connection from its handshake on.
+type session struct {
+	srv    *Server
+	conn   net.Conn
+	id     identity
+	peer   string
+	lanes  atomic.Uint32 // registry.Admission.Lanes
+	topics [telemetry.LaneCount]string
+	key    string
+
+	// Of the reader alone.
+	sealings map[[16]byte]sealing
+	silence  time.Duration // longest time until a whole packet has arrived
+	scratch  [5]byte
+
+	mu     sync.Mutex
+	room   sync.Cond // the reader waits: a slot of the window, or space in out
+	work   sync.Cond // the writer waits: something to send, or the end
+	slots  []*slot   // ring; a slot is made when its place is used for the first time
+	head   uint64    // first slot not answered
+	tail   uint64    // next slot to use
+	held   int       // bytes of the slots in use
+	out    []byte    // packets other than PUBACK
+	end    string    // why the session ends; "" while it lives
+	hard   bool      // nothing more is read or written
+	opened time.Time // zero until admitted and journaled
+	event  audit.EventID
+
+	done chan struct{} // closed when nothing of the session is left
+}
+
+// slot is a publish that waits for its commit.
+type slot struct {
+	packet    uint16
+	size      int
+	committed bool
+	begun     time.Time
+	complete  func(seq uint64, err error) // bound to this slot; made once
+}
+
+// maxOut is how many bytes of answers other than PUBACKs may wait for a slow peer before its packets are no longer read. A single
+// answer may exceed it.
+const maxOut = 64 << 10
+
+// ServeConn serves one connection and returns when it is over and closed. state is that of a completed TLS 1.3 handshake whose
+// chain the caller's listener has verified; conn may replay bytes that the listener peeked at. ctx ends the session at once.
+func (s *Server) ServeConn(ctx context.Context, conn net.Conn, state tls.ConnectionState) {
+	s.mu.Lock()
+	if s.draining {
+		s.mu.Unlock()
+		s.refusals.Add(conn.RemoteAddr(), reasonDraining)
+		_ = conn.Close()
+		return
+	}
+	s.active.Add(1)
+	s.mu.Unlock()
+	defer s.active.Done()
+	defer conn.Close()
+
+	id, proven, err := prove(state, s.domain, time.Now())
+	c := &session{srv: s, conn: conn, id: id, peer: peerOf(conn), done: make(chan struct{})}
+	c.room.L, c.work.L = &c.mu, &c.mu
+	defer close(c.done)
+	// Last resort: a fault of ours costs this connection and not the process. The values in a panic may be a peer's: not logged.
+	defer func() {
+		if p := recover(); p != nil {
+			s.log.Error("fault in a session", "gateway", id.gateway, "stack", string(debug.Stack()))
+			s.leave(c)
+		}
+	}()
+	if err != nil {
+		if proven {
+			c.refused(ctx, err.Error(), id.spiffe, nil)
+		} else {
+			s.refusals.Add(conn.RemoteAddr(), err.Error())
+		}
+		return
+	}
+	stopWatch := context.AfterFunc(ctx, func() { c.stop(endDraining, true) })
+	defer stopWatch()
+	if !s.knock(c) {
+		c.refused(ctx, reasonPending, id.gateway, nil)
+		return
+	}
+	hello, err := c.readConnect()
+	s.enter(c)
+	if err != nil {
+		c.refuseConnect(ctx, err)
+		return
+	}
+	c.run(ctx, hello)
+}
+
+// knock counts a connection that has yet to say CONNECT, and says whether there is room for it.
+func (s *Server) knock(c *session) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.waiting >= s.limits.Pending || s.pending[c.id.gateway] >= s.limits.PendingEach {
+		return false
+	}
+	s.waiting++
+	s.pending[c.id.gateway]++
+	return true
+}
+
+// enter ends what knock began.
+func (s *Server) enter(c *session) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.waiting--
+	if s.pending[c.id.gateway]--; s.pending[c.id.gateway] == 0 {
+		delete(s.pending, c.id.gateway)
+	}
+}
+
+// readConnect reads the first packet, which must be a CONNECT for the proven gateway.
+func (c *session) readConnect() (connect, error) {
+	if !c.arm(c.srv.limits.Connect) {
+		return connect{}, os.ErrDeadlineExceeded
+	}
+	h, err := readHeader(c.conn, &c.scratch)
+	if err != nil {
+		return connect{}, err
+	}
+	if h.kind != kindConnect {
+		return connect{}, violation{reasonFirst}
+	}
+	body, err := readBody(c.conn, h)
+	if err != nil {
+		return connect{}, err
+	}
+	hello, err := parseConnect(body)
+	if err != nil {
+		return connect{}, err
+	}
+	if hello.clientID != c.id.gateway {
+		return connect{}, violation{reasonClientID}
+	}
+	return hello, nil
+}
+
+// refuseConnect answers a CONNECT that breaks the profile, where MQTT has a code for it, and journals the refusal first.
+func (c *session) refuseConnect(ctx context.Context, err error) {
+	var v violation
+	switch {
+	case errors.As(err, &v):
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		v.reason = reasonConnectTimeout
+	default:
+		return // the peer left; nothing was asked, nothing refused
+	}
+	c.refused(ctx, v.reason, c.id.gateway, map[string]string{"packet": "CONNECT"})
+	code := connackDenied
+	switch v.reason {
+	case reasonProtocol:
+		code = connackProtocol
+	case reasonClientID:
+		code = connackClientID
+	case reasonCredentials:
+		code = connackCredentials
+	case reasonSession, reasonWill:
+	default:
+		return // not a CONNECT: close without an answer (MQTT 4.8)
+	}
+	c.answerConnect(code)
+}
+
+// answerConnect writes the CONNACK that ends a connection, and lets the peer read it.
+func (c *session) answerConnect(code byte) {
+	if !c.armWrite() {
+		return
+	}
+	if _, err := c.conn.Write(appendConnack(nil, code)); err == nil {
+		c.hangUp()
+	}
+}
+
+// run admits the session, serves it and journals its end.
+func (c *session) run(ctx context.Context, hello connect) {
+	s := c.srv
+	code, reason := s.admit(ctx, c)
+	defer s.leave(c)
+	if code != connackAccepted {
+		c.refused(ctx, reason, c.id.gateway, map[string]string{"packet": "CONNECT"})
+		c.answerConnect(code)
+		return
+	}
+	expiry := time.AfterFunc(time.Until(c.id.notAfter), func() { c.stop(endExpired, true) })
+	defer expiry.Stop()
+
+	c.silence = s.limits.KeepAlive * 3 / 2
+	if asked := time.Duration(hello.keepAlive) * time.Second; asked > 0 && asked < s.limits.KeepAlive {
+		c.silence = asked * 3 / 2
+	}
+	c.slots = make([]*slot, s.limits.Window)
+	c.sealings = make(map[[16]byte]sealing)
+	for lane := range c.topics {
+		c.topics[lane] = telemetry.UpTopic(c.id.gateway, telemetry.Lane(lane))
+	}
+	c.key = telemetry.KeyTopic(c.id.gateway)
+	c.mu.Lock()
+	c.out = appendConnack(c.out, connackAccepted)
+	c.mu.Unlock()
+
+	written := make(chan struct{})
+	go func() {
+		defer close(written)
+		defer c.fault()
+		c.write()
+	}()
+	func() {
+		defer c.fault()
+		c.stop(c.read(ctx), false)
+	}()
+	linger := time.AfterFunc(s.limits.Linger, func() { c.stop("", true) })
+	<-written
+	linger.Stop()
+	c.hangUp()
+	_ = c.conn.Close()
+	c.closed(ctx)
+}
+
+// fault turns a panic of one of the connection's goroutines into its end.
+func (c *session) fault() {
+	if p := recover(); p != nil {
+		c.srv.log.Error("fault in a session", "gateway", c.id.gateway, "stack", string(debug.Stack()))
+		c.stop(endError, true)
+	}
+}
+
+// admit registers the session, cuts an older one of the same gateway, asks the registry and journals the opening. The session is
+// registered before the registry is asked: a change after the answer finds it in the table.
+func (s *Server) admit(ctx context.Context, c *session) (code byte, reason string) {
+	s.mu.Lock()
+	older := s.sessions[c.id.gateway]
+	switch {
+	case s.draining:
+		s.mu.Unlock()
+		return connackUnavailable, reasonDraining
+	case older == nil && len(s.sessions) >= s.limits.Sessions:
+		s.mu.Unlock()
+		return connackUnavailable, reasonSessions
+	}
+	s.sessions[c.id.gateway] = c
+	s.mu.Unlock()
+
+	ctx, cancel := context.WithTimeout(ctx, s.limits.Ask)
+	defer cancel()
+	if older != nil {
+		older.stop(endTakeover, true)
+		select { // so that its end is journaled before the new opening
+		case <-older.done:
+		case <-ctx.Done():
+		}
+	}
+	adm, err := s.registry.Admit(ctx, c.id.gateway)
+	switch {
+	case denied(err):
+		return connackDenied, reasonNotAdmitted
+	case err != nil:
+		s.log.Error("registry cannot be asked; a gateway is turned away", "gateway", c.id.gateway, "error", err)
+		return connackUnavailable, reasonRegistry
+	}
+	c.lanes.Store(uint32(adm.Lanes))
+	if err := c.open(ctx); err != nil {
+		s.log.Error("session is not journaled; the gateway is turned away", "gateway", c.id.gateway, "error", err)
+		return connackUnavailable, reasonJournal
+	}
+	s.metrics.opened.Inc()
+	return connackAccepted, ""
+}
+
+// leave takes the session out of the table, unless a newer one has its place.
+func (s *Server) leave(c *session) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.sessions[c.id.gateway] == c {
+		delete(s.sessions, c.id.gateway)
+	}
+}
+
+func denied(err error) bool {
+	return errors.Is(err, registry.ErrUnknown) || errors.Is(err, registry.ErrNotActive)
+}
+
+func (c *session) info() (SessionInfo, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return SessionInfo{
+		Gateway: c.id.gateway, Peer: c.peer, Serial: c.id.serial, ID: c.event, Opened: c.opened, NotAfter: c.id.notAfter,
+	}, !c.opened.IsZero() && c.end == ""
+}
+
+// stop ends the session; the first reason given stands. Softly: no further packet is read, commits on their way are still
+// answered. Hard: nothing more is read or written. It never blocks, so that one dead peer cannot hold up the cutting of others.
+func (c *session) stop(reason string, hard bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.end == "" {
+		c.end = reason
+	}
+	if hard && !c.hard {
+		c.hard = true
+		_ = c.conn.SetDeadline(past)
+	} else if !c.hard {
+		_ = c.conn.SetReadDeadline(past)
+	}
+	c.room.Broadcast()
+	c.work.Broadcast()
+}
+
+// arm sets the time by which the next packet must be here; false means that the session is ending. Deadlines are set under the
+// lock so that none can undo the one of stop.
+func (c *session) arm(within time.Duration) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.end != "" {
+		return false
+	}
+	return c.conn.SetReadDeadline(time.Now().Add(within)) == nil
+}
+
+func (c *session) armWrite() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.hard {
+		return false
+	}
+	return c.conn.SetWriteDeadline(time.Now().Add(c.srv.limits.Write)) == nil
+}
+
+// hangUp says that nothing more will come and reads on, a bounded time and amount, until the peer hangs up too. A close with
+// unread bytes in the socket sends a reset, which can destroy our last packets - the refusal - before the peer has read them.
+func (c *session) hangUp() {
+	half, ok := c.conn.(interface{ CloseWrite() error }) // *tls.Conn has it
+	if !ok || half.CloseWrite() != nil {
+		return
+	}
+	c.mu.Lock()
+	if c.hard {
+		c.mu.Unlock()
+		return
+	}
+	err := c.conn.SetReadDeadline(time.Now().Add(c.srv.limits.Linger))
+	c.mu.Unlock()
+	if err == nil {
+		_, _ = io.CopyN(io.Discard, c.conn, int64(c.srv.limits.Window)*maxPublish)
+	}
+}
