@@ -84,6 +84,7 @@ func Compare(ctx context.Context, base string, account *bedside.Account, fetch F
 	}
 	next := base + "/fhir/Observation?" + query.Encode()
 	for seen := map[string]bool{}; next != ""; {
+		// A server that pages in a circle would make this run for ever, or count its first page twice.
 		if seen[next] {
 			return Comparison{}, fmt.Errorf("compare: the next link of page %d leads back to a page already read", len(seen))
 		}
@@ -209,6 +210,7 @@ func (m *matcher) observation(raw json.RawMessage) {
 		m.differ(&m.result.Unexpected, "Observation/%s: %v", o.ID, err)
 		return
 	}
+	// Whether it is marked is one question and whether it agrees another, so an unmarked one is compared as well.
 	if !o.marked() {
 		m.differ(&m.result.Unmarked, "%s: not marked as test data", at)
 	}

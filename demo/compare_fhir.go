@@ -67,12 +67,15 @@ func (o *observation) read() (instant, measured, error) {
 	if err != nil {
 		return instant{}, measured{}, fmt.Errorf("effectiveDateTime: %w", err)
 	}
+	// Cutting it off would let two different instants agree.
 	if effective.Nanosecond()%int(time.Millisecond) != 0 {
 		return instant{}, measured{}, errors.New("effectiveDateTime is finer than the millisecond that was sent")
 	}
+	// The offset may be any: an instant is compared, not its spelling.
 	at := instant{uint32(mdc), effective.UnixMilli()}
 
 	absent := o.DataAbsentReason != nil && len(o.DataAbsentReason.Coding) > 0
+	// A value in no or another unit system is still a value: it is compared, and its unit will not agree.
 	switch q := o.ValueQuantity; {
 	case q != nil && absent:
 		return at, measured{}, errors.New("it has a value and a reason for having none")

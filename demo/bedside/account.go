@@ -72,6 +72,7 @@ func (a *Account) at(i int) (Reading, bool) {
 // entry names one message's readings within the account.
 type entry struct{ from, to int }
 
+// send enters a row whose bytes are about to leave. Until it is acknowledged the receiver may have it or not.
 func (a *Account) send(row Row) entry {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -131,6 +132,7 @@ func (a *Account) Write(w io.Writer) error {
 	if err := enc.Encode(head); err != nil {
 		return fmt.Errorf("write account: %w", err)
 	}
+	// Readings are only ever added, so the first head.Readings of them are there even while the monitor goes on.
 	for i := range head.Readings {
 		r, _ := a.at(i)
 		if err := enc.Encode(r); err != nil {
@@ -191,6 +193,7 @@ func ReadAccount(r io.Reader) (*Account, error) {
 	return a, nil
 }
 
+// strictJSON refuses fields that it does not know: a misspelt "acknowledged" would turn a loss into something permitted.
 func strictJSON(line []byte, into any) error {
 	dec := json.NewDecoder(bytes.NewReader(line))
 	dec.DisallowUnknownFields()

@@ -125,9 +125,11 @@ func (c *client) deliver(ctx context.Context, id string, message []byte) error {
 			c.fails = 0
 			return nil
 		case errors.Is(err, errRefused):
+			c.fails = 0 // the connection works; it is the message that does not
 			c.add(func(t *Traffic) { t.Refused++ })
 			return err
 		case errors.Is(err, errNotNow):
+			// An answer in good order: the connection stays, and the same bytes go out again after a pause.
 			c.add(func(t *Traffic) { t.NotNow++ })
 		default:
 			// The acknowledgement may still be under way. On this connection it would meet the next message, so the
@@ -147,7 +149,9 @@ func (c *client) deliver(ctx context.Context, id string, message []byte) error {
 	}
 }
 
-// exchange writes one message and reads until the acknowledgement that names it.
+// exchange writes one message and reads until the acknowledgement that names it: MSA-2 equals MSH-10. Taking whatever comes
+// for the answer is how monitors come to believe that a lost message arrived. After any error but a verdict the state of the
+// connection is unknown.
 func (c *client) exchange(ctx context.Context, id string, message []byte) error {
 	conn := c.conn
 	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })

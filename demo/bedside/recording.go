@@ -57,6 +57,7 @@ func decode(h Header, read func(name string, limit int64) ([]byte, error)) (*Rec
 		r.samples = append(r.samples, columns...)
 		from = to
 	}
+	// The sum is of every sample, so one that was lost, doubled or misplaced between columns shows.
 	for i, c := range h.Columns {
 		if len(r.samples[i]) != len(r.samples[0]) {
 			return nil, fmt.Errorf("signal %q has %d samples, the first signal has %d", c.Name, len(r.samples[i]), len(r.samples[0]))
@@ -79,6 +80,7 @@ func decodeFile(columns []Column, rows int, read func(string, int64) ([]byte, er
 	if first.Format != 16 {
 		return nil, fmt.Errorf("file %s: format %d is not supported; numerics records have format 16", first.File, first.Format)
 	}
+	// Another format needs its decoder here, beside decode16, and its own count of bytes for a row.
 	row := int64(2 * len(columns))
 	limit := first.Offset + maxSamples*row
 	if rows > 0 {
@@ -145,6 +147,7 @@ func (r *Recording) Replay(end time.Time) (Source, error) {
 	}
 	return func(yield func(Row) bool) {
 		for n := range rows {
+			// From the end, so that the last row is exactly at end however the rate was rounded in the header.
 			before := math.Round(float64(rows-1-n) * 1000 / r.Header.Rate) // ms
 			row := Row{At: time.UnixMilli(end.UnixMilli() - int64(before)), Values: make([]Value, len(known))}
 			for i := range known {

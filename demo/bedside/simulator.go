@@ -89,6 +89,7 @@ func newBody(s Simulation) *body {
 }
 
 func (b *body) next() []Value {
+	// The phase is summed up, not computed from the time, so that a breath whose length changes does not jump.
 	breath := max(4, b.BreathRate+b.breath.step(b.random))
 	b.phase += breath / 60 * b.Interval.Seconds()
 	heart := b.HeartRate + b.rate.step(b.random) + b.SinusArrhythmia*math.Sin(2*math.Pi*b.phase)

@@ -49,6 +49,7 @@ func ParseHeader(data []byte) (Header, error) {
 	}
 	var h Header
 	want, have := -1, 0
+	// The first line that is no comment is the record's, the next ones are its signals'. What follows can only be comments.
 	for n, line := range strings.Split(string(data), "\n") {
 		line = strings.TrimSpace(line)
 		if line == "" || line[0] == '#' {
@@ -139,6 +140,7 @@ func parseColumn(line string) (Column, error) {
 		return Column{}, fmt.Errorf("a signal line has %d fields; expected 9, with checksum and name", len(f))
 	}
 	c := Column{File: f[0], Name: strings.Join(f[8:], " ")}
+	// A header is outside bytes: it must not make us open what lies elsewhere.
 	if filepath.Base(c.File) != c.File || c.File == "." || c.File == ".." || c.File == "-" || strings.ContainsAny(c.File, `\`+"\x00") {
 		return Column{}, fmt.Errorf("file %.40q: expected a file in the header's folder", c.File)
 	}
