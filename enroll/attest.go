@@ -1,0 +1,166 @@
+package enroll
+
+import (
+	"bytes"
+	"context"
+	"crypto/x509"
+	"encoding/asn1"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"net/http"
+
+	"wardlink/enroll/tpm"
+	"wardlink/enroll/verify"
+	"wardlink/internal/secret"
+	"wardlink/internal/spiffe"
+)
+
+// WaitingProblem is the type of the problem document (RFC 9457) by which the attestation CA says that a gateway waits for approval.
+const WaitingProblem = "urn:wardlink:waiting"
+
+// Problem is a problem document as the attestation CA answers it.
+type Problem struct {
+	Type        string `json:"type"`
+	Title       string `json:"title,omitempty"`
+	Status      int    `json:"status,omitempty"`
+	Detail      string `json:"detail,omitempty"`
+	Fingerprint string `json:"fingerprint,omitempty"` // with WaitingProblem
+}
+
+// attestation is the AK certificate and the name that it gives this gateway.
+type attestation struct {
+	gateway string
+	chain   [][]byte // DER, AK certificate first
+}
+
+// attest proves to the attestation CA that the AK lives in the TPM that holds the EK, and receives the AK certificate.
+func (e *Enroller) attest(ctx context.Context, keys *tpm.Keys) (*attestation, error) {
+	info, err := e.cfg.TPM.Info(ctx)
+	if err != nil {
+		return nil, err
+	}
+	ek, err := e.cfg.TPM.EK(ctx)
+	if err != nil {
+		return nil, err
+	}
+	ak := keys.AK()
+	request := verify.Request{
+		TPMInfo: verify.TPMInfo{Version: 2, Manufacturer: info.Manufacturer, Model: info.Model, FirmwareVersion: info.Firmware},
+		EK:      ek.Public,
+		AttestParams: verify.Params{Public: ak.Public, CreateData: ak.CreateData, CreateAttestation: ak.CreateAttestation,
+			CreateSignature: ak.CreateSignature},
+	}
+	if ek.Certificate != nil {
+		request.EKCerts = [][]byte{ek.Certificate}
+	}
+	var challenge verify.Challenge
+	if err := e.post(ctx, "/attest", request, &challenge); err != nil {
+		return nil, err
+	}
+	plain, err := keys.ActivateCredential(ctx, challenge.Credential, challenge.Secret)
+	if err != nil {
+		return nil, err
+	}
+	defer secret.Bytes(plain).Wipe()
+	var answer verify.SecretResponse
+	if err := e.post(ctx, "/secret", verify.SecretRequest{Secret: plain}, &answer); err != nil {
+		return nil, err
+	}
+	if len(answer.Chain) == 0 || len(answer.Chain) > 4 {
+		return nil, fmt.Errorf("AK certificate: a chain of %d; expected 1 to 4", len(answer.Chain))
+	}
+	leaf, err := x509.ParseCertificate(answer.Chain[0])
+	if err != nil {
+		return nil, fmt.Errorf("AK certificate: %w", err)
+	}
+	gateway, err := permanentIdentifier(leaf)
+	if err != nil {
+		return nil, fmt.Errorf("AK certificate: %w", err)
+	}
+	return &attestation{gateway: gateway, chain: answer.Chain}, nil
+}
+
+// post sends one JSON request of the attestation protocol.
+func (e *Enroller) post(ctx context.Context, path string, in, out any) error {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	body, err := json.Marshal(in)
+	if err != nil {
+		return err
+	}
+	request, err := http.NewRequestWithContext(ctx, http.MethodPost, e.cfg.Attestation+path, bytes.NewReader(body))
+	if err != nil {
+		return err
+	}
+	request.Header.Set("Content-Type", "application/json")
+	answer, err := e.http.Do(request)
+	if err != nil {
+		return err
+	}
+	defer answer.Body.Close()
+	data, err := io.ReadAll(answer.Body)
+	if err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	if answer.StatusCode >= 300 {
+		return problem(path, answer, data)
+	}
+	if err := json.Unmarshal(data, out); err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	return nil
+}
+
+// problem turns a refusal into an error.
+func problem(path string, answer *http.Response, data []byte) error {
+	var p Problem
+	kind, _, _ := mime.ParseMediaType(answer.Header.Get("Content-Type"))
+	if kind != "application/problem+json" || json.Unmarshal(data, &p) != nil {
+		return fmt.Errorf("%s: the server answers %s", path, answer.Status)
+	}
+	if p.Type == WaitingProblem && p.Fingerprint != "" {
+		return &WaitingError{Fingerprint: p.Fingerprint}
+	}
+	return fmt.Errorf("%s: the server answers %d %s: %q", path, answer.StatusCode, p.Type, p.Detail)
+}
+
+var (
+	oidSubjectAltName      = asn1.ObjectIdentifier{2, 5, 29, 17}
+	oidPermanentIdentifier = asn1.ObjectIdentifier{1, 3, 6, 1, 5, 5, 7, 8, 3} // RFC 4043
+)
+
+// permanentIdentifier reads the one name that an AK certificate gives its gateway.
+func permanentIdentifier(cert *x509.Certificate) (string, error) {
+	var found []string
+	for _, ext := range cert.Extensions {
+		if !ext.Id.Equal(oidSubjectAltName) {
+			continue
+		}
+		var names []asn1.RawValue
+		if rest, err := asn1.Unmarshal(ext.Value, &names); err != nil || len(rest) != 0 {
+			return "", errors.New("the subject alternative name is not DER")
+		}
+		for _, n := range names {
+			if n.Class != asn1.ClassContextSpecific || n.Tag != 0 {
+				continue
+			}
+			var other struct {
+				Type  asn1.ObjectIdentifier
+				Value struct {
+					Identifier string                `asn1:"utf8,optional"`
+					Assigner   asn1.ObjectIdentifier `asn1:"optional"`
+				} `asn1:"explicit,tag:0"`
+			}
+			if _, err := asn1.UnmarshalWithParams(n.FullBytes, &other, "tag:0"); err == nil && other.Type.Equal(oidPermanentIdentifier) {
+				found = append(found, other.Value.Identifier)
+			}
+		}
+	}
+	if len(found) != 1 {
+		return "", fmt.Errorf("%d permanent identifiers; expected one", len(found))
+	}
+	return found[0], spiffe.ValidName(found[0])
+}

@@ -1,0 +1,195 @@
+package enroll
+
+import (
+	"context"
+	"crypto"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	"wardlink/enroll/tpm"
+	"wardlink/internal/spiffe"
+)
+
+// The waits of the gateway's half of the protocol.
+const (
+	attemptTimeout = 5 * time.Minute  // one enrolment, TPM and network together; RSA key generation may take half a minute
+	requestTimeout = 30 * time.Second // one request of the attestation protocol
+	maxAnswer      = 256 << 10        // bytes of one answer; certificates and problem documents have a few KB
+)
+
+// ErrNone is returned by Load on a gateway that was never enrolled.
+var ErrNone = errors.New("not enrolled yet")
+
+// WaitingError: the hospital does not know this TPM. It waits in the list until an operator approves it.
+type WaitingError struct {
+	Fingerprint string // short form of the EK's hash, as the operator sees it
+}
+
+func (e *WaitingError) Error() string {
+	return "the gateway waits for approval under the fingerprint " + e.Fingerprint + "; run: wardlink gateway approve " + e.Fingerprint
+}
+
+// Config is what an Enroller needs. Every field is required.
+type Config struct {
+	TPM         *tpm.TPM
+	Dir         string       // state directory: key files, account key, certificate chain
+	Attestation string       // base URL of the attestation CA; /attest and /secret are appended
+	Directory   string       // URL of the ACME directory
+	HTTP        *http.Client // trusts the kit's roots; its timeouts, if any, apply beside ours
+	Log         *slog.Logger
+}
+
+// Enroller obtains and renews this gateway's certificate. Its methods are safe for concurrent use; enrolments run one at a time.
+type Enroller struct {
+	cfg  Config
+	http *http.Client
+
+	mu   sync.Mutex // held for a whole enrolment
+	keys *tpm.Keys
+}
+
+// Identity is who this gateway is and the certificate that says so.
+type Identity struct {
+	Gateway     string
+	ID          spiffe.ID
+	Certificate tls.Certificate // Leaf is parsed; PrivateKey is the *tpm.Signer
+	NotBefore   time.Time
+	NotAfter    time.Time
+}
+
+// Signer is the device key, which also signs sealing records.
+func (id *Identity) Signer() crypto.Signer { return id.Certificate.PrivateKey.(crypto.Signer) }
+
+// New checks cfg. It touches neither TPM nor network.
+func New(cfg Config) (*Enroller, error) {
+	switch {
+	case cfg.TPM == nil:
+		return nil, errors.New("enroll: no TPM")
+	case cfg.Dir == "":
+		return nil, errors.New("enroll: no state directory")
+	case !strings.HasPrefix(cfg.Attestation, "https://"), !strings.HasPrefix(cfg.Directory, "https://"):
+		return nil, fmt.Errorf("enroll: attestation %q and directory %q: expected https:// URLs", cfg.Attestation, cfg.Directory)
+	case cfg.HTTP == nil, cfg.Log == nil:
+		return nil, errors.New("enroll: no HTTP client or no log")
+	}
+	client := *cfg.HTTP
+	client.Transport = boundedTransport{client.Transport}
+	return &Enroller{cfg: cfg, http: &client}, nil
+}
+
+// openKeys opens the key files. They are made only on a gateway that never held a certificate: lost keys on an enrolled one are an
+// error, because a silent fresh start would hide a swapped disk.
+func (e *Enroller) openKeys(ctx context.Context) (*tpm.Keys, error) {
+	if e.keys != nil {
+		return e.keys, nil
+	}
+	keys, err := tpm.OpenKeys(ctx, e.cfg.TPM, e.cfg.Dir)
+	if errors.Is(err, tpm.ErrMissing) {
+		enrolled, statErr := e.enrolledBefore()
+		if statErr != nil {
+			return nil, statErr
+		}
+		if enrolled {
+			return nil, fmt.Errorf("%w although this gateway was enrolled; restore the key files, or remove %s to enrol anew",
+				err, e.cfg.Dir)
+		}
+		e.cfg.Log.Info("make the gateway's keys", "dir", e.cfg.Dir)
+		keys, err = tpm.CreateKeys(ctx, e.cfg.TPM, e.cfg.Dir)
+	}
+	if err != nil {
+		return nil, err
+	}
+	e.keys = keys
+	return keys, nil
+}
+
+// Enroll attests the TPM and obtains a certificate for the device key, for the first time or again. The certificate is durable
+// before Enroll returns. A *WaitingError means that an operator must approve this gateway.
+func (e *Enroller) Enroll(ctx context.Context) (*Identity, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, attemptTimeout)
+	defer cancel()
+	keys, err := e.openKeys(ctx)
+	if err != nil {
+		return nil, err
+	}
+	attested, err := e.attest(ctx, keys)
+	if err != nil {
+		return nil, fmt.Errorf("attestation: %w", err)
+	}
+	chain, err := e.order(ctx, keys, attested)
+	if err != nil {
+		return nil, fmt.Errorf("certificate order: %w", err)
+	}
+	identity, err := newIdentity(keys.Device(), chain)
+	if err != nil {
+		return nil, fmt.Errorf("issued certificate: %w", err)
+	}
+	if identity.Gateway != attested.gateway {
+		return nil, fmt.Errorf("issued certificate: it names %s, the attestation CA named %s", identity.Gateway, attested.gateway)
+	}
+	if err := e.store(chain); err != nil {
+		return nil, fmt.Errorf("keep the certificate: %w", err)
+	}
+	return identity, nil
+}
+
+// Load returns the certificate of an earlier enrolment, ErrNone when there is none that fits this TPM's key. It does not look at
+// the clock, which a gateway cannot trust at boot.
+func (e *Enroller) Load(ctx context.Context) (*Identity, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	chain, err := e.stored()
+	if err != nil {
+		return nil, err
+	}
+	keys, err := e.openKeys(ctx)
+	if err != nil {
+		return nil, err
+	}
+	identity, err := newIdentity(keys.Device(), chain)
+	if err != nil {
+		// A certificate can be had again; keys could not. So this heals by itself, but not in silence.
+		e.cfg.Log.Warn("the kept certificate does not fit; enrolling again", "error", err)
+		return nil, ErrNone
+	}
+	return identity, nil
+}
+
+// boundedTransport cuts off answers that are longer than any honest one.
+type boundedTransport struct{ next http.RoundTripper }
+
+func (b boundedTransport) RoundTrip(r *http.Request) (*http.Response, error) {
+	next := b.next
+	if next == nil {
+		next = http.DefaultTransport
+	}
+	answer, err := next.RoundTrip(r)
+	if err != nil {
+		return nil, err
+	}
+	answer.Body = &boundedBody{answer.Body, maxAnswer}
+	return answer, nil
+}
+
+type boundedBody struct {
+	io.ReadCloser
+	left int
+}
+
+func (b *boundedBody) Read(p []byte) (int, error) {
+	if b.left <= 0 {
+		return 0, fmt.Errorf("answer is longer than %d bytes", maxAnswer)
+	}
+	n, err := b.ReadCloser.Read(p[:min(len(p), b.left)])
+	b.left -= n
+	return n, err
+}

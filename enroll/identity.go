@@ -1,0 +1,87 @@
+package enroll
+
+import (
+	"bytes"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"wardlink/enroll/tpm"
+	"wardlink/internal/durable"
+	"wardlink/internal/spiffe"
+)
+
+const (
+	chainFile = "identity.pem"
+	maxChain  = 64 << 10
+)
+
+// newIdentity reads a chain that belongs to the device key.
+func newIdentity(device *tpm.Signer, chain [][]byte) (*Identity, error) {
+	certificate, err := device.Certificate(chain)
+	if err != nil {
+		return nil, err
+	}
+	id, err := spiffe.FromCertificate(certificate.Leaf)
+	if err != nil {
+		return nil, err
+	}
+	if id.Kind != spiffe.Gateway {
+		return nil, fmt.Errorf("certificate of %s: expected a gateway's", id)
+	}
+	return &Identity{Gateway: id.Name, ID: id, Certificate: certificate,
+		NotBefore: certificate.Leaf.NotBefore, NotAfter: certificate.Leaf.NotAfter}, nil
+}
+
+// store keeps the chain durably: it is what makes this an enrolled gateway.
+func (e *Enroller) store(chain [][]byte) error {
+	var out bytes.Buffer
+	for _, der := range chain {
+		if err := pem.Encode(&out, &pem.Block{Type: "CERTIFICATE", Bytes: der}); err != nil {
+			return err
+		}
+	}
+	return durable.WriteFile(filepath.Join(e.cfg.Dir, chainFile), out.Bytes(), 0o644)
+}
+
+func (e *Enroller) enrolledBefore() (bool, error) {
+	_, err := os.Stat(filepath.Join(e.cfg.Dir, chainFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// stored reads the kept chain, ErrNone when there is none. What it cannot read comes back as an empty chain, which fits no key.
+func (e *Enroller) stored() ([][]byte, error) {
+	path := filepath.Join(e.cfg.Dir, chainFile)
+	info, err := os.Stat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, ErrNone
+	}
+	if err != nil {
+		return nil, err
+	}
+	if info.Size() > maxChain {
+		return nil, nil
+	}
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	return parseChain(data), nil
+}
+
+// parseChain reads PEM certificates, in order.
+func parseChain(data []byte) [][]byte {
+	var chain [][]byte
+	for block, rest := pem.Decode(data); block != nil; block, rest = pem.Decode(rest) {
+		if block.Type == "CERTIFICATE" {
+			chain = append(chain, block.Bytes)
+		}
+	}
+	return chain
+}

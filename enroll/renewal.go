@@ -1,0 +1,141 @@
+package enroll
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"math/rand/v2"
+	"time"
+)
+
+// The waits of the renewal loop. Nothing in it waits less than a second, so that no fault makes it hot.
+const (
+	shortest     = time.Second
+	longest      = 5 * time.Minute
+	waitingShort = 2 * time.Second // between two polls of a gateway that waits for approval
+	waitingLong  = 10 * time.Second
+	glance       = time.Minute // how often the wall clock is looked at: it may have been stepped, or the machine asleep
+)
+
+// NextRenewal is when to renew: half of the certificate's life, and up to a tenth more, so that a fleet switched on together does not
+// renew together. r may be nil.
+func NextRenewal(id *Identity, r *rand.Rand) time.Time {
+	life := id.NotAfter.Sub(id.NotBefore)
+	return id.NotBefore.Add(life/2 + jitter(r, life/10))
+}
+
+// jitter is uniform in [0, d).
+func jitter(r *rand.Rand, d time.Duration) time.Duration {
+	switch {
+	case d <= 0:
+		return 0
+	case r == nil:
+		return rand.N(d)
+	}
+	return time.Duration(r.Int64N(int64(d)))
+}
+
+// Run keeps this gateway enrolled: it loads or obtains the certificate, renews it at half its life, for ever, and tells onIdentity
+// of each. It gives up only when ctx ends; failures are logged, told to onTrouble (which may be nil) and repeated with full jitter
+// between one second and five minutes, and while an operator's approval is awaited (a *WaitingError) after two to ten seconds.
+// Both functions are called from one goroutine and must not block for long.
+func (e *Enroller) Run(ctx context.Context, onIdentity func(*Identity), onTrouble func(error)) error {
+	if onTrouble == nil {
+		onTrouble = func(error) {}
+	}
+	return (&renewal{load: e.Load, enrol: e.Enroll, log: e.cfg.Log, trouble: onTrouble}).run(ctx, onIdentity)
+}
+
+// renewal is the loop, apart from TPM and network.
+type renewal struct {
+	load, enrol func(context.Context) (*Identity, error)
+	trouble     func(error)
+	log         *slog.Logger
+	r           *rand.Rand // nil: the global one
+}
+
+func (l *renewal) run(ctx context.Context, onIdentity func(*Identity)) error {
+	id, err := l.load(ctx)
+	switch {
+	case err == nil:
+		onIdentity(id)
+		due := NextRenewal(id, l.r)
+		// A clock that is behind must not put renewal off for longer than a fresh certificate would.
+		if err := l.until(ctx, due, min(time.Until(due), id.NotAfter.Sub(id.NotBefore))); err != nil {
+			return err
+		}
+	case !errors.Is(err, ErrNone) && ctx.Err() == nil:
+		l.log.Error("the kept identity cannot be used", "error", err)
+		l.trouble(err)
+	}
+	for failures := 0; ; {
+		id, err := l.enrol(ctx)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err == nil {
+			failures = 0
+			l.log.Info("enrolled", "gateway", id.Gateway, "not_after", id.NotAfter)
+			onIdentity(id)
+			due := NextRenewal(id, l.r)
+			if err := l.until(ctx, due, max(shortest, due.Sub(id.NotBefore))); err != nil {
+				return err
+			}
+			continue
+		}
+		l.trouble(err)
+		pause := l.pause(err, failures)
+		var waiting *WaitingError
+		if errors.As(err, &waiting) {
+			failures = 0
+			l.log.Info("waiting for an operator's approval", "fingerprint", waiting.Fingerprint)
+		} else {
+			failures++
+			l.log.Warn("enrolment failed", "error", err, "again_in", pause)
+		}
+		if err := sleep(ctx, pause); err != nil {
+			return err
+		}
+	}
+}
+
+// pause is how long to wait after a failure that came after so many others.
+func (l *renewal) pause(err error, failures int) time.Duration {
+	var waiting *WaitingError
+	if errors.As(err, &waiting) {
+		return waitingShort + jitter(l.r, waitingLong-waitingShort)
+	}
+	ceiling := longest
+	if failures < 8 { // 2^8 seconds are still less than five minutes
+		ceiling = shortest << (failures + 1)
+	}
+	return shortest + jitter(l.r, ceiling-shortest)
+}
+
+// until waits for the wall clock to reach due or for after to pass, whichever comes first. A fresh certificate is timed by after: a
+// wall clock that is wrong must not make renewal hot. The wall clock counts only if it was before due when the wait began.
+func (l *renewal) until(ctx context.Context, due time.Time, after time.Duration) error {
+	begun := time.Now()
+	trusted := begun.Before(due)
+	for {
+		left := after - time.Since(begun)
+		// due comes from a certificate and has no monotonic reading, so this compares wall clocks: a step or a sleep shows.
+		if left <= 0 || trusted && !time.Now().Before(due) {
+			return ctx.Err()
+		}
+		if err := sleep(ctx, min(left, glance)); err != nil {
+			return err
+		}
+	}
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-timer.C:
+		return nil
+	}
+}
