@@ -1,0 +1,511 @@
+package hl7
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+	"unicode/utf8"
+
+	"github.com/google/go-cmp/cmp"
+
+	"wardlink/telemetry"
+)
+
+func understood(t testing.TB, raw []byte) telemetry.Message {
+	t.Helper()
+	m, err := Understand(raw, Options{Source: "bed-1", Zone: time.FixedZone("ward", 2*3600)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+func at(s string) int64 {
+	v, err := time.Parse(time.RFC3339Nano, s)
+	if err != nil {
+		panic(err)
+	}
+	return v.UnixMilli()
+}
+
+func TestPCD01(t *testing.T) {
+	raw := seed(t, "pcd-01.hl7")
+	got := understood(t, raw)
+	obrTime, obrAt := "20260102030400+0100", at("2026-01-02T03:04:00+01:00")
+	want := telemetry.Message{
+		Source: "bed-1", Digest: sha256.Sum256(raw), Type: "ORU^R01^ORU_R01", ControlID: "MSGID1234", Sender: "ACME_Gateway",
+		Processing: "T", SentAt: "20260102030405.678+0100",
+		Patient: telemetry.Patient{ID: "789567", Authority: "Imaginary Hospital", Location: "HO Surgery^OR^1"},
+		Raw:     raw,
+		Problems: []telemetry.Problem{
+			{Where: "OBX[5]-3", Reason: "code is not known"},
+		},
+		Observations: []telemetry.Observation{
+			{Index: 0, Code: telemetry.Code{MDC: 69965, ID: "69965", Name: "MDC_DEV_MON_PHYSIO_MULTI_PARAM_MDS", Sys: "MDC"},
+				SubID: "1.0.0.0", Status: "X", Time: obrTime, At: obrAt, Device: "ACDE48234567ABCD^^ACDE48234567ABCD^EUI-64",
+				Marks: telemetry.MarkNoReading},
+			{Index: 1, Type: "NM", Code: telemetry.Code{MDC: 150456, ID: "150456", Name: "MDC_PULS_OXIM_SAT_O2", Sys: "MDC"},
+				Value: "98.60", Unit: telemetry.Unit{Sent: "{%}^%^UCUM", UCUM: "%"}, SubID: "1.3.1.150456", Limits: "90^100",
+				Status: "R", Time: "20260102030405.1+0100", At: at("2026-01-02T03:04:05.1+01:00")},
+			{Index: 2, Type: "NM", Code: telemetry.Code{MDC: 149530, ID: "149530", Name: "MDC_PULS_OXIM_PULS_RATE", Sys: "MDC"},
+				Value: "0", Unit: telemetry.Unit{Sent: "{beat}/min^{beat}/min^UCUM", UCUM: "/min"}, SubID: "1.3.1.149530",
+				Flags: "QUES~PL", Status: "R", Time: "20260102030405+0100", At: at("2026-01-02T03:04:05+01:00")},
+			{Index: 3, Type: "NM", Code: telemetry.Code{MDC: 150021, ID: "150021", Name: "MDC_PRESS_BLD_NONINV_SYS", Sys: "MDC"},
+				Value: "400", Unit: telemetry.Unit{Sent: "266016^MDC_DIM_MMHG^MDC", UCUM: "mm[Hg]"}, SubID: "1.1.9.150021",
+				Status: "R", Time: "20260102030405+0100", At: at("2026-01-02T03:04:05+01:00"), Marks: telemetry.MarkImplausible},
+			{Index: 4, Type: "NM", Code: telemetry.Code{MDC: 150022, ID: "150022", Name: "MDC_PRESS_BLD_NONINV_DIA", Sys: "MDC"},
+				Unit: telemetry.Unit{Sent: "266016^MDC_DIM_MMHG^MDC", UCUM: "mm[Hg]"}, SubID: "1.1.9.150022",
+				Status: "X", Time: obrTime, At: obrAt, Marks: telemetry.MarkNoReading},
+			{Index: 5, Type: "ST", Code: telemetry.Code{MDC: 150999, ID: "150999", Name: "MDC_VENDOR_TEXT", Sys: "MDC"},
+				Value: "A & B\r", SubID: "1.1.9.1", Status: "F", Time: obrTime, At: obrAt, Marks: telemetry.MarkUnknownCode},
+		},
+	}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Error(d)
+	}
+}
+
+// row is what most tests ask of an observation.
+func row(o telemetry.Observation) string {
+	return fmt.Sprintf("%d %s %s marks %d", o.Code.MDC, o.Value, o.Unit.UCUM, o.Marks)
+}
+
+func TestVendors(t *testing.T) {
+	for name, want := range map[string]struct {
+		rows     []string
+		problems []string
+		patient  telemetry.Patient
+		first    int64 // time of the first numeric row, Unix milliseconds
+	}{
+		"ge-b40.hl7": {
+			rows: []string{"69965   marks 1", "69798   marks 1", "147842 68 /min marks 0", "151716 1 mm[Hg] marks 0",
+				"150344 36.80 Cel marks 0"},
+			patient: telemetry.Patient{ID: "3499999", Authority: "PID", Location: "ICU^^443EC"},
+			first:   at("2026-03-09T14:39:00+02:00"), // no zone in the message: the source's
+		},
+		"philips-mdil.hl7": {
+			rows: []string{"150368 37.2 Cel marks 0", "150456 97 % marks 0", "147842 61 /min marks 0", "150037 118 mm[Hg] marks 0",
+				"192711 36.6 Cel marks 4"},
+			problems: []string{"OBX[4]-3 code is not known"},
+			patient:  telemetry.Patient{ID: "000038", Location: "ICU1^^Bed 4"},
+			first:    at("2026-01-16T16:17:01+02:00"),
+		},
+		"mindray-egateway.hl7": {
+			rows:     []string{"147842 66 /min marks 0", "151578 -100 /min marks 1", "150344 98.1 [degF] marks 0", "0 0 /min marks 4"},
+			problems: []string{"OBX[3]-3 code is not known"},
+			patient:  telemetry.Patient{ID: "P-100&x", Authority: "HOSP^1.2.3^ISO", Location: "ICU^^12", Visit: "V-77"},
+			first:    at("2026-09-12T12:00:00.123+05:30"),
+		},
+		"alarm-r40.hl7": {
+			rows:     []string{"196616 196680^MDC_EVT_LEAD_OFF^MDC  marks 4", "68481 start  marks 0"},
+			problems: []string{"MSH-9 alarm is kept as sent", "OBX[0]-3 code is not known"},
+			patient:  telemetry.Patient{ID: "P-1"},
+			first:    at("2026-01-24T12:47:38+08:00"),
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			raw := seed(t, name)
+			m := understood(t, raw)
+			var rows, problems []string
+			var when int64
+			for _, o := range m.Observations {
+				rows = append(rows, row(o))
+				if when == 0 && o.Type != "" {
+					when = o.At
+				}
+			}
+			for _, p := range m.Problems {
+				problems = append(problems, p.Where+" "+p.Reason)
+			}
+			if d := cmp.Diff(want.rows, rows); d != "" {
+				t.Error(d)
+			}
+			if d := cmp.Diff(want.problems, problems); d != "" {
+				t.Error(d)
+			}
+			if d := cmp.Diff(want.patient, m.Patient); d != "" {
+				t.Error(d)
+			}
+			if when != want.first {
+				t.Errorf("time %d, want %d", when, want.first)
+			}
+			if kept := m.Raw != nil; kept != (problems != nil) || kept && !bytes.Equal(m.Raw, raw) {
+				t.Errorf("raw kept: %v, with problems %v", kept, problems)
+			}
+		})
+	}
+	if LaneOf(understood(t, seed(t, "alarm-r40.hl7"))) != telemetry.LaneAlarm || LaneOf(understood(t, seed(t, "ge-b40.hl7"))) != telemetry.LaneVitals {
+		t.Error("lanes")
+	}
+}
+
+// oru is a message with the given segments after a plain MSH.
+func oru(segments ...string) []byte {
+	return []byte("MSH|^~\\&|A|B|C|D|20260101120000+0000||ORU^R01|1|P|2.6\r" + strings.Join(segments, "\r") + "\r")
+}
+
+func TestOneOBX(t *testing.T) {
+	const hr, sys = "147842^MDC_ECG_HEART_RATE^MDC", "264864^MDC_DIM_BEAT_PER_MIN^MDC"
+	for name, c := range map[string]struct {
+		obx     string
+		want    string
+		problem string
+	}{
+		"plain":                   {"OBX|1|NM|" + hr + "||80|" + sys, "147842 80 /min marks 0", ""},
+		"precision is kept":       {"OBX|1|NM|" + hr + "||080.50|" + sys, "147842 080.50 /min marks 0", ""},
+		"padded number":           {"OBX|1|NM|" + hr + "|| +80 |" + sys, "147842 +80 /min marks 0", ""},
+		"asystole is a value":     {"OBX|1|NM|" + hr + "||0|" + sys, "147842 0 /min marks 0", ""},
+		"implausible is kept":     {"OBX|1|NM|" + hr + "||351|" + sys, "147842 351 /min marks 2", ""},
+		"empty":                   {"OBX|1|NM|" + hr + "|||" + sys, "147842  /min marks 1", ""},
+		"null":                    {`OBX|1|NM|` + hr + `||""|` + sys, `147842 "" /min marks 1`, ""},
+		"dashes":                  {"OBX|1|NM|" + hr + "||---|" + sys, "147842 --- /min marks 1", ""},
+		"question mark":           {"OBX|1|NM|" + hr + "||-?-|" + sys, "147842 -?- /min marks 1", ""},
+		"NaN":                     {"OBX|1|NM|" + hr + "||NaN|" + sys, "147842 NaN /min marks 1", ""},
+		"16 bit sentinel":         {"OBX|1|NM|" + hr + "||-32768|" + sys, "147842 -32768 /min marks 1", ""},
+		"vendor sentinel":         {"OBX|1|NM|" + hr + "||-1|" + sys, "147842 -1 /min marks 1", ""},
+		"-1 where it can be":      {"OBX|1|NM|150087^MDC_PRESS_BLD_VEN_CENT_MEAN^MDC||-1|mmHg", "150087 -1 mm[Hg] marks 0", ""},
+		"-1 of an unknown code":   {"OBX|1|NM|150999^X^MDC||-1|mmHg", "150999 -1 mm[Hg] marks 4", "OBX[0]-3 code is not known"},
+		"status X with a value":   {"OBX|1|NM|" + hr + "||80|" + sys + "|||||X", "147842 80 /min marks 1", ""},
+		"no reading, odd unit":    {"OBX|1|NM|" + hr + "|||furlong|||||X", "147842   marks 1", ""},
+		"not a number":            {"OBX|1|NM|" + hr + "||fast|" + sys, "147842 fast /min marks 0", "OBX[0]-5 value is not a number"},
+		"decimal comma":           {"OBX|1|NM|" + hr + "||80,5|" + sys, "147842 80,5 /min marks 0", "OBX[0]-5 value is not a number"},
+		"two numbers":             {"OBX|1|NM|" + hr + "||80~81|" + sys, "147842 80~81 /min marks 0", "OBX[0]-5 value is not a number"},
+		"exponent":                {"OBX|1|NM|" + hr + "||8e1|" + sys, "147842 8e1 /min marks 0", "OBX[0]-5 value is not a number"},
+		"hex":                     {"OBX|1|NM|" + hr + "||0x50|" + sys, "147842 0x50 /min marks 0", "OBX[0]-5 value is not a number"},
+		"beyond all numbers":      {"OBX|1|NM|" + hr + "||" + strings.Repeat("9", 400) + "|" + sys, "147842 " + strings.Repeat("9", 400) + " /min marks 2", ""},
+		"unknown unit":            {"OBX|1|NM|" + hr + "||80|furlong", "147842 80  marks 8", "OBX[0]-6 unit is not known"},
+		"no unit":                 {"OBX|1|NM|" + hr + "||80", "147842 80  marks 8", "OBX[0]-6 unit is missing"},
+		"foreign unit":            {"OBX|1|NM|" + hr + "||80|mmHg", "147842 80 mm[Hg] marks 2", "OBX[0]-6 unit does not belong to this code"},
+		"fahrenheit":              {"OBX|1|NM|150364^^MDC||98.6|degF", "150364 98.6 [degF] marks 0", ""},
+		"fahrenheit as celsius":   {"OBX|1|NM|150364^^MDC||98.6|Cel", "150364 98.6 Cel marks 2", ""},
+		"bare term":               {"OBX|1|NM|16770^^MDC||80|2720", "147842 80 /min marks 0", ""},
+		"halves in hex":           {"OBX|1|NM|0002-4182^HR^MDIL||80|0004-0aa0^bpm^MDIL", "147842 80 /min marks 0", ""},
+		"reference id only":       {"OBX|1|NM|^MDC_ECG_HEART_RATE^MDC||80|^MDC_DIM_BEAT_PER_MIN", "147842 80 /min marks 0", ""},
+		"alternate code":          {"OBX|1|NM|8867-4^Heart rate^LN^" + hr + "||80|bpm", "147842 80 /min marks 0", ""},
+		"no system":               {"OBX|1|NM|147842||80|bpm", "147842 80 /min marks 0", ""},
+		"no system, bare":         {"OBX|1|NM|16770||80|bpm", "0 80 /min marks 4", "OBX[0]-3 code is not known"},
+		"other system":            {"OBX|1|NM|147842^X^99ACME||80|bpm", "0 80 /min marks 4", "OBX[0]-3 code is not known"},
+		"number and name quarrel": {"OBX|1|NM|147842^MDC_PULS_OXIM_SAT_O2^MDC||80|bpm", "0 80 /min marks 4", "OBX[0]-3 number and reference id name different measures"},
+		"same measure":            {"OBX|1|NM|150037^MDC_PRESS_BLD_ART_SYS^MDC||80|mmHg", "150037 80 mm[Hg] marks 0", ""},
+		"no code":                 {"OBX|1|NM|||80|bpm", "0 80 /min marks 4", "OBX[0]-3 code is missing"},
+		"no type":                 {"OBX|1||" + hr + "||80|" + sys, "147842 80 /min marks 0", "OBX[0]-2 value type is missing"},
+		"array":                   {"OBX|1|NA|131329^^MDC||1^2^3|mV", "131329 1^2^3 mV marks 0", "OBX[0]-2 value type is not read"},
+		"structured numeric":      {"OBX|1|SN|" + hr + "||>^80|" + sys, "147842 >^80 /min marks 0", "OBX[0]-2 value type is not read"},
+		"nothing at all":          {"OBX", "0   marks 5", "OBX[0]-3 code is missing"},
+		"text":                    {`OBX|1|ST|` + hr + `||a\F\b\X41\\Zx\\X4\`, `147842 a|bA\Zx\\X4\  marks 0`, ""},
+		"open escape":             {`OBX|1|ST|` + hr + `||a\Fb`, `147842 a\Fb  marks 0`, ""},
+		"unreadable time":         {"OBX|1|NM|" + hr + "||80|" + sys + "||||||||20261301000000", "147842 80 /min marks 16", "OBX[0]-14 time cannot be read"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			// The neighbours must come through whatever stands between them.
+			good := "OBX|9|NM|150456^^MDC||97|%"
+			for _, raw := range [][]byte{oru(c.obx), oru(c.obx, good)} {
+				m := understood(t, raw)
+				if got := row(m.Observations[0]); got != c.want {
+					t.Errorf("%q, want %q", got, c.want)
+				}
+				var problem string
+				if len(m.Problems) > 0 {
+					problem = m.Problems[0].Where + " " + m.Problems[0].Reason
+				}
+				if problem != c.problem || len(m.Problems) > 1 {
+					t.Errorf("problems %v, want %q", m.Problems, c.problem)
+				}
+				if (m.Raw != nil) != (c.problem != "") {
+					t.Errorf("raw kept: %v", m.Raw != nil)
+				}
+				if len(m.Observations) > 1 && row(m.Observations[1]) != "150456 97 % marks 0" {
+					t.Errorf("the neighbour became %q", row(m.Observations[1]))
+				}
+			}
+		})
+	}
+}
+
+func TestNonORU(t *testing.T) {
+	for _, kind := range []string{"ADT^A01", "ACK", "", "ORUX^R01"} {
+		raw := []byte("MSH|^~\\&|A|B|C|D|20260101||" + kind + "|1|P|2.6\rPID|||77\rOBX|1|NM|147842^^MDC||80|bpm\r")
+		m := understood(t, raw)
+		if len(m.Observations) != 0 || !bytes.Equal(m.Raw, raw) || len(m.Problems) != 1 || m.Problems[0].Where != "MSH-9" || m.ControlID != "1" {
+			t.Errorf("%s: %+v", kind, m)
+		}
+	}
+}
+
+func TestNoMSH(t *testing.T) {
+	for _, raw := range []string{"", "MSH", "MSH|", "MSH||", "MSHA^~\\&|", "MSH|^^\\&|", "MSH|^~\\&#$|", "OBX|1", "GET / HTTP/1.1\r\n"} {
+		if _, err := Understand([]byte(raw), Options{}); !errors.Is(err, ErrNoMSH) {
+			t.Errorf("%q: %v", raw, err)
+		}
+	}
+	if _, err := Understand(make([]byte, telemetry.MaxMessage+1), Options{}); !errors.Is(err, ErrTooLong) {
+		t.Error(err)
+	}
+}
+
+// Line ends, byte order mark and delimiters differ; what is understood does not.
+func TestDialects(t *testing.T) {
+	plain := string(oru("PID|||1^^^HOSP&1.2&ISO", "OBR|1||||||20260101120000", "OBX|1|NM|147842^MDC_ECG_HEART_RATE^MDC||80|bpm||A~B", "OBX|2|ST|147842^^MDC||a\\F\\b\\S\\c"))
+	want := understood(t, []byte(plain))
+	for name, raw := range map[string]string{
+		"LF":                strings.ReplaceAll(plain, "\r", "\n"),
+		"CRLF":              strings.ReplaceAll(plain, "\r", "\r\n"),
+		"no last line end":  strings.TrimSuffix(plain, "\r"),
+		"LF, then CR":       strings.ReplaceAll(strings.TrimSuffix(plain, "\r"), "\r", "\n") + "\r",
+		"blank lines":       strings.ReplaceAll(plain, "\r", "\r\r"),
+		"byte order mark":   "\ufeff" + plain,
+		"leading line ends": "\r\n" + plain,
+		"own delimiters":    strings.NewReplacer("|", "$", "^", "%", "~", "*", "\\", "!", "&", "@").Replace(plain),
+	} {
+		got := understood(t, []byte(raw))
+		got.Digest = want.Digest
+		if name == "own delimiters" { // there, the escaped delimiters are that message's own
+			if v := got.Observations[1].Value; v != "a$b%c" {
+				t.Errorf("%q", v)
+			}
+			got.Observations[1].Value = want.Observations[1].Value
+		}
+		if d := cmp.Diff(want, got); d != "" {
+			t.Errorf("%s: %s", name, d)
+		}
+	}
+	if want.Raw != nil || len(want.Observations) != 2 || want.Observations[1].Value != "a|b^c" {
+		t.Errorf("%+v", want)
+	}
+}
+
+func TestCharsets(t *testing.T) {
+	for _, c := range []struct{ declared, sent, want, problem string }{
+		{"8859/1", "\xe9", "é", ""},
+		{"UNICODE UTF-8", "é", "é", ""},
+		{"UNICODE", "é", "é", ""},
+		{"", "é", "é", ""},
+		{"", "\xe9", "é", "MSH-18"},
+		{"ASCII", "\xe9", "é", "MSH-18"},
+		{"UNICODE UTF-8", "\xe9", "\ufffd", "MSH-18"},
+		{"GB 18030-2000", "\xb0\xa1", "\ufffd\ufffd", "MSH-18"},
+		{"8859/1~UNICODE", "\xe9", "é", ""},
+	} {
+		raw := []byte("MSH|^~\\&|A|B|C|D|20260101120000||ORU^R01|1|P|2.6||||||" + c.declared + "\rOBX|1|ST|147842^" + c.sent + "^MDC||" + c.sent + "\r")
+		m := understood(t, raw)
+		if m.Observations[0].Value != c.want || m.Observations[0].Code.Name != c.want {
+			t.Errorf("%+v: %q", c, m.Observations[0].Value)
+		}
+		if (len(m.Problems) > 0) != (c.problem != "") || len(m.Problems) > 0 && m.Problems[0].Where != c.problem {
+			t.Errorf("%+v: %v", c, m.Problems)
+		}
+	}
+}
+
+// What belongs to a second patient must never be filed under the first.
+func TestSecondPatient(t *testing.T) {
+	obx := "OBX|1|NM|147842^^MDC||80|bpm"
+	for name, c := range map[string]struct {
+		segments []string
+		indexes  string
+		id       string
+	}{
+		"same again":            {[]string{"PID|||1", obx, "PID|||1", obx}, "[0 1]", "1"},
+		"another":               {[]string{"PID|||1", "PV1||I|A", obx, "PID|||2", "PV1||I|B", obx}, "[0]", "1"},
+		"another, then back":    {[]string{"PID|||1", "PV1||I|A", obx, "PID|||2", obx, "PID|||1", obx}, "[0 2]", "1"},
+		"same id, other issuer": {[]string{"PID|||1^^^X", obx, "PID|||1^^^Y", obx}, "[0]", "1"},
+		"nameless first":        {[]string{"PID|||", obx, "PID|||2", obx}, "[0]", ""},
+		"PID comes late":        {[]string{obx, "PID|||2", obx}, "[0]", ""},
+	} {
+		m := understood(t, oru(c.segments...))
+		var indexes []uint32
+		for _, o := range m.Observations {
+			indexes = append(indexes, o.Index)
+		}
+		if fmt.Sprint(indexes) != c.indexes || m.Patient.ID != c.id || m.Patient.Location == "B" {
+			t.Errorf("%s: indexes %v, patient %+v", name, indexes, m.Patient)
+		}
+		if (m.Raw != nil) != (name != "same again") {
+			t.Errorf("%s: raw kept: %v", name, m.Raw != nil)
+		}
+	}
+}
+
+func TestUnreadSegments(t *testing.T) {
+	m := understood(t, oru("PID|||1", "NTE|1||note", "ZZZ|x", "OBX|1|NM|147842^^MDC||80|bpm", "split\ntext"))
+	want := []telemetry.Problem{{Where: "segment[2]", Reason: "segment is not read"}, {Where: "segment[3]", Reason: "segment is not read"},
+		{Where: "segment[5]", Reason: "segment is not read"}, {Where: "segment[6]", Reason: "segment is not read"}}
+	if d := cmp.Diff(want, m.Problems); d != "" || m.Raw == nil {
+		t.Error(d)
+	}
+}
+
+func TestTimeSources(t *testing.T) {
+	const obx = "OBX|1|NM|147842^^MDC||80|bpm||||||||"
+	for name, c := range map[string]struct {
+		msh7, obr7, obx14 string
+		time              string
+		at                int64
+	}{
+		"OBX-14":                     {"20260101120000", "20260101120001", "20260101120002", "20260101120002", at("2026-01-01T12:00:02+02:00")},
+		"OBR-7":                      {"20260101120000", "20260101120001", "", "20260101120001", at("2026-01-01T12:00:01+02:00")},
+		"MSH-7":                      {"20260101120000", "", "", "20260101120000", at("2026-01-01T12:00:00+02:00")},
+		"zone of MSH-7 holds":        {"20260101120000-0500", "", "20260101120002", "20260101120002", at("2026-01-01T12:00:02-05:00")},
+		"own zone wins":              {"20260101120000-0500", "", "20260101120002+0100", "20260101120002+0100", at("2026-01-01T12:00:02+01:00")},
+		"unreadable is not replaced": {"20260101120000", "20260101120001", "yesterday", "yesterday", 0},
+		"precision component":        {"20260101120000^S", "", "", "20260101120000^S", at("2026-01-01T12:00:00+02:00")},
+		"none":                       {"", "", "", "", 0},
+	} {
+		raw := []byte("MSH|^~\\&|A|B|C|D|" + c.msh7 + "||ORU^R01|1|P|2.6\rOBR|1||||||" + c.obr7 + "\r" + obx + c.obx14 + "\r")
+		o := understood(t, raw).Observations[0]
+		if o.Time != c.time || o.At != c.at || (o.Marks&telemetry.MarkTimeUnread != 0) != (c.at == 0) {
+			t.Errorf("%s: %q %d marks %d", name, o.Time, o.At, o.Marks)
+		}
+	}
+}
+
+func TestParseTime(t *testing.T) {
+	berlin, err := time.LoadLocation("Europe/Berlin")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for s, want := range map[string]string{
+		"20260701120000":           "2026-07-01T12:00:00+02:00",
+		"202607011200":             "2026-07-01T12:00:00+02:00",
+		"20260701120000.1":         "2026-07-01T12:00:00.1+02:00",
+		"20260701120000.1239-0330": "2026-07-01T12:00:00.123-03:30",
+		"20260124131539000+0800":   "2026-01-24T13:15:39+08:00",
+		"20261231235960+0000":      "2027-01-01T00:00:00Z",
+		"19691231235959.5+0000":    "1969-12-31T23:59:59.5Z",
+		"20240229000000+0000":      "2024-02-29T00:00:00Z",
+		"20230229000000+0000":      "",
+		"20260701":                 "",
+		"2026070112":               "",
+		"00000000000000":           "",
+		"20261301000000":           "",
+		"20260732000000":           "",
+		"20260701240000":           "",
+		"20260701126000":           "",
+		"20260701120061":           "",
+		"20260701120000.x":         "",
+		"20260701120000+01":        "",
+		"20260701120000+1500":      "",
+		"20260701120000+0160":      "",
+		"202607011200.5":           "",
+		"2026-07-01T12:00:00":      "",
+		"":                         "",
+	} {
+		ms, ok := parseTime(s, berlin)
+		if ok != (want != "") || ok && ms != at(want) {
+			t.Errorf("%q: %d, %v; want %s", s, ms, ok, want)
+		}
+	}
+}
+
+// What a hostile 64 KiB can be made into stays within what a batch may hold.
+func TestWorstCases(t *testing.T) {
+	msh := "MSH|^~\\&|A|B|C|D|20260101120000||ORU^R01|1|P|2.6||||||8859/1\r"
+	fill := func(head, one string) []byte {
+		return []byte(head + strings.Repeat(one, (telemetry.MaxMessage-len(head))/len(one)))
+	}
+	for name, raw := range map[string][]byte{
+		"many OBX":            fill(msh+"OBR|1||||||"+strings.Repeat("9", 40)+"\r", "OBX\r"),
+		"long time, many OBX": fill(msh+"OBR|1||||||"+strings.Repeat("9", 30000)+"\r", "OBX|\r"),
+		"many segments":       fill(msh, "Z\r"),
+		"text that grows":     fill(msh+"OBX|1|ST|147842^^MDC||", "\xe9"),
+		"one long MSH":        fill("MSH|^~\\&|", "|"),
+		"long control id":     fill("MSH|^~\\&|||||||ORU^R01|", "x"),
+	} {
+		m := understood(t, raw)
+		if len(m.Observations) > MaxObservations || len(m.Problems) > maxProblems || m.Raw == nil {
+			t.Errorf("%s: %d observations, %d problems", name, len(m.Observations), len(m.Problems))
+		}
+		if size := check(t, m); size > 512<<10 {
+			t.Errorf("%s: %d bytes of text", name, size)
+		}
+	}
+}
+
+// check holds what telemetry's encoder and every reader may rely on, and counts the text of a message.
+func check(t *testing.T, m telemetry.Message) (size int) {
+	t.Helper()
+	texts := []string{m.Type, m.ControlID, m.Sender, m.Processing, m.SentAt, m.Patient.ID, m.Patient.Authority, m.Patient.Location, m.Patient.Visit}
+	for i, o := range m.Observations {
+		texts = append(texts, o.Type, o.Code.ID, o.Code.Name, o.Code.Sys, o.Value, o.Unit.Sent, o.Unit.UCUM, o.SubID, o.Limits,
+			o.Flags, o.Status, o.Time, o.Device)
+		if i > 0 && o.Index <= m.Observations[i-1].Index {
+			t.Errorf("index %d follows %d", o.Index, m.Observations[i-1].Index)
+		}
+		if (o.Marks&telemetry.MarkTimeUnread != 0) && o.At != 0 {
+			t.Errorf("an unread time is %d", o.At)
+		}
+		if len(m.Problems) == 0 && o.Marks&(telemetry.MarkUnknownCode|telemetry.MarkUnknownUnit|telemetry.MarkTimeUnread) != 0 {
+			t.Errorf("marks %d without a problem", o.Marks)
+		}
+	}
+	for _, p := range m.Problems {
+		texts = append(texts, p.Where, p.Reason)
+	}
+	for _, s := range texts {
+		if !utf8.ValidString(s) || len(s) > telemetry.MaxText {
+			t.Errorf("text of %d bytes, UTF-8: %v", len(s), utf8.ValidString(s))
+		}
+		size += len(s)
+	}
+	return size
+}
+
+// Problems are stored where values must not be: they name places and reasons, all of them ours.
+func TestProblemsHoldNoValues(t *testing.T) {
+	const canary = "CANARY"
+	m := understood(t, oru("PID|||"+canary, "PID|||"+canary+"2", "PID|||"+canary, canary+"|"+canary,
+		"OBX|"+canary+"|"+canary+"|"+canary+"^"+canary+"^MDC|"+canary+"|"+canary+"|"+canary+"|"+canary+"|"+canary+"|||"+canary+"|||"+canary))
+	if len(m.Problems) < 5 {
+		t.Fatalf("%v", m.Problems)
+	}
+	for _, p := range m.Problems {
+		if strings.Contains(p.Where+p.Reason, canary) {
+			t.Errorf("%+v", p)
+		}
+	}
+}
+
+func FuzzUnderstand(f *testing.F) {
+	for _, s := range seeds(f) {
+		f.Add(s)
+	}
+	for _, s := range odd {
+		f.Add([]byte(s))
+	}
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		m, err := Understand(raw, Options{Source: "bed-1"})
+		if err != nil {
+			if !errors.Is(err, ErrNoMSH) && !errors.Is(err, ErrTooLong) {
+				t.Error(err)
+			}
+			return
+		}
+		check(t, m)
+		if (m.Raw != nil) != (len(m.Problems) > 0) || m.Raw != nil && !bytes.Equal(m.Raw, raw) {
+			t.Errorf("raw kept: %v with %d problems", m.Raw != nil, len(m.Problems))
+		}
+	})
+}
+
+func BenchmarkUnderstand(b *testing.B) {
+	segments := []string{"PID|||789567^^^HOSP^PI||Doe^John", "PV1||I|ICU^^12", "OBR|1|||182777000^monitoring of patient^SCT|||20260102030400+0100"}
+	for i := range 10 {
+		segments = append(segments, fmt.Sprintf("OBX|%d|NM|147842^MDC_ECG_HEART_RATE^MDC|1.7.4.147842|%d|264864^MDC_DIM_BEAT_PER_MIN^MDC|50^120||||R|||20260102030405.678+0100||||ACDE48234567ABCD^^ACDE48234567ABCD^EUI-64", i+1, 60+i))
+	}
+	raw := oru(segments...)
+	if m := understood(b, raw); len(m.Observations) != 10 || m.Problems != nil {
+		b.Fatalf("%+v", m)
+	}
+	b.SetBytes(int64(len(raw)))
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := Understand(raw, Options{}); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "messages/s")
+}
