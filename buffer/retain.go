@@ -1,0 +1,250 @@
+package buffer
+
+import (
+	"bytes"
+	"cmp"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"go.etcd.io/bbolt"
+
+	"wardlink/buffer/segment"
+	"wardlink/internal/durable"
+)
+
+// reserve takes size bytes of the cap, deleting delivered segments for it, the longest delivered first. Under mu.
+//
+// The cap holds by construction: a segment's whole size is counted before its file exists, a file never grows past it, and what it
+// gives back when it is finished is counted only after the file is shorter.
+func (b *Buffer) reserve(size int64) error {
+	for b.disk+size > b.c.Cap {
+		if !b.dropOldest() {
+			return fmt.Errorf("%w: %d of %d bytes are in use, and nothing more is delivered", ErrFull, b.disk, b.c.Cap)
+		}
+	}
+	b.disk += size
+	return nil
+}
+
+// dropOldest deletes the segment that was delivered first; false when there is none.
+func (b *Buffer) dropOldest() bool {
+	var oldest *seg
+	for _, l := range b.lanes {
+		for _, s := range l.segs {
+			if s.deliverable() && (oldest == nil || cmp.Or(cmp.Compare(s.since, oldest.since), cmp.Compare(s.header.seq, oldest.header.seq)) < 0) {
+				oldest = s
+			}
+		}
+	}
+	return oldest != nil && b.drop(oldest)
+}
+
+// deliverable: the whole segment has arrived, and nobody writes to it.
+func (s *seg) deliverable() bool { return !s.writing && s.waiting == 0 && len(s.gone.spans) == 0 }
+
+// expire deletes what was delivered longer than Keep ago. A clock that was set back only makes files stay longer; one that jumped
+// ahead deletes early what has arrived already.
+func (b *Buffer) expire() {
+	if b.closed {
+		return
+	}
+	now := b.c.Now().Unix()
+	for _, l := range b.lanes {
+		for _, s := range slices.Clone(l.segs) {
+			if s.deliverable() && s.since != 0 && now-s.since >= int64(b.c.Keep/time.Second) && !b.drop(s) {
+				return
+			}
+		}
+	}
+}
+
+// drop deletes a delivered segment. Its acknowledgements and the lane's counters are made durable before, and the file itself is
+// asked once more: a batch in it that nobody acknowledged keeps it.
+//
+// Crash argument: before the removal is durable the file is there again after a crash, with all its numbers acknowledged; after it,
+// the counters in the state file carry on what its header and count said.
+func (b *Buffer) drop(s *seg) bool {
+	acks := b.lanes[s.header.lane].acks[s.header.epoch]
+	missing := uint64(0)
+	err := b.read(s, func(tx *bbolt.Tx) error {
+		return eachNumber(tx, 0, func(n uint64) error {
+			if !acks.has(n) {
+				missing++
+			}
+			return nil
+		})
+	})
+	if err == nil && missing > 0 {
+		err = fmt.Errorf("%w: %d batches are not acknowledged though their count says so", segment.ErrDamaged, missing)
+	}
+	if err != nil {
+		if !transient(err) {
+			b.aside(s, err)
+		}
+		return false
+	}
+	b.storing.Lock()
+	err = b.store(b.encodeState())
+	b.storing.Unlock()
+	if err == nil {
+		b.shut(s)
+		err = os.Remove(s.path)
+	}
+	if err == nil {
+		err = durable.SyncDir(b.c.Dir)
+	}
+	if err != nil {
+		b.c.Log.Error("a delivered segment could not be deleted", "path", s.path, "error", err)
+		return false
+	}
+	l := b.lanes[s.header.lane]
+	l.segs = slices.DeleteFunc(l.segs, func(o *seg) bool { return o == s })
+	b.disk -= s.disk
+	return true
+}
+
+// encodeState is the state as it is now; sets of epochs without a segment are forgotten. Under mu.
+func (b *Buffer) encodeState() []byte {
+	st := state{parked: b.parked}
+	for _, l := range b.lanes {
+		st.lanes = append(st.lanes, laneState{l.nextSeq, l.batches, l.bytes})
+		live := map[[16]byte]bool{}
+		for _, s := range l.segs {
+			live[s.header.epoch] = true
+			if s.since != 0 {
+				st.delivered = append(st.delivered, deliveredAt{l.index, s.header.seq, s.since})
+			}
+		}
+		for epoch, r := range l.acks {
+			if !live[epoch] {
+				delete(l.acks, epoch)
+			} else if len(r.spans) > 0 {
+				st.acks = append(st.acks, ackSet{epoch: epoch, lane: l.index, spans: r.spans})
+			}
+		}
+	}
+	slices.SortFunc(st.acks, func(x, y ackSet) int {
+		return cmp.Or(cmp.Compare(x.lane, y.lane), bytes.Compare(x.epoch[:], y.epoch[:]))
+	})
+	return st.encode()
+}
+
+// Known looks for a message among all batches kept here, acknowledged ones included: the highest Copy of which every lane of its mask
+// holds it. A miss costs a test of each segment's filter (2.5 bytes of memory a message at most, 64 KB a segment at most); a hit, or
+// a false hit of a filter, a walk over one segment.
+func (b *Buffer) Known(digest [32]byte) (copies uint32, known bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	held := map[uint32]uint8{} // copy: the lanes that hold it
+	masks := map[uint32]uint8{}
+	for _, l := range b.lanes {
+		for _, s := range slices.Clone(l.segs) {
+			if b.closed || !filter(s.filter).may(&digest) {
+				continue
+			}
+			err := b.read(s, func(tx *bbolt.Tx) error {
+				return seenIn(tx, s, digest, func(m Seen) {
+					held[m.Copy] |= 1 << l.index
+					masks[m.Copy] |= m.Mask
+				})
+			})
+			if err != nil && !transient(err) {
+				b.aside(s, err)
+			}
+		}
+	}
+	for n, mask := range masks {
+		if held[n]&mask == mask && (!known || n > copies) {
+			copies, known = n, true
+		}
+	}
+	return copies, known
+}
+
+// seenIn calls fn for each time the digest stands in the segment's committed batches.
+func seenIn(tx *bbolt.Tx, s *seg, digest [32]byte, fn func(Seen)) error {
+	batches := tx.Bucket([]byte(bucketBatches))
+	return eachNumber(tx, 0, func(n uint64) error {
+		if n > s.last || s.count == 0 {
+			return nil // flushed, but Append has not returned
+		}
+		eachSeen(batches.Bucket(numberKey(n)).Get([]byte(keySeen)), func(m Seen) {
+			if m.Digest == digest {
+				fn(m)
+			}
+		})
+		return nil
+	})
+}
+
+// Sealing returns the sealing record with that id, of any batch kept here.
+func (b *Buffer) Sealing(id [16]byte) (record []byte, ok bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, l := range b.lanes {
+		for _, s := range slices.Backward(slices.Clone(l.segs)) {
+			if b.closed || !slices.Contains(s.sealings, id) {
+				continue
+			}
+			err := b.read(s, func(tx *bbolt.Tx) error {
+				r, err := parseRecord(id[:], tx.Bucket([]byte(bucketSealings)).Get(id[:]))
+				record = bytes.Clone(r)
+				return err
+			})
+			if err == nil {
+				return record, true
+			}
+			b.c.Log.Error("a sealing record cannot be read from one segment; others are tried", "path", s.path, "error", err)
+		}
+	}
+	return nil, false
+}
+
+// Stats is the buffer at one instant.
+type Stats struct {
+	Lanes         []LaneStats
+	Disk, Cap     int64    // bytes: in use and reserved, and the limit
+	Damaged       []string // base names of files set aside
+	FlushFailures uint64   // times acknowledgements could not be stored
+}
+
+// LaneStats is one lane at one instant, in batches where nothing else is said.
+type LaneStats struct {
+	Name     string
+	Segments int
+	Bytes    int64  // on disk
+	Stored   uint64 // in readable segments
+	Waiting  uint64 // of them not acknowledged, given out and parked ones included
+	Out      uint64 // given out, not acknowledged yet
+	Parked   uint64
+	Lost     uint64 // since the start: did not verify, or waited in files that were set aside
+}
+
+// Stats counts.
+func (b *Buffer) Stats() Stats {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	st := Stats{Disk: b.disk, Cap: b.c.Cap, FlushFailures: b.flushFail.Load()}
+	for _, path := range b.damaged {
+		st.Damaged = append(st.Damaged, filepath.Base(path))
+	}
+	for _, l := range b.lanes {
+		ls := LaneStats{Name: l.name, Segments: len(l.segs), Lost: l.lost}
+		for _, s := range l.segs {
+			ls.Bytes += s.disk
+			ls.Stored += s.count
+			ls.Waiting += s.waiting
+			ls.Out += s.taken.size()
+		}
+		for id := range b.parked {
+			if id.Lane == l.index {
+				ls.Parked++
+			}
+		}
+		st.Lanes = append(st.Lanes, ls)
+	}
+	return st
+}

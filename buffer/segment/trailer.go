@@ -1,0 +1,126 @@
+package segment
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"os"
+	"syscall"
+)
+
+// A finished segment ends in its summary, after the last page bbolt uses: body, length of body (4, big endian), CRC-32C over body
+// and length (4, big endian), magic (8). bbolt does not look there. A start reads summaries only, not the files.
+const (
+	trailerMagic = "WLSEGEND"
+	trailerTail  = 4 + 4 + len(trailerMagic)
+	// MaxSummary is the most bytes a summary may have.
+	MaxSummary = 79 << 10
+	// Reserve is the part of a segment's size that commits cannot use, so that the summary always finds room in it.
+	Reserve = 80 << 10
+)
+
+// ErrUnfinished: the file has no summary, because it is being written or a crash ended its writer.
+var ErrUnfinished = errors.New("segment is not finished")
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// Checksum is CRC-32C, for content that nothing else protects: bbolt checks only its meta pages.
+func Checksum(parts ...[]byte) uint32 {
+	var sum uint32
+	for _, p := range parts {
+		sum = crc32.Update(sum, castagnoli, p)
+	}
+	return sum
+}
+
+// Finish gives back the space that a closed segment does not use and writes its summary, durable on return. The file must not be
+// open for writing; it may be finished already.
+//
+// Crash argument: pages in use are not touched. The cut removes only bytes past the high-water mark (or an older summary), and the
+// summary is written after them; half of it does not verify, and the file counts as unfinished and is read page by page, as it
+// would have been without the call. With one meta page that does not verify the file is not cut: its pages are evidence.
+func Finish(path string, summary []byte) error {
+	if len(summary) > MaxSummary {
+		return fmt.Errorf("finish segment %s: summary has %d bytes, limit is %d", path, len(summary), MaxSummary)
+	}
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return fmt.Errorf("finish segment: %w", err)
+	}
+	err = finish(f, summary)
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err != nil {
+		return fmt.Errorf("finish segment %s: %w", path, err)
+	}
+	return nil
+}
+
+func finish(f *os.File, summary []byte) error {
+	stat, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	m, valid, err := readMeta(f, stat.Size())
+	if err != nil {
+		return err
+	}
+	end := stat.Size()
+	if valid == 2 {
+		end = int64(m.high) * PageSize
+		if err := f.Truncate(end); err != nil {
+			return err
+		}
+	}
+	body := append(make([]byte, 0, len(summary)+trailerTail), summary...)
+	body = binary.BigEndian.AppendUint32(body, uint32(len(summary)))
+	body = binary.BigEndian.AppendUint32(body, Checksum(body))
+	body = append(body, trailerMagic...)
+	if _, err := f.WriteAt(body, end); err != nil {
+		return err
+	}
+	return syscall.Fdatasync(int(f.Fd()))
+}
+
+// Summary reads what Finish wrote; ErrUnfinished when there is none, or none that verifies.
+func Summary(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("read summary: %w", err)
+	}
+	defer f.Close()
+	stat, err := f.Stat()
+	if err != nil {
+		return nil, fmt.Errorf("read summary: %w", err)
+	}
+	body, err := readTrailer(f, stat.Size())
+	if err != nil {
+		return nil, fmt.Errorf("summary of %s: %w", path, err)
+	}
+	return body, nil
+}
+
+func readTrailer(r io.ReaderAt, size int64) ([]byte, error) {
+	var tail [trailerTail]byte
+	if size < int64(trailerTail) {
+		return nil, ErrUnfinished
+	}
+	if _, err := r.ReadAt(tail[:], size-int64(trailerTail)); err != nil {
+		return nil, err
+	}
+	n := int64(binary.BigEndian.Uint32(tail[:]))
+	if string(tail[8:]) != trailerMagic || n > MaxSummary || n+int64(trailerTail) > size {
+		return nil, ErrUnfinished
+	}
+	body := make([]byte, n)
+	if _, err := r.ReadAt(body, size-int64(trailerTail)-n); err != nil {
+		return nil, err
+	}
+	if Checksum(body, tail[:4]) != binary.BigEndian.Uint32(tail[4:]) {
+		return nil, ErrUnfinished
+	}
+	return body, nil
+}

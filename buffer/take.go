@@ -1,0 +1,216 @@
+package buffer
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+
+	"go.etcd.io/bbolt"
+
+	"wardlink/buffer/segment"
+)
+
+// errEnough ends a walk over a segment.
+var errEnough = errors.New("enough")
+
+// Take gives out up to max batches that are not acknowledged, not parked and not out already: the most urgent lane first, in each the
+// oldest first. It stops early at 1 MB of frames, so its memory is bounded; fewer than max does not mean there are no more. None
+// means there are none.
+func (b *Buffer) Take(max int) ([]Batch, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed {
+		return nil, fmt.Errorf("take: %w", ErrClosed)
+	}
+	t := &taking{max: max}
+	for _, l := range b.lanes {
+		for i := 0; i < len(l.segs) && !t.full(); {
+			s := l.segs[i]
+			if err := b.takeFrom(s, t); err != nil {
+				if errors.Is(err, segment.ErrClosed) {
+					i++ // its Append has failed and reads the file again; the next Take finds what there is
+					continue
+				}
+				if transient(err) {
+					return t.out, fmt.Errorf("take: %w", err)
+				}
+				b.aside(s, err) // and so the next one is at i
+				continue
+			}
+			i++
+		}
+	}
+	return t.out, nil
+}
+
+type taking struct {
+	out   []Batch
+	max   int
+	bytes int
+}
+
+func (t *taking) full() bool { return len(t.out) >= t.max || t.bytes >= takeBytes }
+
+// takeFrom takes what one segment has: first what was given back, then from where the last Take stopped.
+func (b *Buffer) takeFrom(s *seg, t *taking) error {
+	if s.waiting == 0 || len(s.released.spans) == 0 && s.at > s.last {
+		return nil
+	}
+	err := b.read(s, func(tx *bbolt.Tx) error {
+		for !t.full() && len(s.released.spans) > 0 {
+			number := s.released.spans[0].from
+			s.released.remove(number)
+			b.takeOne(tx, s, number, t)
+		}
+		return b.walk(tx, s, t)
+	})
+	b.settled(s)
+	return err
+}
+
+// walk goes from s.at to the segment's last number, and jumps over what is acknowledged instead of visiting it.
+func (b *Buffer) walk(tx *bbolt.Tx, s *seg, t *taking) error {
+	batches := tx.Bucket([]byte(bucketBatches))
+	if batches == nil {
+		return fmt.Errorf("%w: no batches bucket", segment.ErrDamaged)
+	}
+	acks := b.lanes[s.header.lane].acks[s.header.epoch]
+	c := batches.Cursor()
+	k, _ := c.Seek(numberKey(s.at))
+	for !t.full() {
+		// A commit that is flushed but not yet counted is beyond s.last: its turn comes when Append has returned.
+		if k == nil || len(k) != 8 || beUint64(k) > s.last {
+			s.at = s.last + 1
+			return nil
+		}
+		number := beUint64(k)
+		s.at = number + 1
+		if to, in := acks.end(number); in {
+			if to >= s.last {
+				s.at = s.last + 1
+				return nil
+			}
+			s.at = to + 1
+			k, _ = c.Seek(numberKey(s.at))
+			continue
+		}
+		if _, held := b.parked[s.id(number)]; !held && !s.taken.has(number) && !s.released.has(number) && !s.gone.has(number) {
+			b.takeOne(tx, s, number, t)
+		}
+		k, _ = c.Next()
+	}
+	return nil
+}
+
+// takeOne reads one batch; one that does not verify is counted as gone and costs its neighbours nothing.
+func (b *Buffer) takeOne(tx *bbolt.Tx, s *seg, number uint64, t *taking) {
+	batch, err := readBatch(tx, s.header, number)
+	if err == nil {
+		err = b.c.Verify(batch.Frame)
+	}
+	if err != nil {
+		s.gone.add(number)
+		s.waiting--
+		b.lanes[s.header.lane].lost++
+		b.c.Log.Error("a batch on disk does not verify and is not sent; its file will be kept", "path", s.path, "batch", s.id(number).String(), "error", err)
+		return
+	}
+	s.taken.add(number)
+	t.out = append(t.out, batch)
+	t.bytes += len(batch.Frame)
+}
+
+// readBatch copies a batch out of the file.
+func readBatch(tx *bbolt.Tx, h header, number uint64) (Batch, error) {
+	key := numberKey(number)
+	bucket := tx.Bucket([]byte(bucketBatches)).Bucket(key)
+	if bucket == nil {
+		return Batch{}, fmt.Errorf("batch %d is missing", number)
+	}
+	frame := bytes.Clone(bucket.Get([]byte(keyFrame)))
+	sealing, err := parseBatch(h, key, bucket.Get([]byte(keyMeta)), bucket.Get([]byte(keySeen)), frame)
+	if err != nil {
+		return Batch{}, err
+	}
+	return Batch{ID: ID{Epoch: h.epoch, Lane: h.lane, Number: number}, Sealing: sealing, Frame: frame}, nil
+}
+
+// Ack says that batches have arrived for good. Ids that Take did not give out are ignored.
+func (b *Buffer) Ack(ids ...ID) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, id := range ids {
+		s := b.out(id)
+		if s == nil {
+			continue
+		}
+		l := b.lanes[id.Lane]
+		if l.acked(id.Epoch).add(id.Number) {
+			s.waiting--
+			b.touch()
+		}
+		b.settled(s)
+	}
+}
+
+// out finds the segment of a batch that was given out (taken, given back, or parked) and takes that mark off it.
+func (b *Buffer) out(id ID) *seg {
+	if b.closed || int(id.Lane) >= len(b.lanes) {
+		return nil
+	}
+	s := b.lanes[id.Lane].find(id)
+	if s == nil {
+		return nil
+	}
+	_, held := b.parked[id]
+	delete(b.parked, id)
+	if s.taken.remove(id.Number) || s.released.remove(id.Number) || held {
+		return s
+	}
+	return nil
+}
+
+// Release gives batches back that were taken and will not be acknowledged: the next Take gives them out again, before newer ones.
+func (b *Buffer) Release(ids ...ID) {
+	b.mu.Lock()
+	any := false
+	for _, id := range ids {
+		if b.closed || int(id.Lane) >= len(b.lanes) {
+			continue
+		}
+		if s := b.lanes[id.Lane].find(id); s != nil && s.taken.remove(id.Number) {
+			s.released.add(id.Number)
+			any = true
+		}
+	}
+	b.mu.Unlock()
+	if any {
+		b.signal()
+	}
+}
+
+// Park keeps a batch that the receiver refused: Take does not give it out again, also after a restart, and its file stays. reason is
+// cut at 200 bytes.
+func (b *Buffer) Park(id ID, reason string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.out(id) == nil {
+		return
+	}
+	b.parked[id] = parked{at: b.c.Now().Unix(), reason: reason[:min(len(reason), maxReason)]}
+	b.touch()
+}
+
+// settled looks whether a segment has nothing left to send: then its time begins to run, or, when some of it did not verify, it is
+// set aside to be kept. Under mu.
+func (b *Buffer) settled(s *seg) {
+	if s.waiting > 0 || s.writing || s.since != 0 {
+		return
+	}
+	s.since = b.c.Now().Unix()
+	if len(s.gone.spans) > 0 {
+		b.aside(s, fmt.Errorf("%w: %d batches do not verify", segment.ErrDamaged, s.gone.size()))
+		return
+	}
+	b.touch()
+}
