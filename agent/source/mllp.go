@@ -1,0 +1,229 @@
+package source
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"wardlink/telemetry"
+)
+
+// Config is what an MLLP source needs. Zero durations and counts mean the defaults given.
+type Config struct {
+	ID     string         // source id, not empty
+	Listen string         // address:port; an IP address, localhost, or empty for all addresses
+	Allow  []netip.Prefix // peers that may connect; must not be empty unless Listen is a loopback address
+	Zone   *time.Location // of times that name none; nil is UTC
+	Accept Accept         // must be set
+
+	// Acknowledged, if set, is told the SHA-256 of each message once its acknowledgement was written to the socket (or at once,
+	// when the device wants none): from then on the same bytes are a new message, not a resend.
+	Acknowledged func(digest [32]byte)
+
+	Log *slog.Logger // nil discards
+
+	MaxConns     int           // connections at a time: 200
+	MaxMessage   int           // bytes of one message: telemetry.MaxMessage, which is also the most
+	IdleTimeout  time.Duration // between messages: 2 h, since monitors are set to report as rarely as once an hour
+	FrameTimeout time.Duration // from a message's first byte to its last: 30 s
+	WriteTimeout time.Duration // of one acknowledgement: 10 s
+	StopTimeout  time.Duration // for messages under way when Run is told to stop: 10 s
+	// Backoff is how long a connection is held back when the buffer is full. It doubles with each further refusal, up to 30 times
+	// itself, and starts anew once a message was accepted: 1 s.
+	Backoff time.Duration
+}
+
+// MLLP listens for HL7 v2 devices.
+type MLLP struct {
+	cfg      Config
+	listener net.Listener
+	slots    chan struct{} // one token for each open connection
+
+	received, acknowledged, notUnderstood, refused atomic.Uint64
+	failed, notAllowed, overLimit                  atomic.Uint64
+	lastReceived                                   atomic.Int64 // Unix nanoseconds
+	full                                           atomic.Int32 // refusals for want of room in a row
+
+	mu     sync.Mutex
+	warned map[string]time.Time // when a kind of warning was last logged
+}
+
+// NewMLLP checks cfg and opens the listener, so that a port in use is known at once. Devices are served once Run is called; Run
+// also closes the listener.
+func NewMLLP(cfg Config) (*MLLP, error) {
+	if cfg.ID == "" {
+		return nil, errors.New("config: sources[].id is missing; expected a name for this source, such as bed-12")
+	}
+	if cfg.Accept == nil {
+		return nil, fmt.Errorf("source %s: Accept is not set", cfg.ID)
+	}
+	if cfg.MaxMessage > telemetry.MaxMessage {
+		return nil, fmt.Errorf("source %s: MaxMessage is %d; at most %d bytes fit into a batch", cfg.ID, cfg.MaxMessage, telemetry.MaxMessage)
+	}
+	host, _, err := net.SplitHostPort(cfg.Listen)
+	if err != nil {
+		return nil, fmt.Errorf("config: sources[].listen of source %s is %q; expected address:port, such as 127.0.0.1:2575", cfg.ID, cfg.Listen)
+	}
+	if addr, err := netip.ParseAddr(host); len(cfg.Allow) == 0 && host != "localhost" && (err != nil || !addr.IsLoopback()) {
+		return nil, needAllow(cfg)
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	cfg.Log = cfg.Log.With("source", cfg.ID)
+	defaults(&cfg)
+
+	l, err := net.Listen("tcp", cfg.Listen)
+	if err != nil {
+		return nil, fmt.Errorf("config: sources[].listen of source %s: %w; choose an address of this machine and a free port", cfg.ID, err)
+	}
+	// What localhost means is up to the machine's hosts file.
+	if addr := peerAddr(l.Addr()); len(cfg.Allow) == 0 && !addr.IsLoopback() {
+		_ = l.Close() // nothing was served
+		return nil, needAllow(cfg)
+	}
+	return &MLLP{cfg: cfg, listener: l, slots: make(chan struct{}, cfg.MaxConns), warned: map[string]time.Time{}}, nil
+}
+
+func needAllow(cfg Config) error {
+	return fmt.Errorf("config: sources[].allow of source %s is empty, but it listens on %q; list the devices' networks, as in allow: [10.1.2.0/24], or listen on 127.0.0.1",
+		cfg.ID, cfg.Listen)
+}
+
+func defaults(cfg *Config) {
+	for _, d := range []struct {
+		value *time.Duration
+		usual time.Duration
+	}{
+		{&cfg.IdleTimeout, 2 * time.Hour},
+		{&cfg.FrameTimeout, 30 * time.Second},
+		{&cfg.WriteTimeout, 10 * time.Second},
+		{&cfg.StopTimeout, 10 * time.Second},
+		{&cfg.Backoff, time.Second},
+	} {
+		if *d.value <= 0 {
+			*d.value = d.usual
+		}
+	}
+	if cfg.MaxConns <= 0 {
+		cfg.MaxConns = 200
+	}
+	if cfg.MaxMessage <= 0 {
+		cfg.MaxMessage = telemetry.MaxMessage
+	}
+}
+
+// Addr is the address that devices connect to.
+func (s *MLLP) Addr() net.Addr { return s.listener.Addr() }
+
+// Stats are the counters now.
+func (s *MLLP) Stats() Stats {
+	st := Stats{
+		Connections: len(s.slots), Received: s.received.Load(), Acknowledged: s.acknowledged.Load(),
+		NotUnderstood: s.notUnderstood.Load(), Refused: s.refused.Load(), Failed: s.failed.Load(),
+		NotAllowed: s.notAllowed.Load(), OverLimit: s.overLimit.Load(),
+	}
+	if ns := s.lastReceived.Load(); ns != 0 {
+		st.LastReceived = time.Unix(0, ns)
+	}
+	return st
+}
+
+// Run serves devices until ctx ends, then finishes the messages under way, for at most StopTimeout, and returns nil. Messages that
+// were not wholly read are left unacknowledged. Run is called once.
+func (s *MLLP) Run(ctx context.Context) error {
+	var open sync.WaitGroup
+	defer open.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(ctx, func() { _ = s.listener.Close() })() // Accept returns with net.ErrClosed
+	defer s.listener.Close()
+
+	for pause := time.Duration(0); ; {
+		c, err := s.listener.Accept()
+		switch {
+		case err == nil:
+			pause = 0
+		case ctx.Err() != nil:
+			return nil
+		case errors.Is(err, net.ErrClosed):
+			return fmt.Errorf("source %s: %w", s.cfg.ID, err)
+		default: // too many open files, or a peer that went away: both pass
+			pause = min(max(2*pause, 5*time.Millisecond), time.Second)
+			s.warn("accept", "Cannot take a device's connection", "error", err)
+			wait(ctx, pause)
+			continue
+		}
+		if !s.allowed(c.RemoteAddr()) {
+			s.notAllowed.Add(1)
+			s.warn("peer", "Closed a connection from an address that sources[].allow does not list", "peer", c.RemoteAddr())
+			_ = c.Close() // nothing was read or written
+			continue
+		}
+		select {
+		case s.slots <- struct{}{}:
+		default:
+			s.overLimit.Add(1)
+			s.warn("limit", "Closed a device's connection beyond the limit", "peer", c.RemoteAddr(), "limit", s.cfg.MaxConns)
+			_ = c.Close() // nothing was read or written
+			continue
+		}
+		open.Go(func() {
+			defer func() { <-s.slots }()
+			newConn(s, c).serve(ctx)
+		})
+	}
+}
+
+// allowed tells whether a peer is on the allow list. Without a list the listener is on loopback, which others cannot reach.
+func (s *MLLP) allowed(peer net.Addr) bool {
+	addr := peerAddr(peer)
+	if len(s.cfg.Allow) == 0 {
+		return addr.IsLoopback()
+	}
+	for _, p := range s.cfg.Allow {
+		if p.Contains(addr) {
+			return true
+		}
+	}
+	return false
+}
+
+// peerAddr is an address as allow lists are written: an IPv4 peer of an IPv6 socket is an IPv4 address, and zones do not count.
+func peerAddr(a net.Addr) netip.Addr {
+	if tcp, ok := a.(*net.TCPAddr); ok {
+		return tcp.AddrPort().Addr().Unmap().WithZone("")
+	}
+	return netip.Addr{}
+}
+
+// warn logs a kind of warning at most once a minute: a port scan must not fill the disk that samples need. The counters tell how
+// often it happened.
+func (s *MLLP) warn(kind, message string, attrs ...any) {
+	s.mu.Lock()
+	now := time.Now()
+	last, before := s.warned[kind]
+	if before && now.Sub(last) < time.Minute {
+		s.mu.Unlock()
+		return
+	}
+	s.warned[kind] = now
+	s.mu.Unlock()
+	s.cfg.Log.Warn(message, attrs...)
+}
+
+// wait pauses for d, or until ctx ends.
+func wait(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+	}
+}

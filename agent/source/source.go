@@ -1,0 +1,42 @@
+// Package source is what feeds an agent: bedside devices that connect to the gateway and wait for an acknowledgement.
+//
+// The one promise: an acknowledgement is written only after Accept returned nil, that is after the message is sealed and on disk.
+// A device that gets none sends again, so whatever goes wrong here costs a repetition and never a sample.
+package source
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"wardlink/telemetry"
+)
+
+// Delivery is one message of a source as it arrived.
+type Delivery struct {
+	Source  string            // id from the configuration
+	Raw     []byte            // the message's bytes, its frame taken off
+	Message telemetry.Message // Copy and Received are for Accept to fill
+}
+
+// Accept takes a message over. It returns nil once the message is sealed and durable (fsync); only then is the device
+// acknowledged. On any error nothing is acknowledged and the connection is closed. ctx ends a while after the source was told
+// to stop, so that a message under way is finished.
+type Accept func(ctx context.Context, d Delivery) error
+
+// ErrFull is what Accept wraps when there is no room for the message: the device gets no acknowledgement, and its connection is
+// held back for a while before it is closed, so that devices that resend at once do not spin.
+var ErrFull = errors.New("buffer is full")
+
+// Stats are a source's counters since its start.
+type Stats struct {
+	Connections   int       // open now
+	Received      uint64    // whole messages read
+	Acknowledged  uint64    // messages whose acknowledgement was written, or that wanted none
+	NotUnderstood uint64    // messages that travel on with their bytes as they came, since not all of them was understood
+	Refused       uint64    // answered AR or CR: no frame, no MSH, or over-long
+	Failed        uint64    // not acknowledged because Accept failed
+	NotAllowed    uint64    // connections from addresses outside the allow list
+	OverLimit     uint64    // connections beyond MaxConns
+	LastReceived  time.Time // of the last whole message; zero before the first
+}
