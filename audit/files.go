@@ -242,3 +242,29 @@ func (d logDir) state() (s treeState, ok bool, err error) {
 	}
 	return s, true, nil
 }
+
+// Integrated is the tree that the log's writer has on disk, published or not, by the writer's own account. It is for that
+// writer and proves nothing. The error is fs.ErrNotExist when there is no log.
+func Integrated(dir string) (tlog.Tree, error) {
+	s, ok, err := logDir(dir).state()
+	if err != nil {
+		return tlog.Tree{}, err
+	}
+	if !ok {
+		return tlog.Tree{}, fmt.Errorf("%s: %w", filepath.Join(dir, treeStateFile), fs.ErrNotExist)
+	}
+	return tlog.Tree{N: int64(s.Size), Hash: tlog.Hash(s.Root)}, nil
+}
+
+// RootAt is the root that tree had when it held size leaves, by the hash tiles in dir; every tile used is authenticated against tree.
+func RootAt(dir string, tree tlog.Tree, size uint64) (tlog.Hash, error) {
+	switch {
+	case size > uint64(tree.N):
+		return tlog.Hash{}, fmt.Errorf("root of %d leaves: the log has %d", size, tree.N)
+	case size == uint64(tree.N):
+		return tree.Hash, nil
+	case size == 0:
+		return treeRoot(nil), nil
+	}
+	return tlog.TreeHash(int64(size), tlog.TileHashReader(tree, tileReader{logDir(dir)}))
+}
