@@ -76,11 +76,17 @@ func (e *Enroller) attest(ctx context.Context, keys *tpm.Keys) (*attestation, er
 	if err != nil {
 		return nil, fmt.Errorf("AK certificate: %w", err)
 	}
-	gateway, err := permanentIdentifier(leaf)
+	names, err := PermanentIdentifiers(leaf)
 	if err != nil {
 		return nil, fmt.Errorf("AK certificate: %w", err)
 	}
-	return &attestation{gateway: gateway, chain: answer.Chain}, nil
+	if len(names) != 1 {
+		return nil, fmt.Errorf("AK certificate: %d permanent identifiers; expected one", len(names))
+	}
+	if err := spiffe.ValidName(names[0]); err != nil {
+		return nil, fmt.Errorf("AK certificate: %w", err)
+	}
+	return &attestation{gateway: names[0], chain: answer.Chain}, nil
 }
 
 // post sends one JSON request of the attestation protocol.
@@ -132,8 +138,8 @@ var (
 	oidPermanentIdentifier = asn1.ObjectIdentifier{1, 3, 6, 1, 5, 5, 7, 8, 3} // RFC 4043
 )
 
-// permanentIdentifier reads the one name that an AK certificate gives its gateway.
-func permanentIdentifier(cert *x509.Certificate) (string, error) {
+// PermanentIdentifiers lists the names (RFC 4043) that an AK certificate gives its gateway; there should be one.
+func PermanentIdentifiers(cert *x509.Certificate) ([]string, error) {
 	var found []string
 	for _, ext := range cert.Extensions {
 		if !ext.Id.Equal(oidSubjectAltName) {
@@ -141,7 +147,7 @@ func permanentIdentifier(cert *x509.Certificate) (string, error) {
 		}
 		var names []asn1.RawValue
 		if rest, err := asn1.Unmarshal(ext.Value, &names); err != nil || len(rest) != 0 {
-			return "", errors.New("the subject alternative name is not DER")
+			return nil, errors.New("the subject alternative name is not DER")
 		}
 		for _, n := range names {
 			if n.Class != asn1.ClassContextSpecific || n.Tag != 0 {
@@ -159,8 +165,5 @@ func permanentIdentifier(cert *x509.Certificate) (string, error) {
 			}
 		}
 	}
-	if len(found) != 1 {
-		return "", fmt.Errorf("%d permanent identifiers; expected one", len(found))
-	}
-	return found[0], spiffe.ValidName(found[0])
+	return found, nil
 }

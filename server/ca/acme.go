@@ -1,0 +1,268 @@
+package ca
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/fxamacker/cbor/v2"
+	"github.com/google/go-tpm/tpm2"
+	"github.com/smallstep/certificates/acme"
+
+	"wardlink/audit"
+	"wardlink/enroll"
+	"wardlink/internal/spiffe"
+)
+
+// guarded is smallstep's ACME store with our decisions around it: what may be ordered, whose attestation is accepted, and what must
+// be on record before a certificate is handed out.
+type guarded struct {
+	acme.DB
+	ca       *CA
+	attested *attested
+}
+
+// refusedBy is an ACME problem: 4xx, and never repeated by clients.
+func refusedBy(kind acme.ProblemType, format string, args ...any) *acme.Error {
+	return acme.NewDetailedError(kind, format, args...)
+}
+
+// CreateOrder admits orders for one gateway name and nothing else. smallstep would answer a life out of bounds with a 500.
+func (g *guarded) CreateOrder(ctx context.Context, o *acme.Order) error {
+	if len(o.Identifiers) != 1 || o.Identifiers[0].Type != acme.PermanentIdentifier {
+		return refusedBy(acme.ErrorRejectedIdentifierType, "expected exactly one identifier of type permanent-identifier")
+	}
+	if err := spiffe.ValidName(o.Identifiers[0].Value); err != nil {
+		return refusedBy(acme.ErrorRejectedIdentifierType, "permanent-identifier: %v", err)
+	}
+	if life := o.NotAfter.Sub(o.NotBefore); life <= 0 || life > g.ca.cfg.CertLife+2*backdate || o.NotBefore.After(g.ca.cfg.Now().Add(backdate)) {
+		return refusedBy(acme.ErrorMalformedType, "validity: expected one that begins now and lasts at most %v", g.ca.cfg.CertLife)
+	}
+	return g.DB.CreateOrder(ctx, o)
+}
+
+// The lookups below name what a client asks for by number. smallstep answers one that does not exist with a 500.
+
+// GetOrder implements acme.DB.
+func (g *guarded) GetOrder(ctx context.Context, id string) (*acme.Order, error) {
+	v, err := g.DB.GetOrder(ctx, id)
+	return v, notFound(err, "order")
+}
+
+// GetAuthorization implements acme.DB.
+func (g *guarded) GetAuthorization(ctx context.Context, id string) (*acme.Authorization, error) {
+	v, err := g.DB.GetAuthorization(ctx, id)
+	return v, notFound(err, "authorization")
+}
+
+// GetChallenge implements acme.DB.
+func (g *guarded) GetChallenge(ctx context.Context, id, authorization string) (*acme.Challenge, error) {
+	v, err := g.DB.GetChallenge(ctx, id, authorization)
+	return v, notFound(err, "challenge")
+}
+
+// GetCertificate implements acme.DB.
+func (g *guarded) GetCertificate(ctx context.Context, id string) (*acme.Certificate, error) {
+	v, err := g.DB.GetCertificate(ctx, id)
+	return v, notFound(err, "certificate")
+}
+
+func notFound(err error, what string) error {
+	if err != nil && acme.IsErrNotFound(err) {
+		return refusedBy(acme.ErrorMalformedType, "there is no such %s", what)
+	}
+	return err
+}
+
+// UpdateChallenge sees each attestation after smallstep's verdict. A valid one becomes invalid unless it also passes ours.
+func (g *guarded) UpdateChallenge(ctx context.Context, ch *acme.Challenge) error {
+	if ch.Status == acme.StatusValid {
+		ek, err := g.judge(ctx, ch)
+		var refused *acme.Error
+		if errors.As(err, &refused) {
+			ch.Status, ch.ValidatedAt, ch.Error = acme.StatusInvalid, "", refused
+			g.ca.denied(ctx, audit.Event{Target: clean(ch.Value), Reason: clean(refused.Detail)})
+		} else if err != nil {
+			return err
+		} else if !g.attested.add(ch.AuthorizationID, ek) {
+			return refusedBy(acme.ErrorRateLimitedType, "too many orders are open")
+		}
+	}
+	return g.DB.UpdateChallenge(ctx, ch)
+}
+
+// judge checks an attestation that smallstep found valid: smallstep accepts SHA-1, any key type, and any name when the AK certificate
+// has none, and knows no registry.
+func (g *guarded) judge(ctx context.Context, ch *acme.Challenge) (ek [32]byte, err error) {
+	if ch.Type != acme.DEVICEATTEST01 {
+		return ek, refusedBy(acme.ErrorUnauthorizedType, "only device-attest-01 is accepted")
+	}
+	a, err := parseAttestation(ch.Payload)
+	if err != nil {
+		return ek, refusedBy(acme.ErrorBadAttestationStatementType, "%v", err)
+	}
+	names, err := enroll.PermanentIdentifiers(a.ak)
+	if err != nil || !slices.Equal(names, []string{ch.Value}) {
+		return ek, refusedBy(acme.ErrorUnauthorizedType, "the AK certificate is not for %s", ch.Value)
+	}
+	if ek, err = ekOf(a.ak); err != nil {
+		return ek, refusedBy(acme.ErrorUnauthorizedType, "%v", err)
+	}
+	return ek, g.admitted(ctx, ek, ch.Value)
+}
+
+// admitted asks the registry whether the EK is that gateway's, now.
+func (g *guarded) admitted(ctx context.Context, ek [32]byte, gateway string) error {
+	owner, err := g.ca.cfg.Registry.ByEK(ctx, ek)
+	switch {
+	case errors.Is(err, ErrUnknown), errors.Is(err, ErrNotActive):
+		return refusedBy(acme.ErrorUnauthorizedType, "the registry does not admit %s now", gateway)
+	case err != nil:
+		return fmt.Errorf("registry: %w", err)
+	case owner != gateway:
+		return refusedBy(acme.ErrorUnauthorizedType, "this TPM is not the gateway %s", gateway)
+	}
+	return nil
+}
+
+// CreateCertificate is smallstep's last step before the order shows its certificate. The certificate is signed but nobody can fetch
+// it yet: what fails here keeps it from ever leaving.
+func (g *guarded) CreateCertificate(ctx context.Context, cert *acme.Certificate) error {
+	order, err := g.DB.GetOrder(ctx, cert.OrderID)
+	if err != nil {
+		return err
+	}
+	if len(order.Identifiers) != 1 || len(order.AuthorizationIDs) != 1 {
+		return refusedBy(acme.ErrorUnauthorizedType, "the order is not for one gateway")
+	}
+	gateway := order.Identifiers[0].Value
+	ek, ok := g.attested.take(order.AuthorizationIDs[0])
+	if !ok {
+		return refusedBy(acme.ErrorUnauthorizedType, "the attestation is too old; order again")
+	}
+	if err := g.admitted(ctx, ek, gateway); err != nil {
+		return err
+	}
+	id := spiffe.ID{TrustDomain: g.ca.cfg.TrustDomain, Kind: spiffe.Gateway, Name: gateway}
+	if err := checkSVID(cert.Leaf, id); err != nil {
+		return refusedBy(acme.ErrorBadCSRType, "%v", err)
+	}
+	if err := g.ca.cfg.Registry.AddKey(ctx, Key{Gateway: gateway, SPKI: sha256.Sum256(cert.Leaf.RawSubjectPublicKeyInfo),
+		Public: cert.Leaf.RawSubjectPublicKeyInfo, Serial: Serial(cert.Leaf),
+		NotBefore: cert.Leaf.NotBefore, NotAfter: cert.Leaf.NotAfter}); err != nil {
+		return fmt.Errorf("certificate for %s is withheld, its key could not be recorded: %w", id, err)
+	}
+	if err := g.ca.issued(ctx, audit.Actor{ID: id.String()}, peerOf(ctx), id, cert.Leaf); err != nil {
+		return err
+	}
+	return g.DB.CreateCertificate(ctx, cert)
+}
+
+// attestationPayload is what judge needs of a device-attest-01 payload.
+type attestationPayload struct {
+	ak *x509.Certificate
+}
+
+var payloadDecoding = func() cbor.DecMode {
+	mode, err := cbor.DecOptions{DupMapKey: cbor.DupMapKeyEnforcedAPF, MaxArrayElements: 16, MaxMapPairs: 16, MaxNestedLevels: 4,
+		IndefLength: cbor.IndefLengthForbidden, TagsMd: cbor.TagsForbidden}.DecMode()
+	if err != nil {
+		panic(err) // the options are constant
+	}
+	return mode
+}()
+
+// parseAttestation reads a challenge's payload and checks algorithm and kind of the attested key.
+func parseAttestation(payload []byte) (*attestationPayload, error) {
+	var outer struct {
+		AttObj string `json:"attObj"`
+	}
+	if err := json.Unmarshal(payload, &outer); err != nil {
+		return nil, errors.New("payload: not JSON")
+	}
+	raw, err := base64.RawURLEncoding.DecodeString(outer.AttObj)
+	if err != nil {
+		return nil, errors.New("attObj: not base64url")
+	}
+	var object struct {
+		Format    string `cbor:"fmt"`
+		Statement struct {
+			Algorithm int64    `cbor:"alg"`
+			Chain     [][]byte `cbor:"x5c"`
+			Public    []byte   `cbor:"pubArea"`
+		} `cbor:"attStmt"`
+	}
+	if err := payloadDecoding.Unmarshal(raw, &object); err != nil {
+		return nil, errors.New("attObj: not the CBOR of an attestation")
+	}
+	if object.Format != "tpm" || len(object.Statement.Chain) == 0 {
+		return nil, errors.New("attObj: expected format tpm with an AK certificate")
+	}
+	if object.Statement.Algorithm != -257 {
+		return nil, errors.New("attObj: expected an RS256 signature")
+	}
+	public, err := tpm2.Unmarshal[tpm2.TPMTPublic](object.Statement.Public)
+	if err != nil || public.Type != tpm2.TPMAlgECC {
+		return nil, errors.New("device key: expected ECDSA P-256")
+	}
+	if ecc, err := public.Parameters.ECCDetail(); err != nil || ecc.CurveID != tpm2.TPMECCNistP256 || !public.ObjectAttributes.SignEncrypt {
+		return nil, errors.New("device key: expected ECDSA P-256")
+	}
+	ak, err := x509.ParseCertificate(object.Statement.Chain[0])
+	if err != nil {
+		return nil, errors.New("AK certificate: not DER")
+	}
+	return &attestationPayload{ak: ak}, nil
+}
+
+// attested remembers which EK stood behind an accepted attestation until its order is finalised. It lives in memory: an order that a
+// restart interrupts is refused and made again.
+type attested struct {
+	now func() time.Time
+
+	mu      sync.Mutex
+	entries map[string]attestedEK
+}
+
+type attestedEK struct {
+	ek    [32]byte
+	until time.Time
+}
+
+const (
+	maxAttested  = 4096
+	attestedLife = 5 * time.Minute
+)
+
+func (a *attested) add(authorization string, ek [32]byte) bool {
+	now := a.now()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if len(a.entries) >= maxAttested {
+		for k, e := range a.entries {
+			if now.After(e.until) {
+				delete(a.entries, k)
+			}
+		}
+	}
+	if len(a.entries) >= maxAttested {
+		return false
+	}
+	a.entries[authorization] = attestedEK{ek, now.Add(attestedLife)}
+	return true
+}
+
+func (a *attested) take(authorization string) ([32]byte, bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	e, ok := a.entries[authorization]
+	delete(a.entries, authorization)
+	return e.ek, ok && !a.now().After(e.until)
+}

@@ -1,0 +1,205 @@
+package ca
+
+import (
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"time"
+
+	"wardlink/audit"
+	"wardlink/enroll"
+	"wardlink/enroll/verify"
+	"wardlink/internal/secret"
+)
+
+const secretSize = 32
+
+// attest answers POST /attestation/attest: it judges the request and challenges the TPM. Nothing is recorded of a stranger here.
+func (c *CA) attest(w http.ResponseWriter, r *http.Request) {
+	body, ok := readBody(w, r, verify.MaxRequest)
+	if !ok {
+		return
+	}
+	request, err := verify.ParseRequest(body)
+	if err != nil {
+		c.refuse(w, r, http.StatusBadRequest, "malformed", err.Error())
+		return
+	}
+	verified, err := verify.Attestation(request, c.trust(), c.cfg.Now())
+	if err != nil {
+		c.refuse(w, r, http.StatusForbidden, "attestation", err.Error())
+		return
+	}
+	plain := make([]byte, secretSize)
+	defer secret.Bytes(plain).Wipe()
+	_, _ = rand.Read(plain) // crypto/rand never fails: it ends the program instead
+	challenge, err := verified.Seal(rand.Reader, plain)
+	if err != nil {
+		c.refuse(w, r, http.StatusForbidden, "attestation", err.Error())
+		return
+	}
+	if !c.pending.add(plain, verified) {
+		w.Header().Set("Retry-After", "30")
+		c.refuse(w, r, http.StatusTooManyRequests, "busy", "too many challenges are pending")
+		return
+	}
+	answer(w, challenge)
+}
+
+// secret answers POST /attestation/secret: whoever knows the secret is the TPM that holds EK and AK. Only now is the registry asked,
+// and only now may the TPM enter the waiting list, so that nobody fills it with keys that he does not have.
+func (c *CA) secret(w http.ResponseWriter, r *http.Request) {
+	body, ok := readBody(w, r, 4<<10)
+	if !ok {
+		return
+	}
+	var request verify.SecretRequest
+	if err := json.Unmarshal(body, &request); err != nil {
+		c.refuse(w, r, http.StatusBadRequest, "malformed", "expected {\"secret\": base64}")
+		return
+	}
+	verified, ok := c.pending.take(request.Secret)
+	secret.Bytes(request.Secret).Wipe()
+	if !ok {
+		c.refuse(w, r, http.StatusForbidden, "secret", "no challenge with this secret is pending: it was wrong, used, or older than a minute")
+		return
+	}
+	ctx, peer := r.Context(), r.RemoteAddr
+	gateway, err := c.cfg.Registry.ByEK(ctx, verified.EK)
+	switch {
+	case errors.Is(err, ErrUnknown):
+		c.wait(w, r, verified)
+		return
+	case errors.Is(err, ErrNotActive):
+		c.denied(ctx, audit.Event{Target: enroll.Fingerprint(verified.EK), Reason: "gateway is not active",
+			Detail: map[string]string{"ek_sha256": hex.EncodeToString(verified.EK[:])}})
+		reply(w, http.StatusForbidden, enroll.Problem{Type: problemPrefix + "not-active", Detail: "this gateway may not have a certificate now; ask an operator"})
+		return
+	case err != nil:
+		c.unavailable(w, "registry", err)
+		return
+	}
+	cert, err := c.certifyAK(verified, gateway)
+	if err != nil {
+		c.unavailable(w, "sign the AK certificate", err)
+		return
+	}
+	if err := c.cfg.Events(ctx, audit.Event{Type: audit.AKCertified, Time: c.cfg.Now().UnixMilli(), Actor: audit.Actor{ID: "peer"}, Peer: peer,
+		Target: gateway, Outcome: audit.Success, Detail: map[string]string{
+			"ek_sha256": hex.EncodeToString(verified.EK[:]), "chain": fmt.Sprint(verified.Chain), "ak_name": hex.EncodeToString(verified.AKName),
+			"manufacturer": verified.Manufacturer, "model": verified.Model, "version": verified.Version,
+			"serial": Serial(cert), "not_after": cert.NotAfter.UTC().Format(time.RFC3339),
+		}}); err != nil {
+		c.unavailable(w, "journal", err)
+		return
+	}
+	answer(w, verify.SecretResponse{Chain: [][]byte{cert.Raw, c.cfg.Attestation.Raw}})
+}
+
+func (c *CA) wait(w http.ResponseWriter, r *http.Request, v *verify.Verified) {
+	if err := c.cfg.Registry.Wait(r.Context(), Waiting{EK: v.EK, EKPublic: v.EKPublic, Manufacturer: v.Manufacturer, Model: v.Model,
+		Chain: v.Chain, Peer: r.RemoteAddr}); err != nil {
+		c.unavailable(w, "waiting list", err)
+		return
+	}
+	fingerprint := enroll.Fingerprint(v.EK)
+	reply(w, http.StatusForbidden, enroll.Problem{Type: enroll.WaitingProblem, Title: "waiting for approval", Fingerprint: fingerprint,
+		Detail: "an operator must run: wardlink gateway approve " + fingerprint})
+}
+
+var (
+	oidSubjectAltName      = asn1.ObjectIdentifier{2, 5, 29, 17}
+	oidExtKeyUsage         = asn1.ObjectIdentifier{2, 5, 29, 37}
+	oidAIKCertificate      = asn1.ObjectIdentifier{2, 23, 133, 8, 3} // tcg-kp-AIKCertificate
+	oidPermanentIdentifier = asn1.ObjectIdentifier{1, 3, 6, 1, 5, 5, 7, 8, 3}
+	oidManufacturer        = asn1.ObjectIdentifier{2, 23, 133, 2, 1}
+	oidModel               = asn1.ObjectIdentifier{2, 23, 133, 2, 2}
+	oidVersion             = asn1.ObjectIdentifier{2, 23, 133, 2, 3}
+)
+
+// ekPrefix begins the URI by which stock step recognises the EK in its AK certificate; our own ACME check reads it too.
+const ekPrefix = "urn:ek:sha256:"
+
+// certifyAK signs the AK certificate. The PermanentIdentifier is always there: smallstep accepts any name from a certificate without one.
+func (c *CA) certifyAK(v *verify.Verified, gateway string) (*x509.Certificate, error) {
+	san, err := akNames(v, gateway)
+	if err != nil {
+		return nil, err
+	}
+	usage, err := asn1.Marshal([]asn1.ObjectIdentifier{oidAIKCertificate})
+	if err != nil {
+		return nil, err
+	}
+	serial, err := newSerial()
+	if err != nil {
+		return nil, err
+	}
+	now := c.cfg.Now()
+	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
+		SerialNumber: serial, NotBefore: now.Add(-backdate), NotAfter: now.Add(c.cfg.AKLife),
+		KeyUsage: x509.KeyUsageDigitalSignature, BasicConstraintsValid: true,
+		ExtraExtensions: []pkix.Extension{
+			{Id: oidSubjectAltName, Critical: true, Value: san}, // critical, as the subject is empty (RFC 5280, 4.1.2.6)
+			{Id: oidExtKeyUsage, Value: usage},
+		},
+	}, c.cfg.Attestation, v.AKPublic, c.cfg.AttestationKey)
+	if err != nil {
+		return nil, err
+	}
+	return x509.ParseCertificate(der)
+}
+
+// akNames is the SubjectAltName of an AK certificate: the TPM's description, the gateway's permanent identifier, the EK's hash.
+func akNames(v *verify.Verified, gateway string) ([]byte, error) {
+	var rdns pkix.RDNSequence
+	for _, a := range []struct {
+		oid  asn1.ObjectIdentifier
+		text string
+	}{{oidManufacturer, v.Manufacturer}, {oidModel, v.Model}, {oidVersion, v.Version}} {
+		rdns = append(rdns, pkix.RelativeDistinguishedNameSET{{Type: a.oid, Value: a.text}})
+	}
+	directory, err := asn1.Marshal(rdns)
+	if err != nil {
+		return nil, err
+	}
+	identifier, err := asn1.MarshalWithParams(permanentIdentifierName{Type: oidPermanentIdentifier, Value: permanentIdentifier{gateway}}, "tag:0")
+	if err != nil {
+		return nil, err
+	}
+	uri := ekPrefix + base64.StdEncoding.EncodeToString(v.EK[:])
+	return asn1.Marshal([]asn1.RawValue{
+		{Class: asn1.ClassContextSpecific, Tag: 4, IsCompound: true, Bytes: directory},
+		{FullBytes: identifier},
+		{Class: asn1.ClassContextSpecific, Tag: 6, Bytes: []byte(uri)},
+	})
+}
+
+// permanentIdentifierName is the otherName of RFC 4043.
+type permanentIdentifierName struct {
+	Type  asn1.ObjectIdentifier
+	Value permanentIdentifier `asn1:"explicit,tag:0"`
+}
+
+type permanentIdentifier struct {
+	Identifier string `asn1:"utf8"`
+}
+
+// ekOf reads the EK hash that certifyAK put into an AK certificate.
+func ekOf(ak *x509.Certificate) ([32]byte, error) {
+	for _, uri := range ak.URIs {
+		if text, ok := strings.CutPrefix(uri.String(), ekPrefix); ok {
+			if hash, err := base64.StdEncoding.DecodeString(text); err == nil && len(hash) == 32 {
+				return [32]byte(hash), nil
+			}
+		}
+	}
+	return [32]byte{}, errors.New("the AK certificate does not name its EK")
+}

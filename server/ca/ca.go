@@ -1,0 +1,186 @@
+// Package ca is the hospital's certificate authority: an attestation CA, which certifies attestation keys of TPMs that the registry
+// knows, and behind it an embedded smallstep authority that turns each fresh attestation (ACME device-attest-01) into a gateway's
+// X.509-SVID. Nothing else of smallstep's API is served, so nothing else can make it sign.
+//
+// Who decides what: enroll/verify judges the TPM structures; the registry says which gateway an endorsement key is, asked when the
+// AK is certified, when the attestation is accepted and once more before the certificate is handed out; no certificate leaves
+// before its key is in the registry and its event in the journal.
+package ca
+
+import (
+	"context"
+	"crypto"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"strings"
+	"time"
+
+	"wardlink/audit"
+	"wardlink/enroll/verify"
+	"wardlink/internal/spiffe"
+)
+
+// Registry is what the CA asks. An adapter maps the registry's own errors to the two below.
+type Registry interface {
+	// ByEK names the gateway that owns an endorsement key (SHA-256 of its PKIX DER): ErrUnknown, ErrNotActive.
+	ByEK(ctx context.Context, ek [32]byte) (gateway string, err error)
+	// Wait puts a TPM that has proven its EK into the list for an operator to approve.
+	Wait(ctx context.Context, w Waiting) error
+	// AddKey keeps a device key and its certificate, durably.
+	AddKey(ctx context.Context, k Key) error
+}
+
+var (
+	// ErrUnknown: no gateway has this endorsement key.
+	ErrUnknown = errors.New("endorsement key is not in the registry")
+	// ErrNotActive: its gateway may not have a certificate now.
+	ErrNotActive = errors.New("gateway is not active")
+)
+
+// Waiting is a TPM that has proven its EK, which nobody has entered.
+type Waiting struct {
+	EK                  [32]byte // SHA-256 of EKPublic
+	EKPublic            []byte   // PKIX DER
+	Manufacturer, Model string   // from the EK certificate, else the TPM's own words
+	Chain               bool     // the EK certificate chains to a known maker
+	Peer                string   // ip:port
+}
+
+// Key is a gateway's device key and the certificate issued for it.
+type Key struct {
+	Gateway             string
+	SPKI                [32]byte // SHA-256 of Public
+	Public              []byte   // PKIX DER
+	Serial              string   // lower-case hex
+	NotBefore, NotAfter time.Time
+}
+
+// Config is what a CA needs. All fields without "may" are required.
+type Config struct {
+	TrustDomain    string
+	DNSNames       []string // server names and addresses under which gateways reach this server
+	Roots          []*x509.Certificate
+	Issuing        *x509.Certificate
+	IssuingKey     crypto.Signer
+	Attestation    *x509.Certificate
+	AttestationKey crypto.Signer
+	Dir            string // directory of smallstep's store
+	EKRoots        *x509.CertPool
+	// EKIntermediates and EKRoots are the TPM makers' CAs; both may be nil, then every EK must be pinned by the registry.
+	EKIntermediates *x509.CertPool
+	Registry        Registry
+	Events          func(context.Context, audit.Event) error // durable when it returns nil
+	Refused         func(peer, reason string)                // may be nil; refusals before a proven identity, to be aggregated
+	Now             func() time.Time                         // may be nil: time.Now
+	Log             *slog.Logger
+	CertLife        time.Duration // of gateways' certificates; 0 means 24 hours
+	AKLife          time.Duration // of AK certificates; 0 means 1 hour
+}
+
+// CA serves the enrolment protocols and issues certificates. It is an http.Handler for /attestation/ and /acme/.
+type CA struct {
+	cfg       Config
+	pending   *pending
+	authority *embedded
+	handler   http.Handler
+}
+
+// New opens the store and starts the embedded authority.
+func New(cfg Config) (*CA, error) {
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if cfg.Refused == nil {
+		cfg.Refused = func(string, string) {}
+	}
+	if cfg.CertLife == 0 {
+		cfg.CertLife = 24 * time.Hour
+	}
+	if cfg.AKLife == 0 {
+		cfg.AKLife = time.Hour
+	}
+	if err := check(cfg); err != nil {
+		return nil, fmt.Errorf("ca: %w", err)
+	}
+	c := &CA{cfg: cfg, pending: newPending(cfg.Now)}
+	var err error
+	if c.authority, err = openAuthority(c); err != nil {
+		return nil, fmt.Errorf("ca: %w", err)
+	}
+	c.handler = c.routes()
+	return c, nil
+}
+
+func check(cfg Config) error {
+	if err := spiffe.ValidTrustDomain(cfg.TrustDomain); err != nil {
+		return err
+	}
+	switch {
+	case len(cfg.Roots) == 0:
+		return errors.New("no root certificate")
+	case cfg.Issuing == nil || cfg.IssuingKey == nil || cfg.Attestation == nil || cfg.AttestationKey == nil:
+		return errors.New("an authority's certificate or key is missing")
+	case cfg.Registry == nil || cfg.Events == nil || cfg.Log == nil:
+		return errors.New("registry, events and log are required")
+	case cfg.Dir == "" || len(cfg.DNSNames) == 0:
+		return errors.New("no directory for the store, or no server name")
+	case cfg.CertLife < time.Minute || cfg.AKLife < time.Second:
+		return fmt.Errorf("lives %v and %v: expected at least a minute for certificates, a second for AK certificates", cfg.CertLife, cfg.AKLife)
+	}
+	if !samePublic(cfg.Issuing, cfg.IssuingKey) || !samePublic(cfg.Attestation, cfg.AttestationKey) {
+		return errors.New("an authority's key is not its certificate's")
+	}
+	if cfg.Attestation.CheckSignatureFrom(cfg.Attestation) != nil {
+		return errors.New("the attestation CA must be its own root")
+	}
+	return nil
+}
+
+func samePublic(cert *x509.Certificate, key crypto.Signer) bool {
+	public, ok := key.Public().(interface{ Equal(crypto.PublicKey) bool })
+	return ok && public.Equal(cert.PublicKey)
+}
+
+// Close closes the store. Requests must have ended.
+func (c *CA) Close() error { return c.authority.close() }
+
+// ServeHTTP implements http.Handler.
+func (c *CA) ServeHTTP(w http.ResponseWriter, r *http.Request) { c.handler.ServeHTTP(w, r) }
+
+// Issue signs t for the API and journals the act before the certificate is returned, leaf first. who and peer are the operator's.
+func (c *CA) Issue(ctx context.Context, who audit.Actor, peer string, t Template) ([]*x509.Certificate, error) {
+	cert, err := NewCertificate(c.cfg.Issuing, c.cfg.IssuingKey, t, c.cfg.Now())
+	if err != nil {
+		return nil, err
+	}
+	if err := c.issued(ctx, who, peer, t.ID, cert); err != nil {
+		return nil, err
+	}
+	return []*x509.Certificate{cert, c.cfg.Issuing}, nil
+}
+
+// issued journals that a certificate is about to be handed out.
+func (c *CA) issued(ctx context.Context, who audit.Actor, peer string, id spiffe.ID, cert *x509.Certificate) error {
+	spki := sha256.Sum256(cert.RawSubjectPublicKeyInfo)
+	err := c.cfg.Events(ctx, audit.Event{Type: audit.CertIssued, Time: c.cfg.Now().UnixMilli(), Actor: who, Peer: peer,
+		Target: id.String(), Outcome: audit.Success, Detail: map[string]string{
+			"serial": Serial(cert), "spki_sha256": hex.EncodeToString(spki[:]),
+			"not_before": cert.NotBefore.UTC().Format(time.RFC3339), "not_after": cert.NotAfter.UTC().Format(time.RFC3339),
+		}})
+	if err != nil {
+		return fmt.Errorf("certificate for %s is withheld, its event could not be journaled: %w", id, err)
+	}
+	return nil
+}
+
+// Serial is a certificate's serial as events, registry and journal write it: lower-case hex.
+func Serial(cert *x509.Certificate) string { return strings.ToLower(cert.SerialNumber.Text(16)) }
+
+func (c *CA) trust() verify.Trust {
+	return verify.Trust{Roots: c.cfg.EKRoots, Intermediates: c.cfg.EKIntermediates}
+}

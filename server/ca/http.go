@@ -1,0 +1,139 @@
+package ca
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"net/http"
+	"runtime/debug"
+	"strings"
+	"time"
+
+	"wardlink/audit"
+	"wardlink/enroll"
+)
+
+// Bounds of what this handler does at a time and takes in.
+const (
+	maxBody        = 64 << 10 // of an ACME request; an attestation has 3 to 6 KB
+	maxConcurrent  = 64
+	requestTimeout = 30 * time.Second
+	problemPrefix  = "urn:wardlink:"
+)
+
+// routes serves the two protocols and nothing else.
+func (c *CA) routes() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("POST /attestation/attest", c.attest)
+	mux.HandleFunc("POST /attestation/secret", c.secret)
+	mux.Handle("/acme/", c.authority)
+	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
+		reply(w, http.StatusNotFound, enroll.Problem{Type: problemPrefix + "not-found", Detail: "expected /attestation/attest, /attestation/secret or /acme/attest/directory"})
+	})
+	slots := make(chan struct{}, maxConcurrent)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		defer c.recover(w, r)
+		ctx, cancel := context.WithTimeout(r.Context(), requestTimeout)
+		defer cancel()
+		select {
+		case slots <- struct{}{}:
+			defer func() { <-slots }()
+		default:
+			w.Header().Set("Retry-After", "5")
+			c.refuse(w, r, http.StatusServiceUnavailable, "busy", "too many requests at a time")
+			return
+		}
+		r = r.WithContext(context.WithValue(ctx, peerKey{}, r.RemoteAddr))
+		r.Body = http.MaxBytesReader(w, r.Body, maxBody)
+		mux.ServeHTTP(w, r)
+	})
+}
+
+// recover turns a panic into an answer: one request's fault must not close the connection of another.
+func (c *CA) recover(w http.ResponseWriter, r *http.Request) {
+	if p := recover(); p != nil {
+		if p == http.ErrAbortHandler {
+			panic(p)
+		}
+		c.cfg.Log.Error("panic while answering", "path", r.URL.Path, "panic", p, "stack", string(debug.Stack()))
+		reply(w, http.StatusInternalServerError, enroll.Problem{Type: problemPrefix + "internal", Detail: "this is a fault of the server"})
+	}
+}
+
+type peerKey struct{}
+
+// peerOf is the requester's ip:port, which smallstep's database hooks get only through the context.
+func peerOf(ctx context.Context) string {
+	peer, _ := ctx.Value(peerKey{}).(string)
+	return peer
+}
+
+// readBody reads a bounded body; false when it has answered already.
+func readBody(w http.ResponseWriter, r *http.Request, limit int64) ([]byte, bool) {
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, limit))
+	if err == nil {
+		return body, true
+	}
+	status, detail := http.StatusBadRequest, "the body could not be read"
+	var tooLong *http.MaxBytesError
+	if errors.As(err, &tooLong) {
+		status, detail = http.StatusRequestEntityTooLarge, "the body is too long"
+	}
+	reply(w, status, enroll.Problem{Type: problemPrefix + "malformed", Detail: detail})
+	return nil, false
+}
+
+// refuse answers a stranger and counts the refusal. Details of the verdict help an honest operator and tell an attacker nothing
+// that the source does not.
+func (c *CA) refuse(w http.ResponseWriter, r *http.Request, status int, kind, detail string) {
+	c.cfg.Refused(r.RemoteAddr, "enrolment: "+kind)
+	c.cfg.Log.Info("enrolment refused", "peer", r.RemoteAddr, "kind", kind, "detail", detail)
+	reply(w, status, enroll.Problem{Type: problemPrefix + kind, Detail: clean(detail)})
+}
+
+// denied journals the refusal of a proven TPM. The refusal stands whether or not that works.
+func (c *CA) denied(ctx context.Context, e audit.Event) {
+	e.Type, e.Time, e.Actor, e.Peer, e.Outcome = audit.Refused, c.cfg.Now().UnixMilli(), audit.Actor{ID: "peer"}, peerOf(ctx), audit.Denied
+	if err := c.cfg.Events(ctx, e); err != nil {
+		c.cfg.Log.Error("a refusal could not be journaled", "target", e.Target, "error", err)
+	}
+}
+
+// unavailable answers for a fault of our own. Its cause is for the log, not for the peer.
+func (c *CA) unavailable(w http.ResponseWriter, what string, err error) {
+	c.cfg.Log.Error("enrolment failed", "at", what, "error", err)
+	w.Header().Set("Retry-After", "10")
+	reply(w, http.StatusServiceUnavailable, enroll.Problem{Type: problemPrefix + "unavailable", Detail: "the server cannot do this now: " + what})
+}
+
+func reply(w http.ResponseWriter, status int, p enroll.Problem) {
+	p.Status = status
+	body, err := json.Marshal(p)
+	if err != nil { // a Problem holds strings and a number
+		panic(err)
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(status)
+	_, _ = w.Write(body)
+}
+
+func answer(w http.ResponseWriter, v any) {
+	body, err := json.Marshal(v)
+	if err != nil { // only our own byte slices
+		panic(err)
+	}
+	w.Header().Set("Content-Type", "application/json")
+	_, _ = w.Write(body)
+}
+
+// clean keeps a detail short and on one line: parts of it were the peer's words.
+func clean(s string) string {
+	s = strings.Map(func(r rune) rune {
+		if r < 0x20 || r >= 0x7f {
+			return '?'
+		}
+		return r
+	}, s)
+	return s[:min(len(s), 300)]
+}
