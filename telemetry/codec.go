@@ -53,7 +53,7 @@ func Decode(data []byte) (Batch, error) {
 		return Batch{}, fmt.Errorf("decode batch: %w", err)
 	}
 	var w wireBatch
-	if err := decoding.Unmarshal(cborBytes, &w); err != nil {
+	if err := unmarshal(cborBytes, &w); err != nil {
 		return Batch{}, fmt.Errorf("decode batch: %w", err)
 	}
 	b, err := w.batch()

@@ -350,17 +350,29 @@ func TestPackChoosesTheSmaller(t *testing.T) {
 	}
 }
 
-// A decoder that errs must not quote what it read: errors end up in logs.
+// Errors end up in logs: neither a hostile sealer's bytes nor a value may be quoted in them.
 func TestErrorsHoldNoValues(t *testing.T) {
 	w := valid()
-	w.Series[0].CodeName = "SECRETNAME"
-	w.Series[0].Value = []string{"SECRETVALUE", "x"}
-	_, err := Decode(packed(t, w))
-	b := vitals(1, 2)
-	b.Messages[0].Observations[0].Value = "SECRETVALUE"
-	b.Messages[0].Observations[1].Index = 0
-	_, err2 := Encode(b)
-	if err == nil || err2 == nil || strings.Contains(err.Error()+err2.Error(), "SECRET") {
-		t.Errorf("errors: %v, %v", err, err2)
+	w.Series[0].CodeName = "SECRET"
+	w.Series[0].Value = []string{"SECRET", "x"}
+	repeated := []byte("\x00\xa2\x66SECRET\x01\x66SECRET\x01")
+	b := valid()
+	for name, data := range map[string][]byte{
+		"columns":  packed(t, w),
+		"repeated": repeated,
+		"type":     packed(t, map[int]any{1: "SECRET"}),
+		"overflow": packed(t, map[int]any{1: 1, 2: b.Boot, 3: b.Contexts, 4: map[int]any{1: b.Messages.Digests, 2: []uint64{54321543215432}}}),
+		"key":      packed(t, map[any]any{1: 1, "SECRET": 1}),
+	} {
+		_, err := Decode(data)
+		if err == nil || strings.Contains(err.Error(), "SECRET") || strings.Contains(err.Error(), "54321") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	batch := vitals(1, 2)
+	batch.Messages[0].Observations[0].Value = "SECRET"
+	batch.Messages[0].Observations[1].Index = 0
+	if _, err := Encode(batch); err == nil || strings.Contains(err.Error(), "SECRET") {
+		t.Errorf("encode: %v", err)
 	}
 }

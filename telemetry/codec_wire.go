@@ -1,6 +1,7 @@
 package telemetry
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/fxamacker/cbor/v2"
@@ -125,4 +126,19 @@ func newDecoding() cbor.DecMode {
 		panic(fmt.Sprintf("telemetry: CBOR decoding options: %v", err))
 	}
 	return mode
+}
+
+// unmarshal reads CBOR into v. The library's own errors can quote what they met (a repeated key, a number); ours end up in logs and
+// say only where and of what type it was.
+func unmarshal(data []byte, v any) error {
+	err := decoding.Unmarshal(data, v)
+	var twice *cbor.DupMapKeyError
+	var mistyped *cbor.UnmarshalTypeError
+	switch {
+	case errors.As(err, &twice):
+		return errors.New("cbor: a map has a key twice")
+	case errors.As(err, &mistyped):
+		return fmt.Errorf("cbor: %s of type %s cannot be this %s", mistyped.StructFieldName, mistyped.GoType, mistyped.CBORType)
+	}
+	return err
 }

@@ -49,7 +49,7 @@ func DecodeRefusal(data []byte) (Refusal, error) {
 	if len(data) > MaxDocument {
 		return r, fmt.Errorf("decode refusal: %d bytes, at most %d", len(data), MaxDocument)
 	}
-	if err := decoding.Unmarshal(data, &w); err != nil {
+	if err := unmarshal(data, &w); err != nil {
 		return r, fmt.Errorf("decode refusal: %w", err)
 	}
 	if len(w.Epoch) != len(r.Epoch) {

@@ -90,6 +90,10 @@ func decodeExact(data []byte, v any) error {
 		return fmt.Errorf("%d bytes, at most %d", len(data), telemetry.MaxDocument)
 	}
 	if err := decoding.Unmarshal(data, v); err != nil {
+		var twice *cbor.DupMapKeyError
+		if errors.As(err, &twice) { // its text would carry the sender's bytes into a log
+			return errors.New("cbor: a map has a key twice")
+		}
 		return err
 	}
 	again, err := encoding.Marshal(v)

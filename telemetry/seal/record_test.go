@@ -204,6 +204,16 @@ func TestParseRecordIsStrict(t *testing.T) {
 	}
 }
 
+func TestErrorsQuoteNoBytes(t *testing.T) {
+	for _, data := range []string{"\xa2\x64EVIL\x01\x64EVIL\x01", "\xa1\x64EVIL\x01", "\xa1\x01\x64EVIL"} {
+		_, err := ParseRecord([]byte(data))
+		_, err2 := ParseSigned([]byte(data))
+		if err == nil || err2 == nil || strings.Contains(err.Error()+err2.Error(), "EVIL") {
+			t.Errorf("%q: %v, %v", data, err, err2)
+		}
+	}
+}
+
 func TestParseSignedIsStrict(t *testing.T) {
 	record := newHospital(t).period.Record()
 	for name, w := range map[string]wireSigned{
