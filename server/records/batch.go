@@ -1,0 +1,316 @@
+package records
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"time"
+
+	"wardlink/audit"
+	"wardlink/server/journal"
+	"wardlink/server/sqldb"
+	"wardlink/telemetry"
+	"wardlink/telemetry/seal"
+)
+
+// States of a batch; see sqlite_0001.sql.
+const (
+	statePending = 0
+	stateOpening = 1
+	stateStored  = 2
+	stateDead    = 3
+)
+
+// work is one batch on its way from its frame to a settled state.
+type work struct {
+	gateway  string
+	epoch    telemetry.Epoch
+	lane     telemetry.Lane
+	number   uint64
+	stream   int64
+	hash     [32]byte
+	received int64
+	frame    []byte
+	attempts int  // including the one under way
+	counted  bool // the attempt under way is counted in the database
+	again    bool // it was being opened when a former life ended: it is opened alone, so that it can harm only itself
+}
+
+// failure is what an attempt failed with. Its text is one of a few constants: what opening and decoding say could quote what was
+// sealed, and reasons go to the log and the audit trail.
+type failure struct {
+	reason string
+	final  bool // no further attempt can succeed
+}
+
+func (f *failure) Error() string { return f.reason }
+
+// unavailable wraps an error of the database while a batch was opened: not the batch's fault.
+type unavailable struct{ error }
+
+func (u *unavailable) Unwrap() error { return u.error }
+
+// intake enters the publishes and sealing records among entries, in one transaction, and gives the batches that are to be opened
+// now, their attempts counted.
+func (r *Records) intake(ctx context.Context, entries []journal.Entry) (todo []*work, err error) {
+	err = r.write(ctx, func(tx *sql.Tx) error {
+		todo = nil
+		ours := make(map[[32]byte]bool) // a batch published twice within entries is not one left by a crash
+		for i := range entries {
+			e := &entries[i]
+			switch e.Kind {
+			case journal.KindSealing:
+				if err := r.takeSealing(ctx, tx, e); err != nil {
+					return err
+				}
+			case journal.KindPublish:
+				w, err := r.takePublish(tx, e, ours)
+				if err != nil {
+					return err
+				}
+				if w != nil {
+					todo = append(todo, w)
+				}
+			}
+		}
+		return nil
+	})
+	if err == nil && len(todo) > 0 {
+		r.behind.Store(todo[0].received)
+	}
+	return todo, err
+}
+
+// takePublish enters one batch. It gives nil for one that is settled or pending already.
+func (r *Records) takePublish(tx *sql.Tx, e *journal.Entry, ours map[[32]byte]bool) (*work, error) {
+	row, err := audit.DecodeRow(e.Head)
+	if err != nil {
+		r.log.Error("journal entry is not a publish; restore the journal from its backup", "seq", e.Seq)
+		return nil, nil
+	}
+	w := &work{
+		gateway: row.Gateway, epoch: row.Epoch, lane: telemetry.Lane(row.Lane), number: row.Number,
+		hash: row.Frame, received: row.Received, frame: e.Blob, attempts: 1, counted: true,
+	}
+	if w.stream, err = r.in.stream(tx, streamKey{w.gateway, w.epoch, w.lane}); err != nil {
+		return nil, err
+	}
+	sealing := []byte{}
+	if h, err := seal.CheckFrame(w.frame); err == nil {
+		sealing = h.Sealing[:]
+	}
+	res, err := r.in.exec(tx, insertBatch, w.stream, int64(w.number), w.hash[:], sealing, int64(e.Seq), w.received, stateOpening, w.attempts)
+	if err != nil {
+		return nil, err
+	}
+	if n, err := res.RowsAffected(); err != nil {
+		return nil, err
+	} else if n > 0 {
+		ours[w.key()] = true
+		return w, nil
+	}
+	return r.takeAgain(tx, e, w, ours)
+}
+
+// takeAgain is for a batch whose number is known.
+func (r *Records) takeAgain(tx *sql.Tx, e *journal.Entry, w *work, ours map[[32]byte]bool) (*work, error) {
+	var hash []byte
+	var state, attempts int
+	if err := r.in.row(tx, findBatch, w.stream, int64(w.number)).Scan(&hash, &state, &attempts); err != nil {
+		return nil, err
+	}
+	if [32]byte(hash) != w.hash {
+		_, err := tx.Exec(`INSERT INTO batch_conflicts (stream, number, frame, seq, received) VALUES ($1, $2, $3, $4, $5)
+			ON CONFLICT (stream, number, frame) DO NOTHING`, w.stream, int64(w.number), w.hash[:], int64(e.Seq), w.received)
+		r.log.Warn("two frames under one batch number; the first stands", "gateway", w.gateway, "batch", w.id().String())
+		return nil, err
+	}
+	if state != stateOpening || ours[w.key()] {
+		return nil, nil
+	}
+	w.again, w.counted, w.attempts = true, false, attempts
+	return w, nil
+}
+
+func (w *work) id() telemetry.BatchID {
+	return telemetry.BatchID{Epoch: w.epoch, Lane: w.lane, Number: w.number}
+}
+
+// key tells batches apart within one pass.
+func (w *work) key() [32]byte {
+	return [32]byte(textHash(w.gateway, w.id().String()))
+}
+
+// settleAll brings every batch to stored, pending or dead. An error is the database's or the journal's and leaves some of them
+// opening; the caller comes again with the same entries and meets those as batches to be opened alone.
+func (r *Records) settleAll(ctx context.Context, todo []*work) (err error) {
+	defer func() {
+		if err != nil {
+			r.uncount(ctx, todo)
+		}
+	}()
+	var group []*opened
+	rows := 0
+	flush := func() error {
+		defer func() { group, rows = nil, 0 }()
+		return r.settleGroup(ctx, group)
+	}
+	for _, w := range todo {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if w.again {
+			if err := r.settleAlone(ctx, w); err != nil {
+				return err
+			}
+			continue
+		}
+		o := r.open(ctx, w)
+		group = append(group, o)
+		if rows += o.rows(); rows >= groupRows || len(group) >= readEntries {
+			if err := flush(); err != nil {
+				return err
+			}
+		}
+	}
+	return flush()
+}
+
+// settleGroup settles many batches in one transaction. Should it fail for a reason that is not the machine's, one of them is to
+// blame, and each is settled in its own.
+func (r *Records) settleGroup(ctx context.Context, group []*opened) error {
+	if len(group) == 0 {
+		return nil
+	}
+	err := r.commit(ctx, group)
+	if err == nil || external(ctx, err) {
+		return err
+	}
+	r.log.Warn("a group of batches could not be stored; trying each alone", "batches", len(group))
+	for _, o := range group {
+		if err := r.settleOpened(ctx, o); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// external tells failures of the machine, and the end of ctx, from those of a batch.
+func external(ctx context.Context, err error) bool {
+	var u *unavailable
+	return ctx.Err() != nil || sqldb.Environment(err) || errors.As(err, &u)
+}
+
+// settleAlone opens one batch by itself, counting the attempt first.
+func (r *Records) settleAlone(ctx context.Context, w *work) error {
+	if w.attempts >= maxAttempts {
+		return r.commit(ctx, []*opened{{work: w, err: &failure{reason: "the server stopped each time it opened the batch", final: true}}})
+	}
+	w.attempts++
+	if err := r.write(ctx, func(tx *sql.Tx) error {
+		_, err := tx.Exec("UPDATE batches SET state = $1, attempts = $2 WHERE stream = $3 AND number = $4",
+			stateOpening, w.attempts, w.stream, int64(w.number))
+		return err
+	}); err != nil {
+		return err
+	}
+	w.counted = true
+	return r.settleOpened(ctx, r.open(ctx, w))
+}
+
+// settleOpened commits one batch; if that fails for a reason that is not the machine's, the attempt has failed.
+func (r *Records) settleOpened(ctx context.Context, o *opened) error {
+	one := []*opened{o}
+	err := r.commit(ctx, one)
+	if err == nil || external(ctx, err) {
+		return err
+	}
+	o.err, o.batch = &failure{reason: "its observations cannot be stored"}, telemetry.Batch{}
+	return r.commit(ctx, one)
+}
+
+// uncount takes back the attempts of batches that the machine, or the end of ctx, kept from being settled: neither a full disk nor
+// a restart makes batches dead. It is best effort: when even that cannot be written the attempts stay counted.
+func (r *Records) uncount(ctx context.Context, todo []*work) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
+	if err := r.write(ctx, func(tx *sql.Tx) error {
+		for _, w := range todo {
+			if !w.counted {
+				continue
+			}
+			if _, err := tx.Exec("UPDATE batches SET attempts = MAX(attempts - 1, 0) WHERE stream = $1 AND number = $2 AND state = $3",
+				w.stream, int64(w.number), stateOpening); err != nil {
+				return err
+			}
+		}
+		return nil
+	}); err != nil {
+		r.log.Warn("attempts of batches stay counted", "batches", len(todo), "error", err)
+	}
+}
+
+// retry looks at what is pending.
+func (r *Records) retry(ctx context.Context) error {
+	if err := r.retrySealings(ctx); err != nil {
+		return err
+	}
+	todo, err := r.due(ctx)
+	if err != nil {
+		return err
+	}
+	if len(todo) == 0 {
+		return nil
+	}
+	for _, w := range todo {
+		w.again = true
+	}
+	if err := r.settleAll(ctx, todo); err != nil {
+		return err
+	}
+	return r.outbox.Flush(ctx)
+}
+
+// due reads the pending batches whose time has come, with the frames that were kept for them.
+func (r *Records) due(ctx context.Context) ([]*work, error) {
+	rows, err := r.db.Query(ctx, `SELECT s.gateway, s.epoch, s.lane, b.stream, b.number, b.frame, b.received, b.attempts, f.frame
+		FROM batches b JOIN streams s ON s.id = b.stream JOIN batch_frames f ON f.stream = b.stream AND f.number = b.number
+		WHERE b.state <> 2 AND b.state = 0 AND b.due <= $1 ORDER BY b.due LIMIT $2`, r.now().UnixMilli(), retryBatches)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = rows.Close() }()
+	var todo []*work
+	for rows.Next() {
+		w := &work{}
+		var epoch, hash []byte
+		var lane int
+		var number int64
+		if err := rows.Scan(&w.gateway, &epoch, &lane, &w.stream, &number, &hash, &w.received, &w.attempts, &w.frame); err != nil {
+			return nil, err
+		}
+		w.epoch, w.lane, w.number, w.hash = telemetry.Epoch(epoch), telemetry.Lane(lane), uint64(number), [32]byte(hash)
+		todo = append(todo, w)
+	}
+	return todo, rows.Err()
+}
+
+// write is one transaction after whose failure nothing uncommitted is remembered, whatever it failed with.
+func (r *Records) write(ctx context.Context, fn func(tx *sql.Tx) error) (err error) {
+	done := false
+	defer func() {
+		if p := recover(); p != nil {
+			err = &failure{reason: "storing it panics"}
+		}
+		if !done {
+			r.in.forget()
+		}
+	}()
+	err = r.db.Write(ctx, fn)
+	done = err == nil
+	return err
+}
+
+// String names the batch in logs.
+func (w *work) String() string { return fmt.Sprintf("%s %s", w.gateway, w.id()) }

@@ -1,0 +1,245 @@
+package records
+
+import (
+	"context"
+	"crypto/sha256"
+	"database/sql"
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"wardlink/internal/secret"
+	"wardlink/server/sqldb"
+	"wardlink/telemetry"
+)
+
+// The texts that rows share. Each is kept once and found again by a key that is a Go value, so that the usual reading costs map
+// look-ups instead of queries.
+type (
+	sourceKey struct{ gateway, source string }
+	bootKey   struct {
+		gateway string
+		boot    [16]byte
+	}
+	streamKey struct {
+		gateway string
+		epoch   telemetry.Epoch
+		lane    telemetry.Lane
+	}
+	originKey  struct{ kind, sender, processing, location, visit string }
+	subjectKey struct{ authority, id string }
+	seriesKey  struct {
+		subject      int64
+		mdc          uint32
+		system, code string
+	}
+	formKey struct{ kind, name, unit, ucum, subID, limits, device, status, flags string }
+)
+
+// maxInterned bounds each cache's keys and maxInternedSize the bytes of one; a full cache is emptied, a long key is not kept, both of
+// which cost queries and nothing else.
+const (
+	maxInterned     = 50_000
+	maxInternedSize = 1 << 10
+)
+
+// cache holds the ids of one table's rows. It may hold only what is committed: after a failed transaction all caches are emptied.
+type cache[K comparable] map[K]int64
+
+// interner finds or makes the rows that others refer to.
+type interner struct {
+	patientKey secret.Bytes
+	stmts      map[string]*sql.Stmt // by query text
+
+	streams  cache[streamKey]
+	sources  cache[sourceKey]
+	boots    cache[bootKey]
+	origins  cache[originKey]
+	subjects cache[subjectKey]
+	series   cache[seriesKey]
+	forms    cache[formKey]
+}
+
+func newInterner(key secret.Bytes) *interner {
+	in := &interner{patientKey: key, stmts: make(map[string]*sql.Stmt)}
+	in.forget()
+	return in
+}
+
+// forget empties all caches.
+func (in *interner) forget() {
+	in.streams = make(cache[streamKey])
+	in.sources = make(cache[sourceKey])
+	in.boots = make(cache[bootKey])
+	in.origins = make(cache[originKey])
+	in.subjects = make(cache[subjectKey])
+	in.series = make(cache[seriesKey])
+	in.forms = make(cache[formKey])
+}
+
+// prepare makes the statements ready, once per database.
+func (in *interner) prepare(ctx context.Context, db *sqldb.DB, queries ...string) error {
+	for _, q := range queries {
+		s, err := db.Prepare(ctx, q)
+		if err != nil {
+			return err
+		}
+		in.stmts[q] = s
+	}
+	return nil
+}
+
+// noCancel is for the statements of one transaction: the driver starts a goroutine for each statement whose context can be
+// cancelled, which costs more than the statement. Cancelling is looked at between transactions.
+var noCancel = context.Background()
+
+func (in *interner) exec(tx *sql.Tx, query string, args ...any) (sql.Result, error) {
+	return tx.StmtContext(noCancel, in.stmts[query]).ExecContext(noCancel, args...)
+}
+
+func (in *interner) row(tx *sql.Tx, query string, args ...any) *sql.Row {
+	return tx.StmtContext(noCancel, in.stmts[query]).QueryRowContext(noCancel, args...)
+}
+
+// intern gives the id of the row that find selects by its arguments, inserting it when it is not there.
+func intern[K comparable](in *interner, tx *sql.Tx, c *cache[K], key K, find string, findArgs []any, insert string, insertArgs []any) (int64, error) {
+	var id int64
+	err := in.row(tx, find, findArgs...).Scan(&id)
+	if errors.Is(err, sql.ErrNoRows) {
+		var res sql.Result
+		if res, err = in.exec(tx, insert, insertArgs...); err == nil {
+			id, err = res.LastInsertId()
+		}
+	}
+	if err != nil {
+		return 0, err
+	}
+	size := 0
+	for _, a := range insertArgs {
+		if text, ok := a.(string); ok {
+			size += len(text)
+		}
+	}
+	if size > maxInternedSize {
+		return id, nil
+	}
+	if len(*c) >= maxInterned {
+		clear(*c)
+	}
+	(*c)[key] = id
+	return id, nil
+}
+
+const (
+	findStream    = "SELECT id FROM streams WHERE gateway = $1 AND epoch = $2 AND lane = $3"
+	insertStream  = "INSERT INTO streams (gateway, epoch, lane) VALUES ($1, $2, $3)"
+	findSource    = "SELECT id FROM sources WHERE gateway = $1 AND source = $2"
+	insertSource  = "INSERT INTO sources (gateway, source) VALUES ($1, $2)"
+	findBoot      = "SELECT id FROM boots WHERE gateway = $1 AND boot = $2"
+	insertBoot    = "INSERT INTO boots (gateway, boot) VALUES ($1, $2)"
+	findOrigin    = "SELECT id FROM origins WHERE hash = $1"
+	insertOrigin  = "INSERT INTO origins (hash, type, sender, processing, location, visit) VALUES ($1, $2, $3, $4, $5, $6)"
+	findSubject   = "SELECT id FROM subjects WHERE patient = $1"
+	insertSubject = "INSERT INTO subjects (patient, system, authority, value) VALUES ($1, $2, $3, $4)"
+	findSeries    = "SELECT id FROM series WHERE subject = $1 AND mdc = $2 AND code_system = $3 AND code = $4"
+	insertSeries  = "INSERT INTO series (subject, mdc, code_system, code) VALUES ($1, $2, $3, $4)"
+	findForm      = "SELECT id FROM forms WHERE hash = $1"
+	insertForm    = "INSERT INTO forms (hash, type, code_name, unit, ucum, sub_id, limits, device, status, flags) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"
+)
+
+var internQueries = []string{
+	findStream, insertStream, findSource, insertSource, findBoot, insertBoot, findOrigin, insertOrigin,
+	findSubject, insertSubject, findSeries, insertSeries, findForm, insertForm,
+}
+
+func (in *interner) stream(tx *sql.Tx, k streamKey) (int64, error) {
+	if id, ok := in.streams[k]; ok {
+		return id, nil
+	}
+	args := []any{k.gateway, k.epoch[:], int64(k.lane)}
+	return intern(in, tx, &in.streams, k, findStream, args, insertStream, args)
+}
+
+func (in *interner) source(tx *sql.Tx, k sourceKey) (int64, error) {
+	if id, ok := in.sources[k]; ok {
+		return id, nil
+	}
+	args := []any{k.gateway, k.source}
+	return intern(in, tx, &in.sources, k, findSource, args, insertSource, args)
+}
+
+func (in *interner) boot(tx *sql.Tx, k bootKey) (int64, error) {
+	if id, ok := in.boots[k]; ok {
+		return id, nil
+	}
+	args := []any{k.gateway, k.boot[:]}
+	return intern(in, tx, &in.boots, k, findBoot, args, insertBoot, args)
+}
+
+func (in *interner) origin(tx *sql.Tx, k originKey) (int64, error) {
+	if id, ok := in.origins[k]; ok {
+		return id, nil
+	}
+	hash := textHash(k.kind, k.sender, k.processing, k.location, k.visit)
+	return intern(in, tx, &in.origins, k, findOrigin, []any{hash}, insertOrigin,
+		[]any{hash, k.kind, k.sender, k.processing, k.location, k.visit})
+}
+
+// subject is 0 for a message whose device knows no patient.
+func (in *interner) subject(tx *sql.Tx, k subjectKey) (int64, error) {
+	if k.id == "" {
+		return 0, nil
+	}
+	if id, ok := in.subjects[k]; ok {
+		return id, nil
+	}
+	system := AuthoritySystem(k.authority)
+	patient := PatientID(in.patientKey, system, k.id)
+	return intern(in, tx, &in.subjects, k, findSubject, []any{patient}, insertSubject, []any{patient, system, k.authority, k.id})
+}
+
+func (in *interner) oneSeries(tx *sql.Tx, k seriesKey) (int64, error) {
+	if id, ok := in.series[k]; ok {
+		return id, nil
+	}
+	args := []any{k.subject, int64(k.mdc), k.system, k.code}
+	return intern(in, tx, &in.series, k, findSeries, args, insertSeries, args)
+}
+
+func (in *interner) form(tx *sql.Tx, k formKey) (int64, error) {
+	if id, ok := in.forms[k]; ok {
+		return id, nil
+	}
+	hash := textHash(k.kind, k.name, k.unit, k.ucum, k.subID, k.limits, k.device, k.status, k.flags)
+	return intern(in, tx, &in.forms, k, findForm, []any{hash}, insertForm,
+		[]any{hash, k.kind, k.name, k.unit, k.ucum, k.subID, k.limits, k.device, k.status, k.flags})
+}
+
+// textHash stands for long texts in a unique index: SHA-256 over the texts, each with its length before it.
+func textHash(texts ...string) []byte {
+	h := sha256.New()
+	var length [4]byte
+	for _, t := range texts {
+		binary.BigEndian.PutUint32(length[:], uint32(len(t)))
+		h.Write(length[:])
+		h.Write([]byte(t))
+	}
+	return h.Sum(nil)
+}
+
+// messageKey is the key of one message for ever.
+func messageKey(gateway, source string, digest [32]byte, n uint32) [16]byte {
+	h := sha256.New()
+	fmt.Fprintf(h, "wardlink/message/1\x00%d:%s%d:%s", len(gateway), gateway, len(source), source)
+	h.Write(digest[:])
+	_ = binary.Write(h, binary.BigEndian, n)
+	return [16]byte(h.Sum(nil))
+}
+
+// close gives the statements back.
+func (in *interner) close() {
+	for q, s := range in.stmts {
+		_ = s.Close()
+		delete(in.stmts, q)
+	}
+}

@@ -1,0 +1,249 @@
+// Package records opens what gateways have sealed and keeps the observations by subject. It is the journal's consumer "records": it
+// reads publishes in the journal's order, verifies by the registry's history of device keys that the batch's sealing record was
+// signed by the gateway that published it, opens the batch with the records key, and stores each observation once, however often
+// its message or its batch was sent.
+//
+// A batch is pending, then opening (the attempt is counted before it opens, so that a batch that kills the process is counted
+// too), then stored or dead. Three failed attempts make it dead: its frame is kept, an event says so, nothing else waits for it.
+// The journal's cursor moves only after the commit; what is read again after a crash is recognised by (gateway, epoch, lane,
+// number) and by the message's key, and changes nothing.
+package records
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/x509"
+	"database/sql"
+	_ "embed"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync/atomic"
+	"time"
+
+	"wardlink/internal/secret"
+	"wardlink/server/journal"
+	"wardlink/server/registry"
+	"wardlink/server/sqldb"
+	"wardlink/telemetry/seal"
+)
+
+//go:embed sqlite_0001.sql
+var schema1 string
+
+// Migrations is the records' schema.
+func Migrations() []sqldb.Migration {
+	return []sqldb.Migration{{Domain: "records", Version: 1, SQL: schema1}}
+}
+
+// Consumer is the name of the records' cursor in the journal.
+const Consumer = "records"
+
+// Journal is what the records need of the journal.
+type Journal interface {
+	Read(from uint64, max int) ([]journal.Entry, error)
+	Wait(ctx context.Context, after uint64) error
+	Cursor(consumer string) uint64
+	SetCursor(consumer string, seq uint64) error
+}
+
+// Registry is what the records need of the registry: registry.ErrUnknown for a key that it does not know (yet).
+type Registry interface {
+	KeyBySPKI(ctx context.Context, spki [32]byte) (registry.Key, error)
+}
+
+// Config is what Records need. All fields but Now are required.
+type Config struct {
+	DB        *sqldb.DB     // with Migrations and sqldb.OutboxMigrations
+	Outbox    *sqldb.Outbox // of the same DB
+	Journal   Journal
+	Registry  Registry
+	Key       seal.PrivateKey // the records key
+	Pseudonym secret.Bytes    // key of PatientID, at least 16 bytes
+	Log       *slog.Logger
+	Now       func() time.Time // nil: time.Now
+}
+
+// Tuning that nobody needs to set.
+const (
+	readEntries   = 1024                   // journal entries of one pass (the journal bounds their bytes)
+	groupRows     = 20_000                 // observations of one transaction, so that other writers get their turn
+	maxAttempts   = 3                      // after which a batch is dead
+	retryInterval = time.Second            // how often pending batches and waiting sealing records are looked at
+	retryBatches  = 64                     // of one look
+	keyInterval   = 2 * time.Second        // after which a sealing record whose key is unknown is tried again
+	errorPause    = 500 * time.Millisecond // after the database or the journal failed
+)
+
+// Records is the consumer. Its exported methods are safe for concurrent use; Run is called once.
+type Records struct {
+	db       *sqldb.DB
+	outbox   *sqldb.Outbox
+	journal  Journal
+	registry Registry
+	log      *slog.Logger
+	now      func() time.Time
+
+	in      *interner
+	openers *openers
+
+	behind atomic.Int64 // Unix milliseconds at which the server received what is being settled; 0 when nothing waits
+}
+
+// New makes the consumer; Run starts it.
+func New(cfg Config) (*Records, error) {
+	if cfg.DB == nil || cfg.Outbox == nil || cfg.Journal == nil || cfg.Registry == nil || cfg.Log == nil {
+		return nil, errors.New("records: DB, Outbox, Journal, Registry and Log are required")
+	}
+	if len(cfg.Pseudonym) < 16 {
+		return nil, fmt.Errorf("records: the pseudonym key has %d bytes, expected at least 16", len(cfg.Pseudonym))
+	}
+	r := &Records{
+		db: cfg.DB, outbox: cfg.Outbox, journal: cfg.Journal, registry: cfg.Registry, log: cfg.Log, now: cfg.Now,
+		in: newInterner(cfg.Pseudonym), openers: newOpeners(cfg.Key),
+	}
+	if r.now == nil {
+		r.now = time.Now
+	}
+	return r, nil
+}
+
+// Run consumes the journal until ctx ends. Errors of the database and the journal are logged and tried again for ever: what is in
+// the journal is safe there. It returns nil when ctx ended, or an error that trying again cannot mend.
+func (r *Records) Run(ctx context.Context) error {
+	queries := append(append([]string{}, internQueries...), writeQueries...)
+	if err := r.in.prepare(ctx, r.db, queries...); err != nil {
+		return fmt.Errorf("records: %w", err)
+	}
+	defer r.in.close()
+	for err := r.recover(ctx); err != nil; err = r.recover(ctx) {
+		if !r.pause(ctx, "records cannot start", err) {
+			return nil
+		}
+	}
+	cursor := r.journal.Cursor(Consumer)
+	lastRetry := time.Time{}
+	for ctx.Err() == nil {
+		if now := r.now(); now.Sub(lastRetry) >= retryInterval || now.Before(lastRetry) {
+			lastRetry = now
+			if err := r.retry(ctx); err != nil && !r.pause(ctx, "records cannot retry", err) {
+				return nil
+			}
+		}
+		next, err := r.pass(ctx, cursor)
+		if err != nil {
+			if !r.pause(ctx, "records are held up", err) {
+				return nil
+			}
+			continue
+		}
+		if next != cursor {
+			cursor = next
+			continue
+		}
+		// Wake up for what is pending as well as for what is new.
+		wait, cancel := context.WithTimeout(ctx, retryInterval)
+		err = r.journal.Wait(wait, cursor)
+		cancel()
+		if err != nil && ctx.Err() == nil && !errors.Is(err, context.DeadlineExceeded) {
+			if !r.pause(ctx, "records cannot wait for the journal", err) {
+				return nil
+			}
+		}
+	}
+	return nil
+}
+
+// pause logs why and waits a moment; false means that ctx ended meanwhile.
+func (r *Records) pause(ctx context.Context, what string, err error) bool {
+	if ctx.Err() != nil {
+		return false
+	}
+	r.log.Error(what, "error", err)
+	t := time.NewTimer(errorPause)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+		return true
+	}
+}
+
+// recover puts back what a former life was opening singly when it died. Batches that it was opening in a group are still before
+// the cursor and are met again there.
+func (r *Records) recover(ctx context.Context) error {
+	return r.db.Write(ctx, func(tx *sql.Tx) error {
+		_, err := tx.Exec(`UPDATE batches SET state = $1, due = 0 WHERE state = $2
+			AND EXISTS (SELECT 1 FROM batch_frames f WHERE f.stream = batches.stream AND f.number = batches.number)`,
+			statePending, stateOpening)
+		return err
+	})
+}
+
+// pass settles what the journal has after cursor and gives the new cursor.
+func (r *Records) pass(ctx context.Context, cursor uint64) (uint64, error) {
+	entries, err := r.journal.Read(cursor+1, readEntries)
+	if err != nil {
+		return cursor, err
+	}
+	if len(entries) == 0 {
+		r.behind.Store(0)
+		return cursor, r.outbox.Flush(ctx)
+	}
+	work, err := r.intake(ctx, entries)
+	if err != nil {
+		return cursor, err
+	}
+	if err := r.settleAll(ctx, work); err != nil {
+		return cursor, err
+	}
+	if err := r.outbox.Flush(ctx); err != nil {
+		return cursor, err
+	}
+	last := entries[len(entries)-1].Seq
+	if err := r.journal.SetCursor(Consumer, last); err != nil {
+		return cursor, err
+	}
+	return last, nil
+}
+
+// publicKey reads a device key of the registry.
+func publicKey(der []byte) (*ecdsa.PublicKey, error) {
+	key, err := x509.ParsePKIXPublicKey(der)
+	if err != nil {
+		return nil, err
+	}
+	ec, ok := key.(*ecdsa.PublicKey)
+	if !ok {
+		return nil, errors.New("not an ECDSA key")
+	}
+	return ec, nil
+}
+
+// Stats are figures for /metrics.
+type Stats struct {
+	Batches      int64 // stored
+	Messages     int64
+	Observations int64
+	Pending      int64         // batches that wait for a sealing record or their next attempt
+	Dead         int64         // batches that failed for good; their frames are kept
+	Conflicts    int64         // second frames under one batch number
+	Lag          time.Duration // age of the oldest journaled batch that is not settled; 0 when none waits
+}
+
+// Stats reads the figures.
+func (r *Records) Stats(ctx context.Context) (s Stats, err error) {
+	err = r.db.QueryRow(ctx, `SELECT t.batches, t.messages, t.observations,
+		(SELECT COUNT(*) FROM batches WHERE state <> 2 AND state IN (0, 1)),
+		(SELECT COUNT(*) FROM batches WHERE state <> 2 AND state = 3),
+		(SELECT COUNT(*) FROM batch_conflicts)
+		FROM records_totals t`).Scan(&s.Batches, &s.Messages, &s.Observations, &s.Pending, &s.Dead, &s.Conflicts)
+	if err != nil {
+		return Stats{}, fmt.Errorf("records: %w", err)
+	}
+	if behind := r.behind.Load(); behind > 0 {
+		s.Lag = max(0, r.now().Sub(time.UnixMilli(behind)))
+	}
+	return s, nil
+}

@@ -1,0 +1,287 @@
+package records
+
+import (
+	"bytes"
+	"context"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"wardlink/audit"
+	"wardlink/telemetry"
+	"wardlink/telemetry/seal"
+)
+
+// opened is a batch after an attempt to open it: its contents, or why not.
+type opened struct {
+	*work
+	batch telemetry.Batch
+	err   error // nil, errNotYet, *failure or *unavailable
+}
+
+func (o *opened) rows() (n int) {
+	for i := range o.batch.Messages {
+		n += len(o.batch.Messages[i].Observations) + 1
+	}
+	return n
+}
+
+// open unseals and decodes one batch. Nothing that the batch holds can make it panic or end up in the error.
+func (r *Records) open(ctx context.Context, w *work) (o *opened) {
+	o = &opened{work: w}
+	defer func() {
+		if p := recover(); p != nil {
+			o.batch, o.err = telemetry.Batch{}, &failure{reason: "opening it panics"}
+		}
+	}()
+	h, err := seal.CheckFrame(w.frame)
+	switch {
+	case err != nil:
+		o.err = &failure{reason: "its frame is damaged"}
+		return o
+	case seal.FrameHash(w.frame) != w.hash || h.Epoch != w.epoch || h.Lane != w.lane || h.Number != w.number:
+		o.err = &failure{reason: "its frame is not the one that was journaled under this number"}
+		return o
+	}
+	opener, err := r.opener(ctx, sealingKey{w.gateway, h.Sealing})
+	var u *unavailable
+	switch {
+	case errors.Is(err, errNotYet):
+		o.err = r.whyNotYet(ctx, w)
+		return o
+	case errors.As(err, &u):
+		o.err = err
+		return o
+	case err != nil:
+		o.err = &failure{reason: "its sealing record does not open with this records key"}
+		return o
+	}
+	_, plain, err := opener.Open(w.frame)
+	if err != nil {
+		o.err = &failure{reason: "its seal does not open"}
+		return o
+	}
+	if o.batch, err = telemetry.Decode(plain); err != nil {
+		o.batch, o.err = telemetry.Batch{}, &failure{reason: "its contents cannot be decoded"}
+	}
+	return o
+}
+
+// whyNotYet tells a batch whose sealing record is still to come from one that can never have a valid one, since its epoch is
+// bound to another gateway. (A sealing record that is valid has bound the epoch to its gateway, and the opener holds the batch's
+// epoch to the record's.)
+func (r *Records) whyNotYet(ctx context.Context, w *work) error {
+	var owner string
+	err := r.db.QueryRow(ctx, "SELECT gateway FROM epochs WHERE epoch = $1", w.epoch[:]).Scan(&owner)
+	switch {
+	case errors.Is(err, sql.ErrNoRows), err == nil && owner == w.gateway:
+		return errNotYet
+	case err != nil:
+		return &unavailable{err}
+	}
+	return &failure{reason: "its epoch belongs to another gateway", final: true}
+}
+
+const (
+	insertBatch = `INSERT INTO batches (stream, number, frame, sealing, seq, received, state, attempts, due, reason)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 0, '') ON CONFLICT (stream, number) DO NOTHING`
+	findBatch     = "SELECT frame, state, attempts FROM batches WHERE stream = $1 AND number = $2"
+	storeBatch    = "UPDATE batches SET state = 2, attempts = $1, reason = '' WHERE stream = $2 AND number = $3 AND state <> 2"
+	dropFrame     = "DELETE FROM batch_frames WHERE stream = $1 AND number = $2"
+	insertMessage = `INSERT INTO messages (key, source, digest, copy, stream, number, boot, subject, origin, control, sent_at, time, wall, mono, journaled)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15) ON CONFLICT (key) DO NOTHING`
+	findMessage       = "SELECT id, time FROM messages WHERE key = $1"
+	insertObservation = `INSERT INTO observations (message, idx, series, form, at, value, time, marks)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT (message, idx) DO NOTHING`
+	insertLeftover = "INSERT INTO leftovers (message, raw, problems) VALUES ($1, $2, $3) ON CONFLICT (message) DO NOTHING"
+)
+
+var writeQueries = []string{insertBatch, findBatch, storeBatch, dropFrame, insertMessage, findMessage, insertObservation, insertLeftover}
+
+// commit writes what became of each batch: observations and state in one transaction.
+func (r *Records) commit(ctx context.Context, group []*opened) error {
+	for _, o := range group {
+		var u *unavailable
+		if errors.As(o.err, &u) {
+			return u
+		}
+	}
+	return r.write(ctx, func(tx *sql.Tx) error {
+		var total totals
+		for _, o := range group {
+			if err := r.settle(tx, o, &total); err != nil {
+				return err
+			}
+		}
+		if total == (totals{}) {
+			return nil
+		}
+		_, err := tx.Exec("UPDATE records_totals SET batches = batches + $1, messages = messages + $2, observations = observations + $3",
+			total.batches, total.messages, total.observations)
+		return err
+	})
+}
+
+type totals struct{ batches, messages, observations int64 }
+
+func (r *Records) settle(tx *sql.Tx, o *opened, total *totals) error {
+	if o.err == nil {
+		return r.store(tx, o, total)
+	}
+	attempts, state, reason := o.attempts, statePending, o.err.Error()
+	due := r.now().Add(time.Duration(attempts*attempts) * time.Second)
+	var f *failure
+	switch {
+	case errors.Is(o.err, errNotYet):
+		// It was not opened; it is looked at again when its sealing record has come, and every few minutes in any case.
+		attempts, due = attempts-1, r.now().Add(5*time.Minute)
+	case errors.As(o.err, &f) && f.final, attempts >= maxAttempts:
+		state = stateDead
+	}
+	if _, err := tx.Exec("UPDATE batches SET state = $1, attempts = $2, due = $3, reason = $4 WHERE stream = $5 AND number = $6",
+		state, attempts, due.UnixMilli(), reason, o.stream, int64(o.number)); err != nil {
+		return err
+	}
+	if _, err := tx.Exec("INSERT INTO batch_frames (stream, number, frame) VALUES ($1, $2, $3) ON CONFLICT (stream, number) DO NOTHING",
+		o.stream, int64(o.number), o.frame); err != nil {
+		return err
+	}
+	if state != stateDead {
+		return nil
+	}
+	r.log.Error("batch is dead; its frame is kept", "batch", o.work.String(), "reason", reason)
+	return r.outbox.Add(tx, audit.Event{
+		Type: audit.BatchDead, Actor: audit.Actor{ID: "server"}, Target: o.gateway, Outcome: audit.Failed, Reason: reason,
+		Detail: map[string]string{
+			"epoch": o.epoch.String(), "lane": o.lane.String(), "number": fmt.Sprint(o.number), "frame_sha256": fmt.Sprintf("%x", o.hash),
+		},
+	})
+}
+
+func (r *Records) store(tx *sql.Tx, o *opened, total *totals) error {
+	res, err := r.in.exec(tx, storeBatch, int64(o.attempts), o.stream, int64(o.number))
+	if err != nil {
+		return err
+	}
+	if n, err := res.RowsAffected(); err != nil || n == 0 {
+		return err // stored already
+	}
+	boot, err := r.in.boot(tx, bootKey{o.gateway, o.batch.Boot})
+	if err != nil {
+		return err
+	}
+	for i := range o.batch.Messages {
+		if err := r.storeMessage(tx, o, boot, &o.batch.Messages[i], total); err != nil {
+			return err
+		}
+	}
+	total.batches++
+	_, err = r.in.exec(tx, dropFrame, o.stream, int64(o.number))
+	return err
+}
+
+func (r *Records) storeMessage(tx *sql.Tx, o *opened, boot int64, m *telemetry.Message, total *totals) error {
+	source, err := r.in.source(tx, sourceKey{o.gateway, m.Source})
+	if err != nil {
+		return err
+	}
+	subject, err := r.in.subject(tx, subjectKey{m.Patient.Authority, m.Patient.ID})
+	if err != nil {
+		return err
+	}
+	origin, err := r.in.origin(tx, originKey{m.Type, m.Sender, m.Processing, m.Patient.Location, m.Patient.Visit})
+	if err != nil {
+		return err
+	}
+	first := m.SentAt
+	if len(m.Observations) > 0 {
+		first = m.Observations[0].Time
+	}
+	key := messageKey(o.gateway, m.Source, m.Digest, m.Copy)
+	res, err := r.in.exec(tx, insertMessage, key[:], source, m.Digest[:], int64(m.Copy), o.stream, int64(o.number), boot, subject, origin,
+		m.ControlID, m.SentAt, first, m.Received.Wall, m.Received.Mono, o.received)
+	if err != nil {
+		return err
+	}
+	n, err := res.RowsAffected()
+	if err != nil {
+		return err
+	}
+	var id int64
+	if n > 0 {
+		total.messages++
+		id, err = res.LastInsertId()
+	} else {
+		err = r.in.row(tx, findMessage, key[:]).Scan(&id, &first)
+	}
+	if err != nil {
+		return err
+	}
+	for i := range m.Observations {
+		if err := r.storeObservation(tx, id, subject, first, m, &m.Observations[i], total); err != nil {
+			return err
+		}
+	}
+	return r.storeLeftover(tx, id, m)
+}
+
+// The years that RFC 3339 and FHIR can write, as Unix milliseconds.
+const (
+	minAt = -62135596800000 // 0001-01-01
+	maxAt = 253402300799999 // the end of 9999
+)
+
+// placed is the time by which an observation is found: the device's where it could be read, else when the gateway had it.
+func placed(m *telemetry.Message, obs *telemetry.Observation) int64 {
+	at := obs.At
+	if at == 0 || at < minAt || at > maxAt {
+		at = m.Received.Wall
+	}
+	return min(max(at, minAt), maxAt)
+}
+
+func (r *Records) storeObservation(tx *sql.Tx, message, subject int64, first string, m *telemetry.Message, obs *telemetry.Observation, total *totals) error {
+	series, err := r.in.oneSeries(tx, seriesKey{subject, obs.Code.MDC, obs.Code.Sys, obs.Code.ID})
+	if err != nil {
+		return err
+	}
+	form, err := r.in.form(tx, formKey{
+		obs.Type, obs.Code.Name, obs.Unit.Sent, obs.Unit.UCUM, obs.SubID, obs.Limits, obs.Device, obs.Status, obs.Flags,
+	})
+	if err != nil {
+		return err
+	}
+	var sent any
+	if obs.Time != first {
+		sent = obs.Time
+	}
+	res, err := r.in.exec(tx, insertObservation, message, int64(obs.Index), series, form, placed(m, obs), obs.Value, sent, int64(obs.Marks))
+	if err != nil {
+		return err
+	}
+	n, err := res.RowsAffected()
+	total.observations += n
+	return err
+}
+
+func (r *Records) storeLeftover(tx *sql.Tx, message int64, m *telemetry.Message) error {
+	if len(m.Raw) == 0 && len(m.Problems) == 0 {
+		return nil
+	}
+	type problem struct {
+		Where  string `json:"where"`
+		Reason string `json:"reason"`
+	}
+	problems := make([]problem, len(m.Problems))
+	for i, p := range m.Problems {
+		problems[i] = problem(p)
+	}
+	var text bytes.Buffer
+	if err := json.NewEncoder(&text).Encode(problems); err != nil {
+		return err
+	}
+	_, err := r.in.exec(tx, insertLeftover, message, m.Raw, text.String())
+	return err
+}
