@@ -1,0 +1,288 @@
+package agent
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"wardlink/agent/source"
+	"wardlink/agent/uplink"
+	"wardlink/buffer"
+	"wardlink/enroll"
+	"wardlink/enroll/tpm"
+	"wardlink/internal/spiffe"
+	"wardlink/telemetry"
+	"wardlink/telemetry/seal"
+)
+
+// Agent is one running gateway.
+type Agent struct {
+	cfg     Config
+	kit     enroll.Kit
+	log     *slog.Logger
+	buf     *buffer.Buffer
+	intake  *intake
+	seals   *sealings
+	config  *configStore
+	sources []*source.MLLP
+	link    *uplink.Uplink
+	started time.Time
+
+	mu       sync.Mutex
+	identity *enroll.Identity
+	waiting  string // fingerprint while the hospital has not approved this gateway
+	tpmState string // what holds up the identity, for status; "" when nothing does
+}
+
+// New opens the buffer and prepares every part, so that whatever is wrong with configuration, kit or disk is said before the first
+// message is accepted. It does not touch the TPM or the network.
+func New(cfg Config, log *slog.Logger) (*Agent, error) {
+	kit, err := cfg.LoadKit()
+	if err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(cfg.State, 0o700); err != nil {
+		return nil, fmt.Errorf("state: %w; create the directory or set 'state:' in the configuration", err)
+	}
+	a := &Agent{cfg: cfg, kit: kit, log: log, started: time.Now(), tpmState: "not opened yet"}
+	if a.buf, err = openBuffer(cfg, log); err != nil {
+		return nil, err
+	}
+	if err := a.prepare(); err != nil {
+		return nil, errors.Join(err, a.buf.Close())
+	}
+	return a, nil
+}
+
+func (a *Agent) prepare() error {
+	clk, err := newClock()
+	if err != nil {
+		return err
+	}
+	var epoch telemetry.Epoch
+	rand.Read(epoch[:])
+	if a.intake, err = newIntake(a.buf, a.kit.RecordsKey, epoch, clk, a.log); err != nil {
+		return err
+	}
+	if a.seals, err = openSealings(filepath.Join(a.cfg.State, "sealings"), a.buf.Sealing); err != nil {
+		return err
+	}
+	if a.config, err = openConfigStore(filepath.Join(a.cfg.State, "config"), a.kit.ConfigKey, a.log); err != nil {
+		return err
+	}
+	for i, s := range a.cfg.Sources {
+		zone, err := s.zone()
+		if err != nil {
+			return fmt.Errorf("sources[%d]: %w", i, err)
+		}
+		allow, err := s.prefixes()
+		if err != nil {
+			return fmt.Errorf("sources[%d]: %w", i, err)
+		}
+		m, err := source.NewMLLP(source.Config{
+			ID: s.ID, Listen: s.MLLP, Allow: allow, Zone: zone,
+			Accept: a.intake.accept, Acknowledged: a.intake.acknowledged, Log: a.log.With("source", s.ID),
+		})
+		if err != nil {
+			return fmt.Errorf("sources[%d]: %w", i, err)
+		}
+		a.sources = append(a.sources, m)
+	}
+	a.intake.open = a.connections
+	a.link, err = uplink.New(uplink.Config{
+		Servers: a.kit.Servers, Server: a.serverID(), Roots: a.kit.Pool(), Identity: a.credentials,
+		Buffer: a.buf, Sealing: a.seals.get, Down: a.down, Log: a.log,
+	})
+	return err
+}
+
+// openBuffer opens the buffer, or makes it on a gateway that has none of our state yet. An enrolled gateway without its buffer has
+// lost data: that is for a person to know, not for us to paper over.
+func openBuffer(cfg Config, log *slog.Logger) (*buffer.Buffer, error) {
+	size, err := cfg.BufferCap()
+	if err != nil {
+		return nil, err
+	}
+	bc := buffer.Config{
+		Dir: filepath.Join(cfg.State, "buffer"), Lanes: laneNames(), Cap: size,
+		Verify: func(frame []byte) error { _, err := seal.CheckFrame(frame); return err },
+		Log:    log,
+	}
+	b, err := buffer.Open(bc)
+	if !errors.Is(err, buffer.ErrMissing) {
+		return b, err
+	}
+	if _, statErr := os.Stat(filepath.Join(cfg.State, "identity")); statErr == nil {
+		return nil, fmt.Errorf("%w; this gateway is enrolled, so its buffer was here: bring %s back, or remove %s to begin anew",
+			err, bc.Dir, cfg.State)
+	}
+	if err := buffer.Create(bc); err != nil {
+		return nil, err
+	}
+	return buffer.Open(bc)
+}
+
+func laneNames() []string {
+	names := make([]string, telemetry.LaneCount)
+	for l := range names {
+		names[l] = telemetry.Lane(l).String()
+	}
+	return names
+}
+
+// Run serves until ctx ends: sources stop first, what they delivered is committed, then the uplink drains for a bounded time.
+func (a *Agent) Run(ctx context.Context) error {
+	a.log.Info("agent started", "kit", a.kit.ShortFingerprint(), "trust_domain", a.kit.TrustDomain,
+		"epoch", a.intake.epoch.String(), "sources", len(a.sources))
+	intakeCtx, stopIntake := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopIntake()
+	intakeDone := make(chan error, 1)
+	go func() { intakeDone <- a.intake.run(intakeCtx) }()
+
+	g, gctx := errgroup.WithContext(ctx)
+	for _, s := range a.sources {
+		g.Go(func() error { return s.Run(gctx) })
+	}
+	g.Go(func() error { return a.link.Run(gctx) })
+	g.Go(func() error { return a.runIdentity(gctx) })
+	g.Go(func() error { return a.serveStatus(gctx) })
+	err := g.Wait()
+	stopIntake()
+	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+		err = nil
+	}
+	return errors.Join(err, <-intakeDone, a.buf.Close())
+}
+
+// runIdentity opens the TPM, enrols and renews for ever. Nothing here ends the agent: without an identity telemetry is buffered.
+func (a *Agent) runIdentity(ctx context.Context) error {
+	dev, err := a.openTPM(ctx)
+	if err != nil {
+		return nil // only when ctx ended
+	}
+	defer dev.Close()
+	client := &http.Client{
+		Timeout: 90 * time.Second, // a slow TPM signs within the handshake
+		Transport: &http.Transport{
+			TLSClientConfig:     spiffe.ServerTLS(a.kit.Pool(), a.serverID(), "http/1.1"),
+			TLSHandshakeTimeout: 60 * time.Second,
+			MaxConnsPerHost:     2,
+			IdleConnTimeout:     30 * time.Second,
+		},
+	}
+	base := "https://" + a.kit.Servers[0]
+	e, err := enroll.New(enroll.Config{
+		TPM: dev, Dir: filepath.Join(a.cfg.State, "identity"),
+		Attestation: base + "/attestation", Directory: base + "/acme/attest/directory", HTTP: client, Log: a.log,
+	})
+	if err != nil {
+		a.setTPMState(err.Error())
+		a.log.Error("identity cannot be used; telemetry is buffered", "error", err)
+		<-ctx.Done()
+		return nil
+	}
+	if err := e.Run(ctx, a.useIdentity, a.identityTrouble); err != nil && ctx.Err() == nil {
+		a.setTPMState(err.Error())
+		a.log.Error("identity ended; telemetry is buffered", "error", err)
+		<-ctx.Done()
+	}
+	return nil
+}
+
+// openTPM tries until the device is there: some appear only seconds after boot.
+func (a *Agent) openTPM(ctx context.Context) (*tpm.TPM, error) {
+	wait := time.Second
+	for {
+		dev, err := tpm.Open(ctx, a.cfg.TPM)
+		if err == nil {
+			a.setTPMState("")
+			return dev, nil
+		}
+		a.setTPMState(err.Error())
+		a.log.Error("TPM cannot be opened; telemetry is buffered", "error", err, "retry_in", wait)
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(wait):
+		}
+		wait = min(2*wait, 30*time.Second)
+	}
+}
+
+func (a *Agent) useIdentity(id *enroll.Identity) {
+	if err := a.seals.use(id.Signer()); err != nil {
+		a.log.Error("identity cannot sign", "error", err)
+		return
+	}
+	a.mu.Lock()
+	a.identity, a.waiting, a.tpmState = id, "", ""
+	a.mu.Unlock()
+	a.log.Info("enrolled", "gateway", id.Gateway, "not_after", id.NotAfter.UTC().Format(time.RFC3339))
+}
+
+// identityTrouble notes why there is no new certificate yet.
+func (a *Agent) identityTrouble(err error) {
+	var w *enroll.WaitingError
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if errors.As(err, &w) {
+		a.waiting, a.tpmState = w.Fingerprint, ""
+		return
+	}
+	a.tpmState = err.Error()
+}
+
+func (a *Agent) setTPMState(s string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.tpmState = s
+}
+
+// errNoIdentity is what the uplink waits out.
+var errNoIdentity = errors.New("no certificate yet")
+
+func (a *Agent) credentials() (tls.Certificate, string, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.identity == nil {
+		return tls.Certificate{}, "", errNoIdentity
+	}
+	return a.identity.Certificate, a.identity.Gateway, nil
+}
+
+// down receives the hospital's documents. Those of later releases are ignored.
+func (a *Agent) down(doc telemetry.Doc, body []byte) {
+	if doc != telemetry.DocConfig {
+		return
+	}
+	_, gateway, err := a.credentials()
+	if err != nil {
+		return
+	}
+	if err := a.config.offer(body, gateway); err != nil {
+		a.log.Warn("configuration refused", "error", err)
+	}
+}
+
+func (a *Agent) serverID() spiffe.ID {
+	return spiffe.ID{TrustDomain: a.kit.TrustDomain, Kind: spiffe.Service, Name: "ingest"}
+}
+
+// connections is how many bedside connections are open; the intake stops gathering when all of them wait.
+func (a *Agent) connections() int {
+	n := 0
+	for _, s := range a.sources {
+		n += s.Stats().Connections
+	}
+	return n
+}

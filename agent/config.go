@@ -1,0 +1,167 @@
+// Package agent wires a gateway together: sources -> batches -> seal -> buffer -> uplink, with the TPM identity beside it. The data
+// path never waits for the TPM, the network or the server: sealing and buffering begin with the first message.
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/goccy/go-yaml"
+
+	"wardlink/enroll"
+	"wardlink/internal/spiffe"
+)
+
+// Config is an agent's configuration file. Unknown keys are errors.
+type Config struct {
+	Kit     string         `yaml:"kit"`     // path of the kit; default /etc/wardlink/kit.json
+	State   string         `yaml:"state"`   // directory of identity and buffer; default /var/lib/wardlink-agent
+	TPM     string         `yaml:"tpm"`     // "/dev/tpmrm0" (default) or "swtpm:PATH"
+	Buffer  BufferConfig   `yaml:"buffer"`  //
+	Sources []SourceConfig `yaml:"sources"` // at least one
+	Log     string         `yaml:"log"`     // "text" (default) or "json"
+}
+
+// BufferConfig bounds the buffer.
+type BufferConfig struct {
+	Cap string `yaml:"cap"` // bytes on disk, such as 512MB or 8GB; default 1GB, at least 64MB
+}
+
+// SourceConfig is one bedside device, or one port that several share.
+type SourceConfig struct {
+	ID       string   `yaml:"id"`        // names the source in every observation's key: never reuse or rename one
+	MLLP     string   `yaml:"mllp"`      // listen address, such as 127.0.0.1:2575
+	Allow    []string `yaml:"allow"`     // peers' networks in CIDR form; required unless MLLP is a loopback address
+	TimeZone string   `yaml:"time_zone"` // zone of device times that carry none; default UTC
+}
+
+// minBuffer is the least useful cap: each of the four lanes holds a segment being written and one being drained.
+const minBuffer = 64 << 20
+
+// LoadConfig reads and checks the file. Its errors name file, line or key, and the mend.
+func LoadConfig(path string) (Config, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return Config{}, fmt.Errorf("config: %w", err)
+	}
+	c, err := ParseConfig(data)
+	if err != nil {
+		return Config{}, fmt.Errorf("config %s: %w", path, err)
+	}
+	return c, nil
+}
+
+// ParseConfig reads the YAML text, fills defaults and checks every value.
+func ParseConfig(data []byte) (Config, error) {
+	c := Config{Kit: "/etc/wardlink/kit.json", State: "/var/lib/wardlink-agent", TPM: "/dev/tpmrm0", Log: "text"}
+	c.Buffer.Cap = "1GB"
+	if err := yaml.UnmarshalWithOptions(data, &c, yaml.Strict()); err != nil {
+		return Config{}, errors.New(strings.TrimSpace(yaml.FormatError(err, false, true)))
+	}
+	if c.Log != "text" && c.Log != "json" {
+		return Config{}, fmt.Errorf("log: %q; expected text or json", c.Log)
+	}
+	if _, err := c.BufferCap(); err != nil {
+		return Config{}, err
+	}
+	if !strings.HasPrefix(c.TPM, "/") && !strings.HasPrefix(c.TPM, "swtpm:/") {
+		return Config{}, fmt.Errorf("tpm: %q; expected a device such as /dev/tpmrm0, or swtpm:/path/to.sock", c.TPM)
+	}
+	if len(c.Sources) == 0 {
+		return Config{}, errors.New("sources: none; add one such as {id: bed-7, mllp: 127.0.0.1:2575}")
+	}
+	seen := map[string]int{}
+	for i, s := range c.Sources {
+		if err := s.check(); err != nil {
+			return Config{}, fmt.Errorf("sources[%d]: %w", i, err)
+		}
+		if j, dup := seen[s.ID]; dup {
+			return Config{}, fmt.Errorf("sources[%d].id: %q is sources[%d]'s already; ids are part of every observation's key", i, s.ID, j)
+		}
+		seen[s.ID] = i
+	}
+	return c, nil
+}
+
+// BufferCap is the buffer's cap in bytes.
+func (c Config) BufferCap() (int64, error) {
+	text := strings.ToUpper(strings.TrimSpace(c.Buffer.Cap))
+	unit := int64(1)
+	for _, u := range []struct {
+		suffix string
+		bytes  int64
+	}{{"KB", 1 << 10}, {"MB", 1 << 20}, {"GB", 1 << 30}, {"TB", 1 << 40}} {
+		if rest, ok := strings.CutSuffix(text, u.suffix); ok {
+			text, unit = strings.TrimSpace(rest), u.bytes
+			break
+		}
+	}
+	n, err := strconv.ParseInt(text, 10, 64)
+	if err != nil || n <= 0 || n > (1<<62)/unit {
+		return 0, fmt.Errorf("buffer.cap: %q; expected a size such as 512MB or 8GB", c.Buffer.Cap)
+	}
+	if n*unit < minBuffer {
+		return 0, fmt.Errorf("buffer.cap: %q is too small; expected at least 64MB", c.Buffer.Cap)
+	}
+	return n * unit, nil
+}
+
+// LoadKit reads the kit that the configuration names.
+func (c Config) LoadKit() (enroll.Kit, error) {
+	data, err := os.ReadFile(c.Kit)
+	if err != nil {
+		return enroll.Kit{}, fmt.Errorf("kit: %w; copy the file that 'wardlink provision kit' made to %s, or set 'kit:' in the configuration", err, c.Kit)
+	}
+	k, err := enroll.ParseKit(data)
+	if err != nil {
+		return enroll.Kit{}, fmt.Errorf("%s: %w", c.Kit, err)
+	}
+	return k, nil
+}
+
+// Socket is where the running agent answers status questions.
+func (c Config) Socket() string { return filepath.Join(c.State, "agent.sock") }
+
+func (s SourceConfig) check() error {
+	if err := spiffe.ValidName(s.ID); err != nil {
+		return fmt.Errorf("id: %w", err)
+	}
+	if _, _, err := net.SplitHostPort(s.MLLP); err != nil {
+		return fmt.Errorf("mllp: %q; expected address:port such as 127.0.0.1:2575", s.MLLP)
+	}
+	if _, err := s.zone(); err != nil {
+		return err
+	}
+	_, err := s.prefixes()
+	return err
+}
+
+func (s SourceConfig) zone() (*time.Location, error) {
+	if s.TimeZone == "" {
+		return time.UTC, nil
+	}
+	loc, err := time.LoadLocation(s.TimeZone)
+	if err != nil {
+		return nil, fmt.Errorf("time_zone: %q is unknown; expected a name such as Europe/Berlin", s.TimeZone)
+	}
+	return loc, nil
+}
+
+func (s SourceConfig) prefixes() ([]netip.Prefix, error) {
+	var out []netip.Prefix
+	for i, text := range s.Allow {
+		p, err := netip.ParsePrefix(text)
+		if err != nil {
+			return nil, fmt.Errorf("allow[%d]: %q; expected a network such as 10.20.0.0/16 or 10.20.0.7/32", i, text)
+		}
+		out = append(out, p)
+	}
+	return out, nil
+}

@@ -1,0 +1,277 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"wardlink/agent/source"
+	"wardlink/buffer"
+	"wardlink/telemetry"
+	"wardlink/telemetry/hl7"
+	"wardlink/telemetry/seal"
+)
+
+// gather is how long a source may wait so that its message shares a commit with others' (DESIGN: 20 ms). Nobody waits when every
+// open connection already has: then no one is left to wait for.
+const gather = 20 * time.Millisecond
+
+// batchBytes closes a batch: with deflate this stays far below telemetry.MaxFrame.
+const batchBytes = 128 << 10
+
+// errStopping answers deliveries that came too late.
+var errStopping = errors.New("agent is stopping")
+
+// intake turns deliveries into sealed, durable batches. One goroutine (run) owns numbers, period and commits; accept may be called
+// by any number of sources.
+//
+// Durability: accept returns nil only after buffer.Append returned nil for the batch that holds the message, or after the buffer
+// said that an earlier Append did. Only then does the source write its acknowledgement.
+type intake struct {
+	buf    *buffer.Buffer
+	key    seal.PublicKey
+	epoch  telemetry.Epoch
+	clock  clock
+	log    *slog.Logger
+	queue  chan *waiting
+	open   func() int // connections that may still deliver
+	copies *copies
+
+	mu     sync.Mutex
+	period *seal.Period
+	counts Counts
+
+	next [telemetry.LaneCount]uint64 // owned by run
+}
+
+// Counts are the intake's totals since the agent started.
+type Counts struct {
+	Messages      uint64 `json:"messages"`       // durably buffered
+	Resent        uint64 `json:"resent"`         // came again and were known
+	Observations  uint64 `json:"observations"`   //
+	NotUnderstood uint64 `json:"not_understood"` // messages kept raw, in whole or part
+	Batches       uint64 `json:"batches"`        //
+	Failed        uint64 `json:"failed"`         // batches whose commit failed: their numbers are void
+}
+
+type waiting struct {
+	msg  telemetry.Message
+	lane telemetry.Lane
+	size int
+	done chan error
+}
+
+func newIntake(buf *buffer.Buffer, key seal.PublicKey, epoch telemetry.Epoch, c clock, log *slog.Logger) (*intake, error) {
+	in := &intake{
+		buf: buf, key: key, epoch: epoch, clock: c, log: log,
+		queue: make(chan *waiting, 256), open: func() int { return 1 }, copies: newCopies(),
+	}
+	p, err := seal.NewPeriod(key, epoch, time.Now())
+	if err != nil {
+		return nil, fmt.Errorf("seal: %w", err)
+	}
+	in.period = p
+	return in, nil
+}
+
+// accept is source.Accept: it returns when the message is durable.
+func (in *intake) accept(ctx context.Context, d source.Delivery) error {
+	msg := d.Message
+	msg.Source, msg.Received = d.Source, in.clock.stamp()
+	copyNumber, known := in.copies.number(in.buf, msg)
+	if known {
+		in.count(func(c *Counts) { c.Resent++ })
+		return nil // an earlier Append returned nil for this very message
+	}
+	msg.Copy = copyNumber
+	w := &waiting{msg: msg, lane: hl7.LaneOf(msg), size: len(d.Raw), done: make(chan error, 1)}
+	select {
+	case in.queue <- w:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	// Once queued, the outcome is waited for even if ctx ends: run always answers.
+	return <-w.done
+}
+
+// acknowledged is the source's hook: the acknowledgement of these bytes was written to the socket.
+func (in *intake) acknowledged(digest [32]byte) { in.copies.acknowledged(digest) }
+
+// counters is a snapshot.
+func (in *intake) counters() Counts {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	return in.counts
+}
+
+func (in *intake) count(f func(*Counts)) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	f(&in.counts)
+}
+
+// run commits batches until ctx ends, then answers what is queued and returns.
+func (in *intake) run(ctx context.Context) error {
+	defer in.forget()
+	for {
+		var first *waiting
+		select {
+		case <-ctx.Done():
+			in.refuseQueued()
+			return nil
+		case first = <-in.queue:
+		}
+		in.commit(in.collect(ctx, first))
+	}
+}
+
+// collect takes what else has arrived, and waits a little for more unless waiting cannot help: an alarm is there, the batch is full,
+// or every open connection has delivered and waits for its acknowledgement.
+func (in *intake) collect(ctx context.Context, first *waiting) []*waiting {
+	batch, size := []*waiting{first}, first.size
+	urgent := first.lane == telemetry.LaneAlarm
+	timer := time.NewTimer(gather)
+	defer timer.Stop()
+	for size < batchBytes && len(batch) < telemetry.MaxMessages {
+		if len(in.queue) == 0 && (urgent || len(batch) >= in.open()) {
+			return batch
+		}
+		select {
+		case w := <-in.queue:
+			batch, size = append(batch, w), size+w.size
+			urgent = urgent || w.lane == telemetry.LaneAlarm
+		case <-timer.C:
+			return batch
+		case <-ctx.Done():
+			return batch
+		}
+	}
+	return batch
+}
+
+// commit seals one batch for each lane touched, appends them in one call and answers everybody. Copies of one message within the
+// batch are kept once.
+func (in *intake) commit(ws []*waiting) {
+	var lanes [telemetry.LaneCount]telemetry.Batch
+	var seen [telemetry.LaneCount][]buffer.Seen
+	inBatch := map[[32]byte]bool{}
+	var observations, raw, messages uint64
+	for _, w := range ws {
+		if inBatch[w.msg.Digest] {
+			continue
+		}
+		inBatch[w.msg.Digest] = true
+		messages++
+		observations += uint64(len(w.msg.Observations))
+		if w.msg.Raw != nil {
+			raw++
+		}
+		lanes[w.lane].Messages = append(lanes[w.lane].Messages, w.msg)
+		seen[w.lane] = append(seen[w.lane], buffer.Seen{Digest: w.msg.Digest, Copy: w.msg.Copy, Mask: 1 << w.lane})
+	}
+	items, err := in.sealAll(&lanes, &seen)
+	if err != nil && len(ws) > 1 {
+		// One message that cannot be sealed must not hold up its neighbours.
+		in.commit(ws[:len(ws)/2])
+		in.commit(ws[len(ws)/2:])
+		return
+	}
+	if err == nil {
+		err = in.buf.Append(items)
+	}
+	in.count(func(c *Counts) {
+		if err != nil {
+			c.Failed += uint64(len(items))
+			return
+		}
+		c.Messages += messages
+		c.Observations += observations
+		c.NotUnderstood += raw
+		c.Batches += uint64(len(items))
+	})
+	if err != nil {
+		in.log.Error("batch is not durable; its sources get no acknowledgement", "error", err)
+	}
+	for _, w := range ws {
+		w.done <- err
+	}
+}
+
+func (in *intake) sealAll(lanes *[telemetry.LaneCount]telemetry.Batch, seen *[telemetry.LaneCount][]buffer.Seen) ([]buffer.Item, error) {
+	period, err := in.currentPeriod()
+	if err != nil {
+		return nil, err
+	}
+	var items []buffer.Item
+	for lane := range lanes {
+		b := lanes[lane]
+		if len(b.Messages) == 0 {
+			continue
+		}
+		b.Boot = in.clock.boot
+		plain, err := telemetry.Encode(b)
+		if err != nil {
+			return nil, fmt.Errorf("encode batch: %w", err)
+		}
+		number := in.next[lane]
+		in.next[lane]++ // used up whatever happens next: a number never names two plaintexts
+		count := 0
+		for _, m := range b.Messages {
+			count += len(m.Observations)
+		}
+		now := in.clock.stamp()
+		frame, err := period.Seal(seal.Header{
+			Lane: telemetry.Lane(lane), Number: number, Wall: now.Wall, Mono: now.Mono, Count: uint32(count),
+		}, plain)
+		if err != nil {
+			return nil, fmt.Errorf("seal batch: %w", err)
+		}
+		items = append(items, buffer.Item{
+			ID:      buffer.ID{Epoch: in.epoch, Lane: uint8(lane), Number: number},
+			Frame:   frame,
+			Sealing: period.ID(),
+			Record:  period.Record(),
+			Seen:    seen[lane],
+		})
+	}
+	return items, nil
+}
+
+// currentPeriod begins a new sealing period when the present one is over; the old key is forgotten, and with it the agent's
+// ability to read its own backlog.
+func (in *intake) currentPeriod() (*seal.Period, error) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	now := time.Now()
+	if !in.period.Over(now) {
+		return in.period, nil
+	}
+	p, err := seal.NewPeriod(in.key, in.epoch, now)
+	if err != nil {
+		return nil, fmt.Errorf("seal: %w", err)
+	}
+	in.period.Forget()
+	in.period = p
+	return p, nil
+}
+
+func (in *intake) forget() {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	in.period.Forget()
+}
+
+// refuseQueued answers those who came while the agent stopped: they are not acknowledged and will send again.
+func (in *intake) refuseQueued() {
+	for {
+		select {
+		case w := <-in.queue:
+			w.done <- errStopping
+		default:
+			return
+		}
+	}
+}

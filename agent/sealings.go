@@ -1,0 +1,100 @@
+package agent
+
+import (
+	"context"
+	"crypto"
+	"fmt"
+	"sync"
+
+	"github.com/fxamacker/cbor/v2"
+
+	"wardlink/internal/durable"
+	"wardlink/telemetry/seal"
+)
+
+// maxSealings is how many signed sealing records are kept: three weeks of hourly periods. An older one is signed again when a
+// backlog still needs it.
+const maxSealings = 512
+
+// sealings keeps the sealing records that the TPM device key has signed, in an A/B file of their own. Losing the file loses
+// nothing: the unsigned records are with the segments that need them, and are signed again.
+type sealings struct {
+	record func(id [16]byte) ([]byte, bool) // the buffer's unsigned record
+
+	mu     sync.Mutex
+	file   *durable.AB
+	signed []signedSealing // oldest first
+	signer crypto.Signer   // nil until the gateway has enrolled
+}
+
+type signedSealing struct {
+	ID     [16]byte `cbor:"1,keyasint"`
+	Signed []byte   `cbor:"2,keyasint"`
+}
+
+func openSealings(path string, record func([16]byte) ([]byte, bool)) (*sealings, error) {
+	file, data, err := durable.OpenAB(path, 4<<20)
+	if err != nil {
+		return nil, fmt.Errorf("sealing signatures: %w", err)
+	}
+	s := &sealings{file: file, record: record}
+	if data != nil {
+		if err := cbor.Unmarshal(data, &s.signed); err != nil {
+			s.signed = nil // made again from the buffer's records
+		}
+	}
+	return s, nil
+}
+
+// use sets the key that signs from now on. Signatures by another key stay valid as long as the registry knows that key; a TPM that
+// was replaced has another key, and its gateway's records are then signed anew.
+func (s *sealings) use(signer crypto.Signer) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	spki, err := seal.SPKIHash(signer.Public())
+	if err != nil {
+		return fmt.Errorf("sealing signatures: %w", err)
+	}
+	kept := s.signed[:0]
+	for _, e := range s.signed {
+		if parsed, err := seal.ParseSigned(e.Signed); err == nil && parsed.SPKI == spki {
+			kept = append(kept, e)
+		}
+	}
+	s.signed, s.signer = kept, signer
+	return nil
+}
+
+// get is uplink's Sealing: the signed record, made and stored if it is not there. It takes one TPM signature, off the data path.
+func (s *sealings) get(_ context.Context, id [16]byte) ([]byte, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, e := range s.signed {
+		if e.ID == id {
+			return e.Signed, nil
+		}
+	}
+	if s.signer == nil {
+		return nil, fmt.Errorf("sealing %x: not enrolled yet, so there is no key to sign it", id)
+	}
+	record, ok := s.record(id)
+	if !ok {
+		return nil, fmt.Errorf("sealing %x: its record is not in the buffer", id)
+	}
+	signed, err := seal.SignRecord(record, s.signer)
+	if err != nil {
+		return nil, fmt.Errorf("sealing %x: %w", id, err)
+	}
+	s.signed = append(s.signed, signedSealing{ID: id, Signed: signed})
+	if over := len(s.signed) - maxSealings; over > 0 {
+		s.signed = append([]signedSealing(nil), s.signed[over:]...)
+	}
+	data, err := cbor.Marshal(s.signed)
+	if err != nil {
+		return nil, fmt.Errorf("sealing %x: %w", id, err)
+	}
+	if err := s.file.Store(data); err != nil {
+		return nil, fmt.Errorf("sealing %x: %w", id, err)
+	}
+	return signed, nil
+}

@@ -1,0 +1,195 @@
+package main
+
+import (
+	"context"
+	"encoding/hex"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"path/filepath"
+	"slices"
+	"syscall"
+	"text/tabwriter"
+	"time"
+
+	"maps"
+
+	"wardlink/agent"
+	"wardlink/buffer"
+	"wardlink/enroll"
+	"wardlink/enroll/tpm"
+	"wardlink/telemetry/seal"
+)
+
+const defaultConfig = "/etc/wardlink/agent.yaml"
+
+func configFlag(fs *flag.FlagSet) *string {
+	return fs.String("config", defaultConfig, "the agent's configuration `FILE`")
+}
+
+func runAgent(ctx context.Context, args []string, _, stderr io.Writer) error {
+	fs := flags("run", stderr)
+	path := configFlag(fs)
+	if err := parse(fs, args); err != nil {
+		return err
+	}
+	cfg, err := agent.LoadConfig(*path)
+	if err != nil {
+		return err
+	}
+	// A core dump would hold the sealing period's key and messages under way.
+	if err := syscall.Setrlimit(syscall.RLIMIT_CORE, &syscall.Rlimit{}); err != nil {
+		return fmt.Errorf("core dumps cannot be switched off: %w", err)
+	}
+	var h slog.Handler = slog.NewTextHandler(stderr, nil)
+	if cfg.Log == "json" {
+		h = slog.NewJSONHandler(stderr, nil)
+	}
+	a, err := agent.New(cfg, slog.New(h))
+	if err != nil {
+		return err
+	}
+	return a.Run(ctx)
+}
+
+// identityReport is what `identity` prints: enough to enter a gateway into the registry.
+type identityReport struct {
+	EKSHA256     string `json:"ek_sha256"`
+	Fingerprint  string `json:"fingerprint"`
+	Certificate  bool   `json:"ek_certificate"` // the TPM holds an EK certificate
+	Manufacturer string `json:"manufacturer"`
+	Model        string `json:"model"`
+	Firmware     string `json:"firmware"`
+}
+
+func identity(ctx context.Context, args []string, stdout, stderr io.Writer) error {
+	fs := flags("identity", stderr)
+	path, asJSON := configFlag(fs), fs.Bool("json", false, "print JSON")
+	if err := parse(fs, args); err != nil {
+		return err
+	}
+	cfg, err := agent.LoadConfig(*path)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	defer cancel()
+	dev, err := tpm.Open(ctx, cfg.TPM)
+	if err != nil {
+		return err
+	}
+	defer dev.Close()
+	info, err := dev.Info(ctx)
+	if err != nil {
+		return err
+	}
+	ek, err := dev.EK(ctx)
+	if err != nil {
+		return err
+	}
+	r := identityReport{
+		EKSHA256: hex.EncodeToString(ek.Hash[:]), Fingerprint: enroll.Fingerprint(ek.Hash), Certificate: ek.Certificate != nil,
+		Manufacturer: info.Manufacturer, Model: info.Model, Firmware: info.Firmware,
+	}
+	if *asJSON {
+		return printJSON(stdout, r)
+	}
+	w := tabwriter.NewWriter(stdout, 0, 0, 2, ' ', 0)
+	fmt.Fprintf(w, "EK SHA-256\t%s\nfingerprint\t%s\nEK certificate\t%t\nTPM\t%s %s %s\n",
+		r.EKSHA256, r.Fingerprint, r.Certificate, r.Manufacturer, r.Model, r.Firmware)
+	return w.Flush()
+}
+
+func status(ctx context.Context, args []string, stdout, stderr io.Writer) error {
+	fs := flags("status", stderr)
+	path, asJSON := configFlag(fs), fs.Bool("json", false, "print JSON")
+	if err := parse(fs, args); err != nil {
+		return err
+	}
+	cfg, err := agent.LoadConfig(*path)
+	if err != nil {
+		return err
+	}
+	s, err := agent.AskStatus(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	if *asJSON {
+		return printJSON(stdout, s)
+	}
+	w := tabwriter.NewWriter(stdout, 0, 0, 2, ' ', 0)
+	fmt.Fprintf(w, "gateway\t%s\nidentity\t%s\n", orDash(s.Gateway), s.Identity)
+	if s.Waiting != "" {
+		fmt.Fprintf(w, "fingerprint\t%s\n", s.Waiting)
+	}
+	if s.NotAfter != nil {
+		fmt.Fprintf(w, "certificate until\t%s\n", s.NotAfter.Local().Format(time.RFC3339))
+	}
+	for _, id := range slices.Sorted(maps.Keys(s.Sources)) {
+		src := s.Sources[id]
+		fmt.Fprintf(w, "source %s\t%d received, %d acknowledged, %d connections\n", id, src.Received, src.Acknowledged, src.Connections)
+	}
+	fmt.Fprintf(w, "buffered\t%d messages, %d observations in %d batches, %d came again\n",
+		s.Intake.Messages, s.Intake.Observations, s.Intake.Batches, s.Intake.Resent)
+	fmt.Fprintf(w, "uplink\t%s\n", uplinkLine(s))
+	return w.Flush()
+}
+
+func uplinkLine(s agent.Status) string {
+	if s.Uplink.Connected {
+		return fmt.Sprintf("connected to %s, %d published, %d acknowledged", s.Uplink.Server, s.Uplink.Published, s.Uplink.Acknowledged)
+	}
+	if s.Uplink.LastError != "" {
+		return "not connected: " + s.Uplink.LastError
+	}
+	return "not connected"
+}
+
+func orDash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}
+
+func bufferCheck(_ context.Context, args []string, stdout, stderr io.Writer) error {
+	if len(args) == 0 || args[0] != "check" {
+		return usageError{fmt.Errorf("expected 'buffer check'")}
+	}
+	fs := flags("buffer check", stderr)
+	path, asJSON := configFlag(fs), fs.Bool("json", false, "print JSON")
+	if err := parse(fs, args[1:]); err != nil {
+		return err
+	}
+	cfg, err := agent.LoadConfig(*path)
+	if err != nil {
+		return err
+	}
+	dir := filepath.Join(cfg.State, "buffer")
+	report, err := buffer.Check(dir, func(frame []byte) error { _, err := seal.CheckFrame(frame); return err })
+	if err != nil {
+		return err
+	}
+	if *asJSON {
+		if err := printJSON(stdout, report); err != nil {
+			return err
+		}
+	} else {
+		fmt.Fprintf(stdout, "%s: %d segments, %d batches, %d findings\n", dir, report.Segments, report.Batches, len(report.Findings))
+		for _, f := range report.Findings {
+			fmt.Fprintf(stdout, "  %s\n", f)
+		}
+	}
+	if len(report.Findings) > 0 {
+		return fmt.Errorf("buffer %s: %d findings", dir, len(report.Findings))
+	}
+	return nil
+}
+
+func printJSON(w io.Writer, v any) error {
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	return enc.Encode(v)
+}

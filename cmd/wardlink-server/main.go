@@ -1,0 +1,240 @@
+// Command wardlink-server is the hospital's side.
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"wardlink/internal/build"
+	"wardlink/server"
+	"wardlink/server/keys"
+)
+
+const usage = `wardlink-server is the hospital's side: it enrols gateways, takes in what they send, and gives it to the hospital.
+
+Usage:
+  wardlink-server init     --dir DIR [--trust-domain D] [--name HOST]...   make a new server's directory
+  wardlink-server run      --dir DIR                                       serve until SIGTERM
+  wardlink-server operator --dir DIR --name NAME                           make an operator's file
+  wardlink-server recovery check --dir DIR                                 prove that the recovery file opens
+  wardlink-server version  [--modules]
+
+Two commands for a first look:
+
+  wardlink-server init --dir ./hospital --name localhost
+  wardlink-server run  --dir ./hospital
+`
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	os.Exit(run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
+}
+
+type streams struct {
+	in       io.Reader
+	out, err io.Writer
+}
+
+// run is the program: exit code 0 done, 1 failed, 2 wrong usage.
+func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	commands := map[string]func(context.Context, []string, streams) error{
+		"init": initServer, "run": runServer, "operator": operator, "recovery": recovery, "version": version,
+	}
+	if len(args) == 0 {
+		fmt.Fprint(stderr, usage)
+		return 2
+	}
+	if args[0] == "help" || args[0] == "-h" || args[0] == "--help" {
+		fmt.Fprint(stdout, usage)
+		return 0
+	}
+	cmd, ok := commands[args[0]]
+	if !ok {
+		fmt.Fprintf(stderr, "wardlink-server: unknown command %q\n\n%s", args[0], usage)
+		return 2
+	}
+	err := cmd(ctx, args[1:], streams{stdin, stdout, stderr})
+	switch {
+	case err == nil, errors.Is(err, flag.ErrHelp):
+		return 0
+	case errors.As(err, new(usageError)):
+		fmt.Fprintf(stderr, "wardlink-server: %v\n", err)
+		return 2
+	default:
+		fmt.Fprintf(stderr, "wardlink-server: %v\n", err)
+		return 1
+	}
+}
+
+// usageError is a mistake in the command line.
+type usageError struct{ error }
+
+func flags(name string, s streams) (*flag.FlagSet, *string) {
+	fs := flag.NewFlagSet("wardlink-server "+name, flag.ContinueOnError)
+	fs.SetOutput(s.err)
+	return fs, fs.String("dir", "", "the server's `DIR`")
+}
+
+func parse(fs *flag.FlagSet, args []string, dir *string) error {
+	if err := fs.Parse(args); err != nil {
+		if errors.Is(err, flag.ErrHelp) {
+			return err
+		}
+		return usageError{err}
+	}
+	if fs.NArg() > 0 {
+		return usageError{fmt.Errorf("unexpected argument %q", fs.Arg(0))}
+	}
+	if dir != nil && *dir == "" {
+		return usageError{errors.New("--dir is missing; name the server's directory")}
+	}
+	return nil
+}
+
+// list is a flag that may be given several times.
+type list []string
+
+func (l *list) String() string     { return strings.Join(*l, ",") }
+func (l *list) Set(s string) error { *l = append(*l, s); return nil }
+
+func initServer(ctx context.Context, args []string, s streams) error {
+	fs, dir := flags("init", s)
+	o := server.InitOptions{Config: server.DefaultConfig()}
+	var names, trust list
+	fs.StringVar(&o.Config.TrustDomain, "trust-domain", "wardlink.internal", "`DOMAIN` of every identity; cannot be changed later")
+	fs.Var(&names, "name", "`HOST` name or address by which this server is reached; may be given again (default: this machine's name, localhost)")
+	fs.Var(&trust, "ek-trust", "PEM `FILE` of a TPM vendor's root or intermediate; may be given again")
+	fs.StringVar(&o.Config.Gateways, "gateways", o.Config.Gateways, "listen `ADDRESS` for gateways")
+	fs.StringVar(&o.Config.Hospital, "hospital", o.Config.Hospital, "listen `ADDRESS` for FHIR")
+	fs.StringVar(&o.Config.Operators, "operators", o.Config.Operators, "listen `ADDRESS` for the operators' API")
+	fs.StringVar(&o.Operator, "operator", "operator", "`NAME` of the first operator")
+	passFile := fs.String("passphrase-file", "", "read the recovery passphrase from `FILE` (default: one is made and shown once)")
+	asJSON := fs.Bool("json", false, "print JSON")
+	if err := parse(fs, args, dir); err != nil {
+		return err
+	}
+	o.Dir, o.Config.Names, o.EKTrust = *dir, names, trust
+	if len(names) == 0 {
+		o.Config.Names = []string{"localhost", "127.0.0.1"}
+		if host, err := os.Hostname(); err == nil && host != "localhost" {
+			o.Config.Names = append([]string{strings.ToLower(host)}, o.Config.Names...)
+		}
+	}
+	made := *passFile == ""
+	if made {
+		o.Passphrase = keys.NewPassphrase()
+	} else {
+		text, err := os.ReadFile(*passFile)
+		if err != nil {
+			return fmt.Errorf("passphrase: %w", err)
+		}
+		o.Passphrase = strings.TrimSpace(string(text))
+	}
+	if err := server.Init(ctx, o); err != nil {
+		return err
+	}
+	if *asJSON {
+		out := map[string]string{"dir": o.Dir, "trust_domain": o.Config.TrustDomain, "operator_file": server.OperatorFile(o.Dir)}
+		if made {
+			out["recovery_passphrase"] = o.Passphrase
+		}
+		return json.NewEncoder(s.out).Encode(out)
+	}
+	fmt.Fprintf(s.out, "%s is a new server of %s.\n\n", o.Dir, o.Config.TrustDomain)
+	if made {
+		fmt.Fprintf(s.out, "Recovery passphrase, shown this once; write it down and keep it apart from recovery.json:\n\n    %s\n\n", o.Passphrase)
+	}
+	fmt.Fprintf(s.out, "Next:\n  wardlink-server run --dir %s\n  wardlink --operator %s provision kit --out kit.json\n", o.Dir, server.OperatorFile(o.Dir))
+	return nil
+}
+
+func runServer(ctx context.Context, args []string, s streams) error {
+	fs, dir := flags("run", s)
+	if err := parse(fs, args, dir); err != nil {
+		return err
+	}
+	cfg, err := server.LoadConfig(*dir)
+	if err != nil {
+		return err
+	}
+	// A core dump would hold keys and opened batches.
+	if err := syscall.Setrlimit(syscall.RLIMIT_CORE, &syscall.Rlimit{}); err != nil {
+		return fmt.Errorf("core dumps cannot be switched off: %w", err)
+	}
+	var h slog.Handler = slog.NewTextHandler(s.err, nil)
+	if cfg.Log == "json" {
+		h = slog.NewJSONHandler(s.err, nil)
+	}
+	srv, err := server.New(*dir, slog.New(h))
+	if err != nil {
+		return err
+	}
+	return srv.Run(ctx)
+}
+
+func operator(ctx context.Context, args []string, s streams) error {
+	fs, dir := flags("operator", s)
+	name := fs.String("name", "", "`NAME` of the operator")
+	if err := parse(fs, args, dir); err != nil {
+		return err
+	}
+	path, err := server.NewOperator(ctx, *dir, *name)
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(s.out, "%s\n", path)
+	return nil
+}
+
+func recovery(_ context.Context, args []string, s streams) error {
+	if len(args) == 0 || args[0] != "check" {
+		return usageError{errors.New("expected 'recovery check'")}
+	}
+	fs, dir := flags("recovery check", s)
+	passFile := fs.String("passphrase-file", "", "read the passphrase from `FILE` (default: standard input)")
+	if err := parse(fs, args[1:], dir); err != nil {
+		return err
+	}
+	in := s.in
+	if *passFile != "" {
+		f, err := os.Open(*passFile)
+		if err != nil {
+			return fmt.Errorf("passphrase: %w", err)
+		}
+		defer f.Close()
+		in = f
+	} else {
+		fmt.Fprint(s.err, "recovery passphrase: ")
+	}
+	text, err := bufio.NewReader(io.LimitReader(in, 4096)).ReadString('\n')
+	if err != nil && !errors.Is(err, io.EOF) {
+		return fmt.Errorf("passphrase: %w", err)
+	}
+	if err := keys.CheckRecovery(*dir, strings.TrimSpace(text)); err != nil {
+		return err
+	}
+	fmt.Fprintln(s.out, "the recovery file opens, and its records key opens what gateways seal")
+	return nil
+}
+
+func version(_ context.Context, args []string, s streams) error {
+	fs := flag.NewFlagSet("wardlink-server version", flag.ContinueOnError)
+	fs.SetOutput(s.err)
+	modules := fs.Bool("modules", false, "list the linked modules")
+	if err := parse(fs, args, nil); err != nil {
+		return err
+	}
+	build.Print(s.out, "wardlink-server", *modules)
+	return nil
+}

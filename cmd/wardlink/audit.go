@@ -1,0 +1,358 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"wardlink/audit"
+	"wardlink/internal/durable"
+	"wardlink/server/api/client"
+	"wardlink/telemetry"
+)
+
+func (t *tool) audit() *cobra.Command {
+	c := &cobra.Command{Use: "audit", Short: "List, verify and prove what happened"}
+	c.AddCommand(t.auditList(), t.auditVerify(), t.auditProve(), t.auditCheck())
+	return c
+}
+
+// logFiles finds the log and its public key in a server's directory.
+func logFiles(dir, keyFile string) (log, vkey string, err error) {
+	if keyFile == "" {
+		keyFile = filepath.Join(dir, "public", "log.pub")
+	}
+	data, err := os.ReadFile(keyFile)
+	if err != nil {
+		return "", "", fmt.Errorf("public key: %w; name the file with --key", err)
+	}
+	log = filepath.Join(dir, "log")
+	if _, err := os.Stat(filepath.Join(dir, "checkpoint")); err == nil {
+		log = dir // the log's own directory was named
+	}
+	return log, strings.TrimSpace(string(data)), nil
+}
+
+func (t *tool) auditVerify() *cobra.Command {
+	var dir, key string
+	var older []string
+	c := &cobra.Command{
+		Use: "verify --dir DIR", Short: "Verify the whole log offline, with its public key only", Args: cobra.NoArgs,
+		Long: "Hashes every leaf and every row again and holds them against the signed checkpoint. Needs no server and no\n" +
+			"network. Exits 1 on any doubt. A whole log that was put back to a former state verifies by itself: keep checkpoints\n" +
+			"elsewhere and give them with --older.",
+		Example: `  wardlink audit verify --dir /var/lib/wardlink
+  wardlink audit verify --dir ./copy-of-log --key log.pub --older checkpoint-of-may`,
+		RunE: func(*cobra.Command, []string) error {
+			log, vkey, err := logFiles(dir, key)
+			if err != nil {
+				return err
+			}
+			var o audit.Options
+			for _, path := range older {
+				cp, err := os.ReadFile(path)
+				if err != nil {
+					return fmt.Errorf("older checkpoint: %w", err)
+				}
+				o.Older = append(o.Older, cp)
+			}
+			r, err := audit.VerifyWith(log, vkey, o)
+			if t.json {
+				if jerr := t.printJSON(verified(r, err)); jerr != nil {
+					return jerr
+				}
+				if err != nil {
+					return errSaid
+				}
+				return nil
+			}
+			if err != nil {
+				return err
+			}
+			return t.table(func(w io.Writer) {
+				fmt.Fprintf(w, "verified\t%s\nleaves\t%d (%d events, %d windows)\npublishes\t%d\nroot\t%s\nlatest\t%s\n",
+					r.Origin, r.Leaves, r.Events, r.Windows, r.Rows, r.Root, time.UnixMilli(r.Latest).UTC().Format(time.RFC3339))
+			})
+		},
+	}
+	c.Flags().StringVar(&dir, "dir", "", "the server's `DIR`, or a copy of its log (required)")
+	c.Flags().StringVar(&key, "key", "", "`FILE` of the log's public key (default: DIR/public/log.pub)")
+	c.Flags().StringArrayVar(&older, "older", nil, "`FILE` of a checkpoint kept elsewhere that this log must contain")
+	_ = c.MarkFlagRequired("dir")
+	return c
+}
+
+// verifyReport is the JSON form.
+type verifyReport struct {
+	Verified bool     `json:"verified"`
+	Origin   string   `json:"origin"`
+	Leaves   uint64   `json:"leaves"`
+	Events   uint64   `json:"events"`
+	Windows  uint64   `json:"windows"`
+	Rows     uint64   `json:"rows"`
+	Root     string   `json:"root"`
+	Latest   int64    `json:"latest_ms"`
+	Findings []string `json:"findings"`
+}
+
+func verified(r audit.Report, err error) verifyReport {
+	out := verifyReport{
+		Verified: err == nil, Origin: r.Origin, Leaves: r.Leaves, Events: r.Events, Windows: r.Windows, Rows: r.Rows,
+		Root: r.Root.String(), Latest: r.Latest, Findings: []string{},
+	}
+	var doubt *audit.DoubtError
+	switch {
+	case errors.As(err, &doubt):
+		out.Findings = doubt.Findings
+	case err != nil:
+		out.Findings = []string{err.Error()}
+	}
+	return out
+}
+
+func (t *tool) auditList() *cobra.Command {
+	var dir string
+	var f audit.Filter
+	var kind string
+	c := &cobra.Command{
+		Use: "list", Short: "List what happened", Args: cobra.NoArgs,
+		Example: `  wardlink audit list --limit 20
+  wardlink audit list --gateway icu-3-bed-7 --publishes
+  wardlink audit list --type refused --dir /var/lib/wardlink`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			f.Type, f.Newest = audit.Type(kind), true
+			items := localItems(dir, f)
+			if dir == "" {
+				items = t.remoteItems(cmd.Context(), f)
+			}
+			if t.json {
+				enc := json.NewEncoder(t.out)
+				for it, err := range items {
+					if err != nil {
+						return err
+					}
+					if err := enc.Encode(it); err != nil {
+						return err
+					}
+				}
+				return nil
+			}
+			var failed error
+			err := t.table(func(w io.Writer) {
+				fmt.Fprintln(w, "LEAF\tTIME (UTC)\tTYPE\tACTOR\tTARGET\tOUTCOME\tCOUNT\tREASON")
+				for it, err := range items {
+					if failed = err; err != nil {
+						return
+					}
+					fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", it.Leaf, it.Time.Format(time.DateTime), it.Type,
+						shortActor(it.Actor), it.Target, it.Outcome, blankZero(it.Count), it.Reason)
+				}
+			})
+			return errors.Join(failed, err)
+		},
+	}
+	c.Flags().StringVar(&dir, "dir", "", "read the log in the server's `DIR` instead of asking the server")
+	c.Flags().StringVar(&kind, "type", "", "only events of this `TYPE`, such as session.opened, or window")
+	c.Flags().StringVar(&f.Actor, "actor", "", "only acts of this `SPIFFE-ID`")
+	c.Flags().StringVar(&f.Gateway, "gateway", "", "only what this `GATEWAY` did or what was done to it")
+	c.Flags().IntVar(&f.Limit, "limit", 100, "at most `N` lines, the newest")
+	c.Flags().BoolVar(&f.Publishes, "publishes", false, "list each publish instead of the windows")
+	return c
+}
+
+// shortActor leaves out the trust domain, which is everybody's.
+func shortActor(actor string) string {
+	rest, ok := strings.CutPrefix(actor, "spiffe://")
+	if !ok {
+		return actor
+	}
+	if _, path, ok := strings.Cut(rest, "/"); ok {
+		return path
+	}
+	return actor
+}
+
+func blankZero(n uint64) string {
+	if n == 0 {
+		return ""
+	}
+	return strconv.FormatUint(n, 10)
+}
+
+func localItems(dir string, f audit.Filter) iter.Seq2[client.AuditItem, error] {
+	return func(yield func(client.AuditItem, error) bool) {
+		log := filepath.Join(dir, "log")
+		if _, err := os.Stat(filepath.Join(dir, "checkpoint")); err == nil {
+			log = dir
+		}
+		for it, err := range audit.List(log, f) {
+			if err != nil {
+				yield(client.AuditItem{}, err)
+				return
+			}
+			if !yield(client.ShowItem(it), nil) {
+				return
+			}
+		}
+	}
+}
+
+func (t *tool) remoteItems(ctx context.Context, f audit.Filter) iter.Seq2[client.AuditItem, error] {
+	return func(yield func(client.AuditItem, error) bool) {
+		c, err := t.client()
+		if err != nil {
+			yield(client.AuditItem{}, err)
+			return
+		}
+		body, err := c.Stream(ctx, "GET", "/v1/audit", url.Values{
+			"type": {string(f.Type)}, "actor": {f.Actor}, "gateway": {f.Gateway}, "limit": {strconv.Itoa(max(1, f.Limit))},
+			"newest": {strconv.FormatBool(f.Newest)}, "publishes": {strconv.FormatBool(f.Publishes)},
+		}, "", nil)
+		if err != nil {
+			yield(client.AuditItem{}, err)
+			return
+		}
+		defer body.Close()
+		dec := json.NewDecoder(body)
+		for dec.More() {
+			var line struct {
+				client.AuditItem
+				Error string `json:"error"`
+			}
+			if err := dec.Decode(&line); err != nil {
+				yield(client.AuditItem{}, fmt.Errorf("server's answer: %w", err))
+				return
+			}
+			if line.Error != "" {
+				yield(client.AuditItem{}, errors.New(line.Error))
+				return
+			}
+			if !yield(line.AuditItem, nil) {
+				return
+			}
+		}
+	}
+}
+
+func (t *tool) auditProve() *cobra.Command {
+	var dir, key, gateway, lane, epoch, out string
+	var number uint64
+	c := &cobra.Command{
+		Use: "prove --gateway G --lane L --number N", Short: "Write a bundle that proves one publish to anyone", Args: cobra.NoArgs,
+		Long: "Writes a file that holds the access row, its place in the log and the signed checkpoint. 'audit check' verifies it\n" +
+			"offline. Batch numbers count from 0 at each start of an agent: give --epoch when several starts match.",
+		Example: `  wardlink audit prove --gateway icu-3-bed-7 --lane vitals --number 12 --out proof.json
+  wardlink audit check --key log.pub proof.json`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			l, err := telemetry.ParseLane(lane)
+			if err != nil {
+				return err
+			}
+			q := audit.Query{Gateway: gateway, Lane: uint8(l), Number: number}
+			if epoch != "" {
+				e, err := telemetry.ParseEpoch(epoch)
+				if err != nil {
+					return err
+				}
+				q.Epoch = (*[16]byte)(&e)
+			}
+			data, err := t.prove(cmd.Context(), dir, key, q, url.Values{
+				"gateway": {gateway}, "lane": {lane}, "number": {strconv.FormatUint(number, 10)}, "epoch": {epoch},
+			})
+			if err != nil {
+				return err
+			}
+			if out == "" || out == "-" {
+				_, err = t.out.Write(data)
+				return err
+			}
+			if err := durable.WriteFile(out, data, 0o644); err != nil {
+				return err
+			}
+			fmt.Fprintf(t.err, "%s: check it with 'wardlink audit check --key log.pub %s'\n", out, out)
+			return nil
+		},
+	}
+	f := c.Flags()
+	f.StringVar(&dir, "dir", "", "read the log in the server's `DIR` instead of asking the server")
+	f.StringVar(&key, "key", "", "`FILE` of the log's public key (default: DIR/public/log.pub)")
+	f.StringVar(&gateway, "gateway", "", "the `GATEWAY` (required)")
+	f.StringVar(&lane, "lane", "vitals", "alarm, vitals, waveform or self")
+	f.Uint64Var(&number, "number", 0, "batch `NUMBER`")
+	f.StringVar(&epoch, "epoch", "", "the agent's start, 32 hex digits")
+	f.StringVar(&out, "out", "", "write to `FILE` instead of standard output")
+	_ = c.MarkFlagRequired("gateway")
+	return c
+}
+
+func (t *tool) prove(ctx context.Context, dir, key string, q audit.Query, query url.Values) ([]byte, error) {
+	if dir != "" {
+		log, vkey, err := logFiles(dir, key)
+		if err != nil {
+			return nil, err
+		}
+		b, err := audit.Prove(log, vkey, q)
+		if err != nil {
+			return nil, err
+		}
+		return b.Encode()
+	}
+	c, err := t.client()
+	if err != nil {
+		return nil, err
+	}
+	body, err := c.Stream(ctx, "GET", "/v1/audit/proof", query, "", nil)
+	if err != nil {
+		return nil, err
+	}
+	defer body.Close()
+	return io.ReadAll(body)
+}
+
+func (t *tool) auditCheck() *cobra.Command {
+	var key string
+	c := &cobra.Command{
+		Use: "check --key FILE BUNDLE", Short: "Check a proof bundle offline", Args: cobra.ExactArgs(1),
+		Example: "  wardlink audit check --key log.pub proof.json",
+		RunE: func(_ *cobra.Command, args []string) error {
+			vkey, err := os.ReadFile(key)
+			if err != nil {
+				return fmt.Errorf("public key: %w", err)
+			}
+			data, err := os.ReadFile(args[0])
+			if err != nil {
+				return fmt.Errorf("bundle: %w", err)
+			}
+			v, err := audit.CheckBundle(data, strings.TrimSpace(string(vkey)))
+			if err != nil {
+				return fmt.Errorf("%s proves nothing: %w", args[0], err)
+			}
+			item := client.ShowItem(audit.Item{Index: v.Index, Event: v.Event, Row: v.Row})
+			if t.json {
+				return t.printJSON(map[string]any{"proven": item, "origin": v.Origin, "log_size": v.Size})
+			}
+			return t.table(func(w io.Writer) {
+				fmt.Fprintf(w, "proven\t%s by %s at %s\n", item.Type, item.Actor, item.Time.Format(time.RFC3339Nano))
+				fmt.Fprintf(w, "target\t%s\n", item.Target)
+				if item.Frame != "" {
+					fmt.Fprintf(w, "frame SHA-256\t%s\n", item.Frame)
+				}
+				fmt.Fprintf(w, "log\t%s, leaf %d of %d\n", v.Origin, v.Index, v.Size)
+			})
+		},
+	}
+	c.Flags().StringVar(&key, "key", "", "`FILE` of the log's public key (required)")
+	_ = c.MarkFlagRequired("key")
+	return c
+}

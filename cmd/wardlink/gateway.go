@@ -1,0 +1,201 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net/url"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"wardlink/internal/durable"
+	"wardlink/server/api/client"
+)
+
+func (t *tool) provision() *cobra.Command {
+	var servers []string
+	var out string
+	kit := &cobra.Command{
+		Use: "kit", Short: "Write the small public file that makes a fresh gateway one of ours", Args: cobra.NoArgs,
+		Example: `  wardlink provision kit --out kit.json
+  wardlink provision kit --server wardlink.hospital.example:8883 --server 10.1.2.3:8883 --out kit.json`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := t.client()
+			if err != nil {
+				return err
+			}
+			body, err := c.Stream(cmd.Context(), "GET", "/v1/kit", url.Values{"server": servers}, "", nil)
+			if err != nil {
+				return err
+			}
+			defer body.Close()
+			data, err := io.ReadAll(body)
+			if err != nil {
+				return err
+			}
+			if out == "" || out == "-" {
+				_, err = t.out.Write(data)
+				return err
+			}
+			if err := durable.WriteFile(out, data, 0o644); err != nil {
+				return err
+			}
+			fmt.Fprintf(t.err, "%s: copy it to each gateway's /etc/wardlink/kit.json or its boot partition; it holds no secret\n", out)
+			return nil
+		},
+	}
+	kit.Flags().StringArrayVar(&servers, "server", nil, "`HOST:PORT` by which gateways reach this server, in order (default: the server's names)")
+	kit.Flags().StringVar(&out, "out", "", "write to `FILE` instead of standard output")
+	c := &cobra.Command{Use: "provision", Short: "Prepare what gateways need"}
+	c.AddCommand(kit)
+	return c
+}
+
+func (t *tool) gateway() *cobra.Command {
+	c := &cobra.Command{Use: "gateway", Short: "Register, list and approve gateways"}
+	c.AddCommand(t.gatewayImport(), t.gatewayList(), t.gatewayShow(), t.gatewayApprove())
+	return c
+}
+
+func (t *tool) gatewayImport() *cobra.Command {
+	return &cobra.Command{
+		Use: "import FILE.csv", Short: "Enter gateways from a manifest", Args: cobra.ExactArgs(1),
+		Long: "Enters gateways from a CSV manifest with the columns id, ek_sha256, site, ward, profile.\n" +
+			"'wardlink-agent identity' prints a gateway's ek_sha256. Rows that are there already are unchanged.",
+		Example: "  wardlink gateway import gateways.csv",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			data, err := os.ReadFile(args[0])
+			if err != nil {
+				return fmt.Errorf("manifest: %w", err)
+			}
+			c, err := t.client()
+			if err != nil {
+				return err
+			}
+			var results []client.ImportResult
+			if err := c.PostText(cmd.Context(), "/v1/gateways/import", "text/csv", data, &results); err != nil {
+				return fmt.Errorf("%s: %w", args[0], err)
+			}
+			if t.json {
+				err = t.printJSON(results)
+			} else {
+				err = t.table(func(w io.Writer) {
+					fmt.Fprintln(w, "GATEWAY\tRESULT\tREASON")
+					for _, r := range results {
+						fmt.Fprintf(w, "%s\t%s\t%s\n", r.ID, r.Result, r.Reason)
+					}
+				})
+			}
+			if err != nil {
+				return err
+			}
+			for _, r := range results {
+				if r.Result == "refused" {
+					return errors.New("some rows were refused; mend them and import the file again")
+				}
+			}
+			return nil
+		},
+	}
+}
+
+func (t *tool) gatewayList() *cobra.Command {
+	return &cobra.Command{
+		Use: "list", Short: "List registered and waiting gateways", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := t.client()
+			if err != nil {
+				return err
+			}
+			var list struct {
+				Gateways []client.Gateway `json:"gateways"`
+				Waiting  []client.Waiting `json:"waiting"`
+			}
+			if err := c.Get(cmd.Context(), "/v1/gateways", nil, &list); err != nil {
+				return err
+			}
+			if t.json {
+				return t.printJSON(list)
+			}
+			return t.table(func(w io.Writer) {
+				fmt.Fprintln(w, "GATEWAY\tSTATE\tSITE\tWARD\tPROFILE\tEK")
+				for _, g := range list.Gateways {
+					fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", g.ID, g.State, g.Site, g.Ward, g.Profile, shortEK(g.EK))
+				}
+				for _, q := range list.Waiting {
+					fmt.Fprintf(w, "%s\twaiting\t-\t-\t-\t%s %s, seen %s\n", q.Fingerprint, q.Manufacturer, q.Model, q.LastSeen.Local().Format(time.DateTime))
+				}
+				if len(list.Waiting) > 0 {
+					fmt.Fprintln(w, "\nApprove one with: wardlink gateway approve FINGERPRINT --id NAME --ward WARD")
+				}
+			})
+		},
+	}
+}
+
+func shortEK(eks []string) string {
+	var short []string
+	for _, e := range eks {
+		short = append(short, e[:min(16, len(e))])
+	}
+	return strings.Join(short, " ")
+}
+
+func (t *tool) gatewayShow() *cobra.Command {
+	return &cobra.Command{
+		Use: "show ID", Short: "Show one gateway", Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := t.client()
+			if err != nil {
+				return err
+			}
+			var g client.Gateway
+			if err := c.Get(cmd.Context(), "/v1/gateways/"+url.PathEscape(args[0]), nil, &g); err != nil {
+				return err
+			}
+			if t.json {
+				return t.printJSON(g)
+			}
+			return t.table(func(w io.Writer) {
+				fmt.Fprintf(w, "id\t%s\nstate\t%s\nsite\t%s\nward\t%s\nprofile\t%s\n", g.ID, g.State, g.Site, g.Ward, g.Profile)
+				for _, ek := range g.EK {
+					fmt.Fprintf(w, "EK SHA-256\t%s\n", ek)
+				}
+			})
+		},
+	}
+}
+
+func (t *tool) gatewayApprove() *cobra.Command {
+	var a client.Approval
+	c := &cobra.Command{
+		Use: "approve FINGERPRINT", Short: "Admit a waiting gateway", Args: cobra.ExactArgs(1),
+		Long: "Admits a TPM from the waiting list as a gateway. Compare the fingerprint with the one that\n" +
+			"'wardlink-agent identity' or 'wardlink-agent status' shows on the box itself.",
+		Example: "  wardlink gateway approve ABCD-EFGH-IJKL-MNOP --id icu-3-bed-7 --site main --ward icu-3",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := t.client()
+			if err != nil {
+				return err
+			}
+			a.Fingerprint = args[0]
+			if err := c.Post(cmd.Context(), "/v1/gateways/approve", a, nil); err != nil {
+				return err
+			}
+			if t.json {
+				return t.printJSON(a)
+			}
+			fmt.Fprintf(t.out, "%s is gateway %s; it enrols by itself within seconds\n", a.Fingerprint, a.ID)
+			return nil
+		},
+	}
+	c.Flags().StringVar(&a.ID, "id", "", "the gateway's `NAME` for ever (required)")
+	c.Flags().StringVar(&a.Site, "site", "", "its `SITE`")
+	c.Flags().StringVar(&a.Ward, "ward", "", "its `WARD`")
+	c.Flags().StringVar(&a.Profile, "profile", "default", "what it may publish")
+	_ = c.MarkFlagRequired("id")
+	return c
+}

@@ -1,0 +1,117 @@
+// Command wardlink is the operator's tool.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+
+	"wardlink/internal/build"
+	"wardlink/server/api/client"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
+}
+
+// tool is what every command shares.
+type tool struct {
+	operator string // path of the operator's file
+	json     bool
+	out      io.Writer
+	err      io.Writer
+}
+
+// run is the program: exit code 0 done, 1 failed or doubted.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	t := &tool{out: stdout, err: stderr}
+	root := &cobra.Command{
+		Use:           "wardlink",
+		Short:         "Operate wardlink: gateways, access, audit, and the demonstration",
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		Example: `  wardlink demo                                    # see it work, on this machine alone
+  wardlink provision kit --out kit.json            # what makes a fresh gateway one of ours
+  wardlink gateway import gateways.csv
+  wardlink audit verify --dir /var/lib/wardlink    # offline, with the public key only`,
+	}
+	root.PersistentFlags().StringVar(&t.operator, "operator", client.DefaultCredentials(), "the operator's `FILE`, which 'wardlink-server init' made")
+	root.PersistentFlags().BoolVar(&t.json, "json", false, "print JSON")
+	root.AddCommand(t.provision(), t.gateway(), t.access(), t.audit(), t.status(), t.demo(), t.version())
+	root.SetArgs(args)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	root.CompletionOptions.HiddenDefaultCmd = true
+	if err := root.ExecuteContext(ctx); err != nil {
+		if !errors.Is(err, errSaid) {
+			fmt.Fprintf(stderr, "wardlink: %v\n", err)
+		}
+		return 1
+	}
+	return 0
+}
+
+// errSaid ends a command whose output has said already what is wrong.
+var errSaid = errors.New("said")
+
+func (t *tool) client() (*client.Client, error) { return client.Open(t.operator) }
+
+func (t *tool) printJSON(v any) error {
+	enc := json.NewEncoder(t.out)
+	enc.SetIndent("", "  ")
+	return enc.Encode(v)
+}
+
+// table prints aligned columns.
+func (t *tool) table(fill func(w io.Writer)) error {
+	w := tabwriter.NewWriter(t.out, 0, 0, 2, ' ', 0)
+	fill(w)
+	return w.Flush()
+}
+
+func (t *tool) version() *cobra.Command {
+	var modules bool
+	c := &cobra.Command{
+		Use: "version", Short: "Show the build, its FIPS mode and its modules", Args: cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			build.Print(t.out, "wardlink", modules)
+			return nil
+		},
+	}
+	c.Flags().BoolVar(&modules, "modules", false, "list the linked modules")
+	return c
+}
+
+func (t *tool) status() *cobra.Command {
+	return &cobra.Command{
+		Use: "status", Short: "Show the server's state in figures", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := t.client()
+			if err != nil {
+				return err
+			}
+			var s client.Status
+			if err := c.Get(cmd.Context(), "/v1/status", nil, &s); err != nil {
+				return err
+			}
+			if t.json {
+				return t.printJSON(s)
+			}
+			return t.table(func(w io.Writer) {
+				fmt.Fprintf(w, "version\t%s\nready\t%t\ngateways\t%d registered, %d waiting, %d connected\n", s.Version, s.Ready, s.Gateways, s.Waiting, s.Sessions)
+				fmt.Fprintf(w, "journal\t%d entries; records passed %d, log passed %d\n", s.JournalSeq, s.RecordsSeq, s.LogSeq)
+				fmt.Fprintf(w, "log\t%d leaves\nbatches\t%d stored, %d pending, %d dead\n", s.LogSize, s.Stored, s.Pending, s.Dead)
+			})
+		},
+	}
+}

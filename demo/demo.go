@@ -1,0 +1,380 @@
+package demo
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"wardlink/internal/durable"
+	"wardlink/server/api/client"
+)
+
+// trustDomain of the demonstration's hospital.
+const trustDomain = "demo.wardlink.internal"
+
+// theatre is one demonstration: its folder, its processes, what it found.
+type theatre struct {
+	Options
+	dir     string // everything of this demonstration
+	server  string // the server's directory
+	ports   ports
+	stages  *stages
+	proc    *process // the server
+	fleet   []*gateway
+	api     *client.Client
+	summary Summary
+}
+
+// Run plays the demonstration. It returns an error when something could not be done or when the summary is not OK.
+func Run(ctx context.Context, o Options) (Summary, error) {
+	if err := o.check(); err != nil {
+		return Summary{}, err
+	}
+	if o.Bin == "" {
+		self, err := os.Executable()
+		if err != nil {
+			return Summary{}, err
+		}
+		o.Bin = filepath.Dir(self)
+	}
+	dir, err := os.MkdirTemp("", "wl") // short: Unix sockets live below it
+	if err != nil {
+		return Summary{}, err
+	}
+	t := &theatre{Options: o, dir: dir, server: filepath.Join(dir, "server"), stages: &stages{out: o.Out, plain: o.Plain}}
+	ctx, cancel := context.WithTimeoutCause(ctx, o.Limit, fmt.Errorf("the demonstration took longer than %s", o.Limit))
+	defer cancel()
+	begun := time.Now()
+	err = t.play(ctx)
+	t.summary.Seconds = time.Since(begun).Round(100 * time.Millisecond).Seconds()
+	t.summary.Gateways = o.Gateways
+	if o.Summary != "" {
+		data, jerr := json.MarshalIndent(t.summary, "", "  ")
+		err = errors.Join(err, jerr, durable.WriteFile(o.Summary, append(data, '\n'), 0o644))
+	}
+	if err == nil {
+		t.table()
+		if !t.summary.OK() {
+			err = errors.New("the demonstration did not show what it promises; see the table above")
+		}
+	}
+	if err != nil {
+		t.end()
+		return t.summary, fmt.Errorf("%w\n(logs and data are kept in %s)", err, dir)
+	}
+	if o.Keep {
+		t.invite()
+		<-ctx.Done()
+	}
+	t.end()
+	return t.summary, os.RemoveAll(dir)
+}
+
+// play is the plot.
+func (t *theatre) play(ctx context.Context) error {
+	for _, act := range []func(context.Context) error{
+		t.makeTPMs, t.startServer, t.register, t.startAgents, t.stream, t.settle, t.compare, t.verifyLog, t.proveOne,
+	} {
+		if err := act(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (t *theatre) bin(name string) string { return filepath.Join(t.Bin, name) }
+
+// startServer makes a hospital's server and runs it.
+func (t *theatre) startServer(ctx context.Context) error {
+	t.stages.begin("server")
+	var err error
+	if t.ports, err = freePorts(); err != nil {
+		return err
+	}
+	args := []string{"init", "--dir", t.server, "--trust-domain", trustDomain, "--name", "localhost", "--name", "127.0.0.1",
+		"--gateways", t.ports.gateways, "--hospital", t.ports.hospital, "--operators", t.ports.operators}
+	for _, c := range t.fleet[0].factory.Certificates() {
+		args = append(args, "--ek-trust", c)
+	}
+	if _, err := output(ctx, t.bin("wardlink-server"), args...); err != nil {
+		return err
+	}
+	if t.proc, err = start("server", filepath.Join(t.dir, "server.log"), t.bin("wardlink-server"), "run", "--dir", t.server); err != nil {
+		return err
+	}
+	if t.api, err = client.Open(filepath.Join(t.server, "operator", "operator.json")); err != nil {
+		return err
+	}
+	err = until(ctx, "the server", []*process{t.proc}, func(ctx context.Context) (bool, error) {
+		var s client.Status
+		return t.api.Get(ctx, "/v1/status", nil, &s) == nil && s.Ready, nil
+	})
+	if err != nil {
+		return err
+	}
+	t.stages.done("gateways %s, hospital %s, operators %s", t.ports.gateways, t.ports.hospital, t.ports.operators)
+	return nil
+}
+
+// register enters the gateways into the registry by their TPMs' endorsement keys, as an operator would.
+func (t *theatre) register(ctx context.Context) error {
+	t.stages.begin("registry")
+	kit := filepath.Join(t.dir, "kit.json")
+	operator := []string{"--operator", filepath.Join(t.server, "operator", "operator.json")}
+	run := func(args ...string) error {
+		_, err := output(ctx, t.bin("wardlink"), append(slices.Clone(operator), args...)...)
+		return err
+	}
+	if err := run("provision", "kit", "--server", t.ports.gateways, "--out", kit); err != nil {
+		return err
+	}
+	csv := "id,ek_sha256,site,ward,profile\n"
+	for _, g := range t.fleet {
+		ek, err := g.identity(ctx, t.bin("wardlink-agent"), kit)
+		if err != nil {
+			return err
+		}
+		csv += fmt.Sprintf("%s,%s,demo,%s,default\n", g.name, ek, g.ward)
+	}
+	manifest := filepath.Join(t.dir, "gateways.csv")
+	if err := os.WriteFile(manifest, []byte(csv), 0o600); err != nil {
+		return err
+	}
+	if err := run("gateway", "import", manifest); err != nil {
+		return err
+	}
+	if err := run("access", "issue", readerName, "--out", filepath.Join(t.dir, "reader")); err != nil {
+		return err
+	}
+	t.stages.done("%d gateways by their endorsement keys; FHIR account %q", len(t.fleet), readerName)
+	return nil
+}
+
+// startAgents runs the agents and waits until each has enrolled with its TPM and is connected.
+func (t *theatre) startAgents(ctx context.Context) error {
+	t.stages.begin("enrolment")
+	for _, g := range t.fleet {
+		if err := g.startAgent(t.bin("wardlink-agent")); err != nil {
+			return err
+		}
+	}
+	watch := append(t.agents(), t.proc)
+	err := until(ctx, "enrolment", watch, func(ctx context.Context) (bool, error) {
+		n := 0
+		for _, g := range t.fleet {
+			if s, err := g.status(ctx); err == nil && s.Uplink.Connected {
+				n++
+			}
+		}
+		t.stages.progress("%d of %d connected", n, len(t.fleet))
+		return n == len(t.fleet), nil
+	})
+	if err != nil {
+		return err
+	}
+	t.stages.done("%d certificates by TPM credential activation and ACME device-attest-01", len(t.fleet))
+	return nil
+}
+
+// stream lets the monitors send, and kills the first agent with SIGKILL once half of its samples are acknowledged.
+func (t *theatre) stream(ctx context.Context) error {
+	t.stages.begin("monitor")
+	g, mctx := errgroup.WithContext(ctx)
+	for i, gw := range t.fleet {
+		if err := gw.plugMonitor(t.Options, i); err != nil {
+			return err
+		}
+		g.Go(func() error { return gw.monitor.Run(mctx) })
+	}
+	finished := make(chan struct{})
+	g.Go(func() error { return t.killInTheMiddle(mctx, t.fleet[0]) })
+	var err error
+	go func() { err = g.Wait(); close(finished) }()
+	tick := time.NewTicker(200 * time.Millisecond)
+	defer tick.Stop()
+	for running := true; running; {
+		select {
+		case <-finished:
+			running = false
+		case <-tick.C:
+		}
+		sent, acked := t.sent()
+		t.stages.progress("%d samples sent, %d acknowledged", sent, acked)
+		for _, p := range append(t.agents(), t.proc) {
+			if derr := p.died(); derr != nil {
+				return derr
+			}
+		}
+	}
+	if err != nil {
+		return err
+	}
+	sent, acked := t.sent()
+	t.stages.done("%d samples sent, %d acknowledged", sent, acked)
+	return nil
+}
+
+func (t *theatre) killInTheMiddle(ctx context.Context, g *gateway) error {
+	half := g.rows / 2
+	err := until(ctx, "half of the samples", nil, func(context.Context) (bool, error) {
+		return g.monitor.Account().Totals().MessagesAcknowledged >= half, nil
+	})
+	if err != nil {
+		return err
+	}
+	g.agent.kill()
+	t.summary.AgentKills++
+	t.stages.note("SIGKILL to the agent of %s after %d messages; starting it again", g.name, half)
+	return g.startAgent(t.bin("wardlink-agent"))
+}
+
+func (t *theatre) sent() (sent, acknowledged int) {
+	for _, g := range t.fleet {
+		totals := g.monitor.Account().Totals()
+		sent, acknowledged = sent+totals.Sent, acknowledged+totals.Acknowledged
+	}
+	return sent, acknowledged
+}
+
+func (t *theatre) agents() []*process {
+	var ps []*process
+	for _, g := range t.fleet {
+		if p := g.process(); p != nil {
+			ps = append(ps, p)
+		}
+	}
+	return ps
+}
+
+// settle waits until the agents have delivered everything and the server has opened and logged what it journaled.
+func (t *theatre) settle(ctx context.Context) error {
+	t.stages.begin("delivery")
+	err := until(ctx, "delivery", append(t.agents(), t.proc), func(ctx context.Context) (bool, error) {
+		backlog := 0
+		for _, g := range t.fleet {
+			s, err := g.status(ctx)
+			if err != nil {
+				return false, nil // the agent is starting again
+			}
+			backlog += s.Buffer.Unacknowledged
+		}
+		var s client.Status
+		if err := t.api.Get(ctx, "/v1/status", nil, &s); err != nil {
+			return false, err
+		}
+		t.stages.progress("%d batches buffered, %d stored, %d pending; log at %d of %d", backlog, s.Stored, s.Pending, s.LogSeq, s.JournalSeq)
+		return backlog == 0 && s.Pending == 0 && s.RecordsSeq == s.JournalSeq && s.LogSeq == s.JournalSeq, nil
+	})
+	if err != nil {
+		return err
+	}
+	var s client.Status
+	if err := t.api.Get(ctx, "/v1/status", nil, &s); err != nil {
+		return err
+	}
+	t.stages.done("%d sealed batches journaled, opened and logged", s.Stored)
+	return nil
+}
+
+// compare holds every monitor's account against the hospital's FHIR answers.
+func (t *theatre) compare(ctx context.Context) error {
+	t.stages.begin("compare")
+	fetch, err := t.reader()
+	if err != nil {
+		return err
+	}
+	var all Comparison
+	for _, g := range t.fleet {
+		c, err := Compare(ctx, "https://"+t.ports.hospital, g.monitor.Account(), fetch)
+		if err != nil {
+			return err
+		}
+		all.Add(c)
+		t.stages.progress("%d readings compared", all.Sent)
+	}
+	s := &t.summary
+	s.SamplesSent, s.SamplesAcknowledged, s.SamplesStored = all.Sent, all.Acknowledged, all.Stored
+	s.Missing, s.Duplicates = all.Missing+all.NoReadings.Missing, all.Duplicates+all.Unexpected
+	s.Mismatched, s.NoReadings = all.Mismatched+all.Unmarked, all.NoReadings.Stored
+	for _, e := range all.Examples {
+		t.stages.note("%s", e)
+	}
+	t.stages.done("%d of %d samples in FHIR with value, unit and time as sent", all.Stored, all.Sent)
+	return nil
+}
+
+// verifyLog runs the offline verifier as a stranger would: with the log's files and its public key.
+func (t *theatre) verifyLog(ctx context.Context) error {
+	t.stages.begin("log")
+	out, err := output(ctx, t.bin("wardlink"), "audit", "verify", "--json", "--dir", t.server)
+	if err != nil {
+		return err
+	}
+	var report struct {
+		Leaves, Rows uint64
+	}
+	if err := json.Unmarshal(out, &report); err != nil {
+		return fmt.Errorf("audit verify: %w", err)
+	}
+	t.summary.AuditLeaves, t.summary.AuditRows, t.summary.AuditVerified = report.Leaves, report.Rows, true
+	t.stages.done("%d leaves with %d publishes verified offline", report.Leaves, report.Rows)
+	return nil
+}
+
+// proveOne proves one publish, with a bundle that needs no server.
+func (t *theatre) proveOne(ctx context.Context) error {
+	t.stages.begin("proof")
+	g := t.fleet[0]
+	bundle := filepath.Join(t.dir, "proof.json")
+	s, err := g.status(ctx)
+	if err != nil {
+		return err
+	}
+	_, err = output(ctx, t.bin("wardlink"), "audit", "prove", "--dir", t.server,
+		"--gateway", g.name, "--lane", "vitals", "--number", "0", "--epoch", s.Epoch, "--out", bundle)
+	if err != nil {
+		return err
+	}
+	if _, err := output(ctx, t.bin("wardlink"), "audit", "check", "--key", filepath.Join(t.server, "public", "log.pub"), bundle); err != nil {
+		return err
+	}
+	t.summary.ProofVerified = true
+	t.stages.done("publish %s/vitals/0 of %s is in the log; the bundle proves it alone", s.Epoch[:8], g.name)
+	return nil
+}
+
+// end stops everything, gateways first.
+func (t *theatre) end() {
+	for _, g := range t.fleet {
+		g.stop()
+	}
+	if t.proc != nil {
+		t.proc.stop()
+	}
+}
+
+func (t *theatre) table() {
+	s := t.summary
+	w := &strings.Builder{}
+	row := func(name string, value any, note string) { fmt.Fprintf(w, "  %-22s %10v  %s\n", name, value, note) }
+	fmt.Fprintln(w)
+	row("samples sent", s.SamplesSent, "by the monitors' own account")
+	row("acknowledged", s.SamplesAcknowledged, "after the gateway's fsync")
+	row("stored", s.SamplesStored, "in FHIR with value, unit and time as sent")
+	row("no readings", s.NoReadings, "sent as such, and found as such")
+	row("missing", s.Missing, "")
+	row("duplicates", s.Duplicates, "")
+	row("mismatched", s.Mismatched, "")
+	row("agents killed", s.AgentKills, "with SIGKILL, mid-stream")
+	row("log", s.AuditLeaves, fmt.Sprintf("leaves and %d publishes, verified offline", s.AuditRows))
+	row("seconds", s.Seconds, "")
+	fmt.Fprint(t.Out, w.String())
+}

@@ -1,0 +1,275 @@
+package demo
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"wardlink/demo/bedside"
+	"wardlink/internal/swtpm"
+)
+
+const (
+	readerName = "demo-reader"
+	// pace is how fast a simulated second goes by: fast enough for a minute's demonstration, slow enough that the SIGKILL falls
+	// amid the stream.
+	pace = 30 * time.Millisecond
+)
+
+// ports are the addresses of this demonstration's server.
+type ports struct{ gateways, hospital, operators string }
+
+func freePorts() (ports, error) {
+	var p ports
+	for _, addr := range []*string{&p.gateways, &p.hospital, &p.operators} {
+		var err error
+		if *addr, err = freePort(); err != nil {
+			return p, err
+		}
+	}
+	return p, nil
+}
+
+func freePort() (string, error) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", fmt.Errorf("free port: %w", err)
+	}
+	return ln.Addr().String(), ln.Close()
+}
+
+// gateway is one gateway of the demonstration with its TPM, its agent and the monitor that feeds it.
+type gateway struct {
+	name, ward string
+	dir        string
+	mllp       string
+	factory    *swtpm.Factory
+	tpm        *swtpm.Process
+	monitor    *bedside.Monitor
+	rows       int
+
+	mu    sync.Mutex
+	agent *process
+}
+
+// makeTPMs manufactures and starts a TPM for each gateway.
+func (t *theatre) makeTPMs(ctx context.Context) error {
+	t.stages.begin("TPM")
+	factory, err := swtpm.NewFactory(filepath.Join(t.dir, "tpm"))
+	if err != nil {
+		return err
+	}
+	for i := range t.Gateways {
+		name := fmt.Sprintf("gw-%02d", i+1)
+		g := &gateway{name: name, ward: "icu-1", dir: filepath.Join(t.dir, name), factory: factory}
+		if err := os.MkdirAll(g.dir, 0o700); err != nil {
+			return err
+		}
+		state := filepath.Join(g.dir, "tpm")
+		if err := factory.Make(ctx, state); err != nil {
+			return err
+		}
+		if g.tpm, err = swtpm.Start(ctx, state, filepath.Join(g.dir, "t")); err != nil {
+			return err
+		}
+		t.fleet = append(t.fleet, g)
+		if g.mllp, err = freePort(); err != nil {
+			return err
+		}
+		t.stages.progress("%d of %d", i+1, t.Gateways)
+	}
+	t.stages.done("%d manufactured, each with its own endorsement key", len(t.fleet))
+	return nil
+}
+
+func (g *gateway) config() string { return filepath.Join(g.dir, "agent.yaml") }
+
+// identity writes the agent's configuration and asks the agent for its TPM's endorsement key.
+func (g *gateway) identity(ctx context.Context, agent, kit string) (ek string, err error) {
+	text := fmt.Sprintf("kit: %s\nstate: %s\ntpm: swtpm:%s\nsources:\n  - {id: bed-1, mllp: %q}\n",
+		kit, filepath.Join(g.dir, "state"), g.tpm.Socket, g.mllp)
+	if err := os.WriteFile(g.config(), []byte(text), 0o600); err != nil {
+		return "", err
+	}
+	out, err := output(ctx, agent, "identity", "--json", "--config", g.config())
+	if err != nil {
+		return "", err
+	}
+	var id struct {
+		EK string `json:"ek_sha256"`
+	}
+	if err := json.Unmarshal(out, &id); err != nil {
+		return "", fmt.Errorf("identity of %s: %w", g.name, err)
+	}
+	return id.EK, nil
+}
+
+func (g *gateway) startAgent(program string) error {
+	p, err := start("agent of "+g.name, filepath.Join(g.dir, "agent.log"), program, "run", "--config", g.config())
+	if err != nil {
+		return err
+	}
+	g.mu.Lock()
+	g.agent = p
+	g.mu.Unlock()
+	return nil
+}
+
+func (g *gateway) process() *process {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.agent
+}
+
+// agentStatus is what the demonstration reads of an agent's status.
+type agentStatus struct {
+	Epoch  string `json:"epoch"`
+	Uplink struct {
+		Connected bool `json:"connected"`
+	} `json:"uplink"`
+	Buffer struct {
+		Unacknowledged int `json:"unacknowledged"`
+	} `json:"buffer"`
+}
+
+// status asks the agent over its socket, as 'wardlink-agent status --json' does.
+func (g *gateway) status(ctx context.Context) (agentStatus, error) {
+	var s agentStatus
+	c := &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "unix", filepath.Join(g.dir, "state", "agent.sock"))
+		},
+	}}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://agent/status", nil)
+	if err != nil {
+		return s, err
+	}
+	resp, err := c.Do(req)
+	if err != nil {
+		return s, err
+	}
+	defer resp.Body.Close()
+	return s, json.NewDecoder(resp.Body).Decode(&s)
+}
+
+// plugMonitor attaches a monitor with a patient of its own.
+func (g *gateway) plugMonitor(o Options, i int) error {
+	var src bedside.Source
+	if o.Recording != "" {
+		rec, err := bedside.OpenRecording(strings.TrimSuffix(o.Recording, ".hea"))
+		if err != nil {
+			return err
+		}
+		g.rows = rec.Rows()
+		if src, err = rec.Replay(time.Now()); err != nil {
+			return err
+		}
+	} else {
+		g.rows = o.Minutes * 60
+		from := time.Now().Add(-time.Duration(g.rows) * time.Second).Truncate(time.Second)
+		src = paced(bedside.Simulate(bedside.DefaultSimulation(uint64(i+1), from, g.rows)))
+	}
+	var err error
+	g.monitor, err = bedside.New(bedside.Config{
+		Address: g.mllp,
+		Patient: bedside.Patient{ID: fmt.Sprintf("WL%04d", i+1), Namespace: "WARDSIM", OID: "2.25.1234"},
+		Ward:    g.ward, Bed: fmt.Sprintf("%02d", i+1), Device: 0x00126C00000000 + uint64(i+1), Source: src,
+	})
+	return err
+}
+
+// paced gives a row each pace.
+func paced(src bedside.Source) bedside.Source {
+	return func(yield func(bedside.Row) bool) {
+		tick := time.NewTicker(pace)
+		defer tick.Stop()
+		for row := range src {
+			<-tick.C
+			if !yield(row) {
+				return
+			}
+		}
+	}
+}
+
+func (g *gateway) stop() {
+	if p := g.process(); p != nil {
+		p.stop()
+	}
+	if g.tpm != nil {
+		g.tpm.Stop()
+	}
+}
+
+// reader is the hospital's system: it reads FHIR with the service account's certificate.
+func (t *theatre) reader() (Fetch, error) {
+	dir := filepath.Join(t.dir, "reader")
+	cert, err := tls.LoadX509KeyPair(filepath.Join(dir, readerName+".crt"), filepath.Join(dir, readerName+".key"))
+	if err != nil {
+		return nil, err
+	}
+	root, err := os.ReadFile(filepath.Join(dir, "root.crt"))
+	if err != nil {
+		return nil, err
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(root) {
+		return nil, errors.New("root.crt holds no certificate")
+	}
+	c := &http.Client{Timeout: time.Minute, Transport: &http.Transport{
+		TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: pool, Certificates: []tls.Certificate{cert}},
+	}}
+	return func(ctx context.Context, url string) ([]byte, error) {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+		if err != nil {
+			return nil, err
+		}
+		req.Header.Set("Accept", "application/fhir+json")
+		resp, err := c.Do(req)
+		if err != nil {
+			return nil, err
+		}
+		defer resp.Body.Close()
+		body, err := io.ReadAll(io.LimitReader(resp.Body, 64<<20))
+		if err != nil {
+			return nil, err
+		}
+		if resp.StatusCode != http.StatusOK {
+			return nil, fmt.Errorf("%s: %.300s", resp.Status, body)
+		}
+		return body, nil
+	}, nil
+}
+
+// invite says how to look around while everything runs.
+func (t *theatre) invite() {
+	dir := filepath.Join(t.dir, "reader")
+	curl := fmt.Sprintf("curl --cert %s/%s.crt --key %s/%s.key --cacert %s/root.crt", dir, readerName, dir, readerName, dir)
+	op := filepath.Join(t.server, "operator", "operator.json")
+	fmt.Fprintf(t.Out, `
+Everything keeps running until you press Ctrl-C. Files: %s
+
+  hospital   https://%s/fhir      certificate %s/%s.crt, key %s/%s.key, CA %s/root.crt
+  operators  https://%s           operator's file %s
+
+Three commands to try:
+
+  %s 'https://%s/fhir/Observation?patient.identifier=urn:oid:2.25.1234|WL0001&code=147842&_count=3'
+  %s --operator %s gateway list
+  %s audit list --dir %s --limit 20
+
+`, t.dir, t.ports.hospital, dir, readerName, dir, readerName, dir, t.ports.operators, op,
+		curl, t.ports.hospital, t.bin("wardlink"), op, t.bin("wardlink"), t.server)
+}

@@ -1,0 +1,70 @@
+// Package demo runs the product's main job as a newcomer would: real processes, a real (emulated) TPM for each gateway, a bedside
+// monitor that is none of our code, a SIGKILL in the middle, and a comparison of what the monitor says it sent with what the
+// hospital reads.
+package demo
+
+import (
+	"errors"
+	"io"
+	"time"
+)
+
+// Options of a demonstration.
+type Options struct {
+	Recording string        // path of a PhysioNet numerics record to replay; "" simulates
+	Minutes   int           // simulated minutes for each monitor, one row a second; 0 is 10
+	Gateways  int           // each with a TPM and a monitor of its own; 0 is 1
+	Summary   string        // file for the summary; "" writes none
+	Keep      bool          // leave everything running and say how to look at it
+	Bin       string        // folder of wardlink-server and wardlink-agent; "" is the folder of the running program
+	Out       io.Writer     // where the live lines and the table go
+	Plain     bool          // no colour and no line that is overwritten
+	Limit     time.Duration // the demonstration fails after this long; 0 is 30 minutes
+}
+
+// maxGateways bounds the processes that one machine is asked to run.
+const maxGateways = 100
+
+func (o *Options) check() error {
+	if o.Minutes == 0 {
+		o.Minutes = 10
+	}
+	if o.Gateways == 0 {
+		o.Gateways = 1
+	}
+	if o.Limit == 0 {
+		o.Limit = 30 * time.Minute
+	}
+	if o.Minutes < 1 || o.Minutes > 24*60 {
+		return errors.New("--minutes: expected 1 to 1440")
+	}
+	if o.Gateways < 1 || o.Gateways > maxGateways {
+		return errors.New("--gateways: expected 1 to 100")
+	}
+	return nil
+}
+
+// Summary is what came out. Every figure is counted by the monitors or read from the hospital's side, none is assumed.
+type Summary struct {
+	SamplesSent         int     `json:"samples_sent"`         // readings with a value that the monitors sent
+	SamplesAcknowledged int     `json:"samples_acknowledged"` // of these, acknowledged to the monitors
+	SamplesStored       int     `json:"samples_stored"`       // of these, found in FHIR with value, unit and time as sent
+	Missing             int     `json:"missing"`              // acknowledged and not in FHIR
+	Duplicates          int     `json:"duplicates"`           // more often in FHIR than sent
+	Mismatched          int     `json:"mismatched"`           // in FHIR with another value or unit
+	NoReadings          int     `json:"no_readings"`          // sent as "no reading", and found so
+	AuditLeaves         uint64  `json:"audit_leaves"`
+	AuditRows           uint64  `json:"audit_rows"`
+	AuditVerified       bool    `json:"audit_verified"`
+	ProofVerified       bool    `json:"proof_verified"`
+	AgentKills          int     `json:"agent_kills"`
+	Gateways            int     `json:"gateways"`
+	Seconds             float64 `json:"seconds"`
+}
+
+// OK says whether the demonstration shows what it promises.
+func (s Summary) OK() bool {
+	return s.SamplesSent > 0 && s.SamplesStored == s.SamplesAcknowledged && s.SamplesAcknowledged == s.SamplesSent &&
+		s.Missing == 0 && s.Duplicates == 0 && s.Mismatched == 0 &&
+		s.AuditVerified && s.ProofVerified && s.AgentKills > 0
+}

@@ -1,0 +1,107 @@
+package enroll
+
+import (
+	"crypto/ed25519"
+	"errors"
+	"fmt"
+
+	"github.com/fxamacker/cbor/v2"
+
+	"wardlink/internal/spiffe"
+	"wardlink/telemetry"
+)
+
+// configPurpose begins every message that the config key signs as configuration, so that no other document can pass for one.
+const configPurpose = "wardlink/config/1\x00"
+
+// Configuration is what the hospital tells one gateway, or all gateways of one site. Ingest only relays it; the config key,
+// which ingest does not have, signs it.
+type Configuration struct {
+	Gateway string // for this gateway; "" when Site is set
+	Site    string // for all gateways of this site; "" when Gateway is set
+	Version uint64 // grows with every configuration for the same target; an agent never goes back
+	Issued  int64  // Unix milliseconds, server's clock
+	Ward    string
+	Profile string
+	Lanes   uint8 // bit mask of the lanes that the gateway may publish
+}
+
+// configBody is the signed form; integer keys, so that later fields do not disturb older agents.
+type configBody struct {
+	Gateway string `cbor:"1,keyasint,omitempty"`
+	Site    string `cbor:"2,keyasint,omitempty"`
+	Version uint64 `cbor:"3,keyasint"`
+	Issued  int64  `cbor:"4,keyasint"`
+	Ward    string `cbor:"5,keyasint,omitempty"`
+	Profile string `cbor:"6,keyasint,omitempty"`
+	Lanes   uint8  `cbor:"7,keyasint"`
+}
+
+type signedConfig struct {
+	Body      []byte `cbor:"1,keyasint"`
+	Signature []byte `cbor:"2,keyasint"`
+}
+
+var (
+	configEnc = must(cbor.CoreDetEncOptions().EncMode())
+	configDec = must(cbor.DecOptions{
+		DupMapKey: cbor.DupMapKeyEnforcedAPF, MaxNestedLevels: 4, MaxArrayElements: 16, MaxMapPairs: 32,
+		IndefLength: cbor.IndefLengthForbidden, TagsMd: cbor.TagsForbidden,
+	}.DecMode())
+)
+
+func must[T any](v T, err error) T {
+	if err != nil {
+		panic(err)
+	}
+	return v
+}
+
+// SignConfiguration makes the document that down/config carries.
+func SignConfiguration(c Configuration, key ed25519.PrivateKey) ([]byte, error) {
+	if (c.Gateway == "") == (c.Site == "") {
+		return nil, errors.New("configuration: name either a gateway or a site")
+	}
+	body, err := configEnc.Marshal(configBody(c))
+	if err != nil {
+		return nil, fmt.Errorf("configuration: %w", err)
+	}
+	sig := ed25519.Sign(key, append([]byte(configPurpose), body...))
+	return configEnc.Marshal(signedConfig{Body: body, Signature: sig})
+}
+
+// VerifyConfiguration is the one decision whether a document is configuration for this gateway: signed by the config key, for
+// this gateway or its site, and newer than the version in force. site may be "" while the gateway does not know its site.
+func VerifyConfiguration(doc []byte, key ed25519.PublicKey, gateway, site string, inForce uint64) (Configuration, error) {
+	if len(doc) > telemetry.MaxDocument {
+		return Configuration{}, fmt.Errorf("configuration: %d bytes; at most %d", len(doc), telemetry.MaxDocument)
+	}
+	var s signedConfig
+	if err := configDec.Unmarshal(doc, &s); err != nil {
+		return Configuration{}, fmt.Errorf("configuration: %w", err)
+	}
+	if !ed25519.Verify(key, append([]byte(configPurpose), s.Body...), s.Signature) {
+		return Configuration{}, errors.New("configuration: not signed by the kit's config key; make a new kit if the key was changed")
+	}
+	var body configBody
+	if err := configDec.Unmarshal(s.Body, &body); err != nil {
+		return Configuration{}, fmt.Errorf("configuration: signed body: %w", err)
+	}
+	c := Configuration(body)
+	switch {
+	case c.Gateway != "" && c.Site != "":
+		return Configuration{}, errors.New("configuration: names a gateway and a site")
+	case c.Gateway != "" && c.Gateway != gateway:
+		return Configuration{}, fmt.Errorf("configuration: is for gateway %q, this is %q", c.Gateway, gateway)
+	case c.Gateway == "" && (c.Site == "" || c.Site != site):
+		return Configuration{}, fmt.Errorf("configuration: is for site %q, this gateway is of %q", c.Site, site)
+	case c.Version <= inForce:
+		return Configuration{}, fmt.Errorf("configuration: version %d is not newer than %d, which is in force", c.Version, inForce)
+	}
+	if c.Gateway != "" {
+		if err := spiffe.ValidName(c.Gateway); err != nil {
+			return Configuration{}, fmt.Errorf("configuration: %w", err)
+		}
+	}
+	return c, nil
+}

@@ -1,0 +1,246 @@
+// Package api is the operators' API: JSON over HTTP, mutual TLS, one route for each act of the operator's tool. Each act is journaled
+// before it is answered. It also answers health probes, which need no certificate and tell nothing.
+package api
+
+import (
+	"context"
+	"crypto/ed25519"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"runtime/debug"
+	"time"
+
+	"wardlink/audit"
+	"wardlink/enroll"
+	"wardlink/internal/spiffe"
+	"wardlink/server/api/client"
+	"wardlink/server/ca"
+	"wardlink/server/journal"
+	"wardlink/server/registry"
+	"wardlink/telemetry/seal"
+)
+
+// Config is what the API needs. Every field is required.
+type Config struct {
+	TrustDomain string
+	Servers     []string // default addresses of a kit: host:port of the gateways' listener
+	Root        *x509.Certificate
+	RecordsKey  seal.PublicKey
+	ConfigKey   ed25519.PublicKey
+	LogDir      string
+	LogVerifier string
+	Registry    *registry.Registry
+	Journal     *journal.Journal
+	CA          *ca.CA
+	Status      func(ctx context.Context) (client.Status, error)
+	Ready       func(ctx context.Context) error // nil when every part works
+	Metrics     http.Handler
+	Log         *slog.Logger
+}
+
+// API is the handler.
+type API struct {
+	Config
+	mux *http.ServeMux
+}
+
+// maxBody bounds a request: a manifest of 200,000 rows is the largest.
+const maxBody = 33 << 20
+
+// New makes the handler.
+func New(cfg Config) *API {
+	a := &API{Config: cfg, mux: http.NewServeMux()}
+	a.mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
+	a.mux.HandleFunc("GET /readyz", a.readyz)
+	a.mux.Handle("GET /metrics", a.operator(func(w http.ResponseWriter, r *http.Request, _ who) error {
+		a.Metrics.ServeHTTP(w, r)
+		return nil
+	}))
+	for pattern, h := range map[string]handler{
+		"GET /v1/status":             a.status,
+		"GET /v1/kit":                a.kit,
+		"GET /v1/gateways":           a.listGateways,
+		"GET /v1/gateways/{id}":      a.showGateway,
+		"POST /v1/gateways/import":   a.importGateways,
+		"POST /v1/gateways/approve":  a.approveGateway,
+		"POST /v1/access":            a.issueAccess,
+		"GET /v1/audit":              a.listAudit,
+		"GET /v1/audit/proof":        a.proveAudit,
+		"GET /v1/audit/log-verifier": a.logVerifier,
+	} {
+		a.mux.Handle(pattern, a.operator(h))
+	}
+	return a
+}
+
+// ServeHTTP implements http.Handler.
+func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	defer func() {
+		if p := recover(); p != nil {
+			a.Log.Error("API request failed", "route", r.Pattern, "stack", string(debug.Stack()))
+			writeProblem(w, http.StatusInternalServerError, "internal error", "")
+		}
+	}()
+	r.Body = http.MaxBytesReader(w, r.Body, maxBody)
+	a.mux.ServeHTTP(w, r)
+}
+
+// who is a proven operator and where the request came from.
+type who struct {
+	actor audit.Actor
+	peer  string
+}
+
+type handler func(w http.ResponseWriter, r *http.Request, who who) error
+
+// operator lets only operators' certificates through. Everybody else is refused, and the refusal journaled.
+func (a *API) operator(h handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		id, serial, err := a.identify(r)
+		if err != nil {
+			a.refuse(w, r, id, serial, err)
+			return
+		}
+		err = h(w, r, who{audit.Actor{ID: id.String(), Serial: serial}, r.RemoteAddr})
+		var bad badRequest
+		var large *http.MaxBytesError
+		switch {
+		case err == nil:
+		case errors.As(err, &bad):
+			writeProblem(w, http.StatusBadRequest, "bad request", bad.Error())
+		case errors.As(err, &large):
+			writeProblem(w, http.StatusRequestEntityTooLarge, "request is too large", fmt.Sprintf("at most %d bytes", large.Limit))
+		case errors.Is(err, registry.ErrUnknown):
+			writeProblem(w, http.StatusNotFound, "not found", err.Error())
+		case errors.Is(err, registry.ErrConflict):
+			writeProblem(w, http.StatusConflict, "conflict", err.Error())
+		default:
+			a.Log.Error("API request failed", "route", r.Pattern, "error", err)
+			writeProblem(w, http.StatusServiceUnavailable, "the server cannot do this now", err.Error())
+		}
+	})
+}
+
+// identify reads the operator's identity from the verified chain. A chain that the listener did not verify does not exist here.
+func (a *API) identify(r *http.Request) (spiffe.ID, string, error) {
+	if r.TLS == nil || len(r.TLS.VerifiedChains) == 0 {
+		return spiffe.ID{}, "", errors.New("no client certificate; use the operator's file that 'wardlink-server init' made")
+	}
+	leaf := r.TLS.VerifiedChains[0][0]
+	serial := ca.Serial(leaf)
+	id, err := spiffe.FromCertificate(leaf)
+	if err != nil {
+		return spiffe.ID{}, serial, err
+	}
+	if id.TrustDomain != a.TrustDomain || id.Kind != spiffe.Operator {
+		return id, serial, fmt.Errorf("%s is no operator of %s", id, a.TrustDomain)
+	}
+	if now := time.Now(); now.After(leaf.NotAfter) {
+		return id, serial, errors.New("the operator's certificate has expired")
+	}
+	return id, serial, nil
+}
+
+func (a *API) refuse(w http.ResponseWriter, r *http.Request, id spiffe.ID, serial string, reason error) {
+	if id.Kind == "" { // nothing is proven: an event for each would let anyone fill the log
+		writeProblem(w, http.StatusUnauthorized, "not authorised", reason.Error())
+		return
+	}
+	err := journal.AppendEvent(r.Context(), a.Journal, audit.Event{
+		Type: audit.Refused, Actor: audit.Actor{ID: id.String(), Serial: serial}, Peer: r.RemoteAddr,
+		Target: "operators' API", Outcome: audit.Denied, Reason: "not an operator",
+	})
+	if err != nil {
+		a.Log.Error("refusal cannot be journaled", "error", err)
+	}
+	writeProblem(w, http.StatusForbidden, "not authorised", reason.Error())
+}
+
+func (a *API) readyz(w http.ResponseWriter, r *http.Request) {
+	if err := a.Ready(r.Context()); err != nil {
+		a.Log.Warn("not ready", "error", err)
+		http.Error(w, "not ready", http.StatusServiceUnavailable)
+		return
+	}
+	fmt.Fprintln(w, "ready")
+}
+
+func (a *API) status(w http.ResponseWriter, r *http.Request, _ who) error {
+	s, err := a.Status(r.Context())
+	if err != nil {
+		return err
+	}
+	return writeJSON(w, s)
+}
+
+// kit gives the kit. Its fingerprint is in the log, so that a gateway's own fingerprint can be held against it.
+func (a *API) kit(w http.ResponseWriter, r *http.Request, who who) error {
+	servers := r.URL.Query()["server"]
+	if len(servers) == 0 {
+		servers = a.Servers
+	}
+	data, err := enroll.Kit{
+		TrustDomain: a.TrustDomain, Servers: servers, Roots: []*x509.Certificate{a.Root},
+		RecordsKey: a.RecordsKey, ConfigKey: a.ConfigKey, LogKey: a.LogVerifier,
+	}.Marshal()
+	if err != nil {
+		return badRequest{err}
+	}
+	k, err := enroll.ParseKit(data)
+	if err != nil {
+		return err
+	}
+	if err := a.event(r, who, audit.Event{
+		Type: audit.KitIssued, Outcome: audit.Success, Detail: map[string]string{"sha256": fmt.Sprintf("%x", k.Fingerprint)},
+	}); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	_, err = w.Write(data)
+	return err
+}
+
+func (a *API) logVerifier(w http.ResponseWriter, _ *http.Request, _ who) error {
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	_, err := io.WriteString(w, a.LogVerifier+"\n")
+	return err
+}
+
+// event journals an act before it is answered.
+func (a *API) event(r *http.Request, who who, ev audit.Event) error {
+	ev.Actor, ev.Peer = who.actor, who.peer
+	if err := journal.AppendEvent(r.Context(), a.Journal, ev); err != nil {
+		return fmt.Errorf("nothing is answered that cannot be journaled: %w", err)
+	}
+	return nil
+}
+
+// badRequest is a mistake of the asker.
+type badRequest struct{ error }
+
+func (b badRequest) Unwrap() error { return b.error }
+
+func readJSON(r *http.Request, into any) error {
+	dec := json.NewDecoder(r.Body)
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(into); err != nil {
+		return badRequest{fmt.Errorf("body: %w", err)}
+	}
+	return nil
+}
+
+func writeJSON(w http.ResponseWriter, v any) error {
+	w.Header().Set("Content-Type", "application/json")
+	return json.NewEncoder(w).Encode(v)
+}
+
+func writeProblem(w http.ResponseWriter, status int, title, detail string) {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(status)
+	_ = json.NewEncoder(w).Encode(client.Problem{Type: "about:blank", Title: title, Status: status, Detail: detail})
+}

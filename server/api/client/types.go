@@ -1,0 +1,81 @@
+// Package client speaks the operators' API. It links nothing of the server, so that the operator's tool stays small.
+package client
+
+import "time"
+
+// Gateway is one entry of the registry.
+type Gateway struct {
+	ID      string   `json:"id"`
+	Site    string   `json:"site"`
+	Ward    string   `json:"ward"`
+	Profile string   `json:"profile"`
+	State   string   `json:"state"`
+	EK      []string `json:"ek_sha256"` // hex
+}
+
+// Waiting is a TPM that proved itself and is nobody's gateway yet.
+type Waiting struct {
+	Fingerprint  string    `json:"fingerprint"`
+	EK           string    `json:"ek_sha256"`
+	Manufacturer string    `json:"manufacturer"`
+	Model        string    `json:"model"`
+	Chain        bool      `json:"ek_chain_verified"` // its EK certificate ends in a vendor root that the server trusts
+	Peer         string    `json:"peer"`
+	FirstSeen    time.Time `json:"first_seen"`
+	LastSeen     time.Time `json:"last_seen"`
+}
+
+// ImportResult is what became of one line of a manifest.
+type ImportResult struct {
+	ID     string `json:"id"`
+	Result string `json:"result"` // "imported", "unchanged" or "refused"
+	Reason string `json:"reason,omitempty"`
+}
+
+// Approval admits a waiting TPM as a gateway.
+type Approval struct {
+	Fingerprint string `json:"fingerprint"`
+	ID          string `json:"id"`
+	Site        string `json:"site"`
+	Ward        string `json:"ward"`
+	Profile     string `json:"profile"`
+}
+
+// AccessRequest asks for a service account's certificate. The key never leaves the requester.
+type AccessRequest struct {
+	Name string `json:"name"`
+	CSR  []byte `json:"csr"` // PKCS #10 DER
+}
+
+// AccessGrant is the certificate.
+type AccessGrant struct {
+	Certificate string    `json:"certificate"` // PEM chain, leaf first
+	Root        string    `json:"root"`        // PEM
+	NotAfter    time.Time `json:"not_after"`
+	ID          string    `json:"id"`
+}
+
+// Status is the server's state in figures.
+type Status struct {
+	Version    string    `json:"version"`
+	Started    time.Time `json:"started"`
+	Ready      bool      `json:"ready"`
+	Sessions   int       `json:"sessions"`
+	Gateways   int       `json:"gateways"`
+	Waiting    int       `json:"waiting"`
+	JournalSeq uint64    `json:"journal_seq"` // last committed entry
+	RecordsSeq uint64    `json:"records_seq"` // entries that records has passed
+	LogSeq     uint64    `json:"log_seq"`     // entries that the transparency log has passed
+	LogSize    uint64    `json:"log_size"`    // leaves
+	Stored     uint64    `json:"batches_stored"`
+	Pending    uint64    `json:"batches_pending"`
+	Dead       uint64    `json:"batches_dead"`
+}
+
+// Problem is the body of every error (RFC 9457).
+type Problem struct {
+	Type   string `json:"type"`
+	Title  string `json:"title"`
+	Status int    `json:"status"`
+	Detail string `json:"detail,omitempty"`
+}

@@ -1,0 +1,144 @@
+package api
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/hex"
+	"encoding/pem"
+	"fmt"
+	"io"
+	"net/http"
+	"time"
+
+	"wardlink/audit"
+	"wardlink/internal/spiffe"
+	"wardlink/server/api/client"
+	"wardlink/server/ca"
+	"wardlink/server/registry"
+)
+
+// accessLife is how long a service account's certificate lives.
+const accessLife = 24 * time.Hour
+
+func (a *API) listGateways(w http.ResponseWriter, r *http.Request, who who) error {
+	gs, err := a.Registry.List(r.Context())
+	if err != nil {
+		return err
+	}
+	ws, err := a.Registry.Waiting(r.Context())
+	if err != nil {
+		return err
+	}
+	if err := a.event(r, who, audit.Event{
+		Type: audit.RegistryRead, Target: "gateways", Outcome: audit.Success, Count: uint64(len(gs) + len(ws)),
+	}); err != nil {
+		return err
+	}
+	out := struct {
+		Gateways []client.Gateway `json:"gateways"`
+		Waiting  []client.Waiting `json:"waiting"`
+	}{[]client.Gateway{}, []client.Waiting{}}
+	for _, g := range gs {
+		out.Gateways = append(out.Gateways, shown(g))
+	}
+	for _, q := range ws {
+		out.Waiting = append(out.Waiting, client.Waiting{
+			Fingerprint: q.Fingerprint, EK: hex.EncodeToString(q.EK[:]), Manufacturer: q.Manufacturer, Model: q.Model,
+			Chain: q.Chain, Peer: q.Peer, FirstSeen: q.FirstSeen, LastSeen: q.LastSeen,
+		})
+	}
+	return writeJSON(w, out)
+}
+
+func (a *API) showGateway(w http.ResponseWriter, r *http.Request, who who) error {
+	id := r.PathValue("id")
+	g, err := a.Registry.Get(r.Context(), id)
+	if err != nil {
+		return err
+	}
+	if err := a.event(r, who, audit.Event{Type: audit.RegistryRead, Target: g.ID, Outcome: audit.Success, Count: 1}); err != nil {
+		return err
+	}
+	return writeJSON(w, shown(g))
+}
+
+func shown(g registry.Gateway) client.Gateway {
+	out := client.Gateway{ID: g.ID, Site: g.Site, Ward: g.Ward, Profile: g.Profile, State: string(g.State)}
+	for _, ek := range g.EKs {
+		out.EK = append(out.EK, hex.EncodeToString(ek[:]))
+	}
+	return out
+}
+
+func (a *API) importGateways(w http.ResponseWriter, r *http.Request, who who) error {
+	text, err := io.ReadAll(r.Body)
+	if err != nil {
+		return err
+	}
+	gs, err := registry.ParseManifest(bytes.NewReader(text))
+	if err != nil {
+		return badRequest{err}
+	}
+	results, err := a.Registry.Import(r.Context(), who.actor, who.peer, gs)
+	if err != nil {
+		return err
+	}
+	out := []client.ImportResult{}
+	for _, res := range results {
+		out = append(out, client.ImportResult{ID: res.ID, Result: string(res.Outcome), Reason: res.Reason})
+	}
+	return writeJSON(w, out)
+}
+
+func (a *API) approveGateway(w http.ResponseWriter, r *http.Request, who who) error {
+	var in client.Approval
+	if err := readJSON(r, &in); err != nil {
+		return err
+	}
+	if err := spiffe.ValidName(in.ID); err != nil {
+		return badRequest{fmt.Errorf("id: %w", err)}
+	}
+	g := registry.Gateway{ID: in.ID, Site: in.Site, Ward: in.Ward, Profile: in.Profile}
+	if err := a.Registry.Approve(r.Context(), who.actor, who.peer, in.Fingerprint, g); err != nil {
+		return err
+	}
+	return writeJSON(w, in)
+}
+
+// issueAccess certifies a service account's key. The account is registered, with its event, before the certificate leaves.
+func (a *API) issueAccess(w http.ResponseWriter, r *http.Request, who who) error {
+	var in client.AccessRequest
+	if err := readJSON(r, &in); err != nil {
+		return err
+	}
+	if err := spiffe.ValidName(in.Name); err != nil {
+		return badRequest{err}
+	}
+	csr, err := x509.ParseCertificateRequest(in.CSR)
+	if err == nil {
+		err = csr.CheckSignature()
+	}
+	if err != nil {
+		return badRequest{fmt.Errorf("csr: %w", err)}
+	}
+	id := spiffe.ID{TrustDomain: a.TrustDomain, Kind: spiffe.Access, Name: in.Name}
+	chain, err := a.CA.Issue(r.Context(), who.actor, who.peer, ca.Template{ID: id, Public: csr.PublicKey, Life: accessLife})
+	if err != nil {
+		return badRequest{err}
+	}
+	leaf := chain[0]
+	var text []byte
+	for _, c := range chain {
+		text = append(text, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})...)
+	}
+	if err := a.Registry.AddAccess(r.Context(), who.actor, registry.Access{
+		Name: in.Name, SPKI: sha256.Sum256(leaf.RawSubjectPublicKeyInfo), Serial: ca.Serial(leaf), NotAfter: leaf.NotAfter,
+	}); err != nil {
+		return err
+	}
+	return writeJSON(w, client.AccessGrant{
+		Certificate: string(text), NotAfter: leaf.NotAfter, ID: id.String(),
+		Root: string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: a.Root.Raw})),
+	})
+}

@@ -1,0 +1,98 @@
+// Package server wires the hospital's side together: certificate authority, registry, ingest, journal, transparency log, records, FHIR
+// and the operators' API, in one process.
+package server
+
+import (
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/goccy/go-yaml"
+
+	"wardlink/internal/spiffe"
+)
+
+// ConfigFile is the configuration's name within the server's directory.
+const ConfigFile = "server.yaml"
+
+// Config is the server's configuration file, DIR/server.yaml. Unknown keys are errors. 'init' writes one with comments.
+type Config struct {
+	TrustDomain string   `yaml:"trust_domain"` // fixed at init: it is in every certificate
+	Names       []string `yaml:"names"`        // host names and addresses by which gateways and hospital reach this server
+	Gateways    string   `yaml:"gateways"`     // listen address for gateways; default :8883
+	Hospital    string   `yaml:"hospital"`     // listen address for FHIR; default :8443
+	Operators   string   `yaml:"operators"`    // listen address for the operators' API; default :9443
+	HospitalTLS struct {
+		Cert string `yaml:"cert"` // PEM file of the hospital's own server certificate; default: one of our CA
+		Key  string `yaml:"key"`
+	} `yaml:"hospital_tls"`
+	Log string `yaml:"log"` // text (default) or json
+}
+
+// DefaultConfig is what init starts from.
+func DefaultConfig() Config {
+	return Config{Gateways: ":8883", Hospital: ":8443", Operators: ":9443", Log: "text"}
+}
+
+// LoadConfig reads DIR/server.yaml.
+func LoadConfig(dir string) (Config, error) {
+	path := filepath.Join(dir, ConfigFile)
+	data, err := os.ReadFile(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return Config{}, fmt.Errorf("%s is no server's directory: %w; make one with 'wardlink-server init --dir %s'", dir, err, dir)
+	}
+	if err != nil {
+		return Config{}, fmt.Errorf("config: %w", err)
+	}
+	c := DefaultConfig()
+	if err := yaml.UnmarshalWithOptions(data, &c, yaml.Strict()); err != nil {
+		return Config{}, fmt.Errorf("config %s: %s", path, strings.TrimSpace(yaml.FormatError(err, false, true)))
+	}
+	if err := c.Check(); err != nil {
+		return Config{}, fmt.Errorf("config %s: %w", path, err)
+	}
+	return c, nil
+}
+
+// Check says what is wrong with the values.
+func (c Config) Check() error {
+	if err := spiffe.ValidTrustDomain(c.TrustDomain); err != nil {
+		return fmt.Errorf("trust_domain: %w", err)
+	}
+	if len(c.Names) == 0 || len(c.Names) > 32 {
+		return fmt.Errorf("names: %d; expected 1 to 32 host names or addresses of this server", len(c.Names))
+	}
+	for i, n := range c.Names {
+		if n == "" || strings.ContainsAny(n, " /:") && net.ParseIP(n) == nil {
+			return fmt.Errorf("names[%d]: %q; expected a host name or an address without port", i, n)
+		}
+	}
+	for key, addr := range map[string]string{"gateways": c.Gateways, "hospital": c.Hospital, "operators": c.Operators} {
+		if _, _, err := net.SplitHostPort(addr); err != nil {
+			return fmt.Errorf("%s: %q; expected address:port such as :8883 or 10.1.2.3:8883", key, addr)
+		}
+	}
+	if c.Log != "text" && c.Log != "json" {
+		return fmt.Errorf("log: %q; expected text or json", c.Log)
+	}
+	if (c.HospitalTLS.Cert == "") != (c.HospitalTLS.Key == "") {
+		return errors.New("hospital_tls: give both cert and key, or neither")
+	}
+	return nil
+}
+
+// hospitalCertificate is the hospital's own certificate where one is configured.
+func (c Config) hospitalCertificate() (*tls.Certificate, error) {
+	if c.HospitalTLS.Cert == "" {
+		return nil, nil
+	}
+	cert, err := tls.LoadX509KeyPair(c.HospitalTLS.Cert, c.HospitalTLS.Key)
+	if err != nil {
+		return nil, fmt.Errorf("hospital_tls: %w", err)
+	}
+	return &cert, nil
+}

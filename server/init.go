@@ -1,0 +1,177 @@
+package server
+
+import (
+	"context"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"wardlink/internal/durable"
+	"wardlink/internal/spiffe"
+	"wardlink/server/api"
+	"wardlink/server/api/client"
+	"wardlink/server/journal"
+	"wardlink/server/keys"
+	"wardlink/server/records"
+	"wardlink/server/registry"
+	"wardlink/server/sqldb"
+	"wardlink/server/translog"
+)
+
+// operatorLife is how long an operator's certificate lives; 'wardlink-server operator' makes the next one.
+const operatorLife = 90 * 24 * time.Hour
+
+// The places of a server's directory.
+func databaseFile(dir string) string { return filepath.Join(dir, "wardlink.db") }
+func journalDir(dir string) string   { return filepath.Join(dir, "journal") }
+func logDir(dir string) string       { return filepath.Join(dir, "log") }
+func caDir(dir string) string        { return filepath.Join(dir, "ca") }
+func ekTrustDir(dir string) string   { return filepath.Join(dir, "ek-trust") }
+
+// OperatorFile is the operator's file that Init makes.
+func OperatorFile(dir string) string { return filepath.Join(dir, "operator", "operator.json") }
+
+// InitOptions are what a new server is told.
+type InitOptions struct {
+	Dir        string
+	Config     Config
+	Passphrase string   // of the recovery file; at least 16 characters
+	Operator   string   // name of the first operator
+	EKTrust    []string // PEM files of TPM vendors' roots and intermediates, copied into DIR/ek-trust
+}
+
+// Init makes a new server's directory: keys, recovery file, configuration, empty stores and the first operator's file. It refuses a
+// directory that holds anything; after an error in the middle the directory is to be removed and made anew.
+func Init(ctx context.Context, o InitOptions) error {
+	if err := o.Config.Check(); err != nil {
+		return err
+	}
+	if err := spiffe.ValidName(o.Operator); err != nil {
+		return fmt.Errorf("operator: %w", err)
+	}
+	entries, err := os.ReadDir(o.Dir)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("init: %w", err)
+	}
+	if len(entries) > 0 {
+		return fmt.Errorf("init: %s is not empty; name a new directory, or remove this one if nothing in it is needed", o.Dir)
+	}
+	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
+		return fmt.Errorf("init: %w", err)
+	}
+	now := time.Now()
+	if err := keys.Create(o.Dir, o.Config.TrustDomain, o.Passphrase, now); err != nil {
+		return fmt.Errorf("init: %w", err)
+	}
+	if err := copyTrust(ekTrustDir(o.Dir), o.EKTrust); err != nil {
+		return fmt.Errorf("init: %w", err)
+	}
+	if err := createStores(o.Dir, o.Config.TrustDomain); err != nil {
+		return fmt.Errorf("init: %w", err)
+	}
+	if err := durable.WriteFile(filepath.Join(o.Dir, ConfigFile), configText(o.Config), 0o644); err != nil {
+		return fmt.Errorf("init: %w", err)
+	}
+	_, err = NewOperator(ctx, o.Dir, o.Operator)
+	return err
+}
+
+func createStores(dir, trustDomain string) error {
+	if err := sqldb.Create(databaseFile(dir), migrations()...); err != nil {
+		return err
+	}
+	if err := journal.Create(journalConfig(dir)); err != nil {
+		return err
+	}
+	return translog.Create(logDir(dir), trustDomain+"/log/1")
+}
+
+func migrations() []sqldb.Migration {
+	var all []sqldb.Migration
+	for _, m := range [][]sqldb.Migration{sqldb.OutboxMigrations(), registry.Migrations(), records.Migrations(), api.Migrations()} {
+		all = append(all, m...)
+	}
+	return all
+}
+
+func copyTrust(dir string, files []string) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	for _, f := range files {
+		data, err := os.ReadFile(f)
+		if err != nil {
+			return fmt.Errorf("ek-trust: %w", err)
+		}
+		if b, _ := pem.Decode(data); b == nil || b.Type != "CERTIFICATE" {
+			return fmt.Errorf("ek-trust: %s: expected PEM certificates", f)
+		}
+		if err := durable.WriteFile(filepath.Join(dir, filepath.Base(f)), data, 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// configText is the configuration with a word for each key.
+func configText(c Config) []byte {
+	var b strings.Builder
+	fmt.Fprintf(&b, "# wardlink-server. Unknown keys are errors. The server reads this file at its start.\n\n")
+	fmt.Fprintf(&b, "# In every certificate; cannot be changed.\ntrust_domain: %s\n\n", c.TrustDomain)
+	fmt.Fprintf(&b, "# Host names and addresses by which gateways and the hospital reach this server.\nnames:\n")
+	for _, n := range c.Names {
+		fmt.Fprintf(&b, "  - %q\n", n)
+	}
+	fmt.Fprintf(&b, "\n# Listen addresses. Nothing else is opened.\ngateways: %q\nhospital: %q\noperators: %q\n", c.Gateways, c.Hospital, c.Operators)
+	fmt.Fprintf(&b, "\n# The hospital's own certificate for FHIR; without it one of our CA is used.\n# hospital_tls: {cert: /path/fhir.crt, key: /path/fhir.key}\n")
+	fmt.Fprintf(&b, "\n# text or json\nlog: %s\n", c.Log)
+	return []byte(b.String())
+}
+
+// NewOperator makes an operator's file, with a new key, in the server's directory. It needs the CA's key, so it runs on the server.
+func NewOperator(_ context.Context, dir, name string) (path string, err error) {
+	if err := spiffe.ValidName(name); err != nil {
+		return "", fmt.Errorf("operator: %w", err)
+	}
+	c, err := LoadConfig(dir)
+	if err != nil {
+		return "", err
+	}
+	k, err := keys.Open(dir)
+	if err != nil {
+		return "", err
+	}
+	cert, err := issue(k, spiffe.ID{TrustDomain: c.TrustDomain, Kind: spiffe.Operator, Name: name}, nil, operatorLife, time.Now())
+	if err != nil {
+		return "", err
+	}
+	host := c.Names[0]
+	_, port, err := net.SplitHostPort(c.Operators)
+	if err != nil {
+		return "", err
+	}
+	data, err := json.MarshalIndent(client.Credentials{
+		Server: "https://" + net.JoinHostPort(host, port), TrustDomain: c.TrustDomain,
+		Roots:       string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: k.Root.Raw})),
+		Certificate: string(cert.chain), Key: string(cert.key),
+	}, "", "  ")
+	if err != nil {
+		return "", err
+	}
+	path = OperatorFile(dir)
+	if name != "operator" {
+		if _, err := os.Stat(path); err == nil {
+			path = filepath.Join(filepath.Dir(path), name+".json")
+		}
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return "", err
+	}
+	return path, durable.WriteFile(path, append(data, '\n'), 0o600)
+}

@@ -1,0 +1,293 @@
+// Package keys makes and reads the keys of a server's directory. Each service reads only what it needs:
+//
+//	keys/ca/issuing.key, attestation.key   the certificate authority's
+//	keys/records/records.key, pseudonym.key what opens batches, and what turns patients into pseudonyms
+//	keys/log/log.key                       what signs checkpoints
+//	keys/api/config.key                    what signs configuration
+//	public/                                certificates and public keys, for anyone
+//	recovery.json, canary.json             the wrapped root and records keys, and the proof that they open
+//
+// The root key is only in the recovery file. Ingest has no key here but that of its TLS certificate.
+package keys
+
+import (
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"wardlink/internal/durable"
+	"wardlink/internal/secret"
+	"wardlink/server/ca"
+	"wardlink/server/translog"
+	"wardlink/telemetry/seal"
+)
+
+// The files, relative to the server's directory.
+const (
+	issuingKeyFile     = "keys/ca/issuing.key"
+	attestationKeyFile = "keys/ca/attestation.key"
+	recordsKeyFile     = "keys/records/records.key"
+	pseudonymKeyFile   = "keys/records/pseudonym.key"
+	logKeyFile         = "keys/log/log.key"
+	configKeyFile      = "keys/api/config.key"
+	rootFile           = "public/root.crt"
+	issuingFile        = "public/issuing.crt"
+	attestationFile    = "public/attestation.crt"
+	LogPublicFile      = "public/log.pub"
+	recoveryFileName   = "recovery.json"
+	canaryFileName     = "canary.json"
+)
+
+// Keys are a server's keys, all services' together.
+type Keys struct {
+	Root, Issuing, Attestation *x509.Certificate
+	IssuingKey, AttestationKey crypto.Signer
+	Records                    seal.PrivateKey
+	Pseudonym                  secret.Bytes // HMAC-SHA-256 key of patients' pseudonyms
+	Config                     ed25519.PrivateKey
+	LogSigner                  string // note signer key
+	LogVerifier                string // note verifier key
+}
+
+// Create makes every key, in a directory that has none. On an error what was made is left for a person to look at; Create never
+// overwrites a key.
+func Create(dir, trustDomain, passphrase string, now time.Time) error {
+	if _, err := os.Stat(filepath.Join(dir, "keys")); !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%s holds keys already; init makes a new server in an empty directory", dir)
+	}
+	root, rootKey, err := ca.NewRoot(trustDomain, now)
+	if err != nil {
+		return err
+	}
+	issuing, issuingKey, err := ca.NewIssuing(trustDomain, root, rootKey, now)
+	if err != nil {
+		return err
+	}
+	attestation, attestationKey, err := ca.NewAttestation(trustDomain, now)
+	if err != nil {
+		return err
+	}
+	records, err := seal.GenerateKey()
+	if err != nil {
+		return err
+	}
+	_, config, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		return err
+	}
+	logSigner, logVerifier, err := translog.NewKey(trustDomain + "/log/1")
+	if err != nil {
+		return err
+	}
+	rootDER, err := x509.MarshalPKCS8PrivateKey(rootKey)
+	if err != nil {
+		return err
+	}
+	defer clear(rootDER)
+	recovery, err := WrapRecovery(trustDomain, passphrase, Recovered{Root: rootDER, Records: records.Bytes()})
+	if err != nil {
+		return err
+	}
+	canaryText, err := newCanary(records.Public(), now)
+	if err != nil {
+		return err
+	}
+	pseudonym := make([]byte, 32)
+	rand.Read(pseudonym)
+	w := writer{dir: dir}
+	w.key(issuingKeyFile, issuingKey)
+	w.key(attestationKeyFile, attestationKey)
+	w.key(configKeyFile, config)
+	w.private(recordsKeyFile, "WARDLINK RECORDS KEY", records.Bytes())
+	w.private(pseudonymKeyFile, "WARDLINK PSEUDONYM KEY", pseudonym)
+	w.file(logKeyFile, []byte(logSigner+"\n"), 0o600)
+	w.file(LogPublicFile, []byte(logVerifier+"\n"), 0o644)
+	w.certificate(rootFile, root)
+	w.certificate(issuingFile, issuing)
+	w.certificate(attestationFile, attestation)
+	w.file(recoveryFileName, recovery, 0o600)
+	w.file(canaryFileName, canaryText, 0o600)
+	return w.err
+}
+
+// Open reads every key of a directory that Create made.
+func Open(dir string) (*Keys, error) {
+	r := reader{dir: dir}
+	k := &Keys{
+		Root:           r.certificate(rootFile),
+		Issuing:        r.certificate(issuingFile),
+		Attestation:    r.certificate(attestationFile),
+		IssuingKey:     r.signer(issuingKeyFile),
+		AttestationKey: r.signer(attestationKeyFile),
+		Pseudonym:      r.private(pseudonymKeyFile, "WARDLINK PSEUDONYM KEY"),
+		LogSigner:      r.line(logKeyFile),
+		LogVerifier:    r.line(LogPublicFile),
+	}
+	recordsRaw := r.private(recordsKeyFile, "WARDLINK RECORDS KEY")
+	configKey := r.signer(configKeyFile)
+	if r.err != nil {
+		return nil, r.err
+	}
+	var err error
+	if k.Records, err = seal.ParsePrivateKey(recordsRaw); err != nil {
+		return nil, fmt.Errorf("%s: %w", filepath.Join(dir, recordsKeyFile), err)
+	}
+	var ok bool
+	if k.Config, ok = configKey.(ed25519.PrivateKey); !ok {
+		return nil, fmt.Errorf("%s: not an Ed25519 key", filepath.Join(dir, configKeyFile))
+	}
+	for _, pair := range []struct {
+		file string
+		key  crypto.Signer
+		cert *x509.Certificate
+	}{{issuingKeyFile, k.IssuingKey, k.Issuing}, {attestationKeyFile, k.AttestationKey, k.Attestation}} {
+		pub, ok := pair.cert.PublicKey.(*ecdsa.PublicKey)
+		if !ok || !pub.Equal(pair.key.Public()) {
+			return nil, fmt.Errorf("%s does not belong to its certificate in public/; restore both from one backup", filepath.Join(dir, pair.file))
+		}
+	}
+	return k, nil
+}
+
+// CheckRecovery proves that the directory's recovery file opens with the passphrase and that the records key in it opens what
+// gateways seal.
+func CheckRecovery(dir, passphrase string) error {
+	data, err := os.ReadFile(filepath.Join(dir, recoveryFileName))
+	if err != nil {
+		return fmt.Errorf("recovery file: %w", err)
+	}
+	keys, err := OpenRecovery(data, passphrase)
+	if err != nil {
+		return err
+	}
+	defer keys.Records.Wipe()
+	defer keys.Root.Wipe()
+	records, err := seal.ParsePrivateKey(keys.Records)
+	if err != nil {
+		return fmt.Errorf("recovery file: %w", err)
+	}
+	canaryText, err := os.ReadFile(filepath.Join(dir, canaryFileName))
+	if err != nil {
+		return fmt.Errorf("canary: %w", err)
+	}
+	return openCanary(canaryText, records)
+}
+
+// writer writes durable files and keeps the first error.
+type writer struct {
+	dir string
+	err error
+}
+
+func (w *writer) file(name string, data []byte, perm fs.FileMode) {
+	if w.err != nil {
+		return
+	}
+	path := filepath.Join(w.dir, name)
+	dirPerm := fs.FileMode(0o700)
+	if perm&0o044 != 0 {
+		dirPerm = 0o755
+	}
+	if w.err = os.MkdirAll(filepath.Dir(path), dirPerm); w.err == nil {
+		w.err = durable.WriteFile(path, data, perm)
+	}
+}
+
+func (w *writer) private(name, kind string, raw []byte) {
+	w.file(name, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: raw}), 0o600)
+}
+
+func (w *writer) key(name string, key crypto.Signer) {
+	if w.err != nil {
+		return
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		w.err = fmt.Errorf("%s: %w", name, err)
+		return
+	}
+	w.private(name, "PRIVATE KEY", der)
+}
+
+func (w *writer) certificate(name string, c *x509.Certificate) {
+	w.file(name, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw}), 0o644)
+}
+
+// reader reads files and keeps the first error.
+type reader struct {
+	dir string
+	err error
+}
+
+func (r *reader) read(name string) []byte {
+	if r.err != nil {
+		return nil
+	}
+	path := filepath.Join(r.dir, name)
+	data, err := os.ReadFile(path)
+	if err != nil {
+		r.err = fmt.Errorf("key: %w; restore it from the key backup, or make a new server with 'wardlink-server init'", err)
+	}
+	return data
+}
+
+func (r *reader) line(name string) string {
+	data := r.read(name)
+	for i, b := range data {
+		if b == '\n' {
+			return string(data[:i])
+		}
+	}
+	return string(data)
+}
+
+func (r *reader) private(name, kind string) []byte {
+	data := r.read(name)
+	if r.err != nil {
+		return nil
+	}
+	block, _ := pem.Decode(data)
+	if block == nil || block.Type != kind {
+		r.err = fmt.Errorf("%s: expected PEM of type %q", filepath.Join(r.dir, name), kind)
+		return nil
+	}
+	return block.Bytes
+}
+
+func (r *reader) signer(name string) crypto.Signer {
+	der := r.private(name, "PRIVATE KEY")
+	if r.err != nil {
+		return nil
+	}
+	key, err := x509.ParsePKCS8PrivateKey(der)
+	if err != nil {
+		r.err = fmt.Errorf("%s: %w", filepath.Join(r.dir, name), err)
+		return nil
+	}
+	s, ok := key.(crypto.Signer)
+	if !ok {
+		r.err = fmt.Errorf("%s: not a signing key", filepath.Join(r.dir, name))
+	}
+	return s
+}
+
+func (r *reader) certificate(name string) *x509.Certificate {
+	der := r.private(name, "CERTIFICATE")
+	if r.err != nil {
+		return nil
+	}
+	c, err := x509.ParseCertificate(der)
+	if err != nil {
+		r.err = fmt.Errorf("%s: %w", filepath.Join(r.dir, name), err)
+	}
+	return c
+}

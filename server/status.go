@@ -1,0 +1,87 @@
+package server
+
+import (
+	"context"
+	"crypto/ed25519"
+	"errors"
+	"fmt"
+	"log"
+	"log/slog"
+	"time"
+
+	"wardlink/internal/build"
+	"wardlink/server/api/client"
+	"wardlink/server/ca"
+	"wardlink/server/registry"
+)
+
+// status collects the figures of every part.
+func (s *Server) status(ctx context.Context) (client.Status, error) {
+	st, err := s.records.Stats(ctx)
+	if err != nil {
+		return client.Status{}, err
+	}
+	gateways, waiting, err := s.registry.Count(ctx)
+	if err != nil {
+		return client.Status{}, err
+	}
+	tl := s.translog.Stats()
+	return client.Status{
+		Version: build.Version, Started: s.started, Ready: s.ready(ctx) == nil, Sessions: len(s.ingest.Sessions()),
+		Gateways: gateways, Waiting: waiting, JournalSeq: s.journal.Last(), RecordsSeq: s.journal.Cursor("records"),
+		LogSeq: tl.Signed, LogSize: tl.Published,
+		Stored: uint64(st.Batches), Pending: uint64(st.Pending), Dead: uint64(st.Dead),
+	}, nil
+}
+
+// maxLag is how far behind the log may be before the server is not ready.
+const maxLag = time.Minute
+
+// ready is nil when every part does its work.
+func (s *Server) ready(ctx context.Context) error {
+	if _, err := s.registry.Revision(ctx); err != nil {
+		return err
+	}
+	if err := s.journal.Healthy(); err != nil {
+		return fmt.Errorf("journal: %w", err)
+	}
+	if lag := s.translog.Stats().Lag; lag > maxLag {
+		return fmt.Errorf("transparency log is %s behind", lag)
+	}
+	return nil
+}
+
+func (s *Server) configPublic() ed25519.PublicKey {
+	return s.keys.Config.Public().(ed25519.PublicKey) // an ed25519.PrivateKey's public key is always of this type
+}
+
+// caRegistry lets the CA ask the registry in the CA's own words.
+type caRegistry struct{ r *registry.Registry }
+
+func (c caRegistry) ByEK(ctx context.Context, ek [32]byte) (string, error) {
+	g, err := c.r.ByEK(ctx, ek)
+	switch {
+	case errors.Is(err, registry.ErrUnknown):
+		return "", fmt.Errorf("%w: %w", ca.ErrUnknown, err)
+	case errors.Is(err, registry.ErrNotActive):
+		return "", fmt.Errorf("%w: %w", ca.ErrNotActive, err)
+	case err != nil:
+		return "", err
+	}
+	return g.ID, nil
+}
+
+func (c caRegistry) Wait(ctx context.Context, w ca.Waiting) error {
+	return c.r.Wait(ctx, registry.Waiting{
+		EK: w.EK, EKPublic: w.EKPublic, Manufacturer: w.Manufacturer, Model: w.Model, Chain: w.Chain, Peer: w.Peer,
+	})
+}
+
+func (c caRegistry) AddKey(ctx context.Context, k ca.Key) error {
+	return c.r.AddKey(ctx, registry.Key{
+		Gateway: k.Gateway, SPKI: k.SPKI, Public: k.Public, Serial: k.Serial, NotBefore: k.NotBefore, NotAfter: k.NotAfter,
+	})
+}
+
+// quietHTTP keeps net/http's own log, which names peers of failed handshakes, at debug.
+func quietHTTP(l *slog.Logger) *log.Logger { return slog.NewLogLogger(l.Handler(), slog.LevelDebug) }

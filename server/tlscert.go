@@ -1,0 +1,130 @@
+package server
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"fmt"
+	"net"
+	"sync"
+	"time"
+
+	"wardlink/audit"
+	"wardlink/internal/spiffe"
+	"wardlink/server/ca"
+	"wardlink/server/keys"
+)
+
+// serviceLife is how long a service's TLS certificate lives. It renews itself at half of that.
+const serviceLife = 7 * 24 * time.Hour
+
+// issued is a new key with its certificate, as PEM.
+type issued struct {
+	chain, key []byte
+}
+
+// issue makes a key and has it certified, for what runs before there is a journal.
+func issue(k *keys.Keys, id spiffe.ID, names []string, life time.Duration, now time.Time) (issued, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return issued{}, err
+	}
+	cert, err := ca.NewCertificate(k.Issuing, k.IssuingKey, template(id, key, names, life), now)
+	if err != nil {
+		return issued{}, err
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return issued{}, err
+	}
+	defer clear(der)
+	return issued{chain: pemChain([]*x509.Certificate{cert, k.Issuing}), key: pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})}, nil
+}
+
+func template(id spiffe.ID, key *ecdsa.PrivateKey, names []string, life time.Duration) ca.Template {
+	t := ca.Template{ID: id, Public: key.Public(), Life: life}
+	for _, n := range names {
+		if ip := net.ParseIP(n); ip != nil {
+			t.IPs = append(t.IPs, ip)
+		} else {
+			t.DNSNames = append(t.DNSNames, n)
+		}
+	}
+	return t
+}
+
+func pemChain(chain []*x509.Certificate) []byte {
+	var out []byte
+	for _, c := range chain {
+		out = append(out, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})...)
+	}
+	return out
+}
+
+// serviceCert is one service's TLS certificate. Its key lives in memory only and is new at every renewal.
+type serviceCert struct {
+	ca    *ca.CA
+	id    spiffe.ID
+	names []string
+	now   func() time.Time
+
+	mu      sync.Mutex
+	current *tls.Certificate
+	renewAt time.Time
+}
+
+func (s *serviceCert) get() (*tls.Certificate, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := s.now()
+	if s.current != nil && now.Before(s.renewAt) {
+		return s.current, nil
+	}
+	cert, err := s.renew(now)
+	if err != nil {
+		if s.current != nil && now.Before(s.current.Leaf.NotAfter) {
+			s.renewAt = now.Add(time.Minute) // the old one is still good; each handshake must not try again
+			return s.current, nil
+		}
+		return nil, fmt.Errorf("certificate of %s: %w", s.id, err)
+	}
+	s.current, s.renewAt = cert, now.Add(cert.Leaf.NotAfter.Sub(now)/2)
+	return cert, nil
+}
+
+func (s *serviceCert) renew(time.Time) (*tls.Certificate, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	chain, err := s.ca.Issue(ctx, audit.Actor{ID: "server"}, "", template(s.id, key, s.names, serviceLife))
+	if err != nil {
+		return nil, err
+	}
+	cert := &tls.Certificate{PrivateKey: key, Leaf: chain[0]}
+	for _, c := range chain {
+		cert.Certificate = append(cert.Certificate, c.Raw)
+	}
+	return cert, nil
+}
+
+// listenerTLS is a listener's configuration: TLS 1.3 only, no session tickets (a resumed session would skip the proof of the key),
+// client certificates asked for and, where shown, verified against our root before anything is read.
+func listenerTLS(cert func() (*tls.Certificate, error), root *x509.Certificate, protocols ...string) *tls.Config {
+	pool := x509.NewCertPool()
+	pool.AddCert(root)
+	return &tls.Config{
+		MinVersion:             tls.VersionTLS13,
+		NextProtos:             protocols,
+		SessionTicketsDisabled: true,
+		ClientAuth:             tls.VerifyClientCertIfGiven,
+		ClientCAs:              pool,
+		GetCertificate:         func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return cert() },
+	}
+}
