@@ -132,7 +132,7 @@ func makeEntry(t testing.TB, seq uint64) journal.Entry {
 			e.Kind = journal.KindSealing
 		}
 		e.Head, err = audit.EncodeEvent(audit.Event{
-			ID: e.ID, Type: audit.SessionOpened, Time: 1_700_000_000_000 + int64(seq), Outcome: audit.Success,
+			ID: e.ID, Type: audit.SessionOpened, Time: firstTime + 1000*int64(seq), Outcome: audit.Success,
 			Actor:  audit.Actor{ID: "spiffe://ward.example/gateway/gw-1", Serial: "0a"},
 			Detail: map[string]string{"seq": strconv.FormatUint(seq, 10)},
 		})
@@ -148,9 +148,12 @@ func makeEntry(t testing.TB, seq uint64) journal.Entry {
 func makeRow(seq uint64) audit.Row {
 	return audit.Row{
 		ID: entryID(seq), Session: entryID(5), Gateway: "gw-1", Epoch: [16]byte{1}, Lane: 1, Number: seq,
-		Frame: sha256.Sum256([]byte(canary)), Received: 1_700_000_000_000 + int64(seq), Serial: "0a", Peer: "192.0.2.7:40000", Verdict: "accepted",
+		Frame: sha256.Sum256([]byte(canary)), Received: firstTime + 1000*int64(seq), Serial: "0a", Peer: "192.0.2.7:40000", Verdict: "accepted",
 	}
 }
+
+// firstTime and one second per position: the time of a fake journal's acts in Unix milliseconds.
+const firstTime = 1_700_000_000_000
 
 const testOrigin = "ward.example/log/1"
 
@@ -163,14 +166,19 @@ var testKey = sync.OnceValues(func() (skey, vkey string) {
 	return skey, vkey
 })
 
-func testConfig(t testing.TB, dir string, j Journal) Config {
+func signer(t testing.TB, skey string) note.Signer {
 	t.Helper()
-	skey, _ := testKey()
-	signer, err := note.NewSigner(skey)
+	s, err := note.NewSigner(skey)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return Config{Dir: dir, Origin: testOrigin, Signer: signer, Journal: j, Interval: 20 * time.Millisecond, Drain: 20 * time.Second}
+	return s
+}
+
+func testConfig(t testing.TB, dir string, j Journal) Config {
+	t.Helper()
+	skey, _ := testKey()
+	return Config{Dir: dir, Origin: testOrigin, Signer: signer(t, skey), Journal: j, Interval: 20 * time.Millisecond, Drain: 20 * time.Second}
 }
 
 // start creates the log if dir has none, opens and runs it. stop ends it and fails the test unless it drained.

@@ -170,7 +170,7 @@ func TestUnreadableEntryIsLogged(t *testing.T) {
 func TestLag(t *testing.T) {
 	dir, j := filepath.Join(t.TempDir(), "log"), newFakeJournal()
 	cfg := testConfig(t, dir, j)
-	cfg.Now = func() time.Time { return time.UnixMilli(1_700_000_000_001 + 1500) }
+	cfg.Now = func() time.Time { return time.UnixMilli(firstTime + 1000 + 1500) }
 	create(t, cfg)
 	l, stop := start(t, cfg)
 	waitFor(t, l, j.append(t, 1))
