@@ -38,7 +38,7 @@ func (c *conn) serve(ctx context.Context) {
 		raw, err := c.next()
 		switch {
 		case err == nil:
-			faults = 0
+			faults = 0 // only faults in a row tell that the peer does not speak MLLP
 			c.s.received.Add(1)
 			c.s.lastReceived.Store(time.Now().UnixNano())
 			if !c.message(ctx, raw) {
@@ -73,6 +73,7 @@ func (c *conn) next() ([]byte, error) {
 	if err := c.deadline(c.s.cfg.FrameTimeout); err != nil {
 		return nil, err
 	}
+	// One deadline for the whole message: a sender of a byte a minute must not hold a place for ever.
 	return c.r.Next()
 }
 
@@ -107,6 +108,7 @@ func (c *conn) message(ctx context.Context, raw []byte) bool {
 	if len(m.Problems) > 0 {
 		s.notUnderstood.Add(1)
 	}
+	// Accept must not see ctx end: a message that is read whole is finished although the source was told to stop.
 	finish, cancel := c.grace(ctx)
 	defer cancel()
 	if err := s.cfg.Accept(finish, Delivery{Source: s.cfg.ID, Raw: raw, Message: m}); err != nil {
@@ -118,6 +120,7 @@ func (c *conn) message(ctx context.Context, raw []byte) bool {
 		return false
 	}
 	s.full.Store(0)
+	// From here on the message is durable. If the answer is lost, the device sends again and Accept knows the message.
 	if answer := hl7.Ack(raw, hl7.Accept, "", time.Now()); answer != nil && !c.write(answer) {
 		return false
 	}
@@ -141,7 +144,8 @@ func (c *conn) grace(ctx context.Context) (context.Context, context.CancelFunc) 
 	}
 }
 
-// holdBack lets a device wait for the connection's end while the buffer is full.
+// holdBack keeps the connection open without an answer. The pause grows with refusals of all devices together, since they share the
+// buffer, and ends when the source stops.
 func (c *conn) holdBack(ctx context.Context) {
 	n := c.s.full.Add(1)
 	wait(ctx, min(c.s.cfg.Backoff<<min(n-1, 5), 30*c.s.cfg.Backoff))

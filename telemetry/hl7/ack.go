@@ -26,6 +26,7 @@ const (
 // character set, and no value.
 func Ack(raw []byte, code AckCode, text string, now time.Time) []byte {
 	d, msh, _, err := header(string(raw))
+	// Also what has no header gets an answer that parses: a sender that only waits for some answer must not hang.
 	if err != nil {
 		d, msh = standard, `MSH|^~\&|`
 	}
@@ -39,6 +40,7 @@ func Ack(raw []byte, code AckCode, text string, now time.Time) []byte {
 		}
 	}
 	sep := string(d.field)
+	// MSH-9 echoes the event only where it is one: whatever else stood there could be a value.
 	kind := "ACK"
 	if d.comp != 0 {
 		var parts [2]string
@@ -58,6 +60,7 @@ func Ack(raw []byte, code AckCode, text string, now time.Time) []byte {
 // ackMode is 'A' or 'C' for the first letter of MSA-1, and 0 when nothing is to be sent.
 func ackMode(accept, application string, code AckCode) byte {
 	accept, application = strings.ToUpper(strings.TrimSpace(accept)), strings.ToUpper(strings.TrimSpace(application))
+	// HL7 table 0155. A condition that is not in it counts as AL.
 	wants := func(condition string) bool {
 		switch condition {
 		case "", "NE":
@@ -111,6 +114,7 @@ func printable(s string) string {
 	return s
 }
 
+// escape writes text of ours so that the message's own delimiters do not cut it.
 func (d delims) escape(s string) string {
 	if d.esc == 0 {
 		d.esc = '\\'
@@ -138,6 +142,7 @@ func (d delims) escape(s string) string {
 	return b.String()
 }
 
+// or is other where s is missing: MSH-11 and MSH-12 must not be empty.
 func or(s, other string) string {
 	if s == "" {
 		return other

@@ -10,6 +10,8 @@ import (
 
 // obx makes an observation of one OBX segment, f[k] being OBX-k. Whatever is wrong with it stays within it.
 func (u *understanding) obx(f []string) {
+	// The index counts every OBX, also those that become no observation: with the message's key it names the reading for ever, and a
+	// mapping mended later must find the same numbers.
 	i := u.index
 	u.index++
 	if i >= MaxObservations || u.foreign {
@@ -79,7 +81,7 @@ func mdcOf(id, name, system string) (mdc uint32, conflict bool) {
 		return 0, false
 	}
 	switch {
-	case byNumber == 0:
+	case byNumber == 0: // Mindray's VS8 and others send the reference id alone
 		return byName, false
 	case named && !sameMeasure(byNumber, byName):
 		return 0, true
@@ -116,6 +118,7 @@ func mdcNumber(id string) uint32 {
 	return mdc
 }
 
+// sameMeasure tells whether two codes are one vital sign to a reader: vendors mix the arterial line's codes (ART, ABP) and names.
 func sameMeasure(a, b uint32) bool {
 	if a == b {
 		return true
@@ -128,6 +131,7 @@ func sameMeasure(a, b uint32) bool {
 // value reads OBX-5 and OBX-6 and judges them. Whether there is a reading comes first: a sentinel must never be filed as a value.
 func (u *understanding) value(o *telemetry.Observation, field string) {
 	i := o.Index
+	// Without a type what looks like a number is judged as one; the problem noted below keeps the message as it came.
 	number := o.Type == "NM" || o.Type == ""
 	switch o.Type {
 	case "NM":
@@ -136,13 +140,14 @@ func (u *understanding) value(o *telemetry.Observation, field string) {
 		o.Value = u.d.unescape(field)
 	case "CE", "CWE", "CNE":
 		o.Value = u.d.asSent(field)
-	default:
+	default: // SN, NA and MA carry numbers in a structure of their own, ED whole documents
 		o.Value = u.d.asSent(field)
 		u.problem("value type is not read", "OBX[%d]-2", i)
 	}
 	o.Value = u.fit(o.Value, telemetry.MaxText, "OBX[%d]-5", i)
 	o.Unit.UCUM = u.unit(o.Unit.Sent)
 
+	// OBX-11 (HL7 table 0085): X, the result cannot be obtained; N, not asked for. A value beside them is an old one.
 	if o.Status == "X" || o.Status == "N" || isNoReading(o.Value, number) {
 		o.Marks |= telemetry.MarkNoReading
 		return
@@ -157,6 +162,7 @@ func (u *understanding) value(o *telemetry.Observation, field string) {
 	if !number {
 		return
 	}
+	// strconv would also take hex, exponents and underscores, which NM has not.
 	if !isDecimal(o.Value) {
 		u.problem("value is not a number", "OBX[%d]-5", i)
 		return
@@ -172,7 +178,7 @@ func (u *understanding) value(o *telemetry.Observation, field string) {
 		switch item.Judge(v, o.Unit.UCUM) {
 		case codes.Implausible:
 			o.Marks |= telemetry.MarkImplausible
-		case codes.WrongUnit:
+		case codes.WrongUnit: // 80 mmHg of heart rate is no heart rate, however plausible 80 is
 			o.Marks |= telemetry.MarkImplausible
 			u.problem("unit does not belong to this code", "OBX[%d]-6", i)
 		}

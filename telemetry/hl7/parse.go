@@ -31,6 +31,7 @@ func header(s string) (d delims, msh, rest string, err error) {
 	if len(declared) == 0 || len(declared) > 5 {
 		return d, "", "", ErrNoMSH
 	}
+	// Two delimiters that are one character would make every split a guess.
 	for i := range len(declared) {
 		if !isDelimiter(declared[i]) || strings.IndexByte(declared[:i], declared[i]) >= 0 {
 			return d, "", "", ErrNoMSH
@@ -86,7 +87,7 @@ func split(s string, sep byte, parts []string) {
 	}
 }
 
-// first is what stands before the first sep.
+// first is what stands before the first sep. A sep of 0 is one that the message does not declare: nothing is cut.
 func first(s string, sep byte) string {
 	if sep == 0 {
 		return s
@@ -126,6 +127,7 @@ func toUTF8(s string, declared charset) (text, reason string) {
 	case declared == charsetLatin1:
 		return latin1(s), ""
 	case declared == charsetOther:
+		// Two-byte sets hold bytes that look like delimiters, so even their cuts may be wrong: the message travels on as it came.
 		var b strings.Builder
 		for i := range len(s) {
 			if s[i] < utf8.RuneSelf {
@@ -135,7 +137,7 @@ func toUTF8(s string, declared charset) (text, reason string) {
 			}
 		}
 		return b.String(), "character set is not read; other characters than ASCII are replaced"
-	case utf8.ValidString(s):
+	case utf8.ValidString(s): // many devices send UTF-8 and declare nothing; by chance no other text is valid UTF-8
 		return s, ""
 	case declared == charsetASCII:
 		return latin1(s), "characters outside the declared set are read as 8859/1"
@@ -143,6 +145,7 @@ func toUTF8(s string, declared charset) (text, reason string) {
 	return strings.ToValidUTF8(s, string(utf8.RuneError)), "text is not the UTF-8 that it declares; faulty bytes are replaced"
 }
 
+// latin1 reads ISO 8859-1, whose bytes are the first 256 code points.
 func latin1(s string) string {
 	var b strings.Builder
 	b.Grow(len(s) + len(s)/8)
@@ -152,6 +155,7 @@ func latin1(s string) string {
 	return b.String()
 }
 
+// isASCII tells whether s needs no conversion, which is nearly always.
 func isASCII(s string) bool {
 	for i := range len(s) {
 		if s[i] >= utf8.RuneSelf {
@@ -191,6 +195,7 @@ func (d delims) unescape(s string) string {
 	return b.String()
 }
 
+// sequence is the text of one escape sequence, given without its escape characters.
 func (d delims) sequence(code string) (text string, ok bool) {
 	switch code {
 	case "F":
@@ -210,6 +215,7 @@ func (d delims) sequence(code string) (text string, ok bool) {
 	case ".br", ".sp":
 		return "\n", true
 	}
+	// Bytes in hex are in the message's own set; only what is UTF-8 in any case is resolved.
 	if len(code) > 1 && code[0] == 'X' {
 		b, err := hex.DecodeString(code[1:])
 		if err == nil && utf8.Valid(b) {

@@ -22,6 +22,7 @@ func parseTime(s string, zone *time.Location) (ms int64, ok bool) {
 	default:
 		return 0, false
 	}
+	// Read by hand: time.Parse would take what DTM has not, such as signs and blanks, and knows no optional seconds.
 	var part [6]int // year, month, day, hour, minute, second
 	at := 0
 	for i, width := range []int{4, 2, 2, 2, 2, 2} {
@@ -37,6 +38,7 @@ func parseTime(s string, zone *time.Location) (ms int64, ok bool) {
 		part[3] > 23 || part[4] > 59 || part[5] > 60 { // 60: a leap second
 		return 0, false
 	}
+	// Cut off, not rounded: rounding could carry into the next second, and Time keeps all digits.
 	milli := 0
 	for i := range len(fraction) {
 		n, ok := number(fraction[i : i+1])
@@ -48,7 +50,7 @@ func parseTime(s string, zone *time.Location) (ms int64, ok bool) {
 		}
 	}
 	if zoned {
-		zone = time.UTC
+		zone = time.UTC // the offset is taken off below, without a time.Location for each reading
 	}
 	t := time.Date(part[0], time.Month(part[1]), part[2], part[3], part[4], part[5], 0, zone)
 	return (t.Unix()-int64(offset))*1000 + int64(milli), true
@@ -77,6 +79,7 @@ func cutZone(s string) (rest string, offset int, zoned, ok bool) {
 	return s[:i], offset, true, true
 }
 
+// number reads decimal digits only; its callers bound their count.
 func number(s string) (n int, ok bool) {
 	for i := range len(s) {
 		if s[i] < '0' || s[i] > '9' {
@@ -87,6 +90,7 @@ func number(s string) (n int, ok bool) {
 	return n, true
 }
 
+// daysIn is the length of a month: day 0 of the next one is its last.
 func daysIn(year, month int) int {
 	return time.Date(year, time.Month(month)+1, 0, 0, 0, 0, 0, time.UTC).Day()
 }
