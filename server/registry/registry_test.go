@@ -3,14 +3,10 @@ package registry_test
 import (
 	"context"
 	"crypto/sha256"
-	"encoding/binary"
 	"encoding/hex"
 	"errors"
-	"fmt"
-	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -18,66 +14,12 @@ import (
 	"wardlink/server/journal"
 	"wardlink/server/registry"
 	"wardlink/server/sqldb"
+	"wardlink/server/sqldb/sqldbtest"
 )
-
-// memJournal keeps entries in memory and refuses an id twice.
-type memJournal struct {
-	mu      sync.Mutex
-	counter uint64
-	entries []journal.Entry
-	broken  error
-}
-
-func (j *memJournal) NextID() (id audit.EventID) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	j.counter++
-	binary.BigEndian.PutUint64(id[8:], j.counter)
-	return id
-}
-
-func (j *memJournal) Submit(e journal.Entry, done func(uint64, error)) error {
-	j.mu.Lock()
-	if j.broken != nil {
-		j.mu.Unlock()
-		return j.broken
-	}
-	if slices.ContainsFunc(j.entries, func(x journal.Entry) bool { return x.ID == e.ID }) {
-		panic("journal: the id is there already")
-	}
-	e.Seq = uint64(len(j.entries)) + 1
-	j.entries = append(j.entries, e)
-	j.mu.Unlock()
-	done(e.Seq, nil)
-	return nil
-}
-
-func (j *memJournal) Read(from uint64, limit int) ([]journal.Entry, error) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	if from < 1 || from > uint64(len(j.entries)) {
-		return nil, nil
-	}
-	out := j.entries[from-1:]
-	return slices.Clone(out[:min(limit, len(out))]), nil
-}
-
-// events gives what was journaled as "type target outcome".
-func (j *memJournal) events(t *testing.T) (out []string) {
-	t.Helper()
-	for _, e := range j.entries {
-		ev, err := audit.DecodeEvent(e.Head)
-		if err != nil {
-			t.Fatal(err)
-		}
-		out = append(out, fmt.Sprintf("%s %s %s", ev.Type, ev.Target, ev.Outcome))
-	}
-	return out
-}
 
 type fixture struct {
 	*registry.Registry
-	journal *memJournal
+	journal *sqldbtest.Journal
 	clock   time.Time
 	ctx     context.Context
 }
@@ -86,21 +28,8 @@ var operator = audit.Actor{ID: "spiffe://ward.example/operator/ann", Serial: "0a
 
 func setup(t *testing.T, maxWaiting int) *fixture {
 	t.Helper()
-	f := &fixture{journal: &memJournal{}, clock: time.Date(2026, 5, 4, 3, 2, 1, 0, time.UTC), ctx: context.Background()}
-	path := filepath.Join(t.TempDir(), "w.db")
-	ms := append(registry.Migrations(), sqldb.OutboxMigrations()...)
-	if err := sqldb.Create(path, ms...); err != nil {
-		t.Fatal(err)
-	}
-	db, err := sqldb.Open(path, ms...)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := errors.Join(db.Check(context.Background()), db.Close()); err != nil {
-			t.Error(err)
-		}
-	})
+	f := &fixture{journal: &sqldbtest.Journal{}, clock: time.Date(2026, 5, 4, 3, 2, 1, 0, time.UTC), ctx: context.Background()}
+	db, _ := sqldbtest.New(t, append(registry.Migrations(), sqldb.OutboxMigrations()...)...)
 	now := func() time.Time { return f.clock }
 	outbox, err := sqldb.NewOutbox(db, f.journal, now)
 	if err != nil {
@@ -175,7 +104,7 @@ func TestImportIsIdempotentAndReportsConflicts(t *testing.T) {
 		"gateway.imported gw-3 denied", "gateway.imported gw-1 denied", "gateway.imported gw-2 denied", "gateway.imported gw-4 denied",
 		"gateway.imported gw-5 success",
 	}
-	if got := f.journal.events(t); !slices.Equal(got, wantEvents) {
+	if got := f.journal.Lines(t); !slices.Equal(got, wantEvents) {
 		t.Errorf("events %q", got)
 	}
 	list, err := f.List(f.ctx)
@@ -266,7 +195,7 @@ func TestWaitingAndApprove(t *testing.T) {
 		"gateway.waiting " + registry.Fingerprint(ek("new")) + " success", "gateway.approved gw-1 success",
 		"gateway.waiting " + registry.Fingerprint(second) + " success",
 	}
-	if got := f.journal.events(t); !slices.Equal(got, want) {
+	if got := f.journal.Lines(t); !slices.Equal(got, want) {
 		t.Errorf("events %q", got)
 	}
 }
@@ -350,7 +279,7 @@ func TestAccess(t *testing.T) {
 	if err := f.AddAccess(f.ctx, operator, a); !errors.Is(err, registry.ErrConflict) {
 		t.Errorf("a serial twice: %v", err)
 	}
-	if got := f.journal.events(t); !slices.Equal(got, []string{"access.issued ehr success"}) {
+	if got := f.journal.Lines(t); !slices.Equal(got, []string{"access.issued ehr success"}) {
 		t.Errorf("events %q", got)
 	}
 }
@@ -358,15 +287,15 @@ func TestAccess(t *testing.T) {
 // The event waits in the same database as the change, so that it follows when the journal is back.
 func TestChangeWhoseEventIsLate(t *testing.T) {
 	f := setup(t, 0)
-	f.journal.broken = errors.New("disk full")
+	f.journal.Fail(func(journal.Entry) (error, bool) { return errors.New("disk full"), false })
 	if _, err := f.Import(f.ctx, operator, "", []registry.Gateway{gateway("gw-1", "one")}); err == nil || !strings.Contains(err.Error(), "not in the journal yet") {
 		t.Fatal(err)
 	}
-	f.journal.broken = nil
+	f.journal.Fail(nil)
 	if res, err := f.Import(f.ctx, operator, "", []registry.Gateway{gateway("gw-1", "one")}); err != nil || res[0].Outcome != registry.Unchanged {
 		t.Fatal(res, err)
 	}
-	if got := f.journal.events(t); !slices.Equal(got, []string{"gateway.imported gw-1 success"}) {
+	if got := f.journal.Lines(t); !slices.Equal(got, []string{"gateway.imported gw-1 success"}) {
 		t.Errorf("events %q", got)
 	}
 }

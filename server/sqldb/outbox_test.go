@@ -3,7 +3,6 @@ package sqldb_test
 import (
 	"context"
 	"database/sql"
-	"encoding/binary"
 	"errors"
 	"slices"
 	"sync"
@@ -13,60 +12,12 @@ import (
 	"wardlink/audit"
 	"wardlink/server/journal"
 	"wardlink/server/sqldb"
+	"wardlink/server/sqldb/sqldbtest"
 )
 
-// fakeJournal is stricter than the real one: it refuses an id that it has.
-type fakeJournal struct {
-	mu      sync.Mutex
-	counter uint64
-	entries []journal.Entry
-	reads   int
-	// fail, when set, is returned for the entry; kept says whether the entry is in the journal all the same, as after a crash
-	// or a failed fsync.
-	fail func(e journal.Entry) (err error, kept bool)
-}
-
-func (j *fakeJournal) NextID() (id audit.EventID) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	j.counter++
-	binary.BigEndian.PutUint64(id[8:], j.counter)
-	return id
-}
-
-func (j *fakeJournal) Submit(e journal.Entry, done func(uint64, error)) error {
-	j.mu.Lock()
-	var err error
-	kept := true
-	if j.fail != nil {
-		err, kept = j.fail(e)
-	}
-	if kept {
-		if slices.ContainsFunc(j.entries, func(x journal.Entry) bool { return x.ID == e.ID }) {
-			panic("journal: the id is there already")
-		}
-		e.Seq = uint64(len(j.entries)) + 1
-		j.entries = append(j.entries, e)
-	}
-	j.mu.Unlock()
-	go done(e.Seq, err)
-	return nil
-}
-
-func (j *fakeJournal) Read(from uint64, limit int) ([]journal.Entry, error) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	j.reads++
-	if from < 1 || from > uint64(len(j.entries)) {
-		return nil, nil
-	}
-	out := j.entries[from-1:]
-	return slices.Clone(out[:min(limit, len(out))]), nil
-}
-
-func newOutbox(t *testing.T, j *fakeJournal) (*sqldb.DB, *sqldb.Outbox, string) {
+func newOutbox(t *testing.T, j *sqldbtest.Journal) (*sqldb.DB, *sqldb.Outbox, string) {
 	t.Helper()
-	db, path := create(t, sqldb.OutboxMigrations()...)
+	db, path := sqldbtest.New(t, sqldb.OutboxMigrations()...)
 	o, err := sqldb.NewOutbox(db, j, func() time.Time { return time.UnixMilli(1234) })
 	if err != nil {
 		t.Fatal(err)
@@ -88,15 +39,11 @@ func add(t *testing.T, db *sqldb.DB, o *sqldb.Outbox, targets ...string) {
 	}
 }
 
-func targets(t *testing.T, j *fakeJournal) (out []string) {
+func targets(t *testing.T, j *sqldbtest.Journal) (out []string) {
 	t.Helper()
-	for _, e := range j.entries {
-		ev, err := audit.DecodeEvent(e.Head)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if ev.ID != e.ID || e.Kind != journal.KindEvent || ev.Time != 1234 {
-			t.Errorf("entry %+v holds event %+v", e, ev)
+	for _, ev := range j.Events(t) {
+		if ev.Time != 1234 {
+			t.Errorf("%+v", ev)
 		}
 		out = append(out, ev.Target)
 	}
@@ -104,11 +51,11 @@ func targets(t *testing.T, j *fakeJournal) (out []string) {
 }
 
 func TestOutboxMovesInOrderAndOnce(t *testing.T) {
-	j := &fakeJournal{}
+	j := &sqldbtest.Journal{}
 	db, o, _ := newOutbox(t, j)
 	ctx := context.Background()
 	add(t, db, o, "a", "b")
-	if len(j.entries) != 0 {
+	if j.Len() != 0 {
 		t.Fatal("Add journaled before its transaction was flushed")
 	}
 	if err := o.Flush(ctx); err != nil {
@@ -126,13 +73,13 @@ func TestOutboxMovesInOrderAndOnce(t *testing.T) {
 	if n, err := o.Waiting(ctx); err != nil || n != 0 {
 		t.Fatal(n, err)
 	}
-	if j.reads != 0 {
-		t.Errorf("the usual case read the journal %d times", j.reads)
+	if j.Reads() != 0 {
+		t.Errorf("the usual case read the journal %d times", j.Reads())
 	}
 }
 
 func TestOutboxRolledBackActHasNoEvent(t *testing.T) {
-	j := &fakeJournal{}
+	j := &sqldbtest.Journal{}
 	db, o, _ := newOutbox(t, j)
 	boom := errors.New("boom")
 	err := db.Write(context.Background(), func(tx *sql.Tx) error {
@@ -144,14 +91,14 @@ func TestOutboxRolledBackActHasNoEvent(t *testing.T) {
 	if !errors.Is(err, boom) {
 		t.Fatal(err)
 	}
-	if err := o.Flush(context.Background()); err != nil || len(j.entries) != 0 {
-		t.Fatal(err, len(j.entries))
+	if err := o.Flush(context.Background()); err != nil || j.Len() != 0 {
+		t.Fatal(err, j.Len())
 	}
 }
 
 // A crash can come after the append and before the row is gone: the next life must find the event and not append it again.
 func TestOutboxCrashBetweenAppendAndDelete(t *testing.T) {
-	j := &fakeJournal{}
+	j := &sqldbtest.Journal{}
 	db, o, path := newOutbox(t, j)
 	ctx := context.Background()
 	add(t, db, o, "before")
@@ -164,9 +111,11 @@ func TestOutboxCrashBetweenAppendAndDelete(t *testing.T) {
 	if err := db.QueryRow(ctx, "SELECT id, event FROM events_out ORDER BY position LIMIT 1").Scan(&id, &event); err != nil {
 		t.Fatal(err)
 	}
-	j.entries = append(j.entries, journal.Entry{Seq: 2, ID: audit.EventID(id), Kind: journal.KindEvent, Head: event})
+	if err := j.Append(ctx, journal.Entry{ID: audit.EventID(id), Kind: journal.KindEvent, Head: event}); err != nil {
+		t.Fatal(err)
+	}
 
-	again, err := sqldb.NewOutbox(open(t, path, sqldb.OutboxMigrations()...), j, nil)
+	again, err := sqldb.NewOutbox(sqldbtest.Open(t, path, sqldb.OutboxMigrations()...), j, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -183,22 +132,22 @@ func TestOutboxFailedAppend(t *testing.T) {
 	for name, kept := range map[string]bool{"kept": true, "not kept": false} {
 		t.Run(name, func(t *testing.T) {
 			boom := errors.New("boom")
-			j := &fakeJournal{}
+			j := &sqldbtest.Journal{}
 			db, o, _ := newOutbox(t, j)
 			ctx := context.Background()
 			add(t, db, o, "a", "b")
 			failing := 0
-			j.fail = func(journal.Entry) (error, bool) {
+			j.Fail(func(journal.Entry) (error, bool) {
 				failing++
 				if failing == 2 {
 					return boom, kept
 				}
 				return nil, true
-			}
+			})
 			if err := o.Flush(ctx); !errors.Is(err, boom) {
 				t.Fatal(err)
 			}
-			j.fail = nil
+			j.Fail(nil)
 			add(t, db, o, "c")
 			if err := o.Flush(ctx); err != nil {
 				t.Fatal(err)
@@ -211,7 +160,7 @@ func TestOutboxFailedAppend(t *testing.T) {
 }
 
 func TestOutboxManyChunksAndCallers(t *testing.T) {
-	j := &fakeJournal{}
+	j := &sqldbtest.Journal{}
 	db, o, _ := newOutbox(t, j)
 	var wg sync.WaitGroup
 	for range 4 {
@@ -225,7 +174,7 @@ func TestOutboxManyChunksAndCallers(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	if len(j.entries) != 1600 {
-		t.Fatalf("%d events, expected 1600", len(j.entries))
+	if j.Len() != 1600 {
+		t.Fatalf("%d events, expected 1600", j.Len())
 	}
 }

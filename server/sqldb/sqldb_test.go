@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"wardlink/server/sqldb"
+	"wardlink/server/sqldb/sqldbtest"
 )
 
 var things = []sqldb.Migration{
@@ -23,25 +24,7 @@ func create(t *testing.T, ms ...sqldb.Migration) (*sqldb.DB, string) {
 	if err := sqldb.Create(path, ms...); err != nil {
 		t.Fatal(err)
 	}
-	return open(t, path, ms...), path
-}
-
-// open checks the database when the test ends, so that no test can forget it.
-func open(t *testing.T, path string, ms ...sqldb.Migration) *sqldb.DB {
-	t.Helper()
-	db, err := sqldb.Open(path, ms...)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := db.Check(context.Background()); err != nil {
-			t.Error(err)
-		}
-		if err := db.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	return db
+	return sqldbtest.Open(t, path, ms...), path
 }
 
 func TestCreateAndOpenAreDifferentVerbs(t *testing.T) {
@@ -76,7 +59,7 @@ func TestCreateAfterInterruptedCreate(t *testing.T) {
 	if err := sqldb.Create(path, things...); err != nil {
 		t.Fatal(err)
 	}
-	open(t, path, things...)
+	sqldbtest.Open(t, path, things...)
 }
 
 func TestDurabilitySettings(t *testing.T) {
@@ -124,7 +107,7 @@ func TestMigrateUpAndRefuseNewer(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "version 2") || !strings.Contains(err.Error(), "version 1") {
 		t.Fatalf("older program: %v", err)
 	}
-	open(t, path) // a program without the domain leaves it alone
+	sqldbtest.Open(t, path) // a program without the domain leaves it alone
 	if _, err := sqldb.Open(path, things[1]); err == nil {
 		t.Fatal("migrations with a hole were taken")
 	}
@@ -139,7 +122,7 @@ func TestFailedMigrationLeavesTheOldSchema(t *testing.T) {
 	if _, err := sqldb.Open(path, things[0], bad); err == nil {
 		t.Fatal("bad migration was taken")
 	}
-	db := open(t, path, things...)
+	db := sqldbtest.Open(t, path, things...)
 	var n int
 	if err := db.QueryRow(context.Background(), "SELECT COUNT(*) FROM sqlite_master WHERE name = 'halves'").Scan(&n); err != nil || n != 0 {
 		t.Fatalf("half a migration stayed: %d %v", n, err)
