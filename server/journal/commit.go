@@ -1,0 +1,265 @@
+package journal
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"go.etcd.io/bbolt"
+
+	"wardlink/buffer/segment"
+	"wardlink/internal/durable"
+)
+
+// run commits what is queued until Close, everything that gathered during one flush in the next. notes carries finished groups to
+// the goroutine that calls done, so that acknowledging one group overlaps with flushing the next.
+func (j *Journal) run(notes chan<- group) {
+	defer j.workers.Done()
+	defer close(notes)
+	for {
+		batch, last := j.gather()
+		if len(batch) > 0 {
+			err := j.commit(batch)
+			notes <- group{batch, err}
+			continue
+		}
+		if last {
+			return
+		}
+		<-j.more
+	}
+}
+
+type group struct {
+	entries []pending
+	err     error
+}
+
+func (j *Journal) notify(notes <-chan group) {
+	defer j.workers.Done()
+	for g := range notes {
+		for _, p := range g.entries {
+			if g.err != nil {
+				p.done(0, g.err)
+			} else {
+				p.done(p.seq, nil)
+			}
+		}
+	}
+}
+
+// gather takes the next commit's entries off the queue; last is true when there will be no more.
+func (j *Journal) gather() (batch []pending, last bool) {
+	limit := int(min(commitBytes, j.c.SegmentSize/2))
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	n, bytes := 0, 0
+	for n < len(j.queue) && n < commitEntries && (n == 0 || bytes+j.queue[n].entry.size() <= limit) {
+		bytes += j.queue[n].entry.size()
+		n++
+	}
+	batch = j.queue[:n:n]
+	j.queue = j.queue[n:]
+	if len(j.queue) == 0 {
+		j.queue = nil // lets the array go once its entries are done
+	}
+	j.queued -= bytes
+	j.room.Broadcast()
+	return batch, j.closed
+}
+
+// commit makes a group durable, in a new segment when the current one has no room or is given up.
+func (j *Journal) commit(batch []pending) error {
+	first := j.committed + 1 // only this goroutine writes it
+	entries := make([]Entry, len(batch))
+	size := uint64(0)
+	for i, p := range batch {
+		entries[i] = p.entry
+		size += uint64(p.entry.size())
+	}
+	value := pack(first, entries)
+	bound := int64(len(value)+2*segment.PageSize) + commitPages*segment.PageSize
+	if j.current == nil || j.current.file.Room() < bound {
+		if err := j.begin(first); err != nil {
+			return j.failed(err)
+		}
+	}
+	s := j.current
+	err := s.file.Commit(bound, func(tx *bbolt.Tx) error {
+		commits := tx.Bucket([]byte(bucketCommits))
+		commits.FillPercent = 1 // sequence numbers ascend: pages are filled once and left alone
+		commit, err := commits.CreateBucket(seqKey(first))
+		if err != nil {
+			return err
+		}
+		return commit.Put([]byte(keyEntries), value)
+	})
+	if err != nil {
+		// Whether the group is on disk is unknown. The next segment begins with the same sequence number, and that voids it: entries
+		// from a successor's first on do not count, here and after any crash. Until there is a successor, a restart may find the
+		// group and keep it: nobody has seen those numbers used for anything else.
+		j.finish()
+		return j.failed(err)
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for i := range batch {
+		batch[i].seq = first + uint64(i)
+	}
+	j.committed = first + uint64(len(batch)) - 1
+	s.last = j.committed
+	s.bytes += size
+	close(j.advanced)
+	j.advanced = make(chan struct{})
+	return nil
+}
+
+func (j *Journal) failed(err error) error {
+	j.mu.Lock()
+	j.failures++
+	j.mu.Unlock()
+	j.c.Log.Error("the journal cannot be written; nothing is acknowledged", "dir", j.c.Dir, "error", err)
+	return fmt.Errorf("journal: %w", err)
+}
+
+// begin finishes the current segment and creates the next.
+func (j *Journal) begin(first uint64) error {
+	j.finish()
+	j.expire()
+	s := &seg{summary: summary{header: header{node: j.c.Node, start: j.start, first: first}, last: first - 1},
+		path: filepath.Join(j.c.Dir, fileName(first)), writing: true, checked: true}
+	if err := j.clear(first); err != nil {
+		return err
+	}
+	file, err := segment.Create(s.path, j.c.SegmentSize, func(tx *bbolt.Tx) error {
+		h, err := tx.CreateBucket([]byte(bucketHeader))
+		if err != nil {
+			return err
+		}
+		if _, err := tx.CreateBucket([]byte(bucketCommits)); err != nil {
+			return err
+		}
+		return h.Put([]byte(keyHeader), s.header.encode())
+	})
+	if err != nil {
+		return err
+	}
+	s.file = file
+	j.mu.Lock()
+	j.segs = append(j.segs, s)
+	j.mu.Unlock()
+	j.current = s
+	return nil
+}
+
+// clear takes away a segment that begins with the same number: nothing in it was ever acknowledged, because its first commit failed.
+// It is set aside rather than deleted; it is evidence of a failing disk.
+func (j *Journal) clear(first uint64) error {
+	j.reading.Lock()
+	defer j.reading.Unlock()
+	j.mu.Lock()
+	n := len(j.segs)
+	if n == 0 || j.segs[n-1].header.first != first {
+		j.mu.Unlock()
+		return nil
+	}
+	s := j.segs[n-1]
+	j.segs = j.segs[:n-1]
+	j.mu.Unlock()
+	j.shut(s)
+	if s.last >= s.header.first {
+		return fmt.Errorf("segment %s holds entries that the journal does not count", s.path)
+	}
+	if s.bytes == 0 && j.unused(s) {
+		if err := os.Remove(s.path); err != nil {
+			return err
+		}
+		return durable.SyncDir(j.c.Dir)
+	}
+	j.setAside(s.path, errors.New("its first commit failed"))
+	return nil
+}
+
+// unused says that a segment holds no commit at all.
+func (j *Journal) unused(s *seg) bool {
+	f, err := segment.Open(s.path)
+	if err != nil {
+		return false
+	}
+	got, _, err := scan(f)
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	return err == nil && got.last < got.header.first
+}
+
+// finish closes the current segment for writing and gives it its summary.
+func (j *Journal) finish() {
+	s := j.current
+	j.current = nil
+	if s == nil {
+		return
+	}
+	j.reading.Lock()
+	defer j.reading.Unlock()
+	if err := s.file.Close(); err != nil {
+		j.c.Log.Warn("a segment did not close in order", "path", s.path, "error", err)
+	}
+	j.mu.Lock()
+	s.file, s.writing = nil, false
+	s.closed = j.c.Now().Unix()
+	body := s.summary.encode()
+	j.mu.Unlock()
+	if err := segment.Finish(s.path, body); err != nil {
+		j.c.Log.Warn("a segment's summary could not be written; the next start reads the whole file", "path", s.path, "error", err)
+	}
+}
+
+// expire deletes files that every consumer has passed and whose retention is over. The newest stays: it carries the sequence on.
+//
+// Crash argument: the cursors that allow it are durable before (SetCursor); a file that is back after a crash is deleted again.
+func (j *Journal) expire() {
+	j.reading.Lock()
+	defer j.reading.Unlock()
+	now := j.c.Now().Unix()
+	for {
+		j.mu.Lock()
+		var s *seg
+		if len(j.segs) > 1 {
+			if o := j.segs[0]; !o.writing && j.passed() >= o.last && o.closed != 0 && now-o.closed >= int64(j.c.Retention/time.Second) {
+				s = o
+				j.segs = j.segs[1:]
+			}
+		}
+		j.mu.Unlock()
+		if s == nil {
+			return
+		}
+		j.shut(s)
+		if len(s.bad) > 0 {
+			j.setAside(s.path, s.bad[0])
+			continue
+		}
+		err := os.Remove(s.path)
+		if err == nil {
+			err = durable.SyncDir(j.c.Dir)
+		}
+		if err != nil {
+			j.c.Log.Error("a journal file whose time is over could not be deleted", "path", s.path, "error", err)
+		}
+	}
+}
+
+// passed is the sequence number that every consumer has passed. Under mu.
+func (j *Journal) passed() uint64 {
+	if len(j.c.Consumers) == 0 {
+		return j.committed
+	}
+	least := j.cursors.seqs[j.c.Consumers[0]]
+	for _, name := range j.c.Consumers[1:] {
+		least = min(least, j.cursors.seqs[name])
+	}
+	return least
+}

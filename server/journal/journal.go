@@ -1,0 +1,333 @@
+package journal
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"wardlink/audit"
+	"wardlink/buffer/segment"
+	"wardlink/internal/durable"
+)
+
+var (
+	// ErrMissing: the directory holds no journal. On a server that had one this is a loss, never a fresh start.
+	ErrMissing = errors.New("no journal here")
+	// ErrExists: Create found a journal.
+	ErrExists = errors.New("a journal is here already")
+	// ErrLocked: another process has the journal open.
+	ErrLocked = errors.New("journal is in use by another process")
+	// ErrClosed: Close was called.
+	ErrClosed = errors.New("journal is closed")
+	// ErrInvalid: an entry can never be appended.
+	ErrInvalid = errors.New("entry is not valid")
+)
+
+// Config says where and how. A zero value is allowed where a default is named.
+type Config struct {
+	Dir         string           // the journal's own directory
+	Node        uint32           // of this server among those of its cell; part of every event id
+	SegmentSize int64            // bytes of a segment file; 0: 64 MB; at least 1 MB
+	Retention   time.Duration    // how long a file stays after it was finished, at least; 0: 7 days
+	Consumers   []string         // a file stays until all of them have passed it; at most 16
+	Log         *slog.Logger     // nil: silent
+	Now         func() time.Time // nil: time.Now
+}
+
+const (
+	defaultSegment   = 64 << 20
+	minSegment       = 1 << 20
+	defaultRetention = 7 * 24 * time.Hour
+	formatName       = "format"
+	lockName         = "lock"
+	cursorName       = "cursors"
+	formatText       = "wardlink journal 1\n"
+
+	queueBytes    = 16 << 20 // heads and blobs that wait for a commit
+	commitBytes   = 4 << 20  // heads and blobs of one commit
+	commitEntries = 4096
+	readBytes     = 8 << 20 // heads and blobs of one Read
+	commitPages   = 24      // pages that a commit rewrites or adds besides its value
+)
+
+func (c Config) withDefaults() (Config, error) {
+	if c.SegmentSize == 0 {
+		c.SegmentSize = defaultSegment
+	}
+	if c.Retention == 0 {
+		c.Retention = defaultRetention
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	if c.SegmentSize < minSegment || c.SegmentSize%segment.PageSize != 0 {
+		return c, fmt.Errorf("journal %s: segment size %d; expected a multiple of %d from %d", c.Dir, c.SegmentSize, segment.PageSize, minSegment)
+	}
+	if len(c.Consumers) > 16 {
+		return c, fmt.Errorf("journal %s: %d consumers; expected at most 16", c.Dir, len(c.Consumers))
+	}
+	for i, name := range c.Consumers {
+		if name == "" || len(name) > 64 || slices.Contains(c.Consumers[:i], name) {
+			return c, fmt.Errorf("journal %s: consumer name %q; expected distinct names of 1 to 64 bytes", c.Dir, name)
+		}
+	}
+	return c, nil
+}
+
+// Create makes an empty journal. The directory may exist, without a journal in it.
+func Create(c Config) error {
+	c, err := c.withDefaults()
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(c.Dir, 0o700); err != nil {
+		return fmt.Errorf("create journal: %w", err)
+	}
+	path := filepath.Join(c.Dir, formatName)
+	if _, err := os.Lstat(path); err == nil {
+		return fmt.Errorf("create journal %s: %w", c.Dir, ErrExists)
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("create journal: %w", err)
+	}
+	if err := os.WriteFile(filepath.Join(c.Dir, lockName), nil, 0o600); err != nil {
+		return fmt.Errorf("create journal: %w", err)
+	}
+	// The format file comes last and makes the directory a journal.
+	if err := durable.WriteFile(path, []byte(formatText), 0o600); err != nil {
+		return err
+	}
+	return durable.SyncDir(filepath.Dir(filepath.Clean(c.Dir)))
+}
+
+func readFormat(dir string) error {
+	b, err := os.ReadFile(filepath.Join(dir, formatName))
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("journal %s: %w", dir, ErrMissing)
+	}
+	if err != nil {
+		return fmt.Errorf("journal: %w", err)
+	}
+	if string(b) != formatText {
+		return fmt.Errorf("journal %s: file %q is not of version %d; this program cannot read the journal", dir, formatName, formatVersion)
+	}
+	return nil
+}
+
+func lock(dir string, how int) (*os.File, error) {
+	f, err := os.OpenFile(filepath.Join(dir, lockName), os.O_RDONLY|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("lock journal: %w", err)
+	}
+	if err := syscall.Flock(int(f.Fd()), how|syscall.LOCK_NB); err != nil {
+		_ = f.Close()
+		if errors.Is(err, syscall.EWOULDBLOCK) {
+			return nil, fmt.Errorf("journal %s: %w", dir, ErrLocked)
+		}
+		return nil, fmt.Errorf("lock journal %s: %w", dir, err)
+	}
+	return f, nil
+}
+
+// Journal is an open journal. All methods may be called by many goroutines.
+//
+// Locks, in the order they are taken: reading (files are opened, read, closed and deleted), mu (queue, list of segments, counters).
+// A commit's flush happens under neither.
+type Journal struct {
+	c       Config
+	lock    *os.File
+	start   uint32
+	counter atomic.Uint64
+
+	reading sync.Mutex
+	handle  *seg // the one finished segment with an open read handle
+
+	mu        sync.Mutex
+	room      sync.Cond // the queue got shorter, or closed
+	queue     []pending
+	queued    int // bytes
+	more      chan struct{}
+	closed    bool
+	segs      []*seg // in order
+	committed uint64
+	advanced  chan struct{} // closed and replaced at each commit
+	damaged   []string
+	failures  uint64
+
+	storing sync.Mutex
+	state   *durable.AB
+	cursors cursors // guarded by mu
+
+	current *seg // of the committer alone
+	workers sync.WaitGroup
+}
+
+// seg is one segment file.
+type seg struct {
+	summary
+	path    string
+	file    *segment.File // open for writing, or a read handle; nil when not open
+	writing bool
+	checked bool
+	bad     []error // commits that did not verify; under Journal.reading
+}
+
+const maxBad = 64
+
+// noteBad keeps the error and says whether it is news.
+func (s *seg) noteBad(err error) bool {
+	for _, known := range s.bad {
+		if known.Error() == err.Error() {
+			return false
+		}
+	}
+	if len(s.bad) < maxBad {
+		s.bad = append(s.bad, err)
+	}
+	return true
+}
+
+type pending struct {
+	entry Entry
+	done  func(seq uint64, err error)
+	seq   uint64
+}
+
+func (e Entry) size() int { return len(e.Head) + len(e.Blob) }
+
+// NextID is a new event id, unique for ever: the start second in it is greater than that of every earlier Open of this journal,
+// which is kept durably, so that neither two starts within a second nor a clock that went back repeat one.
+func (j *Journal) NextID() audit.EventID {
+	var id audit.EventID
+	binary.BigEndian.PutUint32(id[:], j.c.Node)
+	binary.BigEndian.PutUint32(id[4:], j.start)
+	binary.BigEndian.PutUint64(id[8:], j.counter.Add(1))
+	return id
+}
+
+// Submit queues an entry for the next commit and returns; it blocks while 16 MB are waiting. done runs once, in the order of
+// submission, after the flush of the commit that holds the entry, with its sequence number, or with the error that kept it out. An
+// entry whose done got an error may still be found in the journal after a crash; it was never acknowledged. done must be quick and
+// must not call Submit or Append. Head and Blob must not change until done runs. When Submit returns an error, done does not run.
+func (j *Journal) Submit(e Entry, done func(seq uint64, err error)) error {
+	if e.Kind < KindPublish || e.Kind > KindSealing || e.ID == (audit.EventID{}) || len(e.Head) == 0 || e.size() > j.maxEntry() {
+		return fmt.Errorf("journal entry %s of kind %d with %d bytes: %w: expected a known kind, an id, a head, and at most %d bytes", e.ID, e.Kind, e.size(), ErrInvalid, j.maxEntry())
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for !j.closed && j.queued > 0 && j.queued+e.size() > queueBytes {
+		j.room.Wait()
+	}
+	if j.closed {
+		return fmt.Errorf("journal: %w", ErrClosed)
+	}
+	j.queue = append(j.queue, pending{entry: e, done: done})
+	j.queued += e.size()
+	select {
+	case j.more <- struct{}{}:
+	default:
+	}
+	return nil
+}
+
+// maxEntry leaves room for an entry in a fresh segment however small segments are.
+func (j *Journal) maxEntry() int { return int(min(MaxEntry, j.c.SegmentSize/2)) }
+
+// Append submits entries and waits until all are durable. When ctx ends first its error is returned and the entries may become
+// durable all the same.
+func (j *Journal) Append(ctx context.Context, entries ...Entry) error {
+	results := make(chan error, len(entries))
+	for i, e := range entries {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if err := j.Submit(e, func(_ uint64, err error) { results <- err }); err != nil {
+			return errors.Join(err, wait(ctx, results, i))
+		}
+	}
+	return wait(ctx, results, len(entries))
+}
+
+func wait(ctx context.Context, results <-chan error, n int) error {
+	var errs []error
+	for range n {
+		select {
+		case err := <-results:
+			errs = append(errs, err)
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// AppendEvent journals one event and returns when it is durable: the act may then be answered. A zero ID and a zero Time are filled.
+func AppendEvent(ctx context.Context, j *Journal, ev audit.Event) error {
+	if ev.ID == (audit.EventID{}) {
+		ev.ID = j.NextID()
+	}
+	if ev.Time == 0 {
+		ev.Time = j.c.Now().UnixMilli()
+	}
+	head, err := audit.EncodeEvent(ev)
+	if err != nil {
+		return err
+	}
+	return j.Append(ctx, Entry{ID: ev.ID, Kind: KindEvent, Head: head})
+}
+
+// Wait returns once an entry with Seq > after is committed, or with the error of ctx.
+func (j *Journal) Wait(ctx context.Context, after uint64) error {
+	for {
+		j.mu.Lock()
+		committed, advanced, closed := j.committed, j.advanced, j.closed
+		j.mu.Unlock()
+		if committed > after {
+			return nil
+		}
+		if closed {
+			return fmt.Errorf("journal: %w", ErrClosed)
+		}
+		select {
+		case <-advanced:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// Stats is the journal at one instant.
+type Stats struct {
+	Committed      uint64 // sequence number of the last durable entry
+	Segments       int
+	Queued         int      // bytes
+	CommitFailures uint64   // since the start
+	Damaged        []string // base names of files set aside
+	Cursors        map[string]uint64
+}
+
+// Stats counts.
+func (j *Journal) Stats() Stats {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	st := Stats{Committed: j.committed, Segments: len(j.segs), Queued: j.queued, CommitFailures: j.failures, Cursors: map[string]uint64{}}
+	for _, name := range j.c.Consumers {
+		st.Cursors[name] = j.cursors.seqs[name]
+	}
+	for _, path := range j.damaged {
+		st.Damaged = append(st.Damaged, filepath.Base(path))
+	}
+	return st
+}
