@@ -309,7 +309,9 @@ func TestDecodeRefusesForeignCBOR(t *testing.T) {
 		"deep":           append([]byte{codecPlain, 0xa1, 0x03}, bytes.Repeat([]byte{0x81}, 5000)...),
 		"huge array":     {codecPlain, 0xa1, 0x03, 0x9a, 0xff, 0xff, 0xff, 0xff},
 		"huge string":    {codecPlain, 0xa1, 0x02, 0x5b, 0x7f, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff},
-		"bomb":           deflated(t, make([]byte, MaxPlain+1)),
+		"tag within":     replaced(t, plain, "\xa6\x01\x01", "\xa6\x01\xc1\x01"),
+		"indefinite":     append(replaced(t, plain, "\xa6\x01", "\xbf\x01"), 0xff),
+		"null":           replaced(t, plain, "\xa6\x01\x01", "\xa6\x01\xf6"),
 		"after deflate":  append(deflated(t, plain), 0),
 		"cut deflate":    deflated(t, plain)[:50],
 		"over-long":      append([]byte{codecPlain}, make([]byte, MaxEncoded)...),
@@ -323,6 +325,54 @@ func TestDecodeRefusesForeignCBOR(t *testing.T) {
 	}
 	if _, err := Decode(append([]byte{codecPlain}, plain...)); err != nil {
 		t.Errorf("the plain form: %v", err)
+	}
+}
+
+// replaced is the plain form of an encoded batch with a part of its CBOR exchanged.
+func replaced(t testing.TB, plain []byte, from, to string) []byte {
+	t.Helper()
+	if !bytes.HasPrefix(plain, []byte(from)) {
+		t.Fatalf("the batch does not begin with %x", from)
+	}
+	return append([]byte{codecPlain}, to+string(plain[len(from):])...)
+}
+
+func TestInflateStopsAtTheLimit(t *testing.T) {
+	for size, ok := range map[int]bool{MaxPlain: true, MaxPlain + 1: false, 100 << 20: false} {
+		var buf bytes.Buffer
+		out, err := unpack(deflated(t, make([]byte, size)), &buf)
+		if (err == nil) != ok || ok && len(out) != size || buf.Len() > MaxPlain+1 {
+			t.Errorf("%d bytes: %d bytes, %v, %d read", size, len(out), err, buf.Len())
+		}
+	}
+}
+
+// The tables are bounded before anything is made from them, not only in what comes out.
+func TestTablesAreBoundedFirst(t *testing.T) {
+	w := valid()
+	w.Series = []wireSeries{{Rows: MaxRows}, {}}
+	if _, err := w.rows(); err == nil {
+		t.Error("a row more than a batch may have was accepted")
+	}
+	w.Messages = wireMessages{Digests: make([]byte, 32*(MaxMessages+1))}
+	if _, err := w.messages(); err == nil {
+		t.Error("a message more than a batch may have was accepted")
+	}
+}
+
+// What WIRE.md promises of the writer: patients apart, in the order of their first use, columns as short as they can be.
+func TestSeriesOfTwoPatients(t *testing.T) {
+	b := vitals(4, 1)
+	b.Messages[1].Patient.ID, b.Messages[3].Patient.ID = "another", "another"
+	w := newWireBatch(&b)
+	if len(w.Contexts) != 2 || len(w.Series) != 2 || w.Contexts[1].Patient != "another" {
+		t.Fatalf("%d contexts, %d series", len(w.Contexts), len(w.Series))
+	}
+	if d := cmp.Diff([][]int64{{0, 2}, {1, 2}}, [][]int64{w.Series[0].Message, w.Series[1].Message}); d != "" {
+		t.Error(d)
+	}
+	if s := w.Series[0]; len(s.Index) != 0 || len(s.Status) != 1 || s.Marks != nil || len(s.Value) != 2 {
+		t.Errorf("columns are not collapsed: %+v", s)
 	}
 }
 

@@ -151,6 +151,7 @@ func TestCheckFrameValidatesTheHeader(t *testing.T) {
 	h := newHospital(t)
 	frame := h.seal(t, Header{}, "x")
 	for name, change := range map[string]func(f []byte){
+		"version":       func(f []byte) { f[offLane-1] = '2' },
 		"lane":          func(f []byte) { f[offLane] = telemetry.LaneCount },
 		"number":        func(f []byte) { f[offNumber] = 0x80 },
 		"wall negative": func(f []byte) { f[offWall] = 0x80 },
@@ -198,8 +199,8 @@ func TestOpenRefusesOthers(t *testing.T) {
 		return rehash(f)
 	}
 	for name, h := range map[string]hospital{"period": same, "epoch": later, "hospital": other} {
-		if _, _, err := h.opener.Open(frame); err == nil {
-			t.Errorf("another %s opened it", name)
+		if _, _, err := h.opener.Open(frame); err == nil || !strings.Contains(err.Error(), "it is of sealing") {
+			t.Errorf("another %s: %v; expected an error that says whose it is", name, err)
 		}
 		if _, _, err := h.opener.Open(relabelled(h.record.ID, h.record.Epoch, h.record.Key)); err == nil {
 			t.Errorf("another %s opened it, relabelled", name)
