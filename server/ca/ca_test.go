@@ -8,13 +8,11 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
-	"io"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -94,11 +92,10 @@ type hospital struct {
 	registry *registryFake
 	server   *httptest.Server
 	root     *x509.Certificate
-	akShift  time.Duration // added to the CA's clock
 
-	mu         sync.Mutex
-	events     []audit.Event
-	failEvents bool
+	mu     sync.Mutex
+	events []audit.Event
+	fail   audit.Type // events of this type cannot be journaled
 }
 
 func newHospital(t *testing.T, adjust func(*Config)) *hospital {
@@ -154,8 +151,8 @@ func ekTrust(t *testing.T) (roots, intermediates *x509.CertPool) {
 func (h *hospital) event(_ context.Context, e audit.Event) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.failEvents {
-		return errors.New("journal is full")
+	if h.fail == e.Type {
+		return errors.New("the journal is full")
 	}
 	if e.Type == "" || e.Time == 0 || e.Actor.ID == "" || e.Outcome == "" {
 		h.t.Errorf("event is not complete: %+v", e)
@@ -331,6 +328,3 @@ func (h *hospital) checkIdentity(t *testing.T, id *enroll.Identity, want string)
 		t.Error("no signer")
 	}
 }
-
-var _ = io.EOF
-var _ = strings.Contains
