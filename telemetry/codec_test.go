@@ -72,7 +72,7 @@ func (r random) batch() Batch {
 
 func TestRoundTrip(t *testing.T) {
 	other := mustEncode(t, vitals(40, 20))
-	for seed := range uint64(1000) {
+	for seed := range uint64(400) {
 		b := newRandom(seed).batch()
 		data, err := Encode(b)
 		if err != nil {
