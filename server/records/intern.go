@@ -29,11 +29,11 @@ type (
 	originKey  struct{ kind, sender, processing, location, visit string }
 	subjectKey struct{ authority, id string }
 	seriesKey  struct {
-		subject      int64
-		mdc          uint32
-		system, code string
+		subject            int64
+		mdc                uint32
+		ucum, system, code string
 	}
-	formKey struct{ kind, name, unit, ucum, subID, limits, device, status, flags string }
+	formKey struct{ kind, name, unit, subID, limits, device, status, flags string }
 )
 
 // maxInterned bounds each cache's keys and maxInternedSize the bytes of one; a full cache is emptied, a long key is not kept, both of
@@ -141,10 +141,10 @@ const (
 	insertOrigin  = "INSERT INTO origins (hash, type, sender, processing, location, visit) VALUES ($1, $2, $3, $4, $5, $6)"
 	findSubject   = "SELECT id FROM subjects WHERE patient = $1"
 	insertSubject = "INSERT INTO subjects (patient, system, authority, value) VALUES ($1, $2, $3, $4)"
-	findSeries    = "SELECT id FROM series WHERE subject = $1 AND mdc = $2 AND code_system = $3 AND code = $4"
-	insertSeries  = "INSERT INTO series (subject, mdc, code_system, code) VALUES ($1, $2, $3, $4)"
+	findSeries    = "SELECT id FROM series WHERE subject = $1 AND mdc = $2 AND ucum = $3 AND code_system = $4 AND code = $5"
+	insertSeries  = "INSERT INTO series (subject, mdc, ucum, code_system, code) VALUES ($1, $2, $3, $4, $5)"
 	findForm      = "SELECT id FROM forms WHERE hash = $1"
-	insertForm    = "INSERT INTO forms (hash, type, code_name, unit, ucum, sub_id, limits, device, status, flags) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"
+	insertForm    = "INSERT INTO forms (hash, type, code_name, unit, sub_id, limits, device, status, flags) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)"
 )
 
 var internQueries = []string{
@@ -202,7 +202,7 @@ func (in *interner) oneSeries(tx *sql.Tx, k seriesKey) (int64, error) {
 	if id, ok := in.series[k]; ok {
 		return id, nil
 	}
-	args := []any{k.subject, int64(k.mdc), k.system, k.code}
+	args := []any{k.subject, int64(k.mdc), k.ucum, k.system, k.code}
 	return intern(in, tx, &in.series, k, findSeries, args, insertSeries, args)
 }
 
@@ -210,9 +210,9 @@ func (in *interner) form(tx *sql.Tx, k formKey) (int64, error) {
 	if id, ok := in.forms[k]; ok {
 		return id, nil
 	}
-	hash := textHash(k.kind, k.name, k.unit, k.ucum, k.subID, k.limits, k.device, k.status, k.flags)
+	hash := textHash(k.kind, k.name, k.unit, k.subID, k.limits, k.device, k.status, k.flags)
 	return intern(in, tx, &in.forms, k, findForm, []any{hash}, insertForm,
-		[]any{hash, k.kind, k.name, k.unit, k.ucum, k.subID, k.limits, k.device, k.status, k.flags})
+		[]any{hash, k.kind, k.name, k.unit, k.subID, k.limits, k.device, k.status, k.flags})
 }
 
 // textHash stands for long texts in a unique index: SHA-256 over the texts, each with its length before it.

@@ -133,14 +133,16 @@ CREATE TABLE leftovers (
 	problems TEXT NOT NULL      -- JSON array of {where, reason}
 );
 
--- One kind of reading of one subject: what a search walks along.
+-- One kind of reading of one subject: what a search walks along. The unit is part of the kind, since some measures have another
+-- LOINC code in another unit.
 CREATE TABLE series (
 	id INTEGER PRIMARY KEY,
 	subject INTEGER NOT NULL,
-	mdc INTEGER NOT NULL,
-	code_system TEXT NOT NULL,
-	code TEXT NOT NULL,
-	UNIQUE (subject, mdc, code_system, code)
+	mdc INTEGER NOT NULL,       -- 0: not a code of that system
+	ucum TEXT NOT NULL,
+	code_system TEXT NOT NULL,  -- as sent
+	code TEXT NOT NULL,         -- as sent
+	UNIQUE (subject, mdc, ucum, code_system, code)
 );
 
 -- What readings of one channel of one device share.
@@ -150,7 +152,6 @@ CREATE TABLE forms (
 	type TEXT NOT NULL,
 	code_name TEXT NOT NULL,
 	unit TEXT NOT NULL,
-	ucum TEXT NOT NULL,
 	sub_id TEXT NOT NULL,
 	limits TEXT NOT NULL,
 	device TEXT NOT NULL,

@@ -116,6 +116,7 @@ func (o *Observation) Position() Position { return o.position }
 // Series is one kind of reading of one patient.
 type Series struct {
 	Code telemetry.Code // without the name
+	UCUM string         // unit, "" when it is not known
 }
 
 // Query selects observations.
@@ -175,7 +176,7 @@ func matching(ctx context.Context, tx *sql.Tx, q *Query) (ids []int64, err error
 		subjects = "SELECT id FROM subjects WHERE patient IN (SELECT value FROM json_each($1))"
 		args = append(args, string(patients))
 	}
-	rows, err := tx.QueryContext(ctx, "SELECT id, mdc, code_system, code FROM series WHERE subject IN ("+subjects+")", args...)
+	rows, err := tx.QueryContext(ctx, "SELECT id, mdc, ucum, code_system, code FROM series WHERE subject IN ("+subjects+")", args...)
 	if err != nil {
 		return nil, err
 	}
@@ -183,7 +184,7 @@ func matching(ctx context.Context, tx *sql.Tx, q *Query) (ids []int64, err error
 	for rows.Next() {
 		var id int64
 		var one Series
-		if err := rows.Scan(&id, &one.Code.MDC, &one.Code.Sys, &one.Code.ID); err != nil {
+		if err := rows.Scan(&id, &one.Code.MDC, &one.UCUM, &one.Code.Sys, &one.Code.ID); err != nil {
 			return nil, err
 		}
 		if q.Match != nil && !q.Match(one) {
@@ -267,7 +268,7 @@ func ParsePosition(s string) (p Position, err error) {
 }
 
 const selectObservation = `SELECT m.key, o.at, COALESCE(o.time, m.time), o.value, o.marks, o.message, o.idx,
-	s.mdc, s.code_system, s.code, f.code_name, f.type, f.unit, f.ucum, f.sub_id, f.limits, f.device, f.status, f.flags,
+	s.mdc, s.code_system, s.code, f.code_name, f.type, f.unit, s.ucum, f.sub_id, f.limits, f.device, f.status, f.flags,
 	COALESCE(p.patient, ''), COALESCE(p.system, ''), COALESCE(p.value, ''),
 	src.gateway, src.source, g.location, g.processing, m.wall, m.mono, m.journaled
 	FROM observations o JOIN messages m ON m.id = o.message JOIN series s ON s.id = o.series JOIN forms f ON f.id = o.form

@@ -243,12 +243,12 @@ func placed(m *telemetry.Message, obs *telemetry.Observation) int64 {
 }
 
 func (r *Records) storeObservation(tx *sql.Tx, message, subject int64, first string, m *telemetry.Message, obs *telemetry.Observation, total *totals) error {
-	series, err := r.in.oneSeries(tx, seriesKey{subject, obs.Code.MDC, obs.Code.Sys, obs.Code.ID})
+	series, err := r.in.oneSeries(tx, seriesKey{subject, obs.Code.MDC, obs.Unit.UCUM, obs.Code.Sys, obs.Code.ID})
 	if err != nil {
 		return err
 	}
 	form, err := r.in.form(tx, formKey{
-		obs.Type, obs.Code.Name, obs.Unit.Sent, obs.Unit.UCUM, obs.SubID, obs.Limits, obs.Device, obs.Status, obs.Flags,
+		obs.Type, obs.Code.Name, obs.Unit.Sent, obs.SubID, obs.Limits, obs.Device, obs.Status, obs.Flags,
 	})
 	if err != nil {
 		return err
