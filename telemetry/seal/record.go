@@ -218,6 +218,15 @@ func signedDigest(record []byte) []byte {
 	return h.Sum(nil)
 }
 
+// SPKIHash names a device key: the SHA-256 of its PKIX public key, as Signed.SPKI holds it. Keys that are not ECDSA P-256 are refused.
+func SPKIHash(pub crypto.PublicKey) ([32]byte, error) {
+	key, ok := pub.(*ecdsa.PublicKey)
+	if !ok {
+		return [32]byte{}, fmt.Errorf("device key is %T; expected ECDSA P-256", pub)
+	}
+	return hashSPKI(key)
+}
+
 func hashSPKI(pub *ecdsa.PublicKey) ([32]byte, error) {
 	if pub == nil || pub.Curve != elliptic.P256() {
 		return [32]byte{}, errors.New("device key is not on P-256")

@@ -101,6 +101,19 @@ func TestVerifyRefuses(t *testing.T) {
 	}
 }
 
+func TestSPKIHash(t *testing.T) {
+	g := readGolden(t)
+	device := goldenDevice(t, g.DevicePrivateKey)
+	if got, err := SPKIHash(device.Public()); err != nil || !bytes.Equal(got[:], g.DeviceSPKISHA256) {
+		t.Errorf("%x, %v; expected %x", got, err, g.DeviceSPKISHA256)
+	}
+	for _, pub := range []crypto.PublicKey{nil, ed25519.PublicKey{}, (*ecdsa.PublicKey)(nil), deviceKey(t, elliptic.P384()).Public()} {
+		if _, err := SPKIHash(pub); err == nil {
+			t.Errorf("%T accepted", pub)
+		}
+	}
+}
+
 func TestEveryBitOfASignedRecordCounts(t *testing.T) {
 	h := newHospital(t)
 	key := deviceKey(t, elliptic.P256())
