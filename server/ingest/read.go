@@ -48,6 +48,7 @@ func (c *session) read(ctx context.Context) string {
 		case errors.Is(err, os.ErrDeadlineExceeded):
 			return endSilent
 		case errors.Is(err, errFault):
+			c.stop(endError, true) // its slot will never be committed: there is nothing to wait for
 			return endError
 		default:
 			return endLost

@@ -1,0 +1,180 @@
+package uplink
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/eclipse/paho.mqtt.golang/packets"
+
+	"wardlink/internal/spiffe"
+)
+
+var errNoIdentity = errors.New("gateway has no certificate yet")
+
+// transport is a TLS connection to a server that has proven its identity.
+type transport struct {
+	conn    net.Conn
+	server  string
+	gateway string
+	leaf    []byte // the certificate that we showed
+}
+
+// dial asks for the identity and tries the servers in their order.
+func (u *Uplink) dial(ctx context.Context) (*transport, error) {
+	cert, gateway, err := u.cfg.Identity()
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", errNoIdentity, err)
+	}
+	if len(cert.Certificate) == 0 || spiffe.ValidName(gateway) != nil {
+		return nil, errNoIdentity
+	}
+	var failed []error
+	for _, server := range u.cfg.Servers {
+		limited, cancel := context.WithTimeout(ctx, u.timing.handshake)
+		conn, err := u.open(limited, server, cert)
+		cancel()
+		if err == nil {
+			return &transport{conn: conn, server: server, gateway: gateway, leaf: cert.Certificate[0]}, nil
+		}
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		failed = append(failed, fmt.Errorf("server %s: %w", server, u.explain(err)))
+	}
+	return nil, errors.Join(failed...)
+}
+
+// openTLS makes the TCP connection and the handshake. The signer behind cert keeps its own deadlines: a handshake cannot be called
+// back from a TPM that is signing.
+func (u *Uplink) openTLS(ctx context.Context, server string, cert tls.Certificate) (net.Conn, error) {
+	raw, err := (&net.Dialer{KeepAliveConfig: net.KeepAliveConfig{Enable: true}}).DialContext(ctx, "tcp", server)
+	if err != nil {
+		return nil, err
+	}
+	conn := tls.Client(raw, u.tlsConfig(server, cert))
+	if err := conn.HandshakeContext(ctx); err != nil {
+		_ = raw.Close()
+		return nil, err
+	}
+	return conn, nil
+}
+
+// tlsConfig demands TLS 1.3 and leaves the verification of the server to verify: its name is a SPIFFE id and not that of the address
+// we dialed, which may be an IP. Without a session cache nothing is ever resumed, so verify runs on a full handshake each time.
+func (u *Uplink) tlsConfig(server string, cert tls.Certificate) *tls.Config {
+	host, _, _ := net.SplitHostPort(server)
+	return &tls.Config{
+		MinVersion: tls.VersionTLS13,
+		ServerName: host, // for balancers; an IP is not sent
+		NextProtos: []string{"mqtt"},
+		// Always ours, whatever authorities the server lists: that it is not wanted must be said aloud and not look as if there was none.
+		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &cert, nil },
+		InsecureSkipVerify:   true,
+		VerifyConnection:     u.verify,
+	}
+}
+
+// verify is the one decision to trust a server: a chain to our roots for a server's use, valid now, and the expected identity.
+func (u *Uplink) verify(state tls.ConnectionState) error {
+	if len(state.PeerCertificates) == 0 {
+		return errors.New("the server showed no certificate")
+	}
+	leaf := state.PeerCertificates[0]
+	intermediates := x509.NewCertPool()
+	for _, c := range state.PeerCertificates[1:] {
+		intermediates.AddCert(c)
+	}
+	_, err := leaf.Verify(x509.VerifyOptions{
+		Roots: u.cfg.Roots, Intermediates: intermediates, CurrentTime: time.Now(), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+	})
+	if err != nil {
+		return &serverCertError{issuer: leaf.Issuer.String(), err: err}
+	}
+	id, err := spiffe.FromCertificate(leaf)
+	if err != nil || id != u.cfg.Server {
+		shown := "no SPIFFE id"
+		if err == nil {
+			shown = id.String()
+		}
+		return fmt.Errorf("the server proved to be %s, expected %s: the address leads to another system, or the kit belongs to another hospital",
+			shown, u.cfg.Server)
+	}
+	return nil
+}
+
+// serverCertError is a server's certificate that does not verify.
+type serverCertError struct {
+	issuer string
+	err    error
+}
+
+func (e *serverCertError) Unwrap() error { return e.err }
+
+func (e *serverCertError) Error() string {
+	var invalid x509.CertificateInvalidError
+	if errors.As(e.err, &invalid) && invalid.Reason == x509.Expired {
+		return fmt.Sprintf("the server's certificate is not valid at this gateway's time (%v): check the gateway's clock first, then the server's certificate", e.err)
+	}
+	return fmt.Sprintf("the server's certificate was issued by %q, which this gateway's kit does not trust (%v): "+
+		"is something intercepting the connection, or is the kit of another hospital?", e.issuer, e.err)
+}
+
+// explain adds to a network error what to mend.
+func (u *Uplink) explain(err error) error {
+	var dns *net.DNSError
+	var text string
+	switch {
+	case errors.As(err, &dns):
+		text = "its name cannot be resolved; check the address in the kit and the gateway's DNS"
+	case errors.Is(err, syscall.ECONNREFUSED):
+		text = "nothing listens there; is the server running, and is the port right?"
+	case errors.Is(err, syscall.ENETUNREACH), errors.Is(err, syscall.EHOSTUNREACH):
+		text = "there is no way to it; check cable, VLAN and gateway address"
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded):
+		text = fmt.Sprintf("no answer within %s; a firewall may drop the packets", u.timing.handshake)
+	case alerted(err, "certificate required", "bad certificate", "unknown certificate", "expired certificate", "revoked certificate", "access denied"):
+		text = "it refused this gateway's certificate; is the gateway still registered, and is its clock right?"
+	case alerted(err, "protocol version"):
+		text = "it does not speak TLS 1.3; is the address that of a wardlink server?"
+	case alerted(err, "no application protocol"):
+		text = "it does not speak MQTT there; is the port right?"
+	case errors.Is(err, packets.ErrorRefusedNotAuthorised):
+		text = "it does not admit this gateway; see 'wardlink gateway show' for its state"
+	case errors.Is(err, packets.ErrorRefusedIDRejected):
+		text = "it does not accept this gateway's id for its certificate; enrol the gateway again"
+	case errors.Is(err, packets.ErrorRefusedServerUnavailable):
+		text = "it cannot admit anyone at the moment; its log says why"
+	default:
+		return err
+	}
+	return fmt.Errorf("%s (%w)", text, err)
+}
+
+// alerted reports whether the server ended TLS with one of these alerts. crypto/tls has no exported type for a received alert.
+func alerted(err error, names ...string) bool {
+	_, alert, found := strings.Cut(err.Error(), "remote error: tls: ")
+	if !found {
+		return false
+	}
+	for _, name := range names {
+		if strings.Contains(alert, name) {
+			return true
+		}
+	}
+	return false
+}
+
+// changed reports whether the identity is another one than t was made with.
+func (u *Uplink) changed(t *transport) bool {
+	cert, gateway, err := u.cfg.Identity()
+	return err == nil && len(cert.Certificate) > 0 && (gateway != t.gateway || !bytes.Equal(cert.Certificate[0], t.leaf))
+}

@@ -1,0 +1,116 @@
+package uplink
+
+import (
+	"errors"
+	"net"
+	"sync"
+	"time"
+
+	"wardlink/telemetry"
+)
+
+// guard is a connection that lets only the server's packets of our profile through to paho, which would otherwise allocate up to
+// 256 MB at a header's word, and panics on a SUBACK with more codes than were asked for. The hospital's outer half may be broken
+// into; that must not take the gateway down. It also puts a deadline on every write (paho does so for publishes only) and tells
+// at once when the connection is over.
+type guard struct {
+	net.Conn
+	write time.Duration
+
+	// The reader's place in the stream. Only paho's one reading goroutine comes here.
+	first  byte
+	length int // of the packet, as far as read
+	shift  int
+	body   int  // bytes of the body still to come
+	inHead bool // between the first byte and the end of the length
+
+	once sync.Once
+	gone chan struct{}
+	err  error // why; may be read once gone is closed
+}
+
+func newGuard(conn net.Conn, write time.Duration) *guard {
+	return &guard{Conn: conn, write: write, gone: make(chan struct{})}
+}
+
+var errProfile = errors.New("the server sent a packet outside of the profile; is it a wardlink server of another version?")
+
+func (g *guard) Read(p []byte) (int, error) {
+	n, err := g.Conn.Read(p)
+	if breach := g.inspect(p[:n]); breach != nil {
+		n, err = 0, breach
+	}
+	if err != nil {
+		g.end(err)
+	}
+	return n, err // crypto/tls gives the last bytes together with io.EOF
+}
+
+func (g *guard) Write(p []byte) (int, error) {
+	if err := g.Conn.SetWriteDeadline(time.Now().Add(g.write)); err != nil {
+		return 0, err
+	}
+	n, err := g.Conn.Write(p)
+	if err != nil {
+		g.end(err)
+	}
+	return n, err
+}
+
+// Close ends the connection; also paho comes through here.
+func (g *guard) Close() error {
+	g.end(net.ErrClosed)
+	return g.Conn.Close()
+}
+
+func (g *guard) end(err error) {
+	g.once.Do(func() {
+		g.err = err
+		close(g.gone)
+	})
+}
+
+// inspect follows the packets. paho reads a header byte by byte, so that a length is refused before paho makes room for it; data
+// that came along is not delivered.
+func (g *guard) inspect(p []byte) error {
+	for len(p) > 0 {
+		switch {
+		case g.body > 0:
+			n := min(g.body, len(p))
+			g.body -= n
+			p = p[n:]
+		case !g.inHead:
+			g.first, g.length, g.shift, g.inHead = p[0], 0, 0, true
+			p = p[1:]
+		default:
+			g.length |= int(p[0]&0x7f) << g.shift
+			g.shift += 7
+			more := p[0]&0x80 != 0
+			p = p[1:]
+			if more && g.shift < 28 {
+				continue
+			}
+			if more || !expected(g.first, g.length) {
+				return errProfile
+			}
+			g.body, g.inHead = g.length, false
+		}
+	}
+	return nil
+}
+
+// expected reports whether the server may send such a packet (MQTT 3.1.1, table 2.1).
+func expected(first byte, length int) bool {
+	switch first {
+	case 0x20, 0x40: // CONNACK, PUBACK
+		return length == 2
+	case 0x90: // SUBACK: we subscribe once, to one filter
+		return length == 3
+	case 0xd0: // PINGRESP
+		return length == 0
+	case 0x30: // PUBLISH at QoS 0, not retained
+		return length >= 2 && length <= telemetry.MaxDocument+256
+	default:
+		return false
+	}
+}

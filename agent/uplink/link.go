@@ -1,0 +1,361 @@
+package uplink
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/url"
+	"time"
+
+	paho "github.com/eclipse/paho.mqtt.golang"
+
+	"wardlink/buffer"
+	"wardlink/telemetry"
+)
+
+// link is one MQTT connection, with a paho client of its own that dies with it. One goroutine (pump) owns all that is not a channel.
+type link struct {
+	u      *Uplink
+	t      *transport
+	guard  *guard
+	client paho.Client
+	up     bool          // CONNACK has come
+	lost   chan struct{} // closed when paho has handled all that it had received before the peer ended the connection
+
+	inbox chan paho.Message // what the server pushed
+	jobs  chan job          // to the one goroutine that calls paho's Publish, which may block as long as a write may
+	sent  chan paho.Token   // its answers
+
+	flight  []flight // in the order of sending, which is that of the PUBACKs
+	bytes   int      // of the frames in flight
+	queue   []buffer.Batch
+	held    []buffer.Batch    // their sealing record cannot be had at the moment
+	missing map[[16]byte]bool // the sealing records that held waits for
+	brought map[[16]byte]bool // sealing records published on this connection
+	topics  [telemetry.LaneCount]string
+	retry   <-chan time.Time // when held is tried again
+	empty   bool             // the last Take gave nothing
+	more    []buffer.ID      // scratch
+}
+
+type job struct {
+	topic   string
+	payload []byte
+}
+
+// flight is a packet that waits for its acknowledgement.
+type flight struct {
+	token paho.Token
+	at    time.Time
+	batch bool // else a sealing record or the SUBSCRIBE
+	id    buffer.ID
+	size  int
+}
+
+// inboxSize bounds the documents that wait for the pump. The server pushes a handful at SUBSCRIBE.
+const inboxSize = 16
+
+// maxBrought is how many sealing records one connection carries, a little below the server's limit; then a new one is made.
+const maxBrought = 4000
+
+func newLink(u *Uplink, t *transport) *link {
+	l := &link{
+		u: u, t: t, guard: newGuard(t.conn, u.timing.write), lost: make(chan struct{}), inbox: make(chan paho.Message, inboxSize),
+		jobs: make(chan job), sent: make(chan paho.Token, 1), missing: make(map[[16]byte]bool), brought: make(map[[16]byte]bool),
+	}
+	for lane := range l.topics {
+		l.topics[lane] = telemetry.UpTopic(t.gateway, telemetry.Lane(lane))
+	}
+	o := paho.NewClientOptions()
+	o.AddBroker("tcp://" + t.server) // a label: the connection is made already
+	o.SetCustomOpenConnectionFn(l.hand)
+	o.SetClientID(t.gateway)
+	o.SetProtocolVersion(4)
+	o.SetCleanSession(true)
+	o.SetAutoReconnect(false)
+	o.SetConnectRetry(false)
+	o.SetResumeSubs(false)
+	o.SetStore(paho.NewMemoryStore())
+	o.SetConnectTimeout(u.timing.handshake)
+	o.SetWriteTimeout(u.timing.write)
+	o.SetKeepAlive(keepAlive)
+	o.SetPingTimeout(keepAlive / 2)
+	// In order, and so in paho's own goroutine: by the time it reports the loss, deliver has seen every packet that came before,
+	// so that a refusal is known before the batches in flight are given back. deliver never blocks.
+	o.SetOrderMatters(true)
+	o.SetDefaultPublishHandler(l.deliver)
+	o.SetConnectionLostHandler(func(paho.Client, error) { close(l.lost) })
+	l.client = paho.NewClient(o)
+	return l
+}
+
+// hand gives paho the connection that was made before.
+func (l *link) hand(*url.URL, paho.ClientOptions) (net.Conn, error) { return l.guard, nil }
+
+// connect says CONNECT on the connection made before, and SUBSCRIBE.
+func (l *link) connect(ctx context.Context) error {
+	token := l.client.Connect()
+	timer := time.NewTimer(l.u.timing.handshake)
+	defer timer.Stop()
+	select {
+	case <-token.Done():
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-timer.C:
+		return fmt.Errorf("server %s: no CONNACK within %s", l.t.server, l.u.timing.handshake)
+	}
+	if err := token.Error(); err != nil {
+		if errors.Is(err, io.EOF) {
+			err = fmt.Errorf("it closed the connection instead of admitting this gateway; its audit log says why (%w)", err)
+		}
+		return fmt.Errorf("server %s: %w", l.t.server, l.u.explain(err))
+	}
+	l.up = true
+	go l.publisher()
+	l.flight = append(l.flight, flight{token: l.client.Subscribe(telemetry.DownFilter(l.t.gateway), 0, nil), at: time.Now()})
+	return nil
+}
+
+// publisher calls paho's Publish for the pump, so that a stalled network stalls this goroutine and not the pump. It outlives a lost
+// connection by one write timeout at most.
+func (l *link) publisher() {
+	for j := range l.jobs {
+		l.sent <- l.client.Publish(j.topic, 1, false, j.payload)
+	}
+}
+
+// close gives back what was not acknowledged and leaves nothing behind.
+func (l *link) close() {
+	select {
+	case <-l.guard.gone:
+		// Refusals and PUBACKs may still be on their way through paho. It reports a loss that it has not caused itself.
+		if l.up && !errors.Is(l.guard.err, net.ErrClosed) {
+			timer := time.NewTimer(l.u.timing.drain)
+			select {
+			case <-l.lost:
+			case <-timer.C:
+			}
+			timer.Stop()
+		}
+	default:
+	}
+	_ = l.guard.Close()
+	close(l.jobs)
+	l.client.Disconnect(250) // frees what paho holds; nothing can be sent any more
+	l.settle()
+	var back []buffer.ID
+	for _, f := range l.flight {
+		if f.batch {
+			back = append(back, f.id)
+		}
+	}
+	for _, b := range append(l.queue, l.held...) {
+		back = append(back, b.ID)
+	}
+	l.flight, l.queue, l.held = nil, nil, nil
+	if len(back) > 0 {
+		l.u.cfg.Buffer.Release(back...)
+	}
+}
+
+// pump sends and acknowledges until the connection is lost, the certificate has changed or ctx ends.
+func (l *link) pump(ctx context.Context) (*transport, error) {
+	identity := time.NewTicker(l.u.timing.identity)
+	defer identity.Stop()
+	var next *transport
+	var dialing chan *transport // at most one dial at a time
+	defer func() {
+		if dialing != nil {
+			go abandon(dialing)
+		}
+	}()
+	dialCtx, stopDialing := context.WithCancel(ctx)
+	defer stopDialing()
+
+	for {
+		l.read()
+		if err := l.sweep(); err != nil {
+			return nil, err
+		}
+		if err := l.fill(ctx); err != nil {
+			return nil, l.over(err)
+		}
+		l.u.note(func(s *Status) { s.InFlight = len(l.flight) })
+		var changed <-chan struct{}
+		if l.empty && l.room() {
+			changed = l.u.cfg.Buffer.Changed()
+		}
+		head, overdue, stop := l.head()
+		select {
+		case <-head:
+		case <-changed:
+			l.empty = false
+		case <-l.retry:
+			l.again()
+		case m := <-l.inbox:
+			l.document(m)
+		case <-l.guard.gone:
+			return nil, l.over(nil)
+		case <-overdue:
+			return nil, fmt.Errorf("server %s: no acknowledgement within %s; the connection counts as dead", l.t.server, l.u.timing.ack)
+		case <-identity.C:
+			if dialing == nil && l.u.changed(l.t) {
+				dialing = make(chan *transport, 1)
+				go l.successor(dialCtx, dialing)
+			}
+		case next = <-dialing:
+			dialing = nil
+			if next != nil {
+				stop()
+				return next, l.drain()
+			}
+		case <-ctx.Done():
+			stop()
+			return nil, l.drain()
+		}
+		stop()
+	}
+}
+
+// successor makes the next connection while this one goes on sending. A failure is noted; the next look at the identity tries
+// again, and the server ends this connection when its certificate does.
+func (l *link) successor(ctx context.Context, to chan<- *transport) {
+	t, err := l.u.dial(ctx)
+	if err != nil && ctx.Err() == nil {
+		l.u.fault(fmt.Errorf("connection for the new certificate: %w", err))
+	}
+	to <- t
+}
+
+// abandon closes a connection that nobody waits for any more.
+func abandon(dialing <-chan *transport) {
+	if t := <-dialing; t != nil {
+		_ = t.conn.Close()
+	}
+}
+
+// drain waits for the PUBACKs in flight, a bounded time, and says goodbye.
+func (l *link) drain() error {
+	timer := time.NewTimer(l.u.timing.drain)
+	defer timer.Stop()
+	for {
+		l.read()
+		if err := l.sweep(); err != nil {
+			return err
+		}
+		if len(l.flight) == 0 {
+			break
+		}
+		select {
+		case <-l.flight[0].token.Done():
+			continue
+		case m := <-l.inbox:
+			l.document(m)
+			continue
+		case <-l.guard.gone:
+			return l.over(nil)
+		case <-timer.C:
+		}
+		break
+	}
+	l.client.Disconnect(250) // milliseconds
+	return nil
+}
+
+// over gives the reason of a connection's end. What the connection itself has met says more than what paho made of it.
+func (l *link) over(err error) error {
+	select {
+	case <-l.guard.gone:
+		if err == nil || errors.Is(err, errGone) {
+			err = l.guard.err
+		}
+	default:
+	}
+	if errors.Is(err, io.EOF) {
+		return fmt.Errorf("server %s: it closed the connection; its audit log says why", l.t.server)
+	}
+	return fmt.Errorf("server %s: connection lost: %w", l.t.server, l.u.explain(err))
+}
+
+// settle takes in what had arrived before the connection was lost: refusals first, then every acknowledgement in flight, also those
+// behind one that is missing.
+func (l *link) settle() {
+	l.read()
+	rest := l.flight[:0]
+	l.more = l.more[:0]
+	for _, f := range l.flight {
+		if done, err := f.answered(l.t.gateway); !done || err != nil {
+			rest = append(rest, f)
+		} else if f.batch {
+			l.more = append(l.more, f.id)
+		}
+	}
+	l.flight = rest
+	l.acknowledge()
+}
+
+// head gives what the pump waits for at the front of the flight: its acknowledgement, or its being overdue.
+func (l *link) head() (done <-chan struct{}, overdue <-chan time.Time, stop func()) {
+	if len(l.flight) == 0 {
+		return nil, nil, func() {}
+	}
+	f := l.flight[0]
+	timer := time.NewTimer(time.Until(f.at.Add(l.u.timing.ack)))
+	return f.token.Done(), timer.C, func() { timer.Stop() }
+}
+
+// sweep acknowledges the run of acknowledged batches at the front of the flight, in one call.
+func (l *link) sweep() error {
+	l.more = l.more[:0]
+	n := 0
+	var failed error
+	for ; n < len(l.flight); n++ {
+		f := l.flight[n]
+		var done bool
+		if done, failed = f.answered(l.t.gateway); !done || failed != nil {
+			break
+		}
+		if f.batch {
+			l.more = append(l.more, f.id)
+			l.bytes -= f.size
+		}
+	}
+	l.flight = append(l.flight[:0], l.flight[n:]...)
+	l.acknowledge()
+	if failed != nil {
+		return l.over(failed)
+	}
+	return nil
+}
+
+// answered reports whether the server has answered, and the error when the answer is none or a refusal.
+func (f flight) answered(gateway string) (bool, error) {
+	select {
+	case <-f.token.Done():
+	default:
+		return false, nil
+	}
+	if err := f.token.Error(); err != nil {
+		return true, fmt.Errorf("%w: %w", errGone, err)
+	}
+	if sub, ok := f.token.(*paho.SubscribeToken); ok && sub.Result()[telemetry.DownFilter(gateway)] >= 0x80 {
+		return true, errors.New("the server refused the subscription to the gateway's own documents")
+	}
+	return true, nil
+}
+
+var (
+	errWaiting = errors.New("not acknowledged yet")
+	errGone    = errors.New("connection is over")
+)
+
+func (l *link) acknowledge() {
+	if len(l.more) == 0 {
+		return
+	}
+	l.u.cfg.Buffer.Ack(l.more...)
+	l.u.note(func(s *Status) { s.Acknowledged += uint64(len(l.more)) })
+	l.more = l.more[:0]
+}

@@ -1,0 +1,208 @@
+package uplink
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	paho "github.com/eclipse/paho.mqtt.golang"
+
+	"wardlink/buffer"
+	"wardlink/telemetry"
+	"wardlink/telemetry/seal"
+)
+
+// takeAtOnce is how many batches are taken together. Few, so that during a long drain an alarm is asked for after every few batches
+// of the backlog.
+const takeAtOnce = 16
+
+// room reports whether another packet may be in flight.
+func (l *link) room() bool {
+	return len(l.flight) < window && l.bytes < windowBytes && len(l.held) < window && len(l.brought) < maxBrought
+}
+
+// fill takes batches and sends them until the window is full or nothing is left. An error ends the connection.
+func (l *link) fill(ctx context.Context) error {
+	for l.room() && ctx.Err() == nil {
+		if len(l.queue) == 0 {
+			if l.empty {
+				return nil
+			}
+			batches, err := l.u.cfg.Buffer.Take(min(takeAtOnce, window-len(l.flight)))
+			l.queue = append(l.queue[:0], batches...)
+			if err != nil {
+				return fmt.Errorf("buffer: %w", err)
+			}
+			if len(l.queue) == 0 {
+				l.empty = true
+				return nil
+			}
+		}
+		b := l.queue[0]
+		if err := l.send(ctx, b); err != nil {
+			return err // b is still in the queue, and so given back
+		}
+		l.queue[0] = buffer.Batch{}
+		l.queue = l.queue[1:]
+	}
+	if len(l.brought) >= maxBrought && len(l.flight) == 0 {
+		return errors.New("a new connection is needed: this one has carried as many sealing records as the server allows")
+	}
+	return nil
+}
+
+// send puts a batch in flight, or parks it, or holds it until its sealing record can be had. The frame's hash is checked here, so
+// that a batch that a bad disk has damaged is reported and not refused by the server, over and over.
+func (l *link) send(ctx context.Context, b buffer.Batch) error {
+	h, err := seal.CheckFrame(b.Frame)
+	switch {
+	case err != nil:
+		l.park(b.ID, "frame is damaged: "+err.Error())
+		return nil
+	case h.Epoch != telemetry.Epoch(b.ID.Epoch) || uint8(h.Lane) != b.ID.Lane || h.Number != b.ID.Number || h.Sealing != b.Sealing:
+		l.park(b.ID, "frame is that of another batch")
+		return nil
+	}
+	if !l.brought[b.Sealing] {
+		signed, err := l.sealing(ctx, b.Sealing)
+		switch {
+		case errors.Is(err, ErrNoSealing):
+			l.park(b.ID, "sealing record does not exist")
+			return nil
+		case err != nil:
+			l.hold(b)
+			return nil
+		}
+		if err := l.publish(ctx, job{telemetry.KeyTopic(l.t.gateway), signed}, flight{}); err != nil {
+			return err
+		}
+		l.brought[b.Sealing] = true
+	}
+	if err := l.publish(ctx, job{l.topics[b.ID.Lane], b.Frame}, flight{batch: true, id: b.ID, size: len(b.Frame)}); err != nil {
+		return err
+	}
+	l.bytes += len(b.Frame)
+	l.u.note(func(s *Status) { s.Published++ })
+	return nil
+}
+
+// sealing asks for a sealing record, unless it could not be had a moment ago.
+func (l *link) sealing(ctx context.Context, id [16]byte) ([]byte, error) {
+	if l.missing[id] {
+		return nil, errWaiting
+	}
+	ctx, cancel := context.WithTimeout(ctx, l.u.timing.write)
+	defer cancel()
+	signed, err := l.u.cfg.Sealing(ctx, id)
+	if err == nil && len(signed) > telemetry.MaxDocument {
+		err = fmt.Errorf("%d bytes, at most %d are allowed: %w", len(signed), telemetry.MaxDocument, ErrNoSealing)
+	}
+	if err != nil && ctx.Err() == nil {
+		l.u.fault(fmt.Errorf("sealing record %x: %w", id, err))
+	}
+	return signed, err
+}
+
+// hold keeps a batch aside so that those of other sealing periods can go on.
+func (l *link) hold(b buffer.Batch) {
+	l.missing[b.Sealing] = true
+	l.held = append(l.held, b)
+	if l.retry == nil {
+		l.retry = time.After(l.u.timing.sealing)
+	}
+}
+
+// again tries what was held.
+func (l *link) again() {
+	l.queue = append(l.held, l.queue...)
+	l.held, l.retry = nil, nil
+	clear(l.missing)
+}
+
+// publish hands a packet to paho and enters it into the flight.
+func (l *link) publish(ctx context.Context, j job, f flight) error {
+	select {
+	case l.jobs <- j:
+	case <-l.guard.gone:
+		return errGone
+	}
+	done := ctx.Done()
+	var late <-chan time.Time
+	for {
+		select {
+		case token := <-l.sent:
+			f.token, f.at = token, time.Now()
+			l.flight = append(l.flight, f)
+			return nil
+		case <-l.guard.gone:
+			return errGone
+		case <-done:
+			done = nil
+			timer := time.NewTimer(l.u.timing.drain)
+			defer timer.Stop()
+			late = timer.C
+		case <-late:
+			return errGone
+		}
+	}
+}
+
+// deliver is paho's callback: it may not block.
+func (l *link) deliver(_ paho.Client, m paho.Message) {
+	select {
+	case l.inbox <- m:
+	default:
+		l.u.note(func(s *Status) { s.Dropped++ })
+	}
+}
+
+// read takes in all documents that have come.
+func (l *link) read() {
+	for {
+		select {
+		case m := <-l.inbox:
+			l.document(m)
+		default:
+			return
+		}
+	}
+}
+
+// document takes one document of the server. Only a refusal is ours; it can at worst park a batch, which is kept and reported.
+func (l *link) document(m paho.Message) {
+	gateway, doc, err := telemetry.ParseDown(m.Topic())
+	if err != nil || gateway != l.t.gateway {
+		l.u.log.Warn("the server pushed a document on a topic that is not this gateway's")
+		return
+	}
+	if doc != telemetry.DocRefused {
+		if l.u.cfg.Down != nil {
+			l.u.cfg.Down(doc, m.Payload())
+		}
+		return
+	}
+	r, err := telemetry.DecodeRefusal(m.Payload())
+	if err != nil {
+		l.u.log.Warn("the server sent a refusal that cannot be read", "error", err)
+		return
+	}
+	id := buffer.ID{Epoch: r.Epoch, Lane: uint8(r.Lane), Number: r.Number}
+	for i, f := range l.flight {
+		if f.batch && f.id == id {
+			l.flight = append(l.flight[:i], l.flight[i+1:]...)
+			l.bytes -= f.size
+			l.park(id, "refused by the server: "+r.Reason)
+			return
+		}
+	}
+	l.u.log.Warn("the server refused a batch that is not in flight", "batch", telemetry.BatchID{Epoch: r.Epoch, Lane: r.Lane, Number: r.Number}.String())
+}
+
+// park sets a batch aside for good.
+func (l *link) park(id buffer.ID, reason string) {
+	l.u.cfg.Buffer.Park(id, reason)
+	l.u.note(func(s *Status) { s.Parked++ })
+	l.u.log.Warn("batch is parked", "reason", reason,
+		"batch", telemetry.BatchID{Epoch: id.Epoch, Lane: telemetry.Lane(id.Lane), Number: id.Number}.String())
+}

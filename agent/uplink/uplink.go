@@ -1,0 +1,227 @@
+// Package uplink carries sealed batches from the gateway's buffer to the hospital's ingest endpoint over MQTT 3.1.1 and TLS 1.3.
+// It is the product's only importer of paho's client.
+//
+// The buffer is the only store: paho keeps nothing beyond a connection and never reconnects by itself. A batch is taken from the
+// buffer, published at QoS 1 and stays taken until its PUBACK, which the server sends after its fsync: only then the buffer hears
+// Ack. Whatever ends the connection first gives the batch back with Release, so that it is sent again: at least once, and the
+// server knows a batch by its id. A batch that the server refuses is parked and not sent again by itself.
+package uplink
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	"wardlink/buffer"
+	"wardlink/internal/spiffe"
+	"wardlink/telemetry"
+)
+
+// Receipts is where the fate of a taken batch is told. Every batch that Take gives out meets exactly one of the three.
+type Receipts interface {
+	Ack(ids ...buffer.ID)             // the hospital has them durably
+	Release(ids ...buffer.ID)         // not known to have arrived: give them out again
+	Park(id buffer.ID, reason string) // refused, or not fit to be sent: keep, do not give out again
+}
+
+// Buffer is where batches wait.
+type Buffer interface {
+	Receipts
+	// Take gives out at most max batches, the most urgent first, and marks them as taken.
+	Take(max int) ([]buffer.Batch, error)
+	// Changed is signalled after there may be more to take.
+	Changed() <-chan struct{}
+}
+
+// Urgency is what a Buffer may have besides: while it is true, waits between attempts to connect stay below 5 s.
+type Urgency interface {
+	Urgent() bool // an alarm waits to be sent
+}
+
+// ErrNoSealing is what Config.Sealing wraps when a sealing record is gone for good. Batches that need it are parked: nobody can open
+// them without it, and they must not hold up the others.
+var ErrNoSealing = errors.New("sealing record does not exist")
+
+// Config is what an Uplink is made of. All fields but Down and Log are required.
+type Config struct {
+	Servers []string  // host:port, tried in this order
+	Server  spiffe.ID // the identity that the server must prove, whatever its address
+	Roots   *x509.CertPool
+	// Identity gives the gateway's certificate, its key in the TPM, and its id. It is asked at every attempt to connect and every
+	// few seconds meanwhile, so it must be quick; when the certificate changes, the connection moves to the new one.
+	Identity func() (cert tls.Certificate, gateway string, err error)
+	Buffer   Buffer
+	// Sealing gives the signed sealing record of a period; it may sign it with the TPM first. An error means "later", unless it
+	// wraps ErrNoSealing.
+	Sealing func(ctx context.Context, id [16]byte) (signed []byte, err error)
+	// Down takes the documents that the server pushes, except refusals. It must not block for long: meanwhile nothing is sent. nil
+	// drops them.
+	Down func(doc telemetry.Doc, body []byte)
+	Log  *slog.Logger // nil discards
+}
+
+// timing are the product's waits, in one place so that tests can see them end.
+type timing struct {
+	handshake time.Duration // TCP, TLS and CONNECT each at most; a TPM may take seconds to sign
+	write     time.Duration // until the network has taken one packet
+	ack       time.Duration // until the oldest publish is acknowledged; then the connection counts as dead
+	drain     time.Duration // for the PUBACKs in flight, at shutdown and before a change of certificate
+	identity  time.Duration // between two looks at Identity
+	sealing   time.Duration // until a sealing record that could not be had is asked for again
+	stable    time.Duration // a connection that lived this long resets the backoff
+	least     time.Duration // backoff: first ceiling
+	most      time.Duration // backoff: last ceiling
+	urgent    time.Duration // backoff: ceiling while an alarm waits
+}
+
+var defaultTiming = timing{
+	handshake: 60 * time.Second, write: 30 * time.Second, ack: 60 * time.Second, drain: 5 * time.Second,
+	identity: 10 * time.Second, sealing: 5 * time.Second, stable: 30 * time.Second,
+	least: time.Second, most: 5 * time.Minute, urgent: 5 * time.Second,
+}
+
+const (
+	window      = 64      // publishes in flight
+	windowBytes = 1 << 20 // and their bytes: with Take's own bound at most 2 MB of frames are in memory
+	keepAlive   = 30 * time.Second
+)
+
+// Uplink is the one connection of a gateway to its hospital.
+type Uplink struct {
+	cfg    Config
+	log    *slog.Logger
+	timing timing
+	// open makes the transport to one server: TCP and TLS. A field so that the waits can be tested on a fake clock, without sockets.
+	open func(ctx context.Context, server string, cert tls.Certificate) (net.Conn, error)
+
+	mu     sync.Mutex
+	status Status
+}
+
+// Status is what the uplink knows of itself.
+type Status struct {
+	Connected   bool      `json:"connected"`
+	Server      string    `json:"server"`     // the server of the connection, or of the last one
+	Since       time.Time `json:"since"`      // since when Connected is what it is
+	InFlight    int       `json:"in_flight"`  // publishes without PUBACK
+	LastError   string    `json:"last_error"` // "" while all is well; says what to mend
+	LastErrorAt time.Time `json:"last_error_at"`
+
+	Connects     uint64 `json:"connects"`     // sessions that the server has admitted
+	Published    uint64 `json:"published"`    // batches handed to the network
+	Acknowledged uint64 `json:"acknowledged"` // batches that the hospital has
+	Parked       uint64 `json:"parked"`       // batches refused, or damaged
+	Dropped      uint64 `json:"dropped"`      // documents that came faster than they could be taken
+}
+
+// New checks the configuration. Nothing is started before Run.
+func New(cfg Config) (*Uplink, error) {
+	if len(cfg.Servers) == 0 {
+		return nil, errors.New("uplink: no server is configured; expected at least one host:port")
+	}
+	for _, s := range cfg.Servers {
+		if host, port, err := net.SplitHostPort(s); err != nil || host == "" || port == "" {
+			return nil, fmt.Errorf("uplink: server %q; expected host:port, such as ingest.ward.example:8883", s)
+		}
+	}
+	if cfg.Server.Kind != spiffe.Service || cfg.Server.TrustDomain == "" || cfg.Server.Name == "" {
+		return nil, fmt.Errorf("uplink: server identity %s; expected a service of a trust domain", cfg.Server)
+	}
+	if cfg.Roots == nil || cfg.Identity == nil || cfg.Buffer == nil || cfg.Sealing == nil {
+		return nil, errors.New("uplink: roots, identity, buffer and sealing are required")
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	u := &Uplink{cfg: cfg, log: cfg.Log, timing: defaultTiming}
+	u.open = u.openTLS
+	u.status.Since = time.Now()
+	return u, nil
+}
+
+// Status gives the present state. Safe for concurrent use.
+func (u *Uplink) Status() Status {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.status
+}
+
+func (u *Uplink) note(change func(s *Status)) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	change(&u.status)
+}
+
+// fault notes an error for Status, and logs it unless it is the one before.
+func (u *Uplink) fault(err error) {
+	text := err.Error()
+	u.mu.Lock()
+	again := u.status.LastError == text
+	u.status.LastError, u.status.LastErrorAt = text, time.Now()
+	u.mu.Unlock()
+	if !again {
+		u.log.Warn("uplink", "error", err)
+	}
+}
+
+// Run connects, drains the buffer and connects again until ctx ends; then it waits, at most a few seconds, for the PUBACKs in
+// flight. It returns nil. Nothing that happens on the network ends it.
+func (u *Uplink) Run(ctx context.Context) error {
+	wait := backoff{timing: u.timing}
+	var next *transport // made already, when the certificate has changed
+	for ctx.Err() == nil {
+		t := next
+		next = nil
+		if t == nil {
+			var err error
+			if t, err = u.dial(ctx); err != nil {
+				if ctx.Err() == nil {
+					u.fault(err)
+					u.pause(ctx, &wait, errors.Is(err, errNoIdentity))
+				}
+				continue
+			}
+		}
+		var lived time.Duration
+		var err error
+		next, lived, err = u.serve(ctx, t)
+		if lived >= u.timing.stable {
+			wait.reset()
+		}
+		if err != nil && ctx.Err() == nil {
+			u.fault(err)
+		}
+		if next == nil && ctx.Err() == nil {
+			// Also after a session that the server ended: who is admitted and then kicked must not hammer.
+			u.pause(ctx, &wait, false)
+		}
+	}
+	if next != nil {
+		_ = next.conn.Close()
+	}
+	return nil
+}
+
+// serve runs one connection to its end. next is not nil when it ended because its successor is ready.
+func (u *Uplink) serve(ctx context.Context, t *transport) (next *transport, lived time.Duration, err error) {
+	l := newLink(u, t)
+	defer l.close()
+	if err := l.connect(ctx); err != nil {
+		return nil, 0, err
+	}
+	began := time.Now()
+	u.note(func(s *Status) {
+		s.Connected, s.Since, s.Server, s.LastError = true, began, t.server, ""
+		s.Connects++
+	})
+	u.log.Info("connected", "server", t.server, "gateway", t.gateway)
+	next, err = l.pump(ctx)
+	u.note(func(s *Status) { s.Connected, s.Since, s.InFlight = false, time.Now(), 0 })
+	return next, time.Since(began), err
+}
