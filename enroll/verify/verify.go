@@ -51,7 +51,8 @@ var (
 	ErrRestricted  = errors.New("AK: not restricted, so it would sign forged attestations")
 	ErrSign        = errors.New("AK: not a signing key")
 	ErrDecrypt     = errors.New("AK: may decrypt")
-	ErrAttest      = errors.New("AK creation: not one TPMS_ATTEST made by a TPM")
+	ErrAttest      = errors.New("AK creation: not one TPMS_ATTEST")
+	ErrMagic       = errors.New("AK creation: the attestation was not made by a TPM")
 	ErrAttestType  = errors.New("AK creation: the attestation is of another kind")
 	ErrCreation    = errors.New("AK creation: the creation data is not what the TPM attests")
 	ErrName        = errors.New("AK creation: the TPM attests another key")
@@ -198,6 +199,9 @@ func creation(p Params, ak *rsa.PublicKey, name []byte) error {
 	attest, err := tpm2.Unmarshal[tpm2.TPMSAttest](p.CreateAttestation)
 	if err != nil || !bytes.Equal(tpm2.Marshal(attest), p.CreateAttestation) {
 		return ErrAttest
+	}
+	if attest.Magic != tpm2.TPMGeneratedValue { // a restricted key signs outside data too, but never with this prefix
+		return ErrMagic
 	}
 	info, err := attest.Attested.Creation()
 	if attest.Type != tpm2.TPMSTAttestCreation || err != nil {
