@@ -1,0 +1,159 @@
+package enroll
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"math/rand/v2"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+const life = 24 * time.Hour
+
+// script is an enrolment that does what each test says, and notes when.
+type script struct {
+	t     *testing.T
+	begun time.Time
+	at    []time.Duration // since begun, of each enrolment
+	seen  int             // identities told
+	told  []error
+}
+
+// fresh is a certificate as a server whose clock agrees would issue it.
+func fresh() *Identity { return &Identity{Gateway: "gw-1", NotBefore: time.Now(), NotAfter: time.Now().Add(life)} }
+
+// run lets the loop live for d of simulated time.
+func (s *script) run(d time.Duration, load func() (*Identity, error), enrol func(n int) (*Identity, error)) {
+	s.t.Helper()
+	s.begun = time.Now()
+	ctx, cancel := context.WithTimeout(s.t.Context(), d)
+	defer cancel()
+	loop := &renewal{
+		load: func(context.Context) (*Identity, error) { return load() },
+		enrol: func(context.Context) (*Identity, error) {
+			s.at = append(s.at, time.Since(s.begun))
+			return enrol(len(s.at) - 1)
+		},
+		trouble: func(err error) { s.told = append(s.told, err) },
+		log:     slog.New(slog.DiscardHandler),
+		r:       rand.New(rand.NewPCG(1, 2)),
+	}
+	if err := loop.run(ctx, func(*Identity) { s.seen++ }); !errors.Is(err, context.DeadlineExceeded) {
+		s.t.Fatalf("the loop ended: %v", err)
+	}
+}
+
+func none() (*Identity, error) { return nil, ErrNone }
+
+func TestRenewsAtHalfLifeForEver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &script{t: t}
+		s.run(30*24*time.Hour, none, func(int) (*Identity, error) { return fresh(), nil })
+		if len(s.at) < 50 || len(s.at) > 61 || s.seen != len(s.at) || len(s.told) != 0 {
+			t.Fatalf("%d enrolments, %d identities, troubles %v in 30 days", len(s.at), s.seen, s.told)
+		}
+		for i := 1; i < len(s.at); i++ {
+			if gap := s.at[i] - s.at[i-1]; gap < life/2 || gap > life*6/10 {
+				t.Errorf("renewal %d after %v; expected a half to six tenths of a day", i, gap)
+			}
+		}
+	})
+}
+
+func TestLoadedIdentityIsToldAtOnceAndRenewedWhenDue(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &script{t: t}
+		s.run(time.Hour, func() (*Identity, error) {
+			return &Identity{NotBefore: time.Now().Add(-12*time.Hour + 10*time.Minute), NotAfter: time.Now().Add(12*time.Hour + 10*time.Minute)}, nil
+		}, func(int) (*Identity, error) { return fresh(), nil })
+		if s.seen < 1 || len(s.at) > 1 {
+			t.Fatalf("told %d identities, enrolled at %v", s.seen, s.at)
+		}
+	})
+	synctest.Test(t, func(t *testing.T) {
+		s := &script{t: t} // switched off for a year
+		s.run(time.Hour, func() (*Identity, error) {
+			return &Identity{NotBefore: time.Now().Add(-365 * life), NotAfter: time.Now().Add(-364 * life)}, nil
+		}, func(int) (*Identity, error) { return fresh(), nil })
+		if s.seen != 2 || len(s.at) != 1 || s.at[0] != 0 {
+			t.Fatalf("after a year: told %d identities, enrolled at %v", s.seen, s.at)
+		}
+	})
+}
+
+func TestFailuresBackOffAndNeverEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &script{t: t}
+		down := errors.New("connection refused")
+		s.run(24*time.Hour, none, func(int) (*Identity, error) { return nil, down })
+		// Full jitter up to five minutes has a mean of two and a half: about 576 attempts a day.
+		if len(s.at) < 400 || len(s.at) > 800 || len(s.told) != len(s.at) {
+			t.Errorf("%d attempts, %d troubles in a day", len(s.at), len(s.told))
+		}
+		for i := 1; i < len(s.at); i++ {
+			if gap := s.at[i] - s.at[i-1]; gap < shortest || gap > longest {
+				t.Errorf("attempt %d after %v", i, gap)
+			}
+		}
+		if s.at[3] > 20*time.Second {
+			t.Errorf("the fourth attempt comes after %v; a short fault should heal fast", s.at[3])
+		}
+	})
+}
+
+func TestWaitingIsPolled(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &script{t: t}
+		s.run(10*time.Minute, none, func(n int) (*Identity, error) {
+			if n < 20 {
+				return nil, &WaitingError{Fingerprint: "AAAA-BBBB-CCCC-DDDD"}
+			}
+			return fresh(), nil
+		})
+		if len(s.at) != 21 || s.seen != 1 {
+			t.Fatalf("%d attempts, %d identities", len(s.at), s.seen)
+		}
+		for i := 1; i < len(s.at); i++ {
+			if gap := s.at[i] - s.at[i-1]; gap < waitingShort || gap > waitingLong {
+				t.Errorf("poll %d after %v", i, gap)
+			}
+		}
+	})
+}
+
+// A wrong wall clock here, or at the server, makes renewal neither hot nor late.
+func TestWrongClocksAreHarmless(t *testing.T) {
+	for name, skew := range map[string]time.Duration{"server a year behind": -365 * life, "server a year ahead": 365 * life,
+		"server an hour behind": -time.Hour} {
+		synctest.Test(t, func(t *testing.T) {
+			s := &script{t: t}
+			s.run(10*24*time.Hour, none, func(int) (*Identity, error) {
+				now := time.Now().Add(skew)
+				return &Identity{NotBefore: now, NotAfter: now.Add(life)}, nil
+			})
+			if len(s.at) < 16 || len(s.at) > 23 {
+				t.Errorf("%s: %d enrolments in ten days; expected about 18", name, len(s.at))
+			}
+		})
+	}
+	synctest.Test(t, func(t *testing.T) {
+		s := &script{t: t} // a broken server: certificates without life
+		s.run(time.Minute, none, func(int) (*Identity, error) { return &Identity{NotBefore: time.Now(), NotAfter: time.Now()}, nil })
+		if len(s.at) > 61 {
+			t.Errorf("%d enrolments in a minute", len(s.at))
+		}
+	})
+}
+
+func TestUnusableStateIsToldAndRetried(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &script{t: t}
+		lost := errors.New("keys are lost")
+		s.run(time.Minute, func() (*Identity, error) { return nil, lost }, func(int) (*Identity, error) { return nil, lost })
+		if s.seen != 0 || len(s.told) != len(s.at)+1 || !errors.Is(s.told[0], lost) {
+			t.Errorf("told %v, enrolled at %v", s.told, s.at)
+		}
+	})
+}
