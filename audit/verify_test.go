@@ -2,10 +2,13 @@ package audit
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"golang.org/x/mod/sumdb/note"
 )
 
 func TestVerify(t *testing.T) {
@@ -110,6 +113,14 @@ func TestVerifyDoubts(t *testing.T) {
 			signed := string(m.publish())
 			m.put(CheckpointFile, []byte(strings.ReplaceAll(signed, "log/1", "log/2")))
 		}, "checkpoint"},
+		"origin under another's key": {func(m *maker) {
+			base(m)
+			m.publish()
+			text := fmt.Sprintf("ward.example/log/2\n4\n%s\n", m.root(m.leaves))
+			signed, err := note.Sign(&note.Note{Text: text}, m.signer)
+			m.must(err)
+			m.put(CheckpointFile, signed)
+		}, "the key belongs to"},
 		"no checkpoint": {func(m *maker) { base(m); m.publish(); m.remove(CheckpointFile) }, "no such file"},
 		"root":          {func(m *maker) { base(m); m.publish(); m.sign(4, m.root(m.leaves[:3])) }, "root of 4 leaves"},
 		"fewer leaves":  {func(m *maker) { base(m); m.publish(); m.sign(9, m.root(m.leaves)) }, "one of them was put back"},

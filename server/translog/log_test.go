@@ -179,3 +179,36 @@ func TestLag(t *testing.T) {
 		t.Errorf("lag %v; expected 1.5 s", lag)
 	}
 }
+
+// TestVerifyWhileWriting: the verifier, the listing and the proofs read beside the writer.
+func TestVerifyWhileWriting(t *testing.T) {
+	dir, j := filepath.Join(t.TempDir(), "log"), newFakeJournal()
+	cfg := testConfig(t, dir, j)
+	cfg.Now = func() time.Time { return time.UnixMilli(firstTime) }
+	create(t, cfg)
+	l, stop := start(t, cfg)
+	_, vkey := testKey()
+	var last uint64
+	for sizes := map[uint64]bool{}; len(sizes) < 4; {
+		last = j.append(t, 40)
+		r, err := audit.Verify(dir, vkey)
+		if err != nil {
+			t.Fatalf("at %d leaves: %v", r.Size, err)
+		}
+		sizes[r.Size] = true
+		for _, err := range audit.List(dir, audit.Filter{Publishes: true, Newest: true}) {
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		if r.Rows > 0 {
+			q := audit.Query{Gateway: "gw-1", Lane: 1, Number: 1}
+			if _, err := audit.Prove(dir, vkey, q); err != nil && (r.Size > 0 || !errors.Is(err, audit.ErrNotLogged)) {
+				t.Fatal(err)
+			}
+		}
+	}
+	waitFor(t, l, last)
+	stop()
+	verify(t, dir, last)
+}
