@@ -97,6 +97,7 @@ type memJournal struct {
 	moved *sync.Cond
 	held  bool
 	ended bool
+	dead  bool // between crash and restart
 	n     uint64
 	queue []waitingEntry
 	rows  map[buffer.ID]int // commits of each batch
@@ -125,7 +126,8 @@ func (j *memJournal) set(change func()) {
 	j.moved.Broadcast()
 }
 
-func (j *memJournal) crash() { j.set(func() { j.queue = nil }) }
+func (j *memJournal) crash()   { j.set(func() { j.queue, j.dead = nil, true }) }
+func (j *memJournal) restart() { j.set(func() { j.held, j.dead = false, false }) }
 
 func (j *memJournal) run() {
 	j.mu.Lock()
@@ -176,14 +178,23 @@ func (j *memJournal) NextID() audit.EventID {
 }
 
 func (j *memJournal) Submit(e journal.Entry, done func(uint64, error)) error {
-	j.set(func() { j.queue = append(j.queue, waitingEntry{e, done}) })
-	return nil
+	var err error
+	j.set(func() {
+		if j.dead {
+			err = errors.New("killed")
+			return
+		}
+		j.queue = append(j.queue, waitingEntry{e, done})
+	})
+	return err
 }
 
 func (j *memJournal) Append(ctx context.Context, entries ...journal.Entry) error {
 	errs := make(chan error, len(entries))
 	for _, e := range entries {
-		_ = j.Submit(e, func(_ uint64, err error) { errs <- err })
+		if err := j.Submit(e, func(_ uint64, err error) { errs <- err }); err != nil {
+			return err
+		}
 	}
 	for range entries {
 		select {
@@ -265,6 +276,7 @@ func newHospital(t testing.TB) *hospital {
 
 func (h *hospital) start() {
 	h.t.Helper()
+	h.journal.restart()
 	srv := ingest.New(ingest.Config{Journal: h.journal, Registry: memRegistry{h.lanes}, TrustDomain: domain, Down: h.down})
 	h.ln = must(net.Listen("tcp", h.addr))(h.t)
 	h.addr = h.ln.Addr().String()
@@ -295,7 +307,6 @@ func (h *hospital) kill() {
 	h.ln.Close()
 	h.journal.crash()
 	h.stop()
-	// The journal of the fake answers the SessionClosed events even so; a real one would not.
 	h.serving.Wait()
 }
 

@@ -21,7 +21,7 @@ type link struct {
 	t      *transport
 	guard  *guard
 	client paho.Client
-	up     bool          // CONNACK has come
+	up     bool          // between CONNACK and our DISCONNECT
 	lost   chan struct{} // closed when paho has handled all that it had received before the peer ended the connection
 
 	inbox chan paho.Message // what the server pushed
@@ -261,6 +261,7 @@ func (l *link) drain() error {
 		break
 	}
 	l.client.Disconnect(250) // milliseconds
+	l.up = false             // paho reports no loss after this
 	return nil
 }
 

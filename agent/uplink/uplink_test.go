@@ -61,7 +61,6 @@ func TestServerKilledMidDrain(t *testing.T) {
 		h.journal.set(func() { h.journal.held = true })
 		eventually(t, "publishes wait for their commit", func() bool { return h.journal.queued() > 0 || a.buf.count(acked) == n })
 		h.kill()
-		h.journal.set(func() { h.journal.held = false })
 		h.start()
 	}
 	eventually(t, "all batches are acknowledged", func() bool { return a.buf.count(acked) == n })

@@ -1,0 +1,158 @@
+package uplink
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"io"
+	"net"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/eclipse/paho.mqtt.golang/packets"
+
+	"wardlink/telemetry"
+)
+
+// attempts runs an uplink for a while on a fake clock, against servers made by serve, and gives how often it connected.
+func attempts(t *testing.T, span time.Duration, urgent bool, serve func(conn net.Conn)) (n int64) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		h := &hospital{t: t, ca: newAuthority(t, "root"), journal: newMemJournal(t), addr: "server:1"}
+		a := newAgent(t, h)
+		a.timing = defaultTiming
+		a.buf.urgent = urgent
+		var count atomic.Int64
+		a.open = func(context.Context, string, tls.Certificate) (net.Conn, error) {
+			count.Add(1)
+			if serve == nil {
+				return nil, errors.New("refused")
+			}
+			near, far := net.Pipe()
+			go serve(far)
+			return near, nil
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		ran := make(chan error, 1)
+		go func() { ran <- a.Run(ctx) }()
+		time.Sleep(span)
+		n = count.Load()
+		cancel()
+		if err := <-ran; err != nil {
+			t.Error(err)
+		}
+		time.Sleep(time.Minute) // paho's goroutines end by their own deadlines
+		synctest.Wait()
+	})
+	return n
+}
+
+// admitThen admits a client, lets it stay, and hangs up.
+func admitThen(stay time.Duration) func(conn net.Conn) {
+	return func(conn net.Conn) {
+		defer conn.Close()
+		if _, err := packets.ReadPacket(conn); err != nil {
+			return
+		}
+		if _, err := conn.Write([]byte{0x20, 2, 0, 0}); err != nil {
+			return
+		}
+		_ = conn.SetReadDeadline(time.Now().Add(stay))
+		_, _ = io.Copy(io.Discard, conn)
+	}
+}
+
+func TestBackoffGrowsToFiveMinutes(t *testing.T) {
+	n := attempts(t, 6*time.Hour, false, nil)
+	// The ceiling reaches 5 min after nine attempts; from there a wait is 150 s in the mean.
+	if n < 60 || n > 320 {
+		t.Errorf("%d attempts in 6 hours", n)
+	}
+}
+
+// TestKickedIsNotAHotLoop: a server that admits and hangs up at once (a refused batch, a revocation it has not heard of everywhere)
+// must meet the same backoff as one that does not answer.
+func TestKickedIsNotAHotLoop(t *testing.T) {
+	n := attempts(t, 6*time.Hour, false, admitThen(0))
+	if n < 60 || n > 320 {
+		t.Errorf("%d attempts in 6 hours", n)
+	}
+}
+
+func TestAStableConnectionResetsTheBackoff(t *testing.T) {
+	n := attempts(t, time.Hour, false, admitThen(31*time.Second))
+	if n < 105 || n > 116 { // 31 s and a wait below 1 s each
+		t.Errorf("%d connections in an hour", n)
+	}
+}
+
+func TestAnAlarmCapsTheBackoff(t *testing.T) {
+	n := attempts(t, time.Hour, true, nil)
+	if n < 1000 || n > 2200 { // 2.5 s in the mean
+		t.Errorf("%d attempts in an hour", n)
+	}
+}
+
+// TestAnAlarmShortensAWait: an alarm that comes in the middle of a long wait does not sit it out.
+func TestAnAlarmShortensAWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := &hospital{t: t, ca: newAuthority(t, "root"), journal: newMemJournal(t), addr: "server:1"}
+		a := newAgent(t, h)
+		wait := backoff{timing: defaultTiming, tries: 30}
+		go func() {
+			time.Sleep(50 * time.Millisecond)
+			a.buf.mu.Lock()
+			a.buf.urgent = true
+			a.buf.mu.Unlock()
+			a.buf.add(a.ward.batches(a.ward.period(), telemetry.LaneAlarm, 1, 10)...)
+		}()
+		began := time.Now()
+		a.pause(t.Context(), &wait, false)
+		if took := time.Since(began); took > 6*time.Second {
+			t.Errorf("waited %s", took)
+		}
+		time.Sleep(time.Second)
+	})
+}
+
+func TestMissingIdentityIsLookedForEverySecond(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := &hospital{t: t, ca: newAuthority(t, "root"), journal: newMemJournal(t), addr: "server:1"}
+		a := newAgent(t, h)
+		a.timing = defaultTiming
+		cert := a.cert
+		a.cert = tls.Certificate{}
+		var opened atomic.Int64
+		a.open = func(context.Context, string, tls.Certificate) (net.Conn, error) {
+			opened.Add(1)
+			return nil, errors.New("refused")
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		ran := make(chan error, 1)
+		go func() { ran <- a.Run(ctx) }()
+		time.Sleep(time.Hour)
+		if n := opened.Load(); n != 0 {
+			t.Errorf("%d connections without an identity", n)
+		}
+		a.renew(cert)
+		time.Sleep(1100 * time.Millisecond)
+		if n := opened.Load(); n == 0 {
+			t.Error("no attempt within a second of the enrolment")
+		}
+		cancel()
+		<-ran
+	})
+}
+
+// TestNoCONNACK: a server that takes the connection and says nothing.
+func TestNoCONNACK(t *testing.T) {
+	n := attempts(t, 10*time.Minute, false, func(conn net.Conn) {
+		defer conn.Close()
+		_, _ = io.Copy(io.Discard, conn)
+	})
+	if n < 4 || n > 10 { // a minute each, and the backoff
+		t.Errorf("%d attempts in ten minutes", n)
+	}
+}
