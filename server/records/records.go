@@ -112,7 +112,7 @@ func New(cfg Config) (*Records, error) {
 // the journal is safe there. It returns nil when ctx ended, or an error that trying again cannot mend.
 func (r *Records) Run(ctx context.Context) error {
 	queries := append(append([]string{}, internQueries...), writeQueries...)
-	if err := r.in.prepare(ctx, r.db, queries...); err != nil {
+	if err := r.in.prepare(context.WithoutCancel(ctx), r.db, queries...); err != nil {
 		return fmt.Errorf("records: %w", err)
 	}
 	defer r.in.close()

@@ -13,6 +13,8 @@ import (
 	"wardlink/telemetry"
 )
 
+func ms(n int64) *int64 { return &n }
+
 func stored(n int64) func(records.Stats) bool {
 	return func(s records.Stats) bool { return s.Batches == n }
 }
@@ -311,8 +313,8 @@ func TestSearchFilters(t *testing.T) {
 	}{
 		"code":       {records.Query{Patients: p1, Match: hr, Limit: 2}, []string{"49", "48"}},
 		"both codes": {records.Query{Patients: p1, Limit: 3}, []string{"149", "49", "148"}},
-		"from":       {records.Query{Patients: p1, Match: hr, From: start + 48_000, Limit: 10}, []string{"49", "48"}},
-		"to":         {records.Query{Patients: p1, Match: hr, To: start + 2_000, Limit: 10}, []string{"1", "0"}},
+		"from":       {records.Query{Patients: p1, Match: hr, From: ms(start + 48_000), Limit: 10}, []string{"49", "48"}},
+		"to":         {records.Query{Patients: p1, Match: hr, To: ms(start + 2_000), Limit: 10}, []string{"1", "0"}},
 		"nobody":     {records.Query{Limit: 10}, nil},
 		"unknown":    {records.Query{Patients: []string{"x"}, Limit: 10}, nil},
 		"no patient": {records.Query{NoPatient: true, Limit: 2}, []string{"x", "x"}},

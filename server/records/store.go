@@ -124,7 +124,7 @@ type Query struct {
 	Patients  []string // ids; nothing is found for none
 	NoPatient bool     // instead: readings of devices that knew no patient
 	Match     func(Series) bool
-	From, To  int64     // Unix milliseconds, From <= at < To; To 0 is no bound
+	From, To  *int64    // Unix milliseconds, From <= at < To; nil is no bound
 	After     *Position // results behind this one only
 	Limit     int       // at least 1
 }
@@ -201,9 +201,12 @@ func matching(ctx context.Context, tx *sql.Tx, q *Query) (ids []int64, err error
 // series are read only as far as they can still contribute.
 func newest(ctx context.Context, tx *sql.Tx, series []int64, q *Query) ([]Position, error) {
 	want := q.Limit + 1
-	from, to := q.From, q.To
-	if to == 0 {
-		to = math.MaxInt64
+	from, to := int64(math.MinInt64), int64(math.MaxInt64)
+	if q.From != nil {
+		from = *q.From
+	}
+	if q.To != nil {
+		to = *q.To
 	}
 	after := Position{At: math.MaxInt64, Message: math.MaxInt64, Index: math.MaxInt64}
 	if q.After != nil {

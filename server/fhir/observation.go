@@ -1,0 +1,221 @@
+package fhir
+
+import (
+	"encoding/json"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"wardlink/server/records"
+	"wardlink/telemetry"
+	"wardlink/telemetry/codes"
+)
+
+// codingsOf gives a reading's codings: LOINC first where the table has it, then what the device sent. It needs no code name.
+func codingsOf(code telemetry.Code, ucum string) []coding {
+	var out []coding
+	if code.MDC != 0 {
+		item, known := codes.For(code.MDC, ucum)
+		for i, l := range item.LOINC {
+			c := coding{System: systemLOINC, Code: l}
+			if i == 0 {
+				c.Display = item.Name
+			}
+			out = append(out, c)
+		}
+		display := code.Name
+		if known {
+			display = item.Ref
+		}
+		return append(out, coding{System: systemMDC, Code: strconv.FormatUint(uint64(code.MDC), 10), Display: display})
+	}
+	if code.ID == "" {
+		return nil
+	}
+	return []coding{{System: ownSystem(code.Sys), Code: code.ID, Display: code.Name}}
+}
+
+// ownSystem is the URI of a code system by its name in OBX-3.3 (HL7 table 0396).
+func ownSystem(name string) string {
+	switch name {
+	case "":
+		return ""
+	case "LN":
+		return systemLOINC
+	case "MDC":
+		return systemMDC
+	}
+	return systemOwnCodes + strings.ReplaceAll(name, " ", "_")
+}
+
+// toObservation makes the resource of a stored reading.
+func toObservation(o *records.Observation) *observation {
+	item, known := codes.For(o.Code.MDC, o.Unit.UCUM)
+	flags := strings.FieldsFunc(o.Flags, func(c rune) bool { return c == '~' || c == '^' })
+	r := &observation{
+		ResourceType: "Observation", ID: o.ID,
+		Extension:         []extension{{URL: extensionGateway, ValueReference: &reference{Display: o.Gateway}}},
+		Status:            status(o.Status, flags),
+		Code:              codeableConcept{Coding: codingsOf(o.Code, o.Unit.UCUM), Text: o.Code.Name},
+		EffectiveDateTime: effective(o),
+		Issued:            time.UnixMilli(o.Journaled).UTC().Format("2006-01-02T15:04:05.000Z07:00"),
+		Device:            &reference{Display: o.Device},
+	}
+	if r.Device.Display == "" {
+		r.Device.Display = o.Source
+	}
+	if known {
+		r.Code.Text = item.Name
+		if item.Category != "" {
+			r.Category = []codeableConcept{{Coding: []coding{{System: systemCategory, Code: item.Category}}}}
+		}
+	}
+	if r.Code.Text == "" && len(r.Code.Coding) == 0 {
+		r.Code.Text = "unknown"
+	}
+	if o.Patient.ID != "" {
+		r.Subject = &reference{Reference: "Patient/" + o.Patient.ID, Identifier: &identifier{System: o.Patient.System, Value: o.Patient.Value}}
+	}
+	setValue(r, o)
+	for _, f := range flags {
+		c := codeableConcept{Text: f}
+		if slices.Contains(interpretations, f) {
+			c = codeableConcept{Coding: []coding{{System: systemFlags, Code: f}}}
+		}
+		r.Interpretation = append(r.Interpretation, c)
+	}
+	r.Meta = metaOf(r, o, item, flags)
+	return r
+}
+
+// interpretations are the flags of OBX-8 that FHIR knows under the same code; others travel as text.
+var interpretations = []string{"L", "H", "LL", "HH", "N", "A", "AA", "LU", "HU"}
+
+// metaOf marks test data, and claims the core profile only for a reading that has what the profile demands.
+func metaOf(r *observation, o *records.Observation, item codes.Item, flags []string) *meta {
+	var m meta
+	if o.Process == "T" || o.Process == "D" || slices.Contains(flags, "TEST") || slices.Contains(flags, "DEMO") {
+		m.Security = []coding{{System: systemActReason, Code: "HTEST", Display: "test health data"}}
+	}
+	coded := r.ValueQuantity != nil && r.ValueQuantity.Code == item.UCUM
+	if item.Profile != "" && r.Subject != nil && (coded || r.DataAbsentReason != nil) {
+		m.Profile = []string{item.Profile}
+	}
+	if m.Profile == nil && m.Security == nil {
+		return nil
+	}
+	return &m
+}
+
+// status maps OBX-11 (HL7 table 0085) to ObservationStatus. A value that the device flags as test, demonstration or invalid is
+// never final.
+func status(obx11 string, flags []string) string {
+	s := "unknown"
+	switch obx11 {
+	case "F", "R", "U", "":
+		// R is "entered, not verified", which is what every monitor's reading is.
+		s = "final"
+	case "P", "S":
+		s = "preliminary"
+	case "I", "O":
+		s = "registered"
+	case "C":
+		s = "corrected"
+	case "X", "N":
+		s = "cancelled"
+	case "W", "D":
+		s = "entered-in-error"
+	}
+	if s != "final" && s != "corrected" {
+		return s
+	}
+	switch {
+	case slices.Contains(flags, "INV"):
+		return "cancelled"
+	case slices.Contains(flags, "TEST"), slices.Contains(flags, "DEMO"), slices.Contains(flags, "CAL"):
+		return "preliminary"
+	}
+	return s
+}
+
+// setValue sets the value as it was sent or says that there is none; never both (FHIR's obs-6).
+func setValue(r *observation, o *records.Observation) {
+	value := strings.TrimSpace(o.Value)
+	if o.Marks&telemetry.MarkNoReading != 0 || value == "" {
+		r.DataAbsentReason = &codeableConcept{Coding: []coding{{System: systemAbsent, Code: "unknown", Display: "Unknown"}}}
+		return
+	}
+	number, ok := decimal(value)
+	if !ok || (o.Type != "NM" && o.Type != "") {
+		r.ValueString = o.Value
+		return
+	}
+	q := &quantity{Value: number, Unit: unitName(o.Unit)}
+	if o.Unit.UCUM != "" {
+		q.System, q.Code = systemUCUM, o.Unit.UCUM
+	}
+	r.ValueQuantity = q
+}
+
+// unitName is the unit for humans: UCUM where it is known, else the name as sent, else its code.
+func unitName(u telemetry.Unit) string {
+	if u.UCUM != "" {
+		return u.UCUM
+	}
+	parts := strings.Split(u.Sent, "^")
+	if len(parts) > 1 && parts[1] != "" {
+		return parts[1]
+	}
+	return parts[0]
+}
+
+var (
+	decimalRE = regexp.MustCompile(`^-?(0|[1-9][0-9]*)(\.[0-9]+)?$`)
+	looseRE   = regexp.MustCompile(`^([+-]?)0*([0-9]*)(?:(\.[0-9]+)|\.)?$`)
+)
+
+// maxDigits is the precision that FHIR asks of every reader of its decimals; a longer one travels as text.
+const maxDigits = 18
+
+// decimal is a number as FHIR's decimal with every digit that was sent. HL7's NM allows a plus sign, leading zeros and a bare
+// point, which JSON does not.
+func decimal(value string) (json.Number, bool) {
+	if len(value) > maxDigits+2 {
+		return "", false
+	}
+	if decimalRE.MatchString(value) {
+		return json.Number(value), true
+	}
+	m := looseRE.FindStringSubmatch(value)
+	if m == nil || strings.Trim(value, "+-.") == "" {
+		return "", false
+	}
+	sign, whole, fraction := strings.TrimPrefix(m[1], "+"), m[2], m[3]
+	if whole == "" {
+		whole = "0"
+	}
+	return json.Number(sign + whole + fraction), true
+}
+
+var zoneRE = regexp.MustCompile(`[0-9.]([+-])([0-9]{2})([0-9]{2})$`)
+
+// effective is the reading's time with milliseconds, in the zone that the device named if it named one.
+func effective(o *records.Observation) string {
+	at := time.UnixMilli(o.At).UTC()
+	if m := zoneRE.FindStringSubmatch(o.Time); m != nil && o.Marks&telemetry.MarkTimeUnread == 0 {
+		hours, _ := strconv.Atoi(m[2])
+		minutes, _ := strconv.Atoi(m[3])
+		if hours <= 14 && minutes < 60 {
+			offset := hours*3600 + minutes*60
+			if m[1] == "-" {
+				offset = -offset
+			}
+			if local := at.In(time.FixedZone("", offset)); local.Year() >= 1 && local.Year() <= 9999 {
+				at = local
+			}
+		}
+	}
+	return at.Format("2006-01-02T15:04:05.000Z07:00")
+}

@@ -1,0 +1,159 @@
+package fhir
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"net/url"
+	"slices"
+
+	"wardlink/server/records"
+)
+
+// failed turns an error into an answer: what the client has to mend is said to it, everything else only to the log.
+func (s *Server) failed(err error) *answer {
+	var p *paramError
+	switch {
+	case errors.As(err, &p):
+		return refuse(http.StatusBadRequest, "invalid", "malformed request", p.text)
+	case errors.Is(err, records.ErrNotFound):
+		return refuse(http.StatusNotFound, "not-found", "not found", "there is no resource with this id")
+	case errors.Is(err, records.ErrTooBroad):
+		return refuse(http.StatusBadRequest, "too-costly", "too costly", "too many kinds of readings match; name codes")
+	}
+	s.cfg.Log.Error("records cannot be read", "error", err)
+	return refuse(http.StatusInternalServerError, "exception", "records unavailable", "the records cannot be read; see the server's log")
+}
+
+func (s *Server) read(r *http.Request, kind, id string) *answer {
+	if _, err := parseQuery(r.URL.RawQuery, []string{"_format"}); err != nil {
+		return s.failed(err)
+	}
+	if !idRE.MatchString(id) {
+		return s.failed(records.ErrNotFound)
+	}
+	if kind == "Patient" {
+		p, err := s.cfg.Store.Patient(r.Context(), id)
+		if err != nil {
+			a := s.failed(err)
+			a.patients = pseudonymOf(id)
+			return a
+		}
+		return &answer{status: http.StatusOK, body: toPatient(p), count: 1, patients: []string{p.ID}}
+	}
+	o, err := s.cfg.Store.Observation(r.Context(), id)
+	if err != nil {
+		return s.failed(err)
+	}
+	return &answer{status: http.StatusOK, body: toObservation(&o), count: 1, patients: pseudonymOf(o.Patient.ID)}
+}
+
+// pseudonymOf lets an id into the event only if it has the form of ours: a client may put a real identifier there by mistake.
+func pseudonymOf(ids ...string) (out []string) {
+	for _, id := range ids {
+		if len(id) == 32 && idRE.MatchString(id) {
+			out = append(out, id)
+		}
+	}
+	return out
+}
+
+func toPatient(p records.Patient) *patient {
+	return &patient{ResourceType: "Patient", ID: p.ID, Identifier: []identifier{{System: p.System, Value: p.Value}}}
+}
+
+// resolve finds the patients with one of the identifiers. asked are the pseudonyms for the event, also of patients that are not
+// there: that somebody looked for a patient is worth knowing, whatever was found.
+func (s *Server) resolve(ctx context.Context, tokens []token) (found []records.Patient, asked []string, err error) {
+	for _, t := range tokens {
+		ps, err := s.cfg.Store.Patients(ctx, t.system, t.code, maxPatients)
+		if err != nil {
+			return nil, nil, err
+		}
+		if len(ps) == 0 {
+			system := ""
+			if t.system != nil {
+				system = *t.system
+			}
+			asked = append(asked, records.PatientID(s.cfg.Pseudonym, system, t.code))
+		}
+		for _, p := range ps {
+			asked = append(asked, p.ID)
+			if !slices.Contains(found, p) {
+				found = append(found, p)
+			}
+		}
+		if len(found) > maxPatients {
+			return nil, nil, badParam("more than %d patients match; name the identifier's system", maxPatients)
+		}
+	}
+	return found, asked, nil
+}
+
+func (s *Server) searchPatients(r *http.Request, base string) *answer {
+	values, err := parseQuery(r.URL.RawQuery, patientParams)
+	if err != nil {
+		return s.failed(err)
+	}
+	if !values.Has("identifier") {
+		return s.failed(badParam("name the patient: identifier=<system>|<value>"))
+	}
+	tokens, err := parseTokens("identifier", values.Get("identifier"), false)
+	if err != nil {
+		return s.failed(err)
+	}
+	found, asked, err := s.resolve(r.Context(), tokens)
+	if err != nil {
+		return s.failed(err)
+	}
+	total := len(found)
+	b := bundle{ResourceType: "Bundle", Type: "searchset", Total: &total, Link: []link{{"self", base + "/Patient?" + values.Encode()}}}
+	for _, p := range found {
+		b.Entry = append(b.Entry, entry{base + "/Patient/" + p.ID, toPatient(p), &entryMatch{"match"}})
+	}
+	return &answer{status: http.StatusOK, body: b, count: uint64(total), patients: asked}
+}
+
+func (s *Server) searchObservations(r *http.Request, base string) *answer {
+	q, err := parseSearch(r.URL.RawQuery, base, s.cfg.Zone)
+	if err != nil {
+		return s.failed(err)
+	}
+	ids, asked := q.patients, pseudonymOf(q.patients...)
+	if q.identifiers != nil {
+		found, named, err := s.resolve(r.Context(), q.identifiers)
+		if err != nil {
+			return s.failed(err)
+		}
+		asked = append(asked, named...)
+		ids = nil
+		for _, p := range found {
+			// Both parameters together mean patients that both name.
+			if q.patients == nil || slices.Contains(q.patients, p.ID) {
+				ids = append(ids, p.ID)
+			}
+		}
+	}
+	page, err := s.cfg.Store.Search(r.Context(), records.Query{
+		Patients: ids, NoPatient: q.noPatient, From: q.from, To: q.to, After: q.after, Limit: q.count,
+		Match: func(one records.Series) bool {
+			return q.codes == nil || matches(q.codes, codingsOf(one.Code, one.UCUM))
+		},
+	})
+	if err != nil {
+		a := s.failed(err)
+		a.patients = asked
+		return a
+	}
+	values, _ := url.ParseQuery(r.URL.RawQuery) // parsed before
+	b := bundle{ResourceType: "Bundle", Type: "searchset", Link: []link{{"self", base + "/Observation?" + values.Encode()}}}
+	for i := range page.Observations {
+		o := &page.Observations[i]
+		b.Entry = append(b.Entry, entry{base + "/Observation/" + o.ID, toObservation(o), &entryMatch{"match"}})
+	}
+	if n := len(page.Observations); page.More && n > 0 {
+		next := q.query(values, ids, page.Observations[n-1].Position())
+		b.Link = append(b.Link, link{"next", base + "/Observation?" + next})
+	}
+	return &answer{status: http.StatusOK, body: b, count: uint64(len(page.Observations)), patients: asked}
+}
