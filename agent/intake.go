@@ -61,6 +61,8 @@ type waiting struct {
 	msg  telemetry.Message
 	lane telemetry.Lane
 	size int
+	raw  []byte
+	bare bool // msg holds the bytes as they came and nothing else
 	done chan error
 }
 
@@ -87,7 +89,7 @@ func (in *intake) accept(ctx context.Context, d source.Delivery) error {
 		return nil // an earlier Append returned nil for this very message
 	}
 	msg.Copy = copyNumber
-	w := &waiting{msg: msg, lane: hl7.LaneOf(msg), size: len(d.Raw), done: make(chan error, 1)}
+	w := &waiting{msg: msg, lane: hl7.LaneOf(msg), size: len(d.Raw), raw: d.Raw, done: make(chan error, 1)}
 	select {
 	case in.queue <- w:
 	case <-ctx.Done():
@@ -179,6 +181,12 @@ func (in *intake) commit(ws []*waiting) {
 		in.commit(ws[len(ws)/2:])
 		return
 	}
+	if errors.Is(err, telemetry.ErrTooLarge) && !ws[0].bare {
+		// A message whose readings do not fit the format travels as it came: nothing is refused for its content.
+		ws[0].msg, ws[0].bare = telemetry.RawOnly(ws[0].msg, ws[0].raw), true
+		in.commit(ws)
+		return
+	}
 	if err == nil {
 		err = in.buf.Append(items)
 	}
@@ -194,6 +202,9 @@ func (in *intake) commit(ws []*waiting) {
 	})
 	if err != nil {
 		in.log.Error("batch is not durable; its sources get no acknowledgement", "error", err)
+	}
+	if errors.Is(err, buffer.ErrFull) {
+		err = fmt.Errorf("%w: %w", source.ErrFull, err) // the source holds its device back instead of hanging up
 	}
 	for _, w := range ws {
 		w.done <- err

@@ -24,23 +24,24 @@ type Finding struct {
 
 // Report is what Check found.
 type Report struct {
-	Lanes    []LaneReport
-	Disk     int64     // bytes that all files occupy
-	Damaged  []string  // base names of files that were set aside earlier
-	Findings []Finding // what breaks an invariant of FORMAT.md
-	Notes    []Finding // what a crash explains
+	Lanes    []LaneReport `json:"lanes"`
+	Disk     int64        `json:"disk"`     // bytes that all files occupy
+	Damaged  []string     `json:"damaged"`  // base names of files that were set aside earlier
+	Findings []Finding    `json:"findings"` // what breaks an invariant of FORMAT.md
+	Notes    []Finding    `json:"notes"`    // what a crash explains
 }
 
 // LaneReport counts one lane, in batches where nothing else is said.
 type LaneReport struct {
-	Name     string
-	Segments int
-	Batches  uint64
-	Acked    uint64 // of Batches
-	Parked   uint64 // of Batches
-	Bytes    uint64 // of frames
+	Name     string `json:"name"`
+	Segments int    `json:"segments"`
+	Batches  uint64 `json:"batches"`
+	Acked    uint64 `json:"acked"`  // of Batches
+	Parked   uint64 `json:"parked"` // of Batches
+	Bytes    uint64 `json:"bytes"`  // of frames
 	// Missing is how many batches the counters say were in files that are damaged now; MissingDoubt how many more it may be.
-	Missing, MissingDoubt uint64
+	Missing      uint64 `json:"missing"`
+	MissingDoubt uint64 `json:"missing_doubt"`
 }
 
 // OK is true when nothing was found and nothing was set aside.

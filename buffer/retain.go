@@ -205,22 +205,23 @@ func (b *Buffer) Sealing(id [16]byte) (record []byte, ok bool) {
 
 // Stats is the buffer at one instant.
 type Stats struct {
-	Lanes         []LaneStats
-	Disk, Cap     int64    // bytes: in use and reserved, and the limit
-	Damaged       []string // base names of files set aside
-	FlushFailures uint64   // times acknowledgements could not be stored
+	Lanes         []LaneStats `json:"lanes"`
+	Disk          int64       `json:"disk"`           // bytes in use and reserved
+	Cap           int64       `json:"cap"`            // bytes at which Append returns ErrFull
+	Damaged       []string    `json:"damaged"`        // base names of files set aside
+	FlushFailures uint64      `json:"flush_failures"` // times acknowledgements could not be stored
 }
 
 // LaneStats is one lane at one instant, in batches where nothing else is said.
 type LaneStats struct {
-	Name     string
-	Segments int
-	Bytes    int64  // on disk
-	Stored   uint64 // in readable segments
-	Waiting  uint64 // of them not acknowledged, given out and parked ones included
-	Out      uint64 // given out, not acknowledged yet
-	Parked   uint64
-	Lost     uint64 // since the start: did not verify, or waited in files that were set aside
+	Name     string `json:"name"`
+	Segments int    `json:"segments"`
+	Bytes    int64  `json:"bytes"`   // on disk
+	Stored   uint64 `json:"stored"`  // in readable segments
+	Waiting  uint64 `json:"waiting"` // of them not acknowledged, given out and parked ones included
+	Out      uint64 `json:"out"`     // given out, not acknowledged yet
+	Parked   uint64 `json:"parked"`
+	Lost     uint64 `json:"lost"` // since the start: did not verify, or waited in files that were set aside
 }
 
 // Stats counts.

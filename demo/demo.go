@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"wardlink/internal/child"
 	"wardlink/internal/durable"
 	"wardlink/server/api/client"
 )
@@ -27,7 +28,7 @@ type theatre struct {
 	server  string // the server's directory
 	ports   ports
 	stages  *stages
-	proc    *process // the server
+	proc    *child.Process // the server
 	fleet   []*gateway
 	api     *client.Client
 	summary Summary
@@ -59,6 +60,9 @@ func Run(ctx context.Context, o Options) (Summary, error) {
 	if o.Summary != "" {
 		data, jerr := json.MarshalIndent(t.summary, "", "  ")
 		err = errors.Join(err, jerr, durable.WriteFile(o.Summary, append(data, '\n'), 0o644))
+	}
+	if err == nil && o.Inspect != nil {
+		err = o.Inspect(dir)
 	}
 	if err == nil {
 		t.table()
@@ -104,16 +108,16 @@ func (t *theatre) startServer(ctx context.Context) error {
 	for _, c := range t.fleet[0].factory.Certificates() {
 		args = append(args, "--ek-trust", c)
 	}
-	if _, err := output(ctx, t.bin("wardlink-server"), args...); err != nil {
+	if _, err := child.Output(ctx, t.bin("wardlink-server"), args...); err != nil {
 		return err
 	}
-	if t.proc, err = start("server", filepath.Join(t.dir, "server.log"), t.bin("wardlink-server"), "run", "--dir", t.server); err != nil {
+	if t.proc, err = child.Start("server", filepath.Join(t.dir, "server.log"), t.bin("wardlink-server"), "run", "--dir", t.server); err != nil {
 		return err
 	}
 	if t.api, err = client.Open(filepath.Join(t.server, "operator", "operator.json")); err != nil {
 		return err
 	}
-	err = until(ctx, "the server", []*process{t.proc}, func(ctx context.Context) (bool, error) {
+	err = child.Until(ctx, "the server", []*child.Process{t.proc}, func(ctx context.Context) (bool, error) {
 		var s client.Status
 		return t.api.Get(ctx, "/v1/status", nil, &s) == nil && s.Ready, nil
 	})
@@ -130,7 +134,7 @@ func (t *theatre) register(ctx context.Context) error {
 	kit := filepath.Join(t.dir, "kit.json")
 	operator := []string{"--operator", filepath.Join(t.server, "operator", "operator.json")}
 	run := func(args ...string) error {
-		_, err := output(ctx, t.bin("wardlink"), append(slices.Clone(operator), args...)...)
+		_, err := child.Output(ctx, t.bin("wardlink"), append(slices.Clone(operator), args...)...)
 		return err
 	}
 	if err := run("provision", "kit", "--server", t.ports.gateways, "--out", kit); err != nil {
@@ -167,7 +171,7 @@ func (t *theatre) startAgents(ctx context.Context) error {
 		}
 	}
 	watch := append(t.agents(), t.proc)
-	err := until(ctx, "enrolment", watch, func(ctx context.Context) (bool, error) {
+	err := child.Until(ctx, "enrolment", watch, func(ctx context.Context) (bool, error) {
 		n := 0
 		for _, g := range t.fleet {
 			if s, err := g.status(ctx); err == nil && s.Uplink.Connected {
@@ -209,7 +213,7 @@ func (t *theatre) stream(ctx context.Context) error {
 		sent, acked := t.sent()
 		t.stages.progress("%d samples sent, %d acknowledged", sent, acked)
 		for _, p := range append(t.agents(), t.proc) {
-			if derr := p.died(); derr != nil {
+			if derr := p.Died(); derr != nil {
 				return derr
 			}
 		}
@@ -224,13 +228,13 @@ func (t *theatre) stream(ctx context.Context) error {
 
 func (t *theatre) killInTheMiddle(ctx context.Context, g *gateway) error {
 	half := g.rows / 2
-	err := until(ctx, "half of the samples", nil, func(context.Context) (bool, error) {
+	err := child.Until(ctx, "half of the samples", nil, func(context.Context) (bool, error) {
 		return g.monitor.Account().Totals().MessagesAcknowledged >= half, nil
 	})
 	if err != nil {
 		return err
 	}
-	g.agent.kill()
+	g.agent.Kill()
 	t.summary.AgentKills++
 	t.stages.note("SIGKILL to the agent of %s after %d messages; starting it again", g.name, half)
 	return g.startAgent(t.bin("wardlink-agent"))
@@ -244,8 +248,8 @@ func (t *theatre) sent() (sent, acknowledged int) {
 	return sent, acknowledged
 }
 
-func (t *theatre) agents() []*process {
-	var ps []*process
+func (t *theatre) agents() []*child.Process {
+	var ps []*child.Process
 	for _, g := range t.fleet {
 		if p := g.process(); p != nil {
 			ps = append(ps, p)
@@ -257,14 +261,14 @@ func (t *theatre) agents() []*process {
 // settle waits until the agents have delivered everything and the server has opened and logged what it journaled.
 func (t *theatre) settle(ctx context.Context) error {
 	t.stages.begin("delivery")
-	err := until(ctx, "delivery", append(t.agents(), t.proc), func(ctx context.Context) (bool, error) {
+	err := child.Until(ctx, "delivery", append(t.agents(), t.proc), func(ctx context.Context) (bool, error) {
 		backlog := 0
 		for _, g := range t.fleet {
 			s, err := g.status(ctx)
 			if err != nil {
 				return false, nil // the agent is starting again
 			}
-			backlog += s.Buffer.Unacknowledged
+			backlog += s.waiting()
 		}
 		var s client.Status
 		if err := t.api.Get(ctx, "/v1/status", nil, &s); err != nil {
@@ -314,7 +318,7 @@ func (t *theatre) compare(ctx context.Context) error {
 // verifyLog runs the offline verifier as a stranger would: with the log's files and its public key.
 func (t *theatre) verifyLog(ctx context.Context) error {
 	t.stages.begin("log")
-	out, err := output(ctx, t.bin("wardlink"), "audit", "verify", "--json", "--dir", t.server)
+	out, err := child.Output(ctx, t.bin("wardlink"), "audit", "verify", "--json", "--dir", t.server)
 	if err != nil {
 		return err
 	}
@@ -338,12 +342,12 @@ func (t *theatre) proveOne(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	_, err = output(ctx, t.bin("wardlink"), "audit", "prove", "--dir", t.server,
+	_, err = child.Output(ctx, t.bin("wardlink"), "audit", "prove", "--dir", t.server,
 		"--gateway", g.name, "--lane", "vitals", "--number", "0", "--epoch", s.Epoch, "--out", bundle)
 	if err != nil {
 		return err
 	}
-	if _, err := output(ctx, t.bin("wardlink"), "audit", "check", "--key", filepath.Join(t.server, "public", "log.pub"), bundle); err != nil {
+	if _, err := child.Output(ctx, t.bin("wardlink"), "audit", "check", "--key", filepath.Join(t.server, "public", "log.pub"), bundle); err != nil {
 		return err
 	}
 	t.summary.ProofVerified = true
@@ -357,7 +361,7 @@ func (t *theatre) end() {
 		g.stop()
 	}
 	if t.proc != nil {
-		t.proc.stop()
+		t.proc.Stop()
 	}
 }
 

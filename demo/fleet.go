@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"wardlink/demo/bedside"
+	"wardlink/internal/child"
 	"wardlink/internal/swtpm"
 )
 
@@ -60,7 +61,7 @@ type gateway struct {
 	rows       int
 
 	mu    sync.Mutex
-	agent *process
+	agent *child.Process
 }
 
 // makeTPMs manufactures and starts a TPM for each gateway.
@@ -102,7 +103,7 @@ func (g *gateway) identity(ctx context.Context, agent, kit string) (ek string, e
 	if err := os.WriteFile(g.config(), []byte(text), 0o600); err != nil {
 		return "", err
 	}
-	out, err := output(ctx, agent, "identity", "--json", "--config", g.config())
+	out, err := child.Output(ctx, agent, "identity", "--json", "--config", g.config())
 	if err != nil {
 		return "", err
 	}
@@ -116,7 +117,7 @@ func (g *gateway) identity(ctx context.Context, agent, kit string) (ek string, e
 }
 
 func (g *gateway) startAgent(program string) error {
-	p, err := start("agent of "+g.name, filepath.Join(g.dir, "agent.log"), program, "run", "--config", g.config())
+	p, err := child.Start("agent of "+g.name, filepath.Join(g.dir, "agent.log"), program, "run", "--config", g.config())
 	if err != nil {
 		return err
 	}
@@ -126,7 +127,7 @@ func (g *gateway) startAgent(program string) error {
 	return nil
 }
 
-func (g *gateway) process() *process {
+func (g *gateway) process() *child.Process {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return g.agent
@@ -139,8 +140,19 @@ type agentStatus struct {
 		Connected bool `json:"connected"`
 	} `json:"uplink"`
 	Buffer struct {
-		Unacknowledged int `json:"unacknowledged"`
+		Lanes []struct {
+			Waiting int `json:"waiting"`
+		} `json:"lanes"`
 	} `json:"buffer"`
+}
+
+// waiting is how many batches the hospital has not acknowledged yet.
+func (s agentStatus) waiting() int {
+	n := 0
+	for _, l := range s.Buffer.Lanes {
+		n += l.Waiting
+	}
+	return n
 }
 
 // status asks the agent over its socket, as 'wardlink-agent status --json' does.
@@ -206,7 +218,7 @@ func paced(src bedside.Source) bedside.Source {
 
 func (g *gateway) stop() {
 	if p := g.process(); p != nil {
-		p.stop()
+		p.Stop()
 	}
 	if g.tpm != nil {
 		g.tpm.Stop()

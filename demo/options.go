@@ -20,6 +20,9 @@ type Options struct {
 	Out       io.Writer     // where the live lines and the table go
 	Plain     bool          // no colour and no line that is overwritten
 	Limit     time.Duration // the demonstration fails after this long; 0 is 30 minutes
+
+	// Inspect, where set, is called with the folder of the demonstration once everything is shown and still runs. Tests use it.
+	Inspect func(dir string) error
 }
 
 // maxGateways bounds the processes that one machine is asked to run.

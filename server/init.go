@@ -12,6 +12,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/mod/sumdb/note"
+
 	"wardlink/internal/durable"
 	"wardlink/internal/spiffe"
 	"wardlink/server/api"
@@ -72,7 +74,7 @@ func Init(ctx context.Context, o InitOptions) error {
 	if err := copyTrust(ekTrustDir(o.Dir), o.EKTrust); err != nil {
 		return fmt.Errorf("init: %w", err)
 	}
-	if err := createStores(o.Dir, o.Config.TrustDomain); err != nil {
+	if err := createStores(o.Dir); err != nil {
 		return fmt.Errorf("init: %w", err)
 	}
 	if err := durable.WriteFile(filepath.Join(o.Dir, ConfigFile), configText(o.Config), 0o644); err != nil {
@@ -82,14 +84,22 @@ func Init(ctx context.Context, o InitOptions) error {
 	return err
 }
 
-func createStores(dir, trustDomain string) error {
+func createStores(dir string) error {
+	k, err := keys.Open(dir)
+	if err != nil {
+		return err
+	}
+	signer, err := note.NewSigner(k.LogSigner)
+	if err != nil {
+		return fmt.Errorf("log key: %w", err)
+	}
 	if err := sqldb.Create(databaseFile(dir), migrations()...); err != nil {
 		return err
 	}
 	if err := journal.Create(journalConfig(dir)); err != nil {
 		return err
 	}
-	return translog.Create(logDir(dir), trustDomain+"/log/1")
+	return translog.Create(translog.Config{Dir: logDir(dir), Origin: signer.Name(), Signer: signer})
 }
 
 func migrations() []sqldb.Migration {

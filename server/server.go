@@ -138,8 +138,8 @@ func (s *Server) openServices() (err error) {
 		return err
 	}
 	if s.fhir, err = fhir.New(fhir.Config{
-		Store: s.records.Store(), Journal: s.journal, Pseudonym: s.keys.Pseudonym, TrustDomain: s.cfg.TrustDomain,
-		Access: s.registry, Log: s.log,
+		Store: records.NewStore(s.db, s.keys.Pseudonym), Journal: s.journal, Pseudonym: s.keys.Pseudonym, TrustDomain: s.cfg.TrustDomain,
+		Access: s.registry, Refusals: s.ingest.Refusals(), Log: s.log,
 	}); err != nil {
 		return err
 	}

@@ -28,7 +28,7 @@ func (s *Server) status(ctx context.Context) (client.Status, error) {
 	tl := s.translog.Stats()
 	return client.Status{
 		Version: build.Version, Started: s.started, Ready: s.ready(ctx) == nil, Sessions: len(s.ingest.Sessions()),
-		Gateways: gateways, Waiting: waiting, JournalSeq: s.journal.Last(), RecordsSeq: s.journal.Cursor("records"),
+		Gateways: gateways, Waiting: waiting, JournalSeq: s.journal.Stats().Committed, RecordsSeq: s.journal.Cursor("records"),
 		LogSeq: tl.Signed, LogSize: tl.Published,
 		Stored: uint64(st.Batches), Pending: uint64(st.Pending), Dead: uint64(st.Dead),
 	}, nil
@@ -41,9 +41,6 @@ const maxLag = time.Minute
 func (s *Server) ready(ctx context.Context) error {
 	if _, err := s.registry.Revision(ctx); err != nil {
 		return err
-	}
-	if err := s.journal.Healthy(); err != nil {
-		return fmt.Errorf("journal: %w", err)
 	}
 	if lag := s.translog.Stats().Lag; lag > maxLag {
 		return fmt.Errorf("transparency log is %s behind", lag)

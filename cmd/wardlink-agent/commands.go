@@ -177,9 +177,16 @@ func bufferCheck(_ context.Context, args []string, stdout, stderr io.Writer) err
 			return err
 		}
 	} else {
-		fmt.Fprintf(stdout, "%s: %d segments, %d batches, %d findings\n", dir, report.Segments, report.Batches, len(report.Findings))
+		w := tabwriter.NewWriter(stdout, 0, 0, 2, ' ', 0)
+		fmt.Fprintln(w, "LANE\tSEGMENTS\tBATCHES\tACKNOWLEDGED\tPARKED")
+		for _, l := range report.Lanes {
+			fmt.Fprintf(w, "%s\t%d\t%d\t%d\t%d\n", l.Name, l.Segments, l.Batches, l.Acked, l.Parked)
+		}
 		for _, f := range report.Findings {
-			fmt.Fprintf(stdout, "  %s\n", f)
+			fmt.Fprintf(w, "FINDING\t%s: %s\n", f.Path, f.Problem)
+		}
+		if err := w.Flush(); err != nil {
+			return err
 		}
 	}
 	if len(report.Findings) > 0 {

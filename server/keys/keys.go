@@ -24,6 +24,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"wardlink/audit"
 	"wardlink/internal/durable"
 	"wardlink/internal/secret"
 	"wardlink/server/ca"
@@ -84,7 +85,7 @@ func Create(dir, trustDomain, passphrase string, now time.Time) error {
 	if err != nil {
 		return err
 	}
-	logSigner, logVerifier, err := translog.NewKey(trustDomain + "/log/1")
+	logSigner, logVerifier, err := translog.NewKey(audit.Origin(trustDomain, 1))
 	if err != nil {
 		return err
 	}

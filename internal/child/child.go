@@ -1,4 +1,5 @@
-package demo
+// Package child runs the real programs as child processes, for the demonstration and the tests of the programs together.
+package child
 
 import (
 	"bytes"
@@ -14,8 +15,8 @@ import (
 	"time"
 )
 
-// process is a child whose output goes to a file.
-type process struct {
+// Process is a child whose output goes to a file.
+type Process struct {
 	name string
 	cmd  *exec.Cmd
 	log  string
@@ -26,13 +27,14 @@ type process struct {
 	wanted bool // its end is ours
 }
 
-func start(name, logFile, program string, args ...string) (*process, error) {
+// Start runs a program with its output appended to logFile.
+func Start(name, logFile, program string, args ...string) (*Process, error) {
 	out, err := os.OpenFile(logFile, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return nil, err
 	}
 	defer out.Close()
-	p := &process{name: name, log: logFile, done: make(chan struct{}), cmd: exec.Command(program, args...)}
+	p := &Process{name: name, log: logFile, done: make(chan struct{}), cmd: exec.Command(program, args...)}
 	p.cmd.Stdout, p.cmd.Stderr = out, out
 	// A group of its own, so that an interrupt at the terminal reaches us alone and we end the children in order.
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
@@ -49,15 +51,15 @@ func start(name, logFile, program string, args ...string) (*process, error) {
 	return p, nil
 }
 
-// kill is the power cut: SIGKILL, no goodbye.
-func (p *process) kill() {
+// Kill is the power cut: SIGKILL, no goodbye.
+func (p *Process) Kill() {
 	p.expectEnd()
 	_ = p.cmd.Process.Kill()
 	<-p.done
 }
 
-// stop asks first and kills after a while.
-func (p *process) stop() {
+// Stop asks first and kills after a while.
+func (p *Process) Stop() {
 	p.expectEnd()
 	_ = p.cmd.Process.Signal(syscall.SIGTERM)
 	select {
@@ -68,14 +70,14 @@ func (p *process) stop() {
 	}
 }
 
-func (p *process) expectEnd() {
+func (p *Process) expectEnd() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.wanted = true
 }
 
-// died tells of an end that nobody asked for.
-func (p *process) died() error {
+// Died tells of an end that nobody asked for; nil while the process runs.
+func (p *Process) Died() error {
 	select {
 	case <-p.done:
 	default:
@@ -98,8 +100,8 @@ func lastLines(path string, n int) string {
 	return strings.Join(lines[max(0, len(lines)-n):], "\n")
 }
 
-// output runs a program to its end and gives what it printed.
-func output(ctx context.Context, program string, args ...string) ([]byte, error) {
+// Output runs a program to its end and gives what it printed.
+func Output(ctx context.Context, program string, args ...string) ([]byte, error) {
 	cmd := exec.CommandContext(ctx, program, args...)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
@@ -110,8 +112,8 @@ func output(ctx context.Context, program string, args ...string) ([]byte, error)
 	return out, nil
 }
 
-// until asks again and again, until ok, an error, a dead process or the end of ctx.
-func until(ctx context.Context, what string, watch []*process, ok func(ctx context.Context) (bool, error)) error {
+// Until asks again and again, until ok, an error, a dead process or the end of ctx.
+func Until(ctx context.Context, what string, watch []*Process, ok func(ctx context.Context) (bool, error)) error {
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
 	for {
@@ -120,7 +122,7 @@ func until(ctx context.Context, what string, watch []*process, ok func(ctx conte
 			return err
 		}
 		for _, p := range watch {
-			if err := p.died(); err != nil {
+			if err := p.Died(); err != nil {
 				return err
 			}
 		}

@@ -1,0 +1,262 @@
+package agent
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"wardlink/agent/source"
+	"wardlink/buffer"
+	"wardlink/telemetry"
+	"wardlink/telemetry/hl7"
+	"wardlink/telemetry/seal"
+)
+
+// station is an intake over a real buffer, with the hospital's key to look inside.
+type station struct {
+	t    *testing.T
+	in   *intake
+	buf  *buffer.Buffer
+	key  seal.PrivateKey
+	stop func()
+}
+
+func newStation(t *testing.T, dir string, key seal.PrivateKey) *station {
+	t.Helper()
+	log := slog.New(slog.NewTextHandler(io.Discard, nil))
+	cfg := buffer.Config{
+		Dir: dir, Lanes: laneNames(), Cap: 64 << 20, Log: log,
+		Verify: func(frame []byte) error { _, err := seal.CheckFrame(frame); return err },
+	}
+	buf, err := buffer.Open(cfg)
+	if errors.Is(err, buffer.ErrMissing) {
+		if err := buffer.Create(cfg); err != nil {
+			t.Fatal(err)
+		}
+		buf, err = buffer.Open(cfg)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	clk, err := newClock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var epoch telemetry.Epoch
+	for i := range epoch {
+		epoch[i] = byte(rand.N(256))
+	}
+	in, err := newIntake(buf, key.Public(), epoch, clk, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { defer close(done); _ = in.run(ctx) }()
+	s := &station{t: t, in: in, buf: buf, key: key, stop: sync.OnceFunc(func() {
+		cancel()
+		<-done
+		if err := buf.Close(); err != nil {
+			t.Error(err)
+		}
+	})}
+	t.Cleanup(s.stop)
+	return s
+}
+
+func newKey(t *testing.T) seal.PrivateKey {
+	t.Helper()
+	key, err := seal.GenerateKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key
+}
+
+func oru(control, value string) []byte {
+	return []byte("MSH|^~\\&|MON|ICU|WL|WL|20261122120000+0000||ORU^R01^ORU_R01|" + control + "|T|2.6\r" +
+		"PID|||WL1^^^HOSP&1.2.3&ISO\rOBR|1|||X|||20261122120000+0000\r" +
+		"OBX|1|NM|147842^MDC_ECG_HEART_RATE^MDC|1.5.1.1|" + value + "|264864^MDC_DIM_BEAT_PER_MIN^MDC|||||R\r")
+}
+
+func delivery(t *testing.T, raw []byte) source.Delivery {
+	t.Helper()
+	m, err := hl7.Understand(raw, hl7.Options{Source: "bed-1", Zone: time.UTC})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return source.Delivery{Source: "bed-1", Raw: raw, Message: m}
+}
+
+func (s *station) accept(raw []byte) error {
+	return s.in.accept(context.Background(), delivery(s.t, raw))
+}
+
+// messages opens everything in the buffer as the hospital would.
+func (s *station) messages() []telemetry.Message {
+	s.t.Helper()
+	var out []telemetry.Message
+	openers := map[[16]byte]*seal.Opener{}
+	for {
+		batches, err := s.buf.Take(64)
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		if len(batches) == 0 {
+			return out
+		}
+		for _, b := range batches {
+			o := openers[b.Sealing]
+			if o == nil {
+				record, ok := s.buf.Sealing(b.Sealing)
+				if !ok {
+					s.t.Fatalf("no sealing record for %x", b.Sealing)
+				}
+				r, err := seal.ParseRecord(record)
+				if err != nil {
+					s.t.Fatal(err)
+				}
+				if o, err = seal.NewOpener(s.key, r); err != nil {
+					s.t.Fatal(err)
+				}
+				openers[b.Sealing] = o
+			}
+			_, plain, err := o.Open(b.Frame)
+			if err != nil {
+				s.t.Fatal(err)
+			}
+			batch, err := telemetry.Decode(plain)
+			if err != nil {
+				s.t.Fatal(err)
+			}
+			out = append(out, batch.Messages...)
+		}
+	}
+}
+
+func TestAcceptedIsDurableAndAResendIsOne(t *testing.T) {
+	dir, key := filepath.Join(t.TempDir(), "buffer"), newKey(t)
+	s := newStation(t, dir, key)
+	for i := range 5 {
+		if err := s.accept(oru(fmt.Sprint("C", i), "72")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := s.accept(oru("C3", "72")); err != nil {
+		t.Fatal(err)
+	}
+	if c := s.in.counters(); c.Messages != 5 || c.Resent != 1 || c.Observations != 5 {
+		t.Errorf("%+v", c)
+	}
+	s.stop()
+	// After a restart the buffer still knows them.
+	s = newStation(t, dir, key)
+	if err := s.accept(oru("C3", "72")); err != nil {
+		t.Fatal(err)
+	}
+	if got := s.messages(); len(got) != 5 {
+		t.Errorf("%d messages in the buffer; expected 5", len(got))
+	}
+}
+
+func TestIdenticalBytesWithoutControlID(t *testing.T) {
+	s := newStation(t, filepath.Join(t.TempDir(), "buffer"), newKey(t))
+	raw := oru("", "72")
+	digest := delivery(t, raw).Message.Digest
+	if err := s.accept(raw); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.accept(raw); err != nil { // the acknowledgement was never written: the sender cannot know
+		t.Fatal(err)
+	}
+	s.in.acknowledged(digest)
+	if err := s.accept(raw); err != nil { // a new reading of the same bytes
+		t.Fatal(err)
+	}
+	if err := s.accept(raw); err != nil { // its resend
+		t.Fatal(err)
+	}
+	copies := map[uint32]int{}
+	for _, m := range s.messages() {
+		copies[m.Copy]++
+	}
+	if len(copies) != 2 || copies[0] != 1 || copies[1] != 1 {
+		t.Errorf("copies %v; expected one of 0 and one of 1", copies)
+	}
+}
+
+func TestAlarmsGoByTheirOwnLaneAndManySourcesShareCommits(t *testing.T) {
+	s := newStation(t, filepath.Join(t.TempDir(), "buffer"), newKey(t))
+	s.in.open = func() int { return 20 }
+	var wg sync.WaitGroup
+	for i := range 20 {
+		wg.Go(func() {
+			raw := oru(fmt.Sprint("M", i), "72")
+			if i == 7 {
+				raw = []byte(strings.Replace(string(raw), "ORU^R01^ORU_R01", "ORU^R40^ORU_R40", 1))
+			}
+			if err := s.accept(raw); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	st := s.buf.Stats()
+	if st.Lanes[telemetry.LaneAlarm].Waiting != 1 {
+		t.Errorf("alarm lane: %+v", st.Lanes[telemetry.LaneAlarm])
+	}
+	if n := st.Lanes[telemetry.LaneVitals].Waiting; n > 10 {
+		t.Errorf("19 messages that came together took %d batches", n)
+	}
+	if got := s.messages(); len(got) != 20 {
+		t.Errorf("%d messages; expected 20", len(got))
+	}
+}
+
+// TestNoPlaintextInTheBuffer looks for the patient, the value and the control id in every file.
+func TestNoPlaintextInTheBuffer(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "buffer")
+	s := newStation(t, dir, newKey(t))
+	raw := oru("CANARY-CONTROL", "72")
+	raw = bytes.Replace(raw, []byte("WL1^"), []byte("CANARY-PATIENT^"), 1)
+	if err := s.accept(raw); err != nil {
+		t.Fatal(err)
+	}
+	s.stop()
+	if found := grepTree(t, dir, "CANARY"); len(found) > 0 {
+		t.Errorf("plaintext in %v", found)
+	}
+}
+
+func TestAFullBufferAcknowledgesNothing(t *testing.T) {
+	s := newStation(t, filepath.Join(t.TempDir(), "buffer"), newKey(t))
+	rnd := rand.NewChaCha8([32]byte{})
+	noise := make([]byte, 30<<10)
+	accepted := 0
+	for i := range 10_000 {
+		_, _ = rnd.Read(noise)
+		raw := append(oru(fmt.Sprint("F", i), "72"), []byte(fmt.Sprintf("ZZZ|%x\r", noise))...)
+		err := s.accept(raw)
+		if err == nil {
+			accepted++
+			continue
+		}
+		if !errors.Is(err, source.ErrFull) {
+			t.Fatalf("after %d messages: %v; expected source.ErrFull", accepted, err)
+		}
+		if got := s.messages(); len(got) != accepted {
+			t.Errorf("%d messages accepted, %d in the buffer", accepted, len(got))
+		}
+		return
+	}
+	t.Fatal("the buffer never said that it is full")
+}
