@@ -356,8 +356,19 @@ func (b *bench) down(_ context.Context, gateway string) ([]Document, error) {
 	return []Document{{telemetry.DocConfig, []byte("config of " + gateway)}, {telemetry.DocHint, []byte("hint")}}, nil
 }
 
-// listen accepts connections until the test ends; then the server is drained and nothing of it may be left.
+// listen serves until the test ends; then the server is drained and nothing of it may be left.
 func (b *bench) listen(srv *Server) {
+	b.t.Helper()
+	stop := b.serve(srv)
+	b.t.Cleanup(func() {
+		b.journal.release()
+		stop()
+		b.journal.close()
+	})
+}
+
+// serve accepts connections until stop.
+func (b *bench) serve(srv *Server) (stop func()) {
 	b.t.Helper()
 	cert := b.ca.issue("spiffe://"+domain+"/service/ingest", time.Now().Add(time.Hour))
 	ln := must(tls.Listen("tcp", "127.0.0.1:0", &tls.Config{
@@ -382,9 +393,8 @@ func (b *bench) listen(srv *Server) {
 			})
 		}
 	})
-	b.t.Cleanup(func() {
+	return func() {
 		ln.Close()
-		b.journal.release()
 		cancel()
 		drain, stop := context.WithTimeout(context.Background(), patience)
 		defer stop()
@@ -392,11 +402,10 @@ func (b *bench) listen(srv *Server) {
 			b.t.Errorf("drain: %v", err)
 		}
 		b.serving.Wait()
-		b.journal.close()
 		if n := len(srv.all()) + srv.waiting; n != 0 {
 			b.t.Errorf("%d connections left after the drain", n)
 		}
-	})
+	}
 }
 
 // client is a raw MQTT client.
