@@ -2,6 +2,7 @@ package fhir_test
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -16,6 +17,7 @@ import (
 	"wardlink/audit"
 	"wardlink/server/journal"
 	"wardlink/server/records"
+	"wardlink/server/registry"
 	"wardlink/telemetry"
 )
 
@@ -233,6 +235,8 @@ func TestSearchParameters(t *testing.T) {
 func TestErrorsAreOperationOutcomes(t *testing.T) {
 	f := setup(t, reading("p1", 0, "60"))
 	gateway := f.issue("gateway", "gw-1", 9)
+	// Even one that the registry of service accounts knew would be no service account.
+	f.access["9"] = registry.Access{Name: "gw-1", SPKI: sha256.Sum256(gateway.RawSubjectPublicKeyInfo), Serial: "9", NotAfter: gateway.NotAfter}
 	unknown := f.issue("access", "ehr", 10)
 	delete(f.access, unknown.SerialNumber.Text(16))
 	swapped := f.issue("access", "ehr", 11)
@@ -278,7 +282,7 @@ func TestErrorsAreOperationOutcomes(t *testing.T) {
 		{"DELETE", "/fhir/Patient/x", f.cert, 405, "GET"},
 		{"GET", all, nil, 401, "wardlink access issue"},
 		{"GET", all, stranger, 401, "trust domain"},
-		{"GET", all, gateway, 403, "service account"},
+		{"GET", all, gateway, 403, "not a service account"},
 		{"GET", all, unknown, 403, "registry"},
 		{"GET", all, swapped, 403, "issued"},
 		{"GET", all, expired, 403, "expired"},

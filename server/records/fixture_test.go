@@ -71,8 +71,26 @@ type fixture struct {
 	journal *sqldbtest.Journal
 	keys    *keys
 	key     seal.PrivateKey
-	log     bytes.Buffer
+	log     lockedBuffer
 	clock   *clock
+}
+
+// lockedBuffer is a log that is read while it is written.
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
 }
 
 // clock is a time that tests move.
@@ -120,24 +138,36 @@ func (f *fixture) open() *records.Records {
 	return r
 }
 
-// until runs the records until done holds or a deadline passes, moving the clock so that nothing waits for it.
+// until runs the records until done holds and all of the journal is consumed.
 func (f *fixture) until(what string, done func(records.Stats) bool) {
 	f.t.Helper()
-	ctx, cancel := context.WithTimeout(f.ctx, 30*time.Second)
-	defer cancel()
 	r := f.open()
-	ended := make(chan error, 1)
-	go func() { ended <- r.Run(ctx) }()
-	for {
+	f.run(what, r, func() bool {
 		s, err := r.Stats(f.ctx)
 		if err != nil {
 			f.t.Fatal(err)
 		}
-		if done(s) && f.journal.Cursor(records.Consumer) == uint64(f.journal.Len()) {
-			break
-		}
+		return done(s) && f.journal.Cursor(records.Consumer) == uint64(f.journal.Len())
+	})
+}
+
+// during runs the records until done holds, whatever they have consumed by then.
+func (f *fixture) during(what string, done func() bool) {
+	f.t.Helper()
+	f.run(what, f.open(), done)
+}
+
+// run runs the records until done holds or a deadline passes, moving the clock so that nothing waits for it.
+func (f *fixture) run(what string, r *records.Records, done func() bool) {
+	f.t.Helper()
+	ctx, cancel := context.WithTimeout(f.ctx, 30*time.Second)
+	defer cancel()
+	ended := make(chan error, 1)
+	go func() { ended <- r.Run(ctx) }()
+	for !done() {
 		if ctx.Err() != nil {
-			f.t.Fatalf("%s: not reached, at %+v, cursor %d of %d", what, s, f.journal.Cursor(records.Consumer), f.journal.Len())
+			s, err := r.Stats(f.ctx)
+			f.t.Fatalf("%s: not reached, at %+v (%v), cursor %d of %d", what, s, err, f.journal.Cursor(records.Consumer), f.journal.Len())
 		}
 		f.clock.add(time.Second)
 		select {

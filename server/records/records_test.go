@@ -42,7 +42,7 @@ func TestStoresWhatWasSealedOnce(t *testing.T) {
 	}
 	// A cursor put back, as by a restored journal, changes nothing.
 	f.journal.Rewind(records.Consumer, 0)
-	f.until("replayed", func(s records.Stats) bool { return s.Observations == 5 && s.Batches == 2 })
+	f.until("replayed", func(s records.Stats) bool { return s.Observations == 5 && s.Batches == 2 && s.Messages == 4 })
 	if got := f.values("p1", 100); len(got) != 4 {
 		t.Errorf("after a replay: %q", got)
 	}
@@ -250,6 +250,32 @@ func TestCrashWhileOpening(t *testing.T) {
 				t.Error(got)
 			}
 		})
+	}
+}
+
+// A full disk keeps batches waiting and never makes them dead: nothing about them is wrong.
+func TestFullDiskIsNotTheBatchesFault(t *testing.T) {
+	f := setup(t)
+	limit := func(pages int) {
+		if err := f.db.Write(f.ctx, func(tx *sql.Tx) error {
+			return tx.QueryRow(fmt.Sprintf("PRAGMA max_page_count = %d", pages)).Scan(new(int))
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	g := f.gateway("gw-1").enrol().bring("gw-1")
+	g.publish("gw-1", g.sealBatch(message("p1", 1, "70")))
+	f.until("stored", stored(1))
+	limit(1) // SQLite raises it to what the file has
+	for n := range 300 {
+		g.publish("gw-1", g.sealBatch(message("p1", 2+n, "71", "72", "73", strings.Repeat("x", 500))))
+	}
+	full := func() int { return strings.Count(f.log.String(), "free space") }
+	f.during("the disk is full", func() bool { return full() >= 5 })
+	limit(1 << 30)
+	f.until("stored after all", func(s records.Stats) bool { return s.Batches == 301 && s.Dead == 0 && s.Pending == 0 })
+	if got := f.values("p1", 1000); len(got) != 1201 {
+		t.Errorf("%d values", len(got))
 	}
 }
 
