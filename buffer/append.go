@@ -19,7 +19,9 @@ const (
 	maxSealings = 512      // sealing records in one segment
 	// fixedPages is what a commit rewrites whatever it holds: the path to the last leaf of each of the three buckets, the root, and
 	// the pages that splitting them adds.
-	fixedPages = 24
+	fixedPages = 12
+	// emptyPages is what a segment has in use before its first batch.
+	emptyPages = 10
 )
 
 // Append makes items durable, each lane's in the given order. nil: all are flushed to disk in every lane, and their sources may be
@@ -70,7 +72,7 @@ func (b *Buffer) validate(it Item) error {
 		return fmt.Errorf("append %s: %w: the number is the last one, which is never used", it.ID, ErrInvalid)
 	case len(it.Record) == 0 || len(it.Record) > maxRecord:
 		return fmt.Errorf("append %s: %w: its sealing record has %d bytes; expected 1 to %d", it.ID, ErrInvalid, len(it.Record), maxRecord)
-	case bound([]Item{it}) > b.c.SegmentSize-segment.Reserve-16*segment.PageSize:
+	case bound([]Item{it}) > b.c.SegmentSize-segment.Reserve-emptyPages*segment.PageSize:
 		return fmt.Errorf("append %s: %w: a frame of %d bytes with %d messages does not fit into a segment of %d bytes", it.ID, ErrInvalid, len(it.Frame), len(it.Seen), b.c.SegmentSize)
 	}
 	return nil

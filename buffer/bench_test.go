@@ -1,0 +1,150 @@
+package buffer
+
+import (
+	"crypto/sha256"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+// deviceBytes is what the whole-disk device under dir has written so far, from /proc/diskstats; -1 when it cannot be told.
+func deviceBytes() int64 {
+	raw, err := os.ReadFile("/proc/diskstats")
+	if err != nil {
+		return -1
+	}
+	total := int64(-1)
+	for line := range strings.Lines(string(raw)) {
+		f := strings.Fields(line)
+		if len(f) < 10 || strings.HasPrefix(f[2], "loop") || strings.HasPrefix(f[2], "ram") || strings.HasPrefix(f[2], "dm-") {
+			continue
+		}
+		// A partition's writes are in its disk's line too.
+		if last := f[2][len(f[2])-1]; last >= '0' && last <= '9' && !strings.HasPrefix(f[2], "nvme") && !strings.HasPrefix(f[2], "mmcblk") {
+			continue
+		}
+		n, err := strconv.ParseInt(f[9], 10, 64)
+		if err != nil {
+			continue
+		}
+		total = max(total, 0) + n*512
+	}
+	return total
+}
+
+// BenchmarkAppend writes one batch a commit. "written/kept" is device bytes per byte of frame; other programs on the same disk are
+// in it. "disk/kept" is file bytes per byte of frame.
+func BenchmarkAppend(b *testing.B) {
+	for _, size := range []int{200, 20_000, 200_000} {
+		b.Run(fmt.Sprintf("%dB", size), func(b *testing.B) {
+			c := Config{Dir: filepath.Join(b.TempDir(), "buffer"), Lanes: testLanes, Cap: 1 << 40, Verify: verifyFrame}
+			if err := Create(c); err != nil {
+				b.Fatal(err)
+			}
+			buf, err := Open(c)
+			if err != nil {
+				b.Fatal(err)
+			}
+			frame := frameOf(ID{}, size-32)
+			before, number := deviceBytes(), uint64(0)
+			b.SetBytes(int64(size))
+			b.ReportAllocs()
+			for b.Loop() {
+				it := Item{ID: ID{Epoch: epochOf(1), Lane: 1, Number: number}, Frame: frame, Sealing: epochOf(2), Record: make([]byte, 1300)}
+				it.Seen = []Seen{{Digest: sha256.Sum256(numberKey(number)), Mask: 2}}
+				number++
+				if err := buf.Append([]Item{it}); err != nil {
+					b.Fatal(err)
+				}
+			}
+			kept := float64(number) * float64(size)
+			if after := deviceBytes(); before >= 0 {
+				b.ReportMetric(float64(after-before)/kept, "written/kept")
+				b.ReportMetric(float64(after-before)/float64(number), "written/commit")
+			}
+			if err := buf.Close(); err != nil {
+				b.Fatal(err)
+			}
+			var disk int64
+			for _, l := range buf.Stats().Lanes {
+				disk += l.Bytes
+			}
+			b.ReportMetric(float64(disk)/kept, "disk/kept")
+		})
+	}
+}
+
+// BenchmarkDrain takes and acknowledges batches of 20 KB from a fresh backlog.
+func BenchmarkDrain(b *testing.B) {
+	const size = 20_000
+	c := Config{Dir: filepath.Join(b.TempDir(), "buffer"), Lanes: testLanes, Cap: 1 << 40, Verify: verifyFrame}
+	if err := Create(c); err != nil {
+		b.Fatal(err)
+	}
+	buf := mustOpen(b, c)
+	for n := 0; n < b.N; n += 100 {
+		var items []Item
+		for i := range 100 {
+			items = append(items, itemOf(1, 1, uint64(n+i), size))
+		}
+		if err := buf.Append(items); err != nil {
+			b.Fatal(err)
+		}
+	}
+	if err := buf.Close(); err != nil {
+		b.Fatal(err)
+	}
+	buf = mustOpen(b, c)
+	b.SetBytes(size)
+	b.ReportAllocs()
+	b.ResetTimer()
+	for n := 0; n < b.N; {
+		got, err := buf.Take(64)
+		if err != nil || len(got) == 0 {
+			b.Fatal(err)
+		}
+		for _, g := range got {
+			buf.Ack(g.ID)
+		}
+		n += len(got)
+	}
+	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "batches/s")
+}
+
+// BenchmarkKnown is a miss, which every new message is, and a hit, over 200 full segments.
+func BenchmarkKnown(b *testing.B) {
+	c := Config{Dir: filepath.Join(b.TempDir(), "buffer"), Lanes: testLanes, Cap: 1 << 40, SegmentSize: minSegment, Verify: verifyFrame}
+	if err := Create(c); err != nil {
+		b.Fatal(err)
+	}
+	buf := mustOpen(b, c)
+	number := uint64(0)
+	for len(buf.lanes[1].segs) < 200 {
+		var items []Item
+		for range 50 {
+			items = append(items, itemOf(1, 1, number, 900))
+			number++
+		}
+		if err := buf.Append(items); err != nil {
+			b.Fatal(err)
+		}
+	}
+	hit := sha256.Sum256(itemOf(1, 1, number/2, 900).Frame)
+	b.Run("miss", func(b *testing.B) {
+		n := uint64(0)
+		for b.Loop() {
+			n++
+			buf.Known(sha256.Sum256(numberKey(n)))
+		}
+	})
+	b.Run("hit", func(b *testing.B) {
+		for b.Loop() {
+			if _, known := buf.Known(hit); !known {
+				b.Fatal("not known")
+			}
+		}
+	})
+}
