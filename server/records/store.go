@@ -52,8 +52,8 @@ func (s *Store) Patient(ctx context.Context, id string) (p Patient, err error) {
 	return p, nil
 }
 
-// Patients gives the patients with an identifier: those of one system, or of any system when system is nil. At most max.
-func (s *Store) Patients(ctx context.Context, system *string, value string, max int) ([]Patient, error) {
+// Patients gives the patients with an identifier: those of one system, or of any system when system is nil. At most limit.
+func (s *Store) Patients(ctx context.Context, system *string, value string, limit int) ([]Patient, error) {
 	if system != nil {
 		p, err := s.Patient(ctx, s.PatientID(*system, value))
 		if errors.Is(err, ErrNotFound) {
@@ -61,7 +61,7 @@ func (s *Store) Patients(ctx context.Context, system *string, value string, max 
 		}
 		return []Patient{p}, err
 	}
-	rows, err := s.db.Query(ctx, "SELECT patient, system, value FROM subjects WHERE value = $1 ORDER BY patient LIMIT $2", value, max)
+	rows, err := s.db.Query(ctx, "SELECT patient, system, value FROM subjects WHERE value = $1 ORDER BY patient LIMIT $2", value, limit)
 	if err != nil {
 		return nil, fmt.Errorf("records: %w", err)
 	}
