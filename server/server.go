@@ -302,7 +302,12 @@ func (s *Server) serveGateways(ctx context.Context) error {
 
 func (s *Server) cert(name string) *serviceCert {
 	return &serviceCert{
-		ca: s.ca, id: spiffe.ID{TrustDomain: s.cfg.TrustDomain, Kind: spiffe.Service, Name: name}, names: s.cfg.Names, now: time.Now,
+		id: spiffe.ID{TrustDomain: s.cfg.TrustDomain, Kind: spiffe.Service, Name: name}, names: s.cfg.Names, now: time.Now,
+		issue: func(t ca.Template) ([]*x509.Certificate, error) {
+			ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+			defer cancel()
+			return s.ca.Issue(ctx, audit.Actor{ID: "server"}, "", t)
+		},
 	}
 }
 

@@ -1,7 +1,6 @@
 package server
 
 import (
-	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -13,7 +12,6 @@ import (
 	"sync"
 	"time"
 
-	"wardlink/audit"
 	"wardlink/internal/spiffe"
 	"wardlink/server/ca"
 	"wardlink/server/keys"
@@ -67,7 +65,7 @@ func pemChain(chain []*x509.Certificate) []byte {
 
 // serviceCert is one service's TLS certificate. Its key lives in memory only and is new at every renewal.
 type serviceCert struct {
-	ca    *ca.CA
+	issue func(ca.Template) (chain []*x509.Certificate, err error) // durably journaled when it returns
 	id    spiffe.ID
 	names []string
 	now   func() time.Time
@@ -84,7 +82,7 @@ func (s *serviceCert) get() (*tls.Certificate, error) {
 	if s.current != nil && now.Before(s.renewAt) {
 		return s.current, nil
 	}
-	cert, err := s.renew(now)
+	cert, err := s.renew()
 	if err != nil {
 		if s.current != nil && now.Before(s.current.Leaf.NotAfter) {
 			s.renewAt = now.Add(time.Minute) // the old one is still good; each handshake must not try again
@@ -96,14 +94,12 @@ func (s *serviceCert) get() (*tls.Certificate, error) {
 	return cert, nil
 }
 
-func (s *serviceCert) renew(time.Time) (*tls.Certificate, error) {
+func (s *serviceCert) renew() (*tls.Certificate, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-	defer cancel()
-	chain, err := s.ca.Issue(ctx, audit.Actor{ID: "server"}, "", template(s.id, key, s.names, serviceLife))
+	chain, err := s.issue(template(s.id, key, s.names, serviceLife))
 	if err != nil {
 		return nil, err
 	}
