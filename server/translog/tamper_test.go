@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"wardlink/audit"
 )
@@ -241,9 +242,17 @@ func TestUnsoundJournal(t *testing.T) {
 	// A hole in the journal stops the writer for good.
 	old.first++
 	old.append(t, 3)
-	if err := open(t, cfg).Run(context.Background()); !errors.Is(err, ErrUnsound) {
+	if err := runBriefly(t, open(t, cfg)); !errors.Is(err, ErrUnsound) {
 		t.Errorf("hole in the journal: Run says %v", err)
 	}
+}
+
+// runBriefly runs a log that is expected to stop by itself.
+func runBriefly(t *testing.T, l *Log) error {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	return l.Run(ctx)
 }
 
 // TestForeignKey opens a log with a new key of the same name.
@@ -273,7 +282,36 @@ func TestLogPastJournal(t *testing.T) {
 	}
 	l.Close()
 	j.entries = j.entries[:20]
-	if err := open(t, cfg).Run(context.Background()); !errors.Is(err, ErrUnsound) {
+	if err := runBriefly(t, open(t, cfg)); !errors.Is(err, ErrUnsound) {
 		t.Errorf("Run: %v", err)
+	}
+}
+
+// TestOtherLog: a log by the same key that is long enough and not the one of the mark, as after a put-back that grew again.
+func TestOtherLog(t *testing.T) {
+	made := func(passes ...int) (cfg Config, files map[string][]byte) {
+		j := newFakeJournal()
+		cfg = testConfig(t, filepath.Join(t.TempDir(), "log"), j)
+		create(t, cfg)
+		l := open(t, cfg)
+		for _, n := range passes {
+			j.append(t, n)
+			if err := turn(t, l); err != nil {
+				t.Fatal(err)
+			}
+		}
+		l.Close()
+		return cfg, readTree(t, cfg.Dir)
+	}
+	cfg, files := made(50, 50)
+	other, _ := made(30, 30, 40, 50)
+	for name, data := range files {
+		if strings.HasPrefix(name, stateDir) {
+			put(t, filepath.Join(other.Dir, name), data)
+		}
+	}
+	other.Journal = cfg.Journal
+	if _, err := Open(other); !errors.Is(err, ErrUnsound) {
+		t.Errorf("Open: %v", err)
 	}
 }
