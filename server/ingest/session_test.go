@@ -2,6 +2,9 @@ package ingest
 
 import (
 	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"encoding/binary"
 	"errors"
 	"io"
@@ -11,6 +14,7 @@ import (
 
 	"wardlink/audit"
 	"wardlink/telemetry"
+	"wardlink/telemetry/seal"
 )
 
 func TestPubackNeverPrecedesTheCommit(t *testing.T) {
@@ -221,6 +225,29 @@ func TestRefusedBatches(t *testing.T) {
 				t.Fatalf("session ended for %q", end.Reason)
 			}
 		})
+	}
+}
+
+// TestSealingRecordMustFitItsBatches: a record that names the right sealing period and another epoch is no licence for its batches.
+func TestSealingRecordMustFitItsBatches(t *testing.T) {
+	b := newBench(t, Limits{}, "gw-1")
+	p := newPeriod(t)
+	record := p.p.Record()
+	parsed := must(seal.ParseRecord(record))(t)
+	for name, of := range map[string][]byte{"epoch": parsed.Epoch[:], "records key": parsed.Key[:]} {
+		forged := bytes.Replace(record, of, make([]byte, len(of)), 1)
+		if bytes.Equal(forged, record) {
+			t.Fatalf("%s is not in the record as it is", name)
+		}
+		c := b.connect("gw-1")
+		c.send(publishPacket(0x32, telemetry.KeyTopic("gw-1"), 1, must(seal.SignRecord(forged, must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))(t)))(t)))
+		c.expectPuback(1)
+		c.send(publishPacket(0x32, telemetry.UpTopic("gw-1", telemetry.LaneVitals), 2, p.frame(telemetry.LaneVitals, 7, 10)))
+		checkRefusal(t, c.expect(kindPublish), reasonSealingEpoch)
+		c.expectEnd()
+	}
+	if rows := b.journal.rows(); len(rows) != 0 {
+		t.Fatalf("committed: %+v", rows)
 	}
 }
 

@@ -131,13 +131,26 @@ func TestConnectMustComeInTime(t *testing.T) {
 }
 
 func TestSessionEndsAtNotAfter(t *testing.T) {
-	inBubble(t, Limits{}, func(t *testing.T, b *pipeBench) {
+	inBubble(t, Limits{Poll: time.Hour}, func(t *testing.T, b *pipeBench) {
 		c := b.session("gw-1", time.Minute, 0)
 		took, why := b.lives(c)
 		// X.509 times are whole seconds.
 		if took > time.Minute || took < 59*time.Second || why != endExpired {
 			t.Errorf("ended after %s (%s)", took, why)
 		}
+	})
+}
+
+// TestWallClockEndsSessionsToo: a timer does not notice that the clock was set; the poll does.
+func TestWallClockEndsSessionsToo(t *testing.T) {
+	inBubble(t, Limits{Poll: time.Hour}, func(t *testing.T, b *pipeBench) {
+		c, other := b.session("gw-1", time.Hour, 0), b.session("gw-2", 10*time.Hour, 0)
+		b.srv.cutExpired(time.Now().Add(2 * time.Hour))
+		if took, why := b.lives(c); took != 0 || why != endExpired {
+			t.Errorf("ended after %s (%s)", took, why)
+		}
+		other.send([]byte{0xc0, 0})
+		other.expect(kindPingresp)
 	})
 }
 
