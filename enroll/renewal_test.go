@@ -22,7 +22,9 @@ type script struct {
 }
 
 // fresh is a certificate as a server whose clock agrees would issue it.
-func fresh() *Identity { return &Identity{Gateway: "gw-1", NotBefore: time.Now(), NotAfter: time.Now().Add(life)} }
+func fresh() *Identity {
+	return &Identity{Gateway: "gw-1", NotBefore: time.Now(), NotAfter: time.Now().Add(life)}
+}
 
 // run lets the loop live for d of simulated time.
 func (s *script) run(d time.Duration, load func() (*Identity, error), enrol func(n int) (*Identity, error)) {

@@ -5,6 +5,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
+	"encoding/asn1"
 	"encoding/json"
 	"flag"
 	"math/big"
@@ -87,14 +88,15 @@ func record(t *testing.T, d *TPM) (request, p384 []byte) {
 	return request, p384
 }
 
-// notEK is a certificate without the EK usage.
+// notEK is a certificate of another TCG usage, tcg-kp-PlatformAttributeCertificate.
 func notEK(t *testing.T) []byte {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotBefore: time.Now(), NotAfter: time.Now().AddDate(10, 0, 0)}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotBefore: time.Now(), NotAfter: time.Now().AddDate(10, 0, 0),
+		UnknownExtKeyUsage: []asn1.ObjectIdentifier{{2, 23, 133, 8, 2}}}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
 	if err != nil {
 		t.Fatal(err)

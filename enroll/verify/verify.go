@@ -60,7 +60,10 @@ var (
 	ErrSignature   = errors.New("AK creation: the signature does not verify under the AK")
 )
 
-// keyEKs is the extended key usage of EK certificates, tcg-kp-EKCertificate (TCG EK Credential Profile 2.6, 3.2).
+// ErrNoTrust is Verified.ChainErr when the trust bundle is empty.
+var ErrNoTrust = errors.New("no TPM maker is trusted")
+
+// ekUsage is the extended key usage of EK certificates, tcg-kp-EKCertificate (TCG EK Credential Profile 2.6, 3.2).
 const ekUsage = "2.23.133.8.1"
 
 // Attestation judges r at now. The errors are those above, wrapped; an EK whose certificate is absent or does not chain is no error
@@ -114,8 +117,8 @@ func (v *Verified) endorsement(r *Request, trust Trust, now time.Time) error {
 // chain verifies an EK certificate. SubjectAltName and subjectDirectoryAttributes are critical in EK certificates and unknown to
 // crypto/x509; both only describe the TPM.
 func chain(cert *x509.Certificate, trust Trust, now time.Time) error {
-	if trust.Roots == nil {
-		return errors.New("no TPM maker is trusted")
+	if trust.Roots == nil { // crypto/x509 would take the system's roots
+		return ErrNoTrust
 	}
 	open := *cert
 	open.UnhandledCriticalExtensions = nil
@@ -184,7 +187,7 @@ func rsaKey(ak *tpm2.TPMTPublic) (*rsa.PublicKey, error) {
 	if err != nil {
 		return nil, ErrAKAlgorithm
 	}
-	if scheme, err := parms.Scheme.Details.RSASSA(); parms.Scheme.Scheme != tpm2.TPMAlgRSASSA || err != nil || scheme.HashAlg != tpm2.TPMAlgSHA256 {
+	if scheme, err := parms.Scheme.Details.RSASSA(); err != nil || scheme.HashAlg != tpm2.TPMAlgSHA256 {
 		return nil, ErrAKScheme
 	}
 	key, err := tpm2.RSAPub(parms, unique)
@@ -203,8 +206,8 @@ func creation(p Params, ak *rsa.PublicKey, name []byte) error {
 	if attest.Magic != tpm2.TPMGeneratedValue { // a restricted key signs outside data too, but never with this prefix
 		return ErrMagic
 	}
-	info, err := attest.Attested.Creation()
-	if attest.Type != tpm2.TPMSTAttestCreation || err != nil {
+	info, err := attest.Attested.Creation() // go-tpm ties the union's member to the attested type
+	if err != nil {
 		return ErrAttestType
 	}
 	if sum := sha256.Sum256(p.CreateData); !bytes.Equal(info.CreationHash.Buffer, sum[:]) {

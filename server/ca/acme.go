@@ -176,8 +176,8 @@ func parseAttestation(payload []byte) (*attestationPayload, error) {
 		return nil, errors.New("attObj: expected an RS256 signature")
 	}
 	public, err := tpm2.Unmarshal[tpm2.TPMTPublic](object.Statement.Public)
-	if err != nil || public.Type != tpm2.TPMAlgECC {
-		return nil, errors.New("device key: expected ECDSA P-256")
+	if err != nil {
+		return nil, errors.New("device key: not a TPMT_PUBLIC")
 	}
 	if ecc, err := public.Parameters.ECCDetail(); err != nil || ecc.CurveID != tpm2.TPMECCNistP256 || !public.ObjectAttributes.SignEncrypt {
 		return nil, errors.New("device key: expected ECDSA P-256")

@@ -2,7 +2,6 @@ package ca
 
 import (
 	"context"
-	"crypto"
 	"crypto/ecdsa"
 	"crypto/sha256"
 	"crypto/tls"
@@ -324,7 +323,7 @@ func (h *hospital) checkIdentity(t *testing.T, id *enroll.Identity, want string)
 	if !ok || key.Gateway != want {
 		t.Errorf("the registry does not hold the key: %+v", key)
 	}
-	if _, ok := id.Signer().(crypto.Signer); !ok {
-		t.Error("no signer")
+	if !leaf.PublicKey.(*ecdsa.PublicKey).Equal(id.Signer().Public()) {
+		t.Error("the signer is for another key")
 	}
 }

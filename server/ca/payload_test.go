@@ -1,0 +1,101 @@
+package ca
+
+import (
+	"encoding/base64"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/fxamacker/cbor/v2"
+	"github.com/google/go-tpm/tpm2"
+)
+
+// The payload of a challenge has passed smallstep's parser when ours sees it; ours must not rely on that. The seed is the payload of
+// a real enrolment.
+func FuzzParseAttestation(f *testing.F) {
+	seed, err := os.ReadFile(filepath.Join("testdata", "payload.json"))
+	if err != nil {
+		f.Fatal(err)
+	}
+	if _, err := parseAttestation(seed); err != nil {
+		f.Fatal(err)
+	}
+	f.Add(seed)
+	f.Add([]byte(`{"attObj":"oA"}`))
+	f.Fuzz(func(t *testing.T, payload []byte) {
+		a, err := parseAttestation(payload)
+		if (err == nil) != (a != nil && a.ak != nil) {
+			t.Fatal("neither a result nor an error")
+		}
+	})
+}
+
+// What smallstep would let pass, or judges only by accident, each refused by its own line.
+func TestParseAttestation(t *testing.T) {
+	seed, err := os.ReadFile(filepath.Join("testdata", "payload.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	forged := func(change func(object, statement map[string]any)) []byte {
+		var outer map[string]string
+		if err := json.Unmarshal(seed, &outer); err != nil {
+			t.Fatal(err)
+		}
+		raw, err := base64.RawURLEncoding.DecodeString(outer["attObj"])
+		if err != nil {
+			t.Fatal(err)
+		}
+		var object struct {
+			Format    string         `cbor:"fmt"`
+			Statement map[string]any `cbor:"attStmt"`
+		}
+		if err := cbor.Unmarshal(raw, &object); err != nil {
+			t.Fatal(err)
+		}
+		whole := map[string]any{"fmt": object.Format, "attStmt": object.Statement}
+		change(whole, object.Statement)
+		if raw, err = cbor.Marshal(whole); err != nil {
+			t.Fatal(err)
+		}
+		out, err := json.Marshal(map[string]string{"attObj": base64.RawURLEncoding.EncodeToString(raw)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return out
+	}
+	device := func(change func(*tpm2.TPMTPublic)) func(_, s map[string]any) {
+		return func(_, s map[string]any) {
+			public, err := tpm2.Unmarshal[tpm2.TPMTPublic](s["pubArea"].([]byte))
+			if err != nil {
+				t.Fatal(err)
+			}
+			change(public)
+			s["pubArea"] = tpm2.Marshal(public)
+		}
+	}
+	if _, err := parseAttestation(forged(func(_, _ map[string]any) {})); err != nil {
+		t.Fatal(err)
+	}
+	for name, change := range map[string]func(object, statement map[string]any){
+		"SHA-1":          func(_, s map[string]any) { s["alg"] = -65535 },
+		"another format": func(o, _ map[string]any) { o["fmt"] = "apple" },
+		"no certificate": func(_, s map[string]any) { s["x5c"] = [][]byte{} },
+		"a broken one":   func(_, s map[string]any) { s["x5c"] = [][]byte{{0x30}} },
+		"too many":       func(_, s map[string]any) { s["x5c"] = make([][]byte, 17) },
+		"an RSA key":     device(func(p *tpm2.TPMTPublic) { *p = tpm2.RSAEKTemplate; p.ObjectAttributes.SignEncrypt = true }),
+		"P-384": device(func(p *tpm2.TPMTPublic) {
+			ecc, err := p.Parameters.ECCDetail()
+			if err != nil {
+				t.Fatal(err)
+			}
+			ecc.CurveID = tpm2.TPMECCNistP384
+			p.Parameters = tpm2.NewTPMUPublicParms(tpm2.TPMAlgECC, ecc)
+		}),
+		"a key that cannot sign": device(func(p *tpm2.TPMTPublic) { p.ObjectAttributes.SignEncrypt = false }),
+	} {
+		if _, err := parseAttestation(forged(change)); err == nil {
+			t.Errorf("%s: no error", name)
+		}
+	}
+}
