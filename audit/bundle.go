@@ -103,6 +103,7 @@ func ParseBundle(data []byte) (Bundle, error) {
 	if err := dec.Decode(&b); err != nil {
 		return Bundle{}, fmt.Errorf("proof: %w; expected the JSON that `wardlink audit prove` prints", err)
 	}
+	// A second object would be read by some programs and not by others.
 	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
 		return Bundle{}, errors.New("proof: something follows the JSON object")
 	}
@@ -121,6 +122,7 @@ func (b Bundle) Encode() ([]byte, error) {
 	return append(data, '\n'), nil
 }
 
+// checkProof verifies that data is leaf index of the tree of size leaves with that root. A tree of 2^63 leaves has proofs of 63 hashes.
 func checkProof(raw [][]byte, size uint64, root tlog.Hash, index uint64, data []byte) error {
 	if len(raw) > 64 || size > math.MaxInt64 {
 		return errors.New("the proof is too long")
@@ -135,6 +137,7 @@ func checkProof(raw [][]byte, size uint64, root tlog.Hash, index uint64, data []
 	return tlog.CheckRecord(proof, int64(size), root, int64(index), tlog.RecordHash(data))
 }
 
+// rawProof is a proof as the bundle holds it: JSON has base64 for byte slices, and numbers for arrays.
 func rawProof(proof []tlog.Hash) [][]byte {
 	raw := make([][]byte, len(proof))
 	for i, h := range proof {

@@ -35,6 +35,8 @@ var (
 	peekMode = must(decOptions(cbor.ExtraDecErrorNone).DecMode())
 )
 
+// decOptions bound what a decoder allocates before a field is looked at. Nesting is 2 in fact (an event's actor or detail); 4 and 16
+// are the least that the decoder's library lets one ask for.
 func decOptions(extra cbor.ExtraDecErrorCond) cbor.DecOptions {
 	return cbor.DecOptions{
 		DupMapKey:         cbor.DupMapKeyEnforcedAPF,
@@ -125,6 +127,7 @@ func decodeStrict(data []byte, limit int, out any) error {
 	return nil
 }
 
+// check holds for every event, on its way in and on its way out: what cannot be written is not believed when it is read either.
 func (ev Event) check() error {
 	if ev.ID == (EventID{}) {
 		return fmt.Errorf("event of type %q: id is zero", ev.Type)
@@ -156,6 +159,7 @@ func (ev Event) check() error {
 	return nil
 }
 
+// check holds for every row, both ways. Whether the lane is one of ours is not asked: a proof shows what was journaled.
 func (r Row) check() error {
 	if r.ID == (EventID{}) {
 		return errors.New("row: id is zero")
@@ -175,6 +179,7 @@ func (r Row) check() error {
 	return nil
 }
 
+// text is one field of text and the most bytes it may have.
 type text struct {
 	name, value string
 	max         int

@@ -117,6 +117,8 @@ func parseBundle(data []byte) ([][]byte, error) {
 // logDir reads the files of one log. All of it is untrusted; lengths are bounded before anything is allocated.
 type logDir string
 
+// read gives a regular file of at most limit bytes. The size is asked first, so that a huge file costs nothing; the loop has its own
+// bound, because the file may grow while it is read.
 func (d logDir) read(name string, limit int) ([]byte, error) {
 	f, err := os.Open(filepath.Join(string(d), name))
 	if err != nil {
@@ -205,6 +207,7 @@ func (d logDir) hashes(cp Checkpoint) tlog.HashReader {
 	return tlog.TileHashReader(tlog.Tree{N: int64(cp.Size), Hash: cp.Root}, tileReader{d})
 }
 
+// tileReader gives tlog our tiles. It saves none: they are on disk already, and an auditor's copy is not ours to write.
 type tileReader struct{ dir logDir }
 
 func (tileReader) Height() int { return tileHeight }

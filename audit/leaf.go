@@ -61,6 +61,7 @@ func EncodeWindow(w Window) ([]byte, error) {
 	return data, nil
 }
 
+// check holds for every window, both ways. That the id follows from the range is for the verifier to see, who knows the origin.
 func (w Window) check() error {
 	switch {
 	case w.ID == (EventID{}):
@@ -107,6 +108,7 @@ func DecodeLeaf(data []byte) (Leaf, error) {
 	var kind struct {
 		Type Type `cbor:"2,keyasint"`
 	}
+	// The peek is lenient about everything else; whichever kind it is, the strict decoder below has the last word.
 	if err := peekMode.Unmarshal(data, &kind); err != nil {
 		return Leaf{}, fmt.Errorf("leaf: not valid CBOR of this form: %w", err)
 	}

@@ -100,6 +100,7 @@ func (d logDir) items(size uint64, f Filter) iter.Seq2[Item, error] {
 	}
 }
 
+// yieldRows gives a window's rows, checked against the leaf on the way, and reports whether the sequence goes on.
 func (d logDir) yieldRows(index uint64, w Window, newest bool, yield func(Item, error) bool) bool {
 	hashes, err := d.rowHashes(w)
 	var rows []Row
@@ -179,6 +180,7 @@ func Leaves(dir string, from, size uint64) iter.Seq2[[]byte, error] {
 	}
 }
 
+// chooses applies what does not depend on the order of the log. A window has neither actor nor gateway: its rows have.
 func (f Filter) chooses(it Item) bool {
 	if t := it.Time(); t < f.From || (f.To != 0 && t >= f.To) {
 		return false

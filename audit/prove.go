@@ -28,6 +28,7 @@ type Query struct {
 	Event   EventID
 }
 
+// String names the act for a person, as errors do.
 func (q Query) String() string {
 	if q.Event != (EventID{}) {
 		return "event " + q.Event.String()
@@ -119,6 +120,7 @@ func (d logDir) search(size uint64, q Query) (Item, error) {
 		if failed != nil {
 			return Item{}, failed
 		}
+		// With the epoch named nothing later can change the answer; without it a later start of the gateway may have used the number.
 		if len(found) > 0 && (q.Epoch != nil || q.Event != (EventID{})) {
 			break
 		}
@@ -136,6 +138,7 @@ func (d logDir) search(size uint64, q Query) (Item, error) {
 	return Item{}, fmt.Errorf("%s: several starts of the gateway used this number; name the epoch:\n  %s", q, strings.Join(epochs, "\n  "))
 }
 
+// hasEpoch reports whether the first row of that epoch was found already.
 func hasEpoch(items []Item, epoch [16]byte) bool {
 	for _, it := range items {
 		if it.Row.Epoch == epoch {
@@ -192,4 +195,5 @@ func (it Item) summary(cp Checkpoint) map[string]string {
 	return s
 }
 
+// stamp is a time of the server's clock as people read it.
 func stamp(ms int64) string { return time.UnixMilli(ms).UTC().Format("2006-01-02T15:04:05.000Z") }

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/mod/sumdb/tlog"
 )
 
+// isNotExist tells a file that was not kept from one that cannot be read.
 func isNotExist(err error) bool { return errors.Is(err, fs.ErrNotExist) }
 
 // tileChecker makes the hash tiles again from the leaf hashes and compares them with those on disk. Proofs are made from
@@ -19,6 +20,7 @@ type tileChecker struct {
 	index  []uint64      // number of that tile
 }
 
+// add takes the next hash of a level; a tile that it fills is compared and gives the level above its next hash.
 func (c *tileChecker) add(v *verifier, level int, h tlog.Hash) {
 	if level == len(c.levels) {
 		c.levels = append(c.levels, make([]tlog.Hash, 0, tileWidth))
@@ -44,6 +46,7 @@ func (c *tileChecker) finish(v *verifier) {
 	}
 }
 
+// compare compares the last tile of a level. One finding a tile: a damaged tile would otherwise fill the report alone.
 func (c *tileChecker) compare(v *verifier, level int) {
 	hashes := c.levels[level]
 	data, err := v.dir.tile(level, c.index[level], len(hashes))

@@ -14,6 +14,7 @@ type tree struct {
 	edge []tlog.Hash
 }
 
+// add appends a leaf. Each bit that carries when size grows joins two complete subtrees of equal height.
 func (t *tree) add(leaf tlog.Hash) {
 	t.edge = append(t.edge, leaf)
 	for n := t.size; n&1 == 1; n >>= 1 {
@@ -24,6 +25,7 @@ func (t *tree) add(leaf tlog.Hash) {
 	t.size++
 }
 
+// root joins the subtrees from the right; of no leaves it is SHA-256 of nothing.
 func (t *tree) root() tlog.Hash {
 	if len(t.edge) == 0 {
 		return sha256.Sum256(nil)

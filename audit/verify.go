@@ -79,6 +79,7 @@ func VerifyWith(dir, vkey string, o Options) (Report, error) {
 	return v.report, nil
 }
 
+// verifier is one run of VerifyWith: a single pass over the leaves, and what must be remembered until its end.
 type verifier struct {
 	dir     logDir
 	options Options
@@ -104,6 +105,7 @@ type expected struct {
 	root   tlog.Hash
 }
 
+// find notes a doubt. The verifier goes on: one finding may be the key to another.
 func (v *verifier) find(format string, args ...any) {
 	if len(v.doubt.Findings) == maxFindings {
 		v.doubt.More++
@@ -112,6 +114,7 @@ func (v *verifier) find(format string, args ...any) {
 	v.doubt.Findings = append(v.doubt.Findings, fmt.Sprintf(format, args...))
 }
 
+// run takes the checks in the order in which each can be trusted: without a signed checkpoint nothing else is looked at.
 func (v *verifier) run(vkey string) {
 	signed, err := v.dir.read(CheckpointFile, maxCheckpoint)
 	if err != nil {
@@ -150,6 +153,8 @@ func (v *verifier) expectState() uint64 {
 	return v.cp.Size
 }
 
+// expectOlder adds the checkpoints that were kept elsewhere. Since all leaves are hashed anyway, consistency needs no proof: the root at
+// the older size is simply met on the way.
 func (v *verifier) expectOlder(vkey string) {
 	for i, signed := range v.options.Older {
 		old, err := OpenCheckpoint(signed, vkey)
@@ -243,6 +248,7 @@ func (v *verifier) checkRoots() {
 	}
 }
 
+// clock follows the leaves' own times. They are the server's word and decide nothing but how long a tail may be.
 func (v *verifier) clock(index uint64, ms int64) {
 	if v.report.First == 0 {
 		v.report.First = ms

@@ -54,14 +54,9 @@ func TestVerifyTail(t *testing.T) {
 	}
 }
 
-// TestVerifyDoubts lists what a log's own key holder might do, and what may befall the files; each must be found and named.
+// TestVerifyDoubts lists what a log's own key holder might sign; each must be found and named.
 func TestVerifyDoubts(t *testing.T) {
-	base := func(m *maker) {
-		m.event()
-		m.window(5)
-		m.event()
-		m.window(3)
-	}
+	base := baseLog
 	for name, c := range map[string]struct {
 		make func(m *maker)
 		want string
@@ -101,6 +96,37 @@ func TestVerifyDoubts(t *testing.T) {
 			m.leaves[len(m.leaves)-1] = data
 			m.publish()
 		}, "does not follow from its range"},
+	} {
+		t.Run(name, func(t *testing.T) { expectDoubt(t, c.make, c.want) })
+	}
+}
+
+// baseLog makes four leaves over ten acts.
+func baseLog(m *maker) {
+	m.event()
+	m.window(5)
+	m.event()
+	m.window(3)
+}
+
+func expectDoubt(t *testing.T, make func(m *maker), want string) {
+	t.Helper()
+	m := newMaker(t)
+	make(m)
+	_, err := Verify(m.dir, m.vkey)
+	var doubt *DoubtError
+	if !errors.As(err, &doubt) || !strings.Contains(err.Error(), want) {
+		t.Errorf("Verify: %v; expected %q", err, want)
+	}
+}
+
+// TestVerifyDamage lists what may befall the files; each must be found and named.
+func TestVerifyDamage(t *testing.T) {
+	base := baseLog
+	for name, c := range map[string]struct {
+		make func(m *maker)
+		want string
+	}{
 		"row hashes gone": {func(m *maker) { base(m); m.publish(); m.remove(WindowFile(2, 6, RowsSuffix)) }, "no such file"},
 		"window unlogged": {func(m *maker) { base(m); m.publish(); m.put(WindowFile(3, 4, RowsSuffix), nil) }, "no leaf stands for it"},
 		"window misplaced": {func(m *maker) {
@@ -137,15 +163,7 @@ func TestVerifyDoubts(t *testing.T) {
 		"tile gone":       {func(m *maker) { base(m); m.publish(); m.remove("tile/0/000.p/4") }, "no such file"},
 		"tree state root": {func(m *maker) { base(m); m.publish(); m.put(".state/treeState", []byte(`{"size":4,"root":"AAAA"}`)) }, "expected JSON"},
 	} {
-		t.Run(name, func(t *testing.T) {
-			m := newMaker(t)
-			c.make(m)
-			_, err := Verify(m.dir, m.vkey)
-			var doubt *DoubtError
-			if !errors.As(err, &doubt) || !strings.Contains(err.Error(), c.want) {
-				t.Errorf("Verify: %v; expected %q", err, c.want)
-			}
-		})
+		t.Run(name, func(t *testing.T) { expectDoubt(t, c.make, c.want) })
 	}
 }
 

@@ -66,6 +66,7 @@ func (l *Log) turn(ctx context.Context) (more bool, err error) {
 	return more, err
 }
 
+// pass does the four steps of the package's comment, in their order.
 func (l *Log) pass(ctx context.Context) (more bool, err error) {
 	p, more, err := l.collect()
 	if err != nil || p.seq == l.at.Seq {
@@ -150,6 +151,7 @@ func (l *Log) take(p *pass, e journal.Entry) error {
 	return l.takeUnreadable(p, e, err)
 }
 
+// takeEvent adds an event's leaf as it stands in the journal.
 func (l *Log) takeEvent(p *pass, id audit.EventID, ms int64, leaf []byte) {
 	if l.known[id] {
 		delete(l.known, id)
@@ -183,6 +185,7 @@ func (l *Log) takeUnreadable(p *pass, e journal.Entry, cause error) error {
 	return nil
 }
 
+// takeRow adds a publish to the open window. The head is copied: the journal's memory holds the frame beside it, and must not be kept.
 func (l *Log) takeRow(p *pass, e journal.Entry, row audit.Row) error {
 	for i := range l.covered {
 		if s := &l.covered[i]; s.first <= e.Seq && e.Seq <= s.last {
@@ -221,6 +224,7 @@ func (l *Log) skipRow(i int, seq uint64) error {
 	return nil
 }
 
+// closeWindow turns the open window into a leaf and its two files. Its leaf follows those of the events that lie within its range.
 func (l *Log) closeWindow(p *pass) error {
 	w := p.open
 	p.open = openWindow{}
@@ -282,6 +286,7 @@ func (l *Log) addAll(leaves [][]byte) error {
 	return first
 }
 
+// moveMark makes durable that everything up to p is in the log. The tree is read back rather than computed: what is marked is what is on disk.
 func (l *Log) moveMark(p pass) error {
 	tree, err := audit.Integrated(l.cfg.Dir)
 	if err != nil {

@@ -81,6 +81,7 @@ const (
 	lockName = "lock"
 )
 
+// withDefaults checks what is required and fills in what is not given.
 func (c Config) withDefaults() (Config, error) {
 	if c.Dir == "" || c.Origin == "" || c.Signer == nil {
 		return c, errors.New("log: Dir, Origin and Signer are required")
@@ -213,6 +214,7 @@ func Open(cfg Config) (*Log, error) {
 	return l, nil
 }
 
+// open does what Open does once the lock is held. Nothing of the log is changed before all checks have passed.
 func (l *Log) open() error {
 	var known bool
 	var err error
@@ -255,6 +257,7 @@ func (l *Log) Close() (err error) {
 	return err
 }
 
+// openTessera starts the log's storage. Its goroutines end with ctx, and only then: a pass under way needs them.
 func openTessera(ctx context.Context, cfg Config) (*tessera.Appender, func(context.Context) error, error) {
 	driver, err := posix.New(ctx, posix.Config{Path: cfg.Dir})
 	if err != nil {

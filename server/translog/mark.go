@@ -11,6 +11,7 @@ import (
 	"wardlink/internal/durable"
 )
 
+// maxMark bounds the mark; its greatest part is the origin, at most 260 bytes.
 const maxMark = 1 << 10
 
 // mark says how far journal and log are known to agree: the acts of the journal up to Seq are exactly the first Size leaves.
@@ -25,6 +26,7 @@ type mark struct {
 
 const markVersion = 1
 
+// markFile is the mark's pair of files: a torn write leaves the former mark, which only means that more is recognised at the next start.
 type markFile struct{ pair *durable.AB }
 
 // openMark reads the mark beside the log. stored is false when there never was one.
@@ -43,6 +45,7 @@ func openMark(dir string) (f *markFile, m mark, stored bool, err error) {
 	return &markFile{pair}, m, true, nil
 }
 
+// store makes m durable.
 func (f *markFile) store(m mark) error {
 	m.Version = markVersion
 	data, err := cbor.Marshal(m)

@@ -61,6 +61,7 @@ func (l *Log) checkKey() error {
 	return l.unsound("its checkpoint was signed by another key than the one configured")
 }
 
+// checkJournal looks for a journal that is older than the mark, another one, or newer than it could be.
 func (l *Log) checkJournal() error {
 	cursor := l.cfg.Journal.Cursor(consumer)
 	if cursor > l.at.Seq {
@@ -187,6 +188,7 @@ func (l *Log) makeDir(dir string) error {
 	return nil
 }
 
+// unsound is an ErrUnsound with the log's directory and what does not fit.
 func (l *Log) unsound(format string, args ...any) error {
 	return fmt.Errorf("log %s: %w: %s", l.cfg.Dir, ErrUnsound, fmt.Sprintf(format, args...))
 }
