@@ -307,7 +307,8 @@ func (b *Buffer) failed(l *lane, s *seg, items int) {
 	former := s.summary
 	l.doubt = uint32(items)
 	if err := b.recover(s); err != nil {
-		s.summary = former
+		// It stays with what is known to be in it; what the failed commit may have added is found at the next start.
+		s.summary, s.checked = former, true
 		if !transient(err) {
 			b.aside(s, err)
 		}

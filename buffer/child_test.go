@@ -97,6 +97,7 @@ func childWrite(dir, epoch string) {
 
 // TestKill kills a writer with SIGKILL at random moments and wants everything it said was durable, and nothing that does not verify.
 func TestKill(t *testing.T) {
+	t.Parallel()
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 	rng := rand.New(rand.NewPCG(seed, 1))
@@ -109,7 +110,7 @@ func TestKill(t *testing.T) {
 	durable, maybe := map[ID]bool{}, map[ID]bool{}
 	const rounds = 24
 	for round := range rounds {
-		killed(t, child(t, "write", dir, strconv.Itoa(round)), time.Duration(20+rng.IntN(150))*time.Millisecond, func(line string) {
+		killed(t, child(t, "write", dir, strconv.Itoa(round)), 1+rng.IntN(40), time.Duration(rng.IntN(8000))*time.Microsecond, func(line string) {
 			var id ID
 			var lane, epoch int
 			if _, err := fmt.Sscanf(line, "+ %d %d", &lane, &id.Number); err == nil {
@@ -155,8 +156,8 @@ func TestKill(t *testing.T) {
 	t.Logf("%d batches durable, %d acknowledged", len(durable), len(maybe))
 }
 
-// killed runs cmd, kills it after its first line and the delay, and gives every whole line it printed to fn.
-func killed(t *testing.T, cmd *exec.Cmd, delay time.Duration, fn func(line string)) {
+// killed runs cmd, kills it the delay after it printed so many lines, and gives every whole line it printed to fn.
+func killed(t *testing.T, cmd *exec.Cmd, lines int, delay time.Duration, fn func(line string)) {
 	t.Helper()
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -166,16 +167,13 @@ func killed(t *testing.T, cmd *exec.Cmd, delay time.Duration, fn func(line strin
 		t.Fatal(err)
 	}
 	r := bufio.NewReader(out)
-	var timer *time.Timer
-	guard := time.AfterFunc(20*time.Second, func() { _ = cmd.Process.Kill() })
-	defer guard.Stop()
 	for {
 		line, err := r.ReadString('\n')
 		if err != nil {
 			break
 		}
-		if timer == nil {
-			timer = time.AfterFunc(delay, func() { _ = cmd.Process.Kill() })
+		if lines--; lines == 0 {
+			defer time.AfterFunc(delay, func() { _ = cmd.Process.Kill() }).Stop()
 		}
 		fn(strings.TrimSuffix(line, "\n"))
 	}

@@ -42,6 +42,7 @@ func damageBase(t *testing.T) string {
 // TestDamage hurts one file at a time, at every page: nothing of the other files may be lost, what is given out is whole, Check
 // tells, and the process lives. It runs in a child, because what it guards against ends a process past all recovering.
 func TestDamage(t *testing.T) {
+	t.Parallel()
 	out, err := child(t, "damage", damageBase(t), "").Output()
 	if err != nil {
 		t.Fatalf("the child died: %v; its last cases:\n%s", err, out[max(0, len(out)-600):])

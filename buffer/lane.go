@@ -8,6 +8,7 @@ import (
 	"syscall"
 
 	"go.etcd.io/bbolt"
+	bbolterrors "go.etcd.io/bbolt/errors"
 
 	"wardlink/buffer/segment"
 )
@@ -258,6 +259,6 @@ func (b *Buffer) moveAside(path string) string {
 // transient says of an error that it lies in this process or machine and not in the file, so that the file must not be set aside.
 // ErrClosed is met between a failed commit and its Append's taking note of it.
 func transient(err error) bool {
-	return errors.Is(err, segment.ErrClosed) || errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) || errors.Is(err, syscall.ENOMEM) ||
+	return errors.Is(err, segment.ErrClosed) || errors.Is(err, bbolterrors.ErrTimeout) || errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) || errors.Is(err, syscall.ENOMEM) ||
 		errors.Is(err, syscall.EACCES) || errors.Is(err, syscall.EPERM)
 }

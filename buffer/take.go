@@ -23,22 +23,25 @@ func (b *Buffer) Take(max int) ([]Batch, error) {
 		return nil, fmt.Errorf("take: %w", ErrClosed)
 	}
 	t := &taking{max: max}
+	var failed error
 	for _, l := range b.lanes {
 		for i := 0; i < len(l.segs) && !t.full(); {
 			s := l.segs[i]
 			if err := b.takeFrom(s, t); err != nil {
-				if errors.Is(err, segment.ErrClosed) {
-					i++ // its Append has failed and reads the file again; the next Take finds what there is
+				if !transient(err) {
+					b.aside(s, err) // and so the next one is at i
 					continue
 				}
-				if transient(err) {
-					return t.out, fmt.Errorf("take: %w", err)
+				// Not this time; the other files flow. After a failed commit its Append is about to read the file again.
+				if !errors.Is(err, segment.ErrClosed) {
+					failed = err
 				}
-				b.aside(s, err) // and so the next one is at i
-				continue
 			}
 			i++
 		}
+	}
+	if failed != nil && len(t.out) == 0 {
+		return nil, fmt.Errorf("take: %w", failed)
 	}
 	return t.out, nil
 }

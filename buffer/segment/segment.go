@@ -217,8 +217,12 @@ func (f *File) Commit(bound int64, fn func(*bbolt.Tx) error) error {
 	if err == nil {
 		return nil
 	}
-	if !harmless {
+	switch {
+	case harmless:
+	case errors.Is(err, ErrDamaged):
 		f.abandon()
+	default:
+		f.giveUp()
 	}
 	return fmt.Errorf("commit to %s: %w", f.path, err)
 }
@@ -272,8 +276,20 @@ func (f *File) Close() error {
 	return nil
 }
 
+// giveUp closes the file after a commit that failed in order: bbolt has rolled back and let go of its locks. Under commit.
+func (f *File) giveUp() {
+	f.use.Lock()
+	defer f.use.Unlock()
+	if !f.closed {
+		f.closed = true
+		// The commit's own error is the one that counts.
+		_ = guard(f.db.Close)
+	}
+}
+
 // abandon closes the file without bbolt's help: after a panic inside bbolt its locks may be held for ever, and Close would wait for
-// them. The descriptor and with it the file lock go; the mapping (address space, no memory of its own) stays until the process ends.
+// them. The mapping (address space, no memory of its own) stays until the process ends, and with it the kernel's file object; hence
+// the file lock is given back by name, or the file could not be opened for reading any more.
 func (f *File) abandon() {
 	f.use.Lock()
 	defer f.use.Unlock()
@@ -282,7 +298,8 @@ func (f *File) abandon() {
 	}
 	f.closed = true
 	if f.handle != nil {
-		// An error here says nothing new: the file is given up already.
+		// Errors here say nothing new: the file is given up already.
+		_ = syscall.Flock(int(f.handle.Fd()), syscall.LOCK_UN)
 		_ = f.handle.Close()
 	}
 }
