@@ -53,6 +53,7 @@ func (e *Enroller) attest(ctx context.Context, keys *tpm.Keys) (*attestation, er
 		AttestParams: verify.Params{Public: ak.Public, CreateData: ak.CreateData, CreateAttestation: ak.CreateAttestation,
 			CreateSignature: ak.CreateSignature},
 	}
+	// Without one the hospital can still know the EK by its hash.
 	if ek.Certificate != nil {
 		request.EKCerts = [][]byte{ek.Certificate}
 	}
@@ -64,7 +65,7 @@ func (e *Enroller) attest(ctx context.Context, keys *tpm.Keys) (*attestation, er
 	if err != nil {
 		return nil, err
 	}
-	defer secret.Bytes(plain).Wipe()
+	defer secret.Bytes(plain).Wipe() // it is the name of our challenge at the server: whoever had it would get our AK certificate
 	var answer verify.SecretResponse
 	if err := e.post(ctx, "/secret", verify.SecretRequest{Secret: plain}, &answer); err != nil {
 		return nil, err

@@ -54,6 +54,8 @@ func (e *Enroller) order(ctx context.Context, keys *tpm.Keys, a *attestation) ([
 		return nil, err
 	}
 	client := &acme.Client{Key: key, DirectoryURL: e.cfg.Directory, HTTPClient: e.http, UserAgent: "wardlink-agent", RetryBackoff: backoff}
+	// Registering again with the same key returns the same account: its number need not be kept, and a server that lost its
+	// store gets the account back.
 	if _, err := client.Register(ctx, &acme.Account{}, acme.AcceptTOS); err != nil && !errors.Is(err, acme.ErrAccountAlreadyExists) {
 		return nil, fmt.Errorf("account: %w", err)
 	}
@@ -69,6 +71,7 @@ func (e *Enroller) order(ctx context.Context, keys *tpm.Keys, a *attestation) ([
 	if order, err = client.WaitOrder(ctx, order.URI); err != nil {
 		return nil, err
 	}
+	// The server takes nothing from the CSR but the key; the name is there because stock servers compare it.
 	csr, err := x509.CreateCertificateRequest(rand.Reader,
 		&x509.CertificateRequest{Subject: pkix.Name{CommonName: a.gateway}, SignatureAlgorithm: x509.ECDSAWithSHA256}, keys.Device())
 	if err != nil {

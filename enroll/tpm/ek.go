@@ -55,16 +55,13 @@ type endorsement struct {
 
 // EK reads the endorsement key and its certificate. The result is cached for the life of t.
 func (t *TPM) EK(ctx context.Context) (EK, error) {
-	var ek EK
-	err := t.do(ctx, "read the EK", func(c *conn) error {
+	return value(ctx, t, "read the EK", func(c *conn) (EK, error) {
 		e, err := c.endorsement()
 		if err != nil {
-			return err
+			return EK{}, err
 		}
-		ek = e.ek
-		return nil
+		return e.ek, nil
 	})
-	return ek, err
 }
 
 // endorsement finds the RSA EK: the persistent one if it has the standard template and agrees with the certificate, else a
@@ -208,13 +205,7 @@ func (c *conn) certificate(index uint32) ([]byte, error) {
 
 // Info reads what the TPM says of itself and every EK that it shows: persistent ones and those with a certificate in NV.
 func (t *TPM) Info(ctx context.Context) (Info, error) {
-	var info Info
-	err := t.do(ctx, "describe", func(c *conn) error {
-		var err error
-		info, err = c.describe()
-		return err
-	})
-	return info, err
+	return value(ctx, t, "describe", (*conn).describe)
 }
 
 func (c *conn) describe() (Info, error) {

@@ -115,9 +115,8 @@ func (k *Keys) Device() *Signer { return k.signer }
 
 // Certify has the AK attest the device key over qualifying, a server's fresh challenge.
 func (k *Keys) Certify(ctx context.Context, qualifying [32]byte) (Certification, error) {
-	var out Certification
-	err := k.tpm.do(ctx, "certify the device key", func(c *conn) error {
-		return c.withKeys(func(loaded []tpm2.NamedHandle) error {
+	return value(ctx, k.tpm, "certify the device key", func(c *conn) (out Certification, err error) {
+		err = c.withKeys(func(loaded []tpm2.NamedHandle) error {
 			ek, h, release, err := c.loadEK()
 			if err != nil {
 				return err
@@ -135,8 +134,8 @@ func (k *Keys) Certify(ctx context.Context, qualifying [32]byte) (Certification,
 			out = Certification{Info: answer.CertifyInfo.Bytes(), Signature: tpm2.Marshal(answer.Signature), Public: k.device.public[2:]}
 			return nil
 		}, k.ak, k.device)
+		return out, err
 	})
-	return out, err
 }
 
 // ActivateCredential decrypts the attestation CA's secret, which proves that AK and EK live in one TPM. credential is a
@@ -150,9 +149,8 @@ func (k *Keys) ActivateCredential(ctx context.Context, credential, secret []byte
 	if err != nil {
 		return nil, fmt.Errorf("secret of the attestation CA: %w", err)
 	}
-	var out []byte
-	err = k.tpm.do(ctx, "activate a credential", func(c *conn) error {
-		return c.withKeys(func(loaded []tpm2.NamedHandle) error {
+	return value(ctx, k.tpm, "activate a credential", func(c *conn) (out []byte, err error) {
+		err = c.withKeys(func(loaded []tpm2.NamedHandle) error {
 			ek, h, release, err := c.loadEK()
 			if err != nil {
 				return err
@@ -171,6 +169,6 @@ func (k *Keys) ActivateCredential(ctx context.Context, credential, secret []byte
 			out = bytes.Clone(answer.CertInfo.Buffer)
 			return nil
 		}, k.ak)
+		return out, err
 	})
-	return out, err
 }

@@ -80,7 +80,7 @@ func (c *conn) createKey(b *blob, template tpm2.TPMTPublic) error {
 		ParentHandle: auth(parent, session(ek, h, tpm2.AESEncryption(128, tpm2.EncryptInOut))),
 		InPublic:     tpm2.New2B(template),
 	}.Execute(c)
-	c.flush(parent.Handle)
+	c.flush(parent.Handle) // before the key is loaded below: storage key, derived EK and AK would fill all three slots
 	release()
 	if err != nil {
 		return err

@@ -1,6 +1,7 @@
 package tpm
 
 import (
+	"bytes"
 	"context"
 	"crypto"
 	"crypto/ecdsa"
@@ -56,9 +57,9 @@ func (s *Signer) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byt
 	if opts == nil || opts.HashFunc() != crypto.SHA256 || len(digest) != crypto.SHA256.Size() {
 		return nil, errors.New("sign: the device key signs SHA-256 digests only")
 	}
-	var signature []byte
-	err := s.tpm.do(context.Background(), "sign", func(c *conn) error {
-		return c.withKeys(func(loaded []tpm2.NamedHandle) error {
+	digest = bytes.Clone(digest) // the operation may outlive this call
+	return value(context.Background(), s.tpm, "sign", func(c *conn) (signature []byte, err error) {
+		err = c.withKeys(func(loaded []tpm2.NamedHandle) error {
 			ek, h, release, err := c.loadEK()
 			if err != nil {
 				return err
@@ -81,8 +82,8 @@ func (s *Signer) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byt
 				new(big.Int).SetBytes(rs.SignatureR.Buffer), new(big.Int).SetBytes(rs.SignatureS.Buffer)})
 			return err
 		}, s.blob)
+		return signature, err
 	})
-	return signature, err
 }
 
 // Certificate is chain (leaf first, DER) with this key, as crypto/tls wants it. TLS 1.2 peers are told that only SHA-256 will do.

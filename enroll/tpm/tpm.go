@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"io/fs"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -38,7 +39,8 @@ type TPM struct {
 	managed bool // behind the kernel's resource manager, which flushes what a closed file left behind
 	open    func() (transport.TPMCloser, error)
 	ops     chan *operation
-	closing chan struct{}
+	closing func() // once: stops the owner
+	stop    chan struct{}
 	closed  chan struct{}
 
 	// Owned by the run goroutine.
@@ -71,7 +73,8 @@ func (c *conn) Send(command []byte) ([]byte, error) {
 // Open opens the TPM at path: a device such as /dev/tpmrm0, or swtpm:SOCKET. On a transport without resource manager it flushes
 // whatever a killed predecessor left loaded. Errors name the mend.
 func Open(ctx context.Context, path string) (*TPM, error) {
-	t := &TPM{path: path, ops: make(chan *operation), closing: make(chan struct{}), closed: make(chan struct{})}
+	t := &TPM{path: path, ops: make(chan *operation), stop: make(chan struct{}), closed: make(chan struct{})}
+	t.closing = sync.OnceFunc(func() { close(t.stop) })
 	if socket, ok := strings.CutPrefix(path, "swtpm:"); ok {
 		t.open = func() (transport.TPMCloser, error) { return openSocket(socket) }
 	} else {
@@ -111,11 +114,7 @@ func mend(path string, err error) string {
 
 // Close ends the owner once its current operation is over. It does not wait for a hung device.
 func (t *TPM) Close() error {
-	select {
-	case <-t.closing:
-	default:
-		close(t.closing)
-	}
+	t.closing()
 	return nil
 }
 
@@ -127,7 +126,7 @@ func (t *TPM) own() {
 	defer func() { t.dev.Close() }()
 	for {
 		select {
-		case <-t.closing:
+		case <-t.stop:
 			return
 		case o := <-t.ops:
 			o.done <- t.perform(o)
@@ -135,8 +134,14 @@ func (t *TPM) own() {
 	}
 }
 
-// perform runs one operation, after clearing what a failed one may have left loaded.
-func (t *TPM) perform(o *operation) error {
+// perform runs one operation, after clearing what a failed one may have left loaded. An answer so wrong that go-tpm panics over it
+// must cost this operation, not the agent's data path.
+func (t *TPM) perform(o *operation) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			t.suspect, err = true, fmt.Errorf("the TPM's answer makes no sense: %v", p)
+		}
+	}()
 	if err := o.ctx.Err(); err != nil {
 		return err
 	}
@@ -147,7 +152,7 @@ func (t *TPM) perform(o *operation) error {
 		}
 		t.suspect = false
 	}
-	err := o.run(c)
+	err = o.run(c)
 	t.suspect = err != nil
 	return err
 }
@@ -188,4 +193,19 @@ func (t *TPM) do(ctx context.Context, what string, run func(*conn) error) error 
 	case <-ctx.Done():
 		return fmt.Errorf("TPM %s: %s: no answer in time: %w", t.path, what, ctx.Err())
 	}
+}
+
+// value is do for operations with a result, which passes through a channel: an abandoned operation may still be writing its own.
+func value[T any](ctx context.Context, t *TPM, what string, run func(*conn) (T, error)) (T, error) {
+	results := make(chan T, 1)
+	err := t.do(ctx, what, func(c *conn) error {
+		v, err := run(c)
+		results <- v
+		return err
+	})
+	if err != nil {
+		var none T
+		return none, err
+	}
+	return <-results, nil
 }

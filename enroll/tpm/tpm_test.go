@@ -333,6 +333,47 @@ func TestHungTPM(t *testing.T) {
 	}
 }
 
+// A TPM that answers nonsense is an error, and its owner goroutine lives.
+func TestNonsenseFromTheTPM(t *testing.T) {
+	for name, answer := range map[string][]byte{
+		"a short header": {0x80, 0x01},
+		"a huge size":    {0x80, 0x01, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0},
+		"no body":        {0x80, 0x01, 0, 0, 0, 10, 0, 0, 0, 0},
+		"a false list":   append([]byte{0x80, 0x01, 0, 0, 0, 19, 0, 0, 0, 0}, 0, 0, 0, 0, 1, 0xff, 0xff, 0xff, 0xff),
+		"no handles, no properties": append([]byte{0x80, 0x01, 0, 0, 0, 19, 0, 0, 0, 0},
+			0, 0, 0, 0, 1, 0, 0, 0, 0),
+	} {
+		path := filepath.Join(t.TempDir(), "s")
+		l, err := net.Listen("unix", path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		go func() {
+			for {
+				conn, err := l.Accept()
+				if err != nil {
+					return
+				}
+				_, _ = conn.Read(make([]byte, 4096))
+				_, _ = conn.Write(answer)
+				conn.Close()
+			}
+		}()
+		if d, err := Open(t.Context(), "swtpm:"+path); err == nil {
+			t.Errorf("%s: opened", name)
+			d.Close()
+		}
+		l.Close()
+	}
+	d := open(t, swtpmtest.Start(t).Path)
+	if err := d.do(t.Context(), "panic", func(*conn) error { panic("index out of range") }); err == nil || !strings.Contains(err.Error(), "makes no sense") {
+		t.Errorf("a panic: %v", err)
+	}
+	if _, err := d.EK(t.Context()); err != nil {
+		t.Errorf("after a panic: %v", err)
+	}
+}
+
 // Whatever a killed predecessor left loaded is flushed at the next start.
 func TestStaleSlotsAreFlushed(t *testing.T) {
 	sw := swtpmtest.Start(t)

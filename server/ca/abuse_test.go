@@ -263,7 +263,7 @@ func TestIssuanceWaitsForTheRecord(t *testing.T) {
 
 // A TPM of an unknown maker is admitted once the registry holds its EK, and not before.
 func TestPinnedEK(t *testing.T) {
-	h := newHospital(t, func(c *Config) { c.EKRoots, c.EKIntermediates = nil, nil })
+	h := newHospital(t, func(c *Config) { c.EKRoots, c.EKIntermediates, c.CertLife = nil, nil, time.Minute })
 	g := h.gateway(t, swtpmtest.Start(t).Path)
 	var waiting *enroll.WaitingError
 	if _, err := g.e.Enroll(t.Context()); !errors.As(err, &waiting) {
@@ -277,8 +277,8 @@ func TestPinnedEK(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if id.Gateway != "gw-pinned" {
-		t.Errorf("enrolled as %s", id.Gateway)
+	if life := id.NotAfter.Sub(id.NotBefore); id.Gateway != "gw-pinned" || life < time.Minute || life > 65*time.Second {
+		t.Errorf("enrolled as %s for %v", id.Gateway, life)
 	}
 }
 
@@ -337,6 +337,7 @@ func TestStrangersGetProblemDocuments(t *testing.T) {
 		{"/attestation/attest", make([]byte, verify.MaxRequest+1), http.StatusRequestEntityTooLarge},
 		{"/attestation/secret", []byte("[]"), http.StatusBadRequest},
 		{"/attestation/secret", make([]byte, 5<<10), http.StatusRequestEntityTooLarge},
+		{"/acme/attest/new-account", make([]byte, maxBody+1), http.StatusRequestEntityTooLarge},
 		{"/acme/attest/revoke-cert", nil, http.StatusNotFound},
 		{"/1.0/sign", nil, http.StatusNotFound},
 		{"/provisioners", nil, http.StatusNotFound},

@@ -54,6 +54,7 @@ func (g *guarded) UpdateChallenge(ctx context.Context, ch *acme.Challenge) error
 		ek, err := g.judge(ctx, ch)
 		var refused *acme.Error
 		if errors.As(err, &refused) {
+			// The refusal is stored with the challenge, where the client looks for it; an error here would be answered and forgotten.
 			ch.Status, ch.ValidatedAt, ch.Error = acme.StatusInvalid, "", refused
 			g.ca.denied(ctx, audit.Event{Target: clean(ch.Value), Reason: clean(refused.Detail)})
 		} else if err != nil {
@@ -106,6 +107,7 @@ func (g *guarded) CreateCertificate(ctx context.Context, cert *acme.Certificate)
 	if err != nil {
 		return err
 	}
+	// smallstep takes the first identifier's name but the key of any authorization; with one of each they cannot differ.
 	if len(order.Identifiers) != 1 || len(order.AuthorizationIDs) != 1 {
 		return refusedBy(acme.ErrorUnauthorizedType, "the order is not for one gateway")
 	}
@@ -114,6 +116,7 @@ func (g *guarded) CreateCertificate(ctx context.Context, cert *acme.Certificate)
 	if !ok {
 		return refusedBy(acme.ErrorUnauthorizedType, "the attestation is too old; order again")
 	}
+	// Asked again: between attestation and certificate lie minutes in which an operator may have suspended the gateway.
 	if err := g.admitted(ctx, ek, gateway); err != nil {
 		return err
 	}
@@ -121,6 +124,8 @@ func (g *guarded) CreateCertificate(ctx context.Context, cert *acme.Certificate)
 	if err := checkSVID(cert.Leaf, id); err != nil {
 		return refusedBy(acme.ErrorBadCSRType, "%v", err)
 	}
+	// The key first: if the event then fails, a key is on record that has no certificate, which harms nobody. The other way round a
+	// proven issuance would have no key to verify sealing records with.
 	if err := g.ca.cfg.Registry.AddKey(ctx, Key{Gateway: gateway, SPKI: sha256.Sum256(cert.Leaf.RawSubjectPublicKeyInfo),
 		Public: cert.Leaf.RawSubjectPublicKeyInfo, Serial: Serial(cert.Leaf),
 		NotBefore: cert.Leaf.NotBefore, NotAfter: cert.Leaf.NotAfter}); err != nil {
@@ -137,6 +142,7 @@ type attestationPayload struct {
 	ak *x509.Certificate
 }
 
+// payloadDecoding bounds what fxamacker/cbor allocates for a stranger: an attestation is two levels of small maps.
 var payloadDecoding = func() cbor.DecMode {
 	mode, err := cbor.DecOptions{DupMapKey: cbor.DupMapKeyEnforcedAPF, MaxArrayElements: 16, MaxMapPairs: 16, MaxNestedLevels: 4,
 		IndefLength: cbor.IndefLengthForbidden, TagsMd: cbor.TagsForbidden}.DecMode()
@@ -203,6 +209,7 @@ type attestedEK struct {
 	until time.Time
 }
 
+// An honest client finalises within a second or two; a slow TPM signs its CSR within half a minute.
 const (
 	maxAttested  = 4096
 	attestedLife = 5 * time.Minute

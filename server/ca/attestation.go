@@ -20,6 +20,7 @@ import (
 	"wardlink/internal/secret"
 )
 
+// secretSize is what stock clients expect, and what fits the credential of an EK with SHA-256 names.
 const secretSize = 32
 
 // attest answers POST /attestation/attest: it judges the request and challenges the TPM. Nothing is recorded of a stranger here.
@@ -73,6 +74,7 @@ func (c *CA) secret(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	ctx, peer := r.Context(), r.RemoteAddr
+	// Whether the EK certificate chained is only told to the operator: what admits a TPM is its hash in the registry.
 	gateway, err := c.cfg.Registry.ByEK(ctx, verified.EK)
 	switch {
 	case errors.Is(err, ErrUnknown):
@@ -92,6 +94,7 @@ func (c *CA) secret(w http.ResponseWriter, r *http.Request) {
 		c.unavailable(w, "sign the AK certificate", err)
 		return
 	}
+	// Journaled before the certificate leaves; one that was signed and then withheld proves nothing to anybody.
 	if err := c.cfg.Events(ctx, audit.Event{Type: audit.AKCertified, Time: c.cfg.Now().UnixMilli(), Actor: audit.Actor{ID: "peer"}, Peer: peer,
 		Target: gateway, Outcome: audit.Success, Detail: map[string]string{
 			"ek_sha256": hex.EncodeToString(verified.EK[:]), "chain": fmt.Sprint(verified.Chain), "ak_name": hex.EncodeToString(verified.AKName),

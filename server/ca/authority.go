@@ -1,12 +1,14 @@
 package ca
 
 import (
+	"bytes"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -48,6 +50,7 @@ func openAuthority(c *CA) (*embedded, error) {
 		return nil, err
 	}
 	storage := &db.Config{Type: "bbolt", DataSource: filepath.Join(c.cfg.Dir, "acme.db")}
+	// bbolt locks the file: a second server on this directory waits and then fails here.
 	store, err := db.New(storage)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w; is another server running on this directory?", storage.DataSource, err)
@@ -78,6 +81,7 @@ func (e *embedded) start(c *CA, storage *db.Config) error {
 	if err != nil {
 		return fmt.Errorf("start the authority: %w", err)
 	}
+	// acmeapi reads its URL parameters through chi, so no other router will do.
 	router := chi.NewRouter()
 	router.Route("/acme", func(r chi.Router) { acmeapi.Route(r) })
 	e.router = router
@@ -128,6 +132,11 @@ func (e *embedded) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		reply(w, http.StatusNotFound, enroll.Problem{Type: problemPrefix + "not-found", Detail: "not served"})
 		return
 	}
+	body, ok := readBody(w, r, maxBody) // smallstep answers a body that is too long with a 500
+	if !ok {
+		return
+	}
+	r.Body = io.NopCloser(bytes.NewReader(body))
 	ctx := authority.NewContext(r.Context(), e.auth)
 	ctx = db.NewContext(ctx, e.store)
 	ctx = acme.NewContext(ctx, e.acme, e.client, e.linker, nil)

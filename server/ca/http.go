@@ -88,7 +88,7 @@ func readBody(w http.ResponseWriter, r *http.Request, limit int64) ([]byte, bool
 // that the source does not.
 func (c *CA) refuse(w http.ResponseWriter, r *http.Request, status int, kind, detail string) {
 	c.cfg.Refused(r.RemoteAddr, "enrolment: "+kind)
-	c.cfg.Log.Info("enrolment refused", "peer", r.RemoteAddr, "kind", kind, "detail", detail)
+	c.cfg.Log.Info("enrolment refused", "peer", r.RemoteAddr, "kind", kind, "detail", clean(detail))
 	reply(w, status, enroll.Problem{Type: problemPrefix + kind, Detail: clean(detail)})
 }
 
