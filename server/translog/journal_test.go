@@ -12,6 +12,7 @@ import (
 
 // TestRealJournal drains the journal that the server has, across a restart of both.
 func TestRealJournal(t *testing.T) {
+	t.Parallel()
 	base := t.TempDir()
 	jc := journal.Config{Dir: filepath.Join(base, "journal"), Node: 7, Consumers: []string{consumer}}
 	if err := journal.Create(jc); err != nil {

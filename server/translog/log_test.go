@@ -14,6 +14,7 @@ import (
 )
 
 func TestDrain(t *testing.T) {
+	t.Parallel()
 	dir, j := filepath.Join(t.TempDir(), "log"), newFakeJournal()
 	cfg := testConfig(t, dir, j)
 	create(t, cfg)
@@ -61,6 +62,7 @@ func noCanary(t *testing.T, dir string) {
 }
 
 func TestRestart(t *testing.T) {
+	t.Parallel()
 	dir, j := filepath.Join(t.TempDir(), "log"), newFakeJournal()
 	cfg := testConfig(t, dir, j)
 	create(t, cfg)
@@ -75,6 +77,7 @@ func TestRestart(t *testing.T) {
 }
 
 func TestSeveralWindows(t *testing.T) {
+	t.Parallel()
 	dir, j := filepath.Join(t.TempDir(), "log"), newFakeJournal()
 	cfg := testConfig(t, dir, j)
 	create(t, cfg)
@@ -88,6 +91,7 @@ func TestSeveralWindows(t *testing.T) {
 }
 
 func TestOpenRefuses(t *testing.T) {
+	t.Parallel()
 	base := t.TempDir()
 	dir, j := filepath.Join(base, "log"), newFakeJournal()
 	cfg := testConfig(t, dir, j)
@@ -120,6 +124,7 @@ func TestOpenRefuses(t *testing.T) {
 }
 
 func TestWaitForEnds(t *testing.T) {
+	t.Parallel()
 	cfg := testConfig(t, filepath.Join(t.TempDir(), "log"), newFakeJournal())
 	create(t, cfg)
 	l, stop := start(t, cfg)
@@ -135,6 +140,7 @@ func TestWaitForEnds(t *testing.T) {
 }
 
 func TestUnreadableEntryIsLogged(t *testing.T) {
+	t.Parallel()
 	dir, j := filepath.Join(t.TempDir(), "log"), newFakeJournal()
 	cfg := testConfig(t, dir, j)
 	create(t, cfg)
@@ -168,6 +174,7 @@ func TestUnreadableEntryIsLogged(t *testing.T) {
 }
 
 func TestLag(t *testing.T) {
+	t.Parallel()
 	dir, j := filepath.Join(t.TempDir(), "log"), newFakeJournal()
 	cfg := testConfig(t, dir, j)
 	cfg.Now = func() time.Time { return time.UnixMilli(firstTime + 1000 + 1500) }
@@ -182,6 +189,7 @@ func TestLag(t *testing.T) {
 
 // TestVerifyWhileWriting: the verifier, the listing and the proofs read beside the writer.
 func TestVerifyWhileWriting(t *testing.T) {
+	t.Parallel()
 	dir, j := filepath.Join(t.TempDir(), "log"), newFakeJournal()
 	cfg := testConfig(t, dir, j)
 	cfg.Now = func() time.Time { return time.UnixMilli(firstTime) }

@@ -93,6 +93,7 @@ func class(name string) string {
 
 // TestTampering changes one file of each class in each way; the verifier must doubt the log.
 func TestTampering(t *testing.T) {
+	t.Parallel()
 	dir, _, former, files := longLog(t)
 	_, vkey := testKey()
 	options := audit.Options{DetailSince: 1}
@@ -175,6 +176,7 @@ func neededParts(size uint64) map[string]bool {
 // TestRollback puts the whole directory back. The log itself is consistent then; a checkpoint kept elsewhere shows it, and so does
 // the journal's cursor to the writer.
 func TestRollback(t *testing.T) {
+	t.Parallel()
 	dir, j, former, latter := longLog(t)
 	_, vkey := testKey()
 	kept := audit.Options{Older: [][]byte{latter["checkpoint"]}}
@@ -217,6 +219,7 @@ func TestRollback(t *testing.T) {
 
 // TestUnsoundJournal gives a log a journal that is not its own.
 func TestUnsoundJournal(t *testing.T) {
+	t.Parallel()
 	dir, j, _, _ := longLog(t)
 	cfg := testConfig(t, dir, nil)
 	empty := newFakeJournal()
@@ -257,6 +260,7 @@ func runBriefly(t *testing.T, l *Log) error {
 
 // TestForeignKey opens a log with a new key of the same name.
 func TestForeignKey(t *testing.T) {
+	t.Parallel()
 	cfg := testConfig(t, filepath.Join(t.TempDir(), "log"), newFakeJournal())
 	create(t, cfg)
 	skey, _, err := NewKey(testOrigin)
@@ -271,6 +275,7 @@ func TestForeignKey(t *testing.T) {
 
 // TestLogPastJournal: the log holds an act past its mark that the journal never had.
 func TestLogPastJournal(t *testing.T) {
+	t.Parallel()
 	dir, j := filepath.Join(t.TempDir(), "log"), newFakeJournal()
 	cfg := testConfig(t, dir, j)
 	create(t, cfg)
@@ -289,6 +294,7 @@ func TestLogPastJournal(t *testing.T) {
 
 // TestOtherLog: a log by the same key that is as long and not the one of the mark, as after a put-back that grew again.
 func TestOtherLog(t *testing.T) {
+	t.Parallel()
 	made := func(passes ...int) (cfg Config, files map[string][]byte) {
 		j := newFakeJournal()
 		cfg = testConfig(t, filepath.Join(t.TempDir(), "log"), j)
