@@ -18,8 +18,11 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/mod/sumdb/note"
+
 	"wardlink/audit"
 	"wardlink/server/journal"
+	"wardlink/server/translog"
 	"wardlink/telemetry"
 )
 
@@ -151,6 +154,27 @@ func BenchmarkPublish(b *testing.B) {
 		j := must(journal.Open(c))(b)
 		defer j.Close()
 		benchmarkPublish(b, j)
+	})
+	// As the product runs: beside the journal, the log's writer hashes every row into windows and signs checkpoints.
+	b.Run("audited", func(b *testing.B) {
+		c := journal.Config{Dir: filepath.Join(b.TempDir(), "journal"), Consumers: []string{"log"}}
+		must(0, journal.Create(c))(b)
+		j := must(journal.Open(c))(b)
+		defer j.Close()
+		origin := audit.Origin(domain, 1)
+		skey, _, err := translog.NewKey(origin)
+		signer := must(note.NewSigner(skey))(b)
+		must(0, err)(b)
+		lc := translog.Config{Dir: filepath.Join(b.TempDir(), "log"), Origin: origin, Signer: signer, Journal: j}
+		must(0, translog.Create(lc))(b)
+		log := must(translog.Open(lc))(b)
+		defer log.Close()
+		ctx, cancel := context.WithCancel(context.Background())
+		done := make(chan error, 1)
+		go func() { done <- log.Run(ctx) }()
+		benchmarkPublish(b, j)
+		cancel()
+		must(0, <-done)(b)
 	})
 }
 

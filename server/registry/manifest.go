@@ -8,6 +8,8 @@ import (
 	"io"
 	"slices"
 	"strings"
+
+	"wardlink/enroll"
 )
 
 // Limits of a manifest.
@@ -135,7 +137,7 @@ func (p *manifestParser) row(line int, row []string) error {
 	}
 	for _, ek := range g.EKs {
 		if first, twice := p.eks[ek]; twice {
-			return fmt.Errorf("endorsement key %s is on line %d already; one TPM is one gateway", Fingerprint(ek), first)
+			return fmt.Errorf("endorsement key %s is on line %d already; one TPM is one gateway", enroll.Fingerprint(ek), first)
 		}
 		p.eks[ek] = line
 	}

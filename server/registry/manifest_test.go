@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"wardlink/internal/spiffe"
+	"wardlink/enroll"
 	"wardlink/server/registry"
 )
 
@@ -116,7 +117,7 @@ func FuzzParseManifest(f *testing.F) {
 }
 
 func TestFingerprint(t *testing.T) {
-	a, b := registry.Fingerprint(ek("a")), registry.Fingerprint(ek("b"))
+	a, b := enroll.Fingerprint(ek("a")), registry.Fingerprint(ek("b"))
 	if a == b || len(a) != 19 || strings.Count(a, "-") != 3 || strings.ToUpper(a) != a {
 		t.Fatal(a, b)
 	}

@@ -6,7 +6,6 @@ import (
 	"context"
 	"database/sql"
 	_ "embed"
-	"encoding/base32"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -16,6 +15,7 @@ import (
 	"unicode/utf8"
 
 	"wardlink/audit"
+	"wardlink/enroll"
 	"wardlink/internal/spiffe"
 	"wardlink/server/sqldb"
 )
@@ -94,13 +94,6 @@ func (g *Gateway) check() error {
 		return fmt.Errorf("gateway %s: profile %.40q is unknown; the one profile is %q", g.ID, g.Profile, DefaultProfile)
 	}
 	return nil
-}
-
-// Fingerprint is an endorsement key's hash for human eyes: its first 80 bits as four groups of four base32 letters. An operator
-// compares it with what the gateway shows; making a second key with the same one takes 2^80 tries.
-func Fingerprint(ek [32]byte) string {
-	s := base32.StdEncoding.EncodeToString(ek[:10])
-	return s[0:4] + "-" + s[4:8] + "-" + s[8:12] + "-" + s[12:16]
 }
 
 // Config is what a Registry needs.
@@ -261,7 +254,7 @@ func (r *Registry) ByEK(ctx context.Context, ek [32]byte) (Gateway, error) {
 	var id string
 	err := r.db.QueryRow(ctx, "SELECT gateway FROM gateway_eks WHERE ek = $1", ek[:]).Scan(&id)
 	if errors.Is(err, sql.ErrNoRows) {
-		return Gateway{}, fmt.Errorf("endorsement key %s: %w", Fingerprint(ek), ErrUnknown)
+		return Gateway{}, fmt.Errorf("endorsement key %s: %w", enroll.Fingerprint(ek), ErrUnknown)
 	}
 	if err != nil {
 		return Gateway{}, fmt.Errorf("registry: %w", err)
@@ -394,7 +387,7 @@ func contradiction(tx *sql.Tx, g *Gateway) (reason string, same bool, err error)
 	seen := make(map[[32]byte]bool)
 	for _, ek := range g.EKs {
 		if seen[ek] {
-			return "endorsement key " + Fingerprint(ek) + " is given twice", false, nil
+			return "endorsement key " + enroll.Fingerprint(ek) + " is given twice", false, nil
 		}
 		seen[ek] = true
 		var owner string
@@ -404,7 +397,7 @@ func contradiction(tx *sql.Tx, g *Gateway) (reason string, same bool, err error)
 		case err != nil:
 			return "", false, err
 		case owner != g.ID:
-			return "endorsement key " + Fingerprint(ek) + " belongs to gateway " + owner + " already; one TPM is one gateway", false, nil
+			return "endorsement key " + enroll.Fingerprint(ek) + " belongs to gateway " + owner + " already; one TPM is one gateway", false, nil
 		default:
 			own++
 		}

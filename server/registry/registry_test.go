@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"wardlink/audit"
+	"wardlink/enroll"
 	"wardlink/server/journal"
 	"wardlink/server/registry"
 	"wardlink/server/sqldb"
@@ -159,7 +160,7 @@ func TestWaitingAndApprove(t *testing.T) {
 		t.Fatal(list, err)
 	}
 	got := list[0]
-	if got.Fingerprint != registry.Fingerprint(ek("new")) || got.Manufacturer != "STM?[2J" || !got.Chain || got.LastSeen.Sub(got.FirstSeen) != 4*time.Minute {
+	if got.Fingerprint != enroll.Fingerprint(ek("new")) || got.Manufacturer != "STM?[2J" || !got.Chain || got.LastSeen.Sub(got.FirstSeen) != 4*time.Minute {
 		t.Errorf("%+v", got)
 	}
 	before := f.revision(t)
@@ -192,8 +193,8 @@ func TestWaitingAndApprove(t *testing.T) {
 		t.Errorf("a second TPM took the id: %v", err)
 	}
 	want := []string{
-		"gateway.waiting " + registry.Fingerprint(ek("new")) + " success", "gateway.approved gw-1 success",
-		"gateway.waiting " + registry.Fingerprint(second) + " success",
+		"gateway.waiting " + enroll.Fingerprint(ek("new")) + " success", "gateway.approved gw-1 success",
+		"gateway.waiting " + enroll.Fingerprint(second) + " success",
 	}
 	if got := f.journal.Lines(t); !slices.Equal(got, want) {
 		t.Errorf("events %q", got)

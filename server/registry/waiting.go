@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"wardlink/audit"
+	"wardlink/enroll"
 )
 
 // Waiting is a TPM that has proven an endorsement key which nobody has entered.
@@ -58,7 +59,7 @@ func (r *Registry) wait(tx *sql.Tx, w *Waiting, now int64) error {
 	var owner string
 	err := tx.QueryRow("SELECT gateway FROM gateway_eks WHERE ek = $1", w.EK[:]).Scan(&owner)
 	if err == nil {
-		return fmt.Errorf("endorsement key %s belongs to gateway %s: %w", Fingerprint(w.EK), owner, ErrConflict)
+		return fmt.Errorf("endorsement key %s belongs to gateway %s: %w", enroll.Fingerprint(w.EK), owner, ErrConflict)
 	} else if !errors.Is(err, sql.ErrNoRows) {
 		return err
 	}
@@ -78,11 +79,11 @@ func (r *Registry) wait(tx *sql.Tx, w *Waiting, now int64) error {
 	}
 	if _, err := tx.Exec(`INSERT INTO waiting (ek, fingerprint, ek_public, manufacturer, model, chain, peer, first_seen, last_seen)
 		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $8)`,
-		w.EK[:], Fingerprint(w.EK), w.EKPublic, w.Manufacturer, w.Model, chain, w.Peer, now); err != nil {
+		w.EK[:], enroll.Fingerprint(w.EK), w.EKPublic, w.Manufacturer, w.Model, chain, w.Peer, now); err != nil {
 		return err
 	}
 	return r.outbox.Add(tx, audit.Event{
-		Type: audit.GatewayWaiting, Actor: audit.Actor{ID: "peer"}, Peer: w.Peer, Target: Fingerprint(w.EK), Outcome: audit.Success,
+		Type: audit.GatewayWaiting, Actor: audit.Actor{ID: "peer"}, Peer: w.Peer, Target: enroll.Fingerprint(w.EK), Outcome: audit.Success,
 		Detail: map[string]string{"ek_sha256": hex.EncodeToString(w.EK[:]), "manufacturer": w.Manufacturer, "model": w.Model, "chain": fmt.Sprint(w.Chain)},
 	})
 }
