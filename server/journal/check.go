@@ -144,7 +144,7 @@ func (r *Report) segment(dir, name string, first uint64) (summary, error) {
 	case written.last < s.last:
 		r.note(name, "entries %d to %d are from a commit that failed and do not count", written.last+1, s.last)
 		s.last = written.last
-	case written.bytes != s.bytes:
+	case written.bytes != s.bytes && len(bad) == 0:
 		r.find(name, "its summary says %d bytes, it holds %d", written.bytes, s.bytes)
 	}
 	return s, nil

@@ -1,0 +1,377 @@
+package journal
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strconv"
+	"syscall"
+	"testing"
+	"time"
+
+	"wardlink/audit"
+	"wardlink/buffer/segment"
+)
+
+func TestCreateAndOpenAreDifferent(t *testing.T) {
+	c := testConfig(filepath.Join(t.TempDir(), "journal"))
+	if _, err := Open(c); !errors.Is(err, ErrMissing) {
+		t.Fatalf("open of nothing: %v; want ErrMissing", err)
+	}
+	if err := Create(c); err != nil {
+		t.Fatal(err)
+	}
+	if err := Create(c); !errors.Is(err, ErrExists) {
+		t.Fatalf("second create: %v; want ErrExists", err)
+	}
+	j := mustOpen(t, c)
+	if _, err := Open(c); !errors.Is(err, ErrLocked) {
+		t.Fatalf("second open: %v; want ErrLocked", err)
+	}
+	if _, err := Check(c.Dir); !errors.Is(err, ErrLocked) {
+		t.Fatalf("check of an open journal: %v; want ErrLocked", err)
+	}
+	if err := j.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := j.Append(context.Background(), entryOf(j, "late", 0)); !errors.Is(err, ErrClosed) {
+		t.Fatalf("append after close: %v; want ErrClosed", err)
+	}
+	if err := j.Wait(context.Background(), 0); !errors.Is(err, ErrClosed) {
+		t.Fatalf("wait after close: %v; want ErrClosed", err)
+	}
+}
+
+func TestInvalidEntries(t *testing.T) {
+	_, j := fresh(t)
+	good := entryOf(j, "head", 10)
+	for name, change := range map[string]func(*Entry){
+		"no id":        func(e *Entry) { e.ID = audit.EventID{} },
+		"no head":      func(e *Entry) { e.Head = nil },
+		"unknown kind": func(e *Entry) { e.Kind = 9 },
+		"too large":    func(e *Entry) { e.Blob = make([]byte, MaxEntry+1) },
+	} {
+		e := good
+		change(&e)
+		if err := j.Submit(e, func(uint64, error) { t.Errorf("%s: done ran", name) }); !errors.Is(err, ErrInvalid) {
+			t.Errorf("%s: %v; want ErrInvalid", name, err)
+		}
+	}
+}
+
+func TestCallbacksInOrderAndQueueBound(t *testing.T) {
+	_, j := fresh(t)
+	const n = 300 // of 200 KB: more than the queue and than many segments hold
+	order := make(chan uint64, n)
+	for i := range n {
+		if err := j.Submit(entryOf(j, strconv.Itoa(i), 200_000), func(seq uint64, err error) {
+			if err != nil {
+				t.Error(err)
+			}
+			order <- seq
+		}); err != nil {
+			t.Fatal(err)
+		}
+		if q := j.Stats().Queued; q > queueBytes {
+			t.Fatalf("%d bytes are queued", q)
+		}
+	}
+	for want := range uint64(n) {
+		if got := <-order; got != want+1 {
+			t.Fatalf("callback of entry %d came at %d", got, want+1)
+		}
+	}
+	if got, err := j.Read(1, 1000); err != nil || len(got) > 45 || len(got) < 30 {
+		t.Fatalf("%d entries of 200 KB in one read, %v; want about 8 MB", len(got), err)
+	}
+	if all := readAll(t, j, 1); len(all) != n {
+		t.Fatalf("read %d of %d", len(all), n)
+	}
+}
+
+func TestWaitAndCursor(t *testing.T) {
+	_, j := fresh(t)
+	ctx, cancel := context.WithCancel(context.Background())
+	waited := make(chan error, 1)
+	go func() { waited <- j.Wait(context.Background(), 0) }()
+	cancel()
+	if err := j.Wait(ctx, 0); !errors.Is(err, context.Canceled) {
+		t.Fatal(err)
+	}
+	if err := j.Append(context.Background(), entryOf(j, "a", 0), entryOf(j, "b", 0)); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-waited; err != nil {
+		t.Fatal(err)
+	}
+	if err := j.SetCursor("log", 3); err == nil {
+		t.Fatal("a cursor went past the last entry")
+	}
+	if err := j.SetCursor("nobody", 1); err == nil {
+		t.Fatal("an unknown consumer has a cursor")
+	}
+	if err := j.SetCursor("log", 2); err != nil {
+		t.Fatal(err)
+	}
+	if err := j.SetCursor("log", 1); err == nil {
+		t.Fatal("a cursor went back")
+	}
+}
+
+func TestFilesGoWhenAllHavePassedAndTimeIsOver(t *testing.T) {
+	now := time.Unix(1_800_000_000, 0)
+	c := testConfig(filepath.Join(t.TempDir(), "journal"))
+	c.Now = func() time.Time { return now }
+	if err := Create(c); err != nil {
+		t.Fatal(err)
+	}
+	j := mustOpen(t, c)
+	for range 20 {
+		if err := j.Append(context.Background(), entryOf(j, "x", 200_000)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	files := func() int {
+		names, err := filepath.Glob(filepath.Join(c.Dir, "*.seg"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(names)
+	}
+	before := files()
+	if before < 5 {
+		t.Fatalf("only %d files", before)
+	}
+	step := func(consumer string, seq uint64, want int) {
+		t.Helper()
+		if err := j.SetCursor(consumer, seq); err != nil {
+			t.Fatal(err)
+		}
+		if got := files(); got != want {
+			t.Fatalf("%d files; want %d", got, want)
+		}
+	}
+	step("log", 20, before) // records has not passed
+	now = now.Add(8 * 24 * time.Hour)
+	step("records", 0, before)
+	step("records", 19, 1)
+	if got := readAll(t, j, 1); len(got) == 0 || got[len(got)-1].Seq != 20 {
+		t.Fatalf("read %d entries of what is left", len(got))
+	}
+	if err := j.Close(); err != nil {
+		t.Fatal(err)
+	}
+	j = mustOpen(t, c)
+	if err := j.Append(context.Background(), entryOf(j, "next", 0)); err != nil {
+		t.Fatal(err)
+	}
+	if got := readAll(t, j, 21); len(got) != 1 || got[0].Seq != 21 {
+		t.Fatalf("after the restart %v", got)
+	}
+}
+
+// breakFile makes every later write through this process's open descriptors of path fail with EBADF, as a disk that went read-only.
+func breakFile(t *testing.T, path string) {
+	t.Helper()
+	reader, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { reader.Close() })
+	fds, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	broken := 0
+	for _, fd := range fds {
+		n, err := strconv.Atoi(fd.Name())
+		target, lerr := os.Readlink(filepath.Join("/proc/self/fd", fd.Name()))
+		if err != nil || lerr != nil || target != path || n == int(reader.Fd()) {
+			continue
+		}
+		if err := syscall.Dup3(int(reader.Fd()), n, syscall.O_CLOEXEC); err != nil {
+			t.Fatal(err)
+		}
+		broken++
+	}
+	if broken == 0 {
+		t.Fatalf("no descriptor of %s is open", path)
+	}
+}
+
+func newest(t *testing.T, j *Journal) string {
+	t.Helper()
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.segs[len(j.segs)-1].path
+}
+
+func TestFailedCommitBeginsAnewWithoutAHole(t *testing.T) {
+	ctx := context.Background()
+	c, j := fresh(t)
+	for _, text := range []string{"one", "two"} {
+		if err := j.Append(ctx, entryOf(j, text, 100)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for round, path := range []string{newest(t, j), ""} {
+		if path == "" {
+			path = newest(t, j) // a segment that has just begun: its first commit may fail as well
+		}
+		breakFile(t, path)
+		if err := j.Append(ctx, entryOf(j, "failed", 100), entryOf(j, "failed", 100)); err == nil {
+			t.Fatal("nil although the write failed")
+		}
+		if got := j.Stats(); got.Committed != uint64(2+round) || got.CommitFailures == 0 {
+			t.Fatalf("after the failure %+v", got)
+		}
+		if err := j.Append(ctx, entryOf(j, "after", 100)); err != nil {
+			t.Fatalf("after the failed commit: %v", err)
+		}
+	}
+	check := func(j *Journal) {
+		t.Helper()
+		all := readAll(t, j, 1)
+		if len(all) != 4 {
+			t.Fatalf("read %d entries of 4", len(all))
+		}
+		for i, text := range []string{"one", "two", "after", "after"} {
+			if string(all[i].Head) != text || all[i].Seq != uint64(i+1) {
+				t.Fatalf("entry %d is %q", all[i].Seq, all[i].Head)
+			}
+		}
+	}
+	check(j)
+	if err := j.Close(); err != nil {
+		t.Fatal(err)
+	}
+	check(mustOpen(t, c))
+}
+
+// TestUncertainCommitIsVoid makes the file that a failed commit leaves when it did reach the disk: the next segment begins with the
+// same number, and what the former one holds from there on does not count.
+func TestUncertainCommitIsVoid(t *testing.T) {
+	ctx := context.Background()
+	c, j := fresh(t)
+	for range 3 {
+		if err := j.Append(ctx, entryOf(j, "before", 10)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	j.mu.Lock()
+	j.committed, j.segs[0].last = 2, 2 // as if the third commit's flush had failed
+	j.mu.Unlock()
+	j.finish()
+	if err := j.Append(ctx, entryOf(j, "after", 10)); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		all := readAll(t, j, 1)
+		if len(all) != 3 || string(all[2].Head) != "after" || all[2].Seq != 3 {
+			t.Fatalf("read %d entries, the last %q", len(all), all[len(all)-1].Head)
+		}
+		if err := j.Close(); err != nil {
+			t.Fatal(err)
+		}
+		// Without its summary the file is read whole at the next start, the void commit included.
+		if err := os.Truncate(filepath.Join(c.Dir, fileName(1)), usedOf(t, filepath.Join(c.Dir, fileName(1)))); err != nil {
+			t.Fatal(err)
+		}
+		j = mustOpen(t, c)
+	}
+}
+
+func usedOf(t *testing.T, path string) int64 {
+	t.Helper()
+	info, err := segment.Inspect(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return info.Used
+}
+
+func TestDamagedCommitCostsOnlyItself(t *testing.T) {
+	ctx := context.Background()
+	c, j := fresh(t)
+	for i := range 30 {
+		if err := j.Append(ctx, entryOf(j, "entry "+strconv.Itoa(i), 5000)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := j.Close(); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(c.Dir, fileName(1))
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := bytes.Index(raw, []byte("entry 17"))
+	raw[at] ^= 1
+	if err := os.WriteFile(path, raw, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if r, err := Check(c.Dir); err != nil || len(r.Findings) != 1 {
+		t.Fatalf("check: %+v, %v; want one finding", r, err)
+	}
+	k, err := Open(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := readAll(t, k, 1)
+	if len(all) != 29 || all[17].Seq != 19 {
+		t.Fatalf("read %d entries of 29", len(all))
+	}
+	// Now the structure: the whole file is set aside, and numbers are not used again.
+	clear(raw[2*segment.PageSize : 6*segment.PageSize])
+	if err := k.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, raw, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	k, err = Open(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := readAll(t, k, 1); len(got) != 0 || len(k.Stats().Damaged) != 1 {
+		t.Fatalf("read %d entries of a broken file; set aside %v", len(got), k.Stats().Damaged)
+	}
+	if err := k.Append(ctx, entryOf(k, "goes on", 10)); err != nil {
+		t.Fatal(err)
+	}
+	if got := readAll(t, k, 1); len(got) != 1 || got[0].Seq <= 30 {
+		t.Fatalf("the next entry is %v", got)
+	}
+	if err := k.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func FuzzUnpack(f *testing.F) {
+	f.Add(uint64(1), []byte{})
+	f.Add(uint64(9), pack(9, []Entry{{ID: audit.EventID{1}, Kind: KindEvent, Head: []byte("h")}, {Kind: KindPublish, Head: []byte("h"), Blob: []byte("b")}}))
+	f.Add(uint64(8), pack(9, []Entry{{Kind: KindEvent, Head: []byte("h")}}))
+	f.Fuzz(func(t *testing.T, first uint64, raw []byte) {
+		var got []Entry
+		count, err := unpack(first, raw, func(e Entry) bool { got = append(got, e); return true })
+		if err == nil && (count != uint64(len(got)) || !bytes.Equal(pack(first, got), raw)) {
+			t.Fatal("another encoding of the same commit was accepted")
+		}
+	})
+}
+
+func FuzzParseCursors(f *testing.F) {
+	f.Add([]byte{})
+	f.Add(cursors{start: 5, seqs: map[string]uint64{"log": 3}}.encode([]string{"log", "records"}))
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		if c, err := parseCursors(raw); err == nil && len(c.seqs) > 255 {
+			t.Fatal("too many cursors")
+		}
+		if s, err := parseSummary(raw); err == nil && !bytes.Equal(s.encode(), raw) {
+			t.Fatal("another encoding of the same summary was accepted")
+		}
+	})
+}
