@@ -179,6 +179,13 @@ func TestConfigurationIsForOneTargetAndOnlyForward(t *testing.T) {
 	}
 }
 
+func TestFingerprint(t *testing.T) {
+	a, b := Fingerprint([32]byte{1}), Fingerprint([32]byte{2})
+	if a == b || len(a) != 19 || strings.Count(a, "-") != 3 || strings.ToUpper(a) != a {
+		t.Error(a, b)
+	}
+}
+
 func flip(b []byte, at int) []byte {
 	c := bytes.Clone(b)
 	c[at] ^= 1

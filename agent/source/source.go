@@ -30,13 +30,13 @@ var ErrFull = errors.New("buffer is full")
 
 // Stats are a source's counters since its start.
 type Stats struct {
-	Connections   int       // open now
-	Received      uint64    // whole messages read
-	Acknowledged  uint64    // messages whose acknowledgement was written, or that wanted none
-	NotUnderstood uint64    // messages that travel on with their bytes as they came, since not all of them was understood
-	Refused       uint64    // answered AR or CR: no frame, no MSH, or over-long
-	Failed        uint64    // not acknowledged because Accept failed
-	NotAllowed    uint64    // connections from addresses outside the allow list
-	OverLimit     uint64    // connections beyond MaxConns
-	LastReceived  time.Time // of the last whole message; zero before the first
+	Connections   int       `json:"connections"`    // open now
+	Received      uint64    `json:"received"`       // whole messages read
+	Acknowledged  uint64    `json:"acknowledged"`   // messages whose acknowledgement was written, or that wanted none
+	NotUnderstood uint64    `json:"not_understood"` // messages that travel on with their bytes as they came, since not all of them was understood
+	Refused       uint64    `json:"refused"`        // answered AR or CR: no frame, no MSH, or over-long
+	Failed        uint64    `json:"failed"`         // not acknowledged because Accept failed
+	NotAllowed    uint64    `json:"not_allowed"`    // connections from addresses outside the allow list
+	OverLimit     uint64    `json:"over_limit"`     // connections beyond MaxConns
+	LastReceived  time.Time `json:"last_received"`  // of the last whole message; zero before the first
 }

@@ -8,7 +8,6 @@ import (
 	"testing"
 
 	"wardlink/internal/spiffe"
-	"wardlink/enroll"
 	"wardlink/server/registry"
 )
 
@@ -114,11 +113,4 @@ func FuzzParseManifest(f *testing.F) {
 			}
 		}
 	})
-}
-
-func TestFingerprint(t *testing.T) {
-	a, b := enroll.Fingerprint(ek("a")), registry.Fingerprint(ek("b"))
-	if a == b || len(a) != 19 || strings.Count(a, "-") != 3 || strings.ToUpper(a) != a {
-		t.Fatal(a, b)
-	}
 }
