@@ -3,6 +3,8 @@ package ingest
 import (
 	"crypto/tls"
 	"errors"
+	"net"
+	"net/url"
 	"testing"
 	"time"
 
@@ -82,21 +84,25 @@ func TestPahoPublishesAndSubscribes(t *testing.T) {
 	}
 }
 
-// TestPahoPingsAreAnswered uses paho's shortest keep-alive, so that it has to ping.
+// TestPahoPingsAreAnswered leaves paho alone for an hour: only its pings keep the session.
 func TestPahoPingsAreAnswered(t *testing.T) {
-	b := newBench(t, Limits{}, "gw-1")
-	lost := make(chan error, 1)
-	c := b.pahoClient("gw-1", b.ca.gateway("gw-1"), func(o *paho.ClientOptions) {
-		o.SetKeepAlive(time.Second).SetPingTimeout(500 * time.Millisecond).SetConnectionLostHandler(func(_ paho.Client, err error) { lost <- err })
+	inBubble(t, Limits{}, func(t *testing.T, b *pipeBench) {
+		conn := b.open("gw-1", 10*time.Hour).conn
+		o := paho.NewClientOptions().AddBroker("tcp://server:1").SetClientID("gw-1").SetProtocolVersion(4).SetAutoReconnect(false)
+		o.SetKeepAlive(30 * time.Second).SetPingTimeout(time.Second)
+		o.SetCustomOpenConnectionFn(func(*url.URL, paho.ClientOptions) (net.Conn, error) { return conn, nil })
+		o.SetConnectionLostHandler(func(_ paho.Client, err error) { t.Errorf("connection lost: %v", err) })
+		c := paho.NewClient(o)
+		if err := wait(t, c.Connect()); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Hour)
+		if !c.IsConnectionOpen() {
+			t.Error("the connection is gone")
+		}
+		c.Disconnect(250)
+		time.Sleep(time.Minute) // paho's goroutines end by their own deadlines
 	})
-	if err := wait(t, c.Connect()); err != nil {
-		t.Fatal(err)
-	}
-	select {
-	case err := <-lost:
-		t.Fatalf("connection lost: %v", err)
-	case <-time.After(3 * time.Second):
-	}
 }
 
 func TestPahoIsRefused(t *testing.T) {
