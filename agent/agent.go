@@ -101,9 +101,18 @@ func (a *Agent) prepare() error {
 	a.intake.open = a.connections
 	a.link, err = uplink.New(uplink.Config{
 		Servers: a.kit.Servers, Server: a.serverID(), Roots: a.kit.Pool(), Identity: a.credentials,
-		Buffer: a.buf, Sealing: a.seals.get, Down: a.down, Log: a.log,
+		Buffer: urgentBuffer{a.buf}, Sealing: a.seals.get, Down: a.down, Log: a.log,
 	})
 	return err
+}
+
+// urgentBuffer tells the uplink when an alarm waits, so that it does not back off for minutes.
+type urgentBuffer struct{ *buffer.Buffer }
+
+// Urgent implements uplink.Urgency. A parked alarm was refused and does not hurry anybody.
+func (b urgentBuffer) Urgent() bool {
+	alarms := b.Stats().Lanes[telemetry.LaneAlarm]
+	return alarms.Waiting > alarms.Parked
 }
 
 // openBuffer opens the buffer, or makes it on a gateway that has none of our state yet. An enrolled gateway without its buffer has

@@ -5,9 +5,11 @@ import (
 	"crypto"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/fxamacker/cbor/v2"
 
+	"wardlink/agent/uplink"
 	"wardlink/internal/durable"
 	"wardlink/telemetry/seal"
 )
@@ -15,6 +17,10 @@ import (
 // maxSealings is how many signed sealing records are kept: three weeks of hourly periods. An older one is signed again when a
 // backlog still needs it.
 const maxSealings = 512
+
+// missingFor is how long a record must be missing before it counts as gone for good and its batches are parked: a file that cannot
+// be read for a moment (no descriptors left) must not cost a batch its turn.
+const missingFor = time.Minute
 
 // sealings keeps the sealing records that the TPM device key has signed, in an A/B file of their own. Losing the file loses
 // nothing: the unsigned records are with the segments that need them, and are signed again.
@@ -25,6 +31,7 @@ type sealings struct {
 	file   *durable.AB
 	signed []signedSealing // oldest first
 	signer crypto.Signer   // nil until the gateway has enrolled
+	missed map[[16]byte]time.Time
 }
 
 type signedSealing struct {
@@ -37,7 +44,7 @@ func openSealings(path string, record func([16]byte) ([]byte, bool)) (*sealings,
 	if err != nil {
 		return nil, fmt.Errorf("sealing signatures: %w", err)
 	}
-	s := &sealings{file: file, record: record}
+	s := &sealings{file: file, record: record, missed: map[[16]byte]time.Time{}}
 	if data != nil {
 		if err := cbor.Unmarshal(data, &s.signed); err != nil {
 			s.signed = nil // made again from the buffer's records
@@ -79,8 +86,9 @@ func (s *sealings) get(_ context.Context, id [16]byte) ([]byte, error) {
 	}
 	record, ok := s.record(id)
 	if !ok {
-		return nil, fmt.Errorf("sealing %x: its record is not in the buffer", id)
+		return nil, s.miss(id, time.Now())
 	}
+	delete(s.missed, id)
 	signed, err := seal.SignRecord(record, s.signer)
 	if err != nil {
 		return nil, fmt.Errorf("sealing %x: %w", id, err)
@@ -97,4 +105,19 @@ func (s *sealings) get(_ context.Context, id [16]byte) ([]byte, error) {
 		return nil, fmt.Errorf("sealing %x: %w", id, err)
 	}
 	return signed, nil
+}
+
+// miss says that a record is not in the buffer: for now, or, after missingFor, for good.
+func (s *sealings) miss(id [16]byte, now time.Time) error {
+	first, ok := s.missed[id]
+	if !ok {
+		if len(s.missed) >= maxSealings {
+			clear(s.missed) // bounded; those still missing begin to count again
+		}
+		s.missed[id], first = now, now
+	}
+	if now.Sub(first) < missingFor {
+		return fmt.Errorf("sealing %x: its record cannot be read from the buffer", id)
+	}
+	return fmt.Errorf("sealing %x: its record is not in the buffer: %w", id, uplink.ErrNoSealing)
 }

@@ -32,7 +32,7 @@ const (
 	ServerStarted   Type = "server.started"
 	ServerStopped   Type = "server.stopped"
 	SessionOpened   Type = "session.opened"   // a gateway proved its identity and was admitted
-	SessionClosed   Type = "session.closed"   // Reason says why: disconnect, expired, takeover, error, draining
+	SessionClosed   Type = "session.closed"   // Reason says why: disconnect, lost, silent, slow, expired, takeover, refused, revoked, blind, draining, error
 	SealingBrought  Type = "sealing.brought"  // a sealing record was published
 	Refused         Type = "refused"          // a proven identity was refused one act; Reason says why
 	RefusedPeers    Type = "refused.peers"    // refusals before a proven identity, aggregated per peer prefix, reason and minute

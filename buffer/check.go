@@ -18,8 +18,8 @@ import (
 
 // Finding is something wrong with a file.
 type Finding struct {
-	Path    string // base name
-	Problem string
+	Path    string `json:"path"` // base name
+	Problem string `json:"problem"`
 }
 
 // Report is what Check found.

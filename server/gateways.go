@@ -137,6 +137,14 @@ type replayConn struct {
 
 func (c replayConn) Read(b []byte) (int, error) { return c.r.Read(b) }
 
+// CloseWrite lets the endpoint end its half first, so that its last words are not lost in a reset.
+func (c replayConn) CloseWrite() error {
+	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+		return half.CloseWrite()
+	}
+	return c.Conn.Close()
+}
+
 func peek(conn net.Conn) (byte, net.Conn, error) {
 	if err := conn.SetReadDeadline(time.Now().Add(firstByteTime)); err != nil {
 		return 0, nil, err

@@ -42,6 +42,9 @@ func (s *Server) ready(ctx context.Context) error {
 	if _, err := s.registry.Revision(ctx); err != nil {
 		return err
 	}
+	if err := s.journal.Health(); err != nil {
+		return fmt.Errorf("the last commit failed: %w", err)
+	}
 	if lag := s.translog.Stats().Lag; lag > maxLag {
 		return fmt.Errorf("transparency log is %s behind", lag)
 	}

@@ -4,14 +4,12 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
 	"os"
 	"strings"
 	"syscall"
-	"time"
 
 	"github.com/eclipse/paho.mqtt.golang/packets"
 
@@ -68,64 +66,14 @@ func (u *Uplink) openTLS(ctx context.Context, server string, cert tls.Certificat
 	return conn, nil
 }
 
-// tlsConfig demands TLS 1.3 and leaves the verification of the server to verify: its name is a SPIFFE id and not that of the address
-// we dialed, which may be an IP. Without a session cache nothing is ever resumed, so verify runs on a full handshake each time.
+// tlsConfig demands TLS 1.3 and the server's SPIFFE id, whatever address it was reached by.
 func (u *Uplink) tlsConfig(server string, cert tls.Certificate) *tls.Config {
 	host, _, _ := net.SplitHostPort(server)
-	return &tls.Config{
-		MinVersion: tls.VersionTLS13,
-		ServerName: host, // for balancers; an IP is not sent
-		NextProtos: []string{"mqtt"},
-		// Always ours, whatever authorities the server lists: that it is not wanted must be said aloud and not look as if there was none.
-		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &cert, nil },
-		InsecureSkipVerify:   true,
-		VerifyConnection:     u.verify,
-	}
-}
-
-// verify is the one decision to trust a server: a chain to our roots for a server's use, valid now, and the expected identity.
-func (u *Uplink) verify(state tls.ConnectionState) error {
-	if len(state.PeerCertificates) == 0 {
-		return errors.New("the server showed no certificate")
-	}
-	leaf := state.PeerCertificates[0]
-	intermediates := x509.NewCertPool()
-	for _, c := range state.PeerCertificates[1:] {
-		intermediates.AddCert(c)
-	}
-	_, err := leaf.Verify(x509.VerifyOptions{
-		Roots: u.cfg.Roots, Intermediates: intermediates, CurrentTime: time.Now(), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
-	})
-	if err != nil {
-		return &serverCertError{issuer: leaf.Issuer.String(), err: err}
-	}
-	id, err := spiffe.FromCertificate(leaf)
-	if err != nil || id != u.cfg.Server {
-		shown := "no SPIFFE id"
-		if err == nil {
-			shown = id.String()
-		}
-		return fmt.Errorf("the server proved to be %s, expected %s: the address leads to another system, or the kit belongs to another hospital",
-			shown, u.cfg.Server)
-	}
-	return nil
-}
-
-// serverCertError is a server's certificate that does not verify.
-type serverCertError struct {
-	issuer string
-	err    error
-}
-
-func (e *serverCertError) Unwrap() error { return e.err }
-
-func (e *serverCertError) Error() string {
-	var invalid x509.CertificateInvalidError
-	if errors.As(e.err, &invalid) && invalid.Reason == x509.Expired {
-		return fmt.Sprintf("the server's certificate is not valid at this gateway's time (%v): check the gateway's clock first, then the server's certificate", e.err)
-	}
-	return fmt.Sprintf("the server's certificate was issued by %q, which this gateway's kit does not trust (%v): "+
-		"is something intercepting the connection, or is the kit of another hospital?", e.issuer, e.err)
+	conf := spiffe.ServerTLS(u.cfg.Roots, u.cfg.Server, "mqtt")
+	conf.ServerName = host // for balancers; an IP is not sent
+	// Always ours, whatever authorities the server lists: that it is not wanted must be said aloud and not look as if there was none.
+	conf.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &cert, nil }
+	return conf
 }
 
 // explain adds to a network error what to mend.

@@ -247,7 +247,7 @@ func TestErrorsTeach(t *testing.T) {
 			[]string{"kit does not trust", "incompatible key usage"}},
 		{"expired server certificate", func(h *hospital, _ *agent) {
 			h.tls.Certificates = []tls.Certificate{h.ca.issue(serverID.String(), x509.ExtKeyUsageServerAuth, time.Now().Add(-time.Hour))}
-		}, []string{"not valid at this gateway's time", "clock"}},
+		}, []string{"not valid at this machine's time", "clock"}},
 		{"certificate of a foreign CA", func(_ *hospital, a *agent) { a.cert = other.gateway() }, []string{"refused this gateway's certificate", "still registered"}},
 		{"not admitted", func(h *hospital, _ *agent) { h.lanes = 0 }, []string{"does not admit this gateway", "wardlink gateway show"}},
 		{"not MQTT", func(h *hospital, _ *agent) { h.tls.NextProtos = []string{"http/1.1"} }, []string{"does not speak MQTT"}},

@@ -13,7 +13,7 @@ import (
 // without DNS is as safe as a name.
 func VerifyServer(cs tls.ConnectionState, roots *x509.CertPool, want ID, now time.Time) error {
 	if len(cs.PeerCertificates) == 0 {
-		return errors.New("server showed no certificate")
+		return errors.New("the server showed no certificate")
 	}
 	leaf := cs.PeerCertificates[0]
 	inter := x509.NewCertPool()
@@ -23,16 +23,21 @@ func VerifyServer(cs tls.ConnectionState, roots *x509.CertPool, want ID, now tim
 	_, err := leaf.Verify(x509.VerifyOptions{
 		Roots: roots, Intermediates: inter, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 	})
-	if err != nil {
-		return fmt.Errorf("server's certificate (subject %q, issued by %q) does not end in the kit's roots: %w; "+
-			"is this the right kit, or does a proxy open TLS on the way?", leaf.Subject, leaf.Issuer, err)
+	var invalid x509.CertificateInvalidError
+	switch {
+	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
+		return fmt.Errorf("the server's certificate is not valid at this machine's time (%w): check this machine's clock first, "+
+			"then the server's certificate", err)
+	case err != nil:
+		return fmt.Errorf("the server's certificate was issued by %q, which the kit does not trust (%w): "+
+			"is something intercepting the connection, or is the kit of another hospital?", leaf.Issuer, err)
 	}
 	got, err := FromCertificate(leaf)
 	if err != nil {
-		return fmt.Errorf("server's certificate: %w", err)
+		return fmt.Errorf("the server's certificate: %w", err)
 	}
 	if got != want {
-		return fmt.Errorf("server is %s; expected %s; is the address right?", got, want)
+		return fmt.Errorf("the server proved to be %s, expected %s: the address leads to another system, or the kit belongs to another hospital", got, want)
 	}
 	return nil
 }

@@ -109,6 +109,7 @@ func (j *Journal) commit(batch []pending) error {
 		batch[i].seq = first + uint64(i)
 	}
 	j.committed = first + uint64(len(batch)) - 1
+	j.broken = nil
 	s.last = j.committed
 	s.bytes += size
 	close(j.advanced)
@@ -119,6 +120,7 @@ func (j *Journal) commit(batch []pending) error {
 func (j *Journal) failed(err error) error {
 	j.mu.Lock()
 	j.failures++
+	j.broken = err
 	j.mu.Unlock()
 	j.c.Log.Error("the journal cannot be written; nothing is acknowledged", "dir", j.c.Dir, "error", err)
 	return fmt.Errorf("journal: %w", err)

@@ -16,7 +16,7 @@ const (
 
 // Entry is one journaled act.
 type Entry struct {
-	Seq  uint64 // position in the journal, from 1, without holes; set by Append
+	Seq  uint64 // position in the journal, from 1, without holes except behind damaged files; set by Append
 	ID   audit.EventID
 	Kind Kind
 	Head []byte

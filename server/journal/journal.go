@@ -165,6 +165,7 @@ type Journal struct {
 	advanced  chan struct{} // closed and replaced at each commit
 	damaged   []string
 	failures  uint64
+	broken    error // of the last commit, nil when it was good
 
 	storing sync.Mutex
 	state   *durable.AB
@@ -306,6 +307,13 @@ func (j *Journal) Wait(ctx context.Context, after uint64) error {
 			return ctx.Err()
 		}
 	}
+}
+
+// Health is nil unless the last commit failed.
+func (j *Journal) Health() error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.broken
 }
 
 // Stats is the journal at one instant.

@@ -1,0 +1,296 @@
+package api_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/hex"
+	"encoding/json"
+	"encoding/pem"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"wardlink/audit"
+	"wardlink/enroll"
+	"wardlink/internal/spiffe"
+	"wardlink/server/api"
+	"wardlink/server/api/client"
+	"wardlink/server/ca"
+	"wardlink/server/journal"
+	"wardlink/server/keys"
+	"wardlink/server/registry"
+	"wardlink/server/sqldb"
+)
+
+const domain = "ward.example"
+
+// office is an API over real stores.
+type office struct {
+	t       *testing.T
+	api     *api.API
+	configs *api.Configs
+	reg     *registry.Registry
+	journal *journal.Journal
+	keys    *keys.Keys
+}
+
+func newOffice(t *testing.T) *office {
+	t.Helper()
+	dir := t.TempDir()
+	o := &office{t: t}
+	check := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	check(keys.Create(dir, domain, keys.NewPassphrase(), time.Now()))
+	var err error
+	o.keys, err = keys.Open(dir)
+	check(err)
+	jc := journal.Config{Dir: filepath.Join(dir, "journal"), Node: 1, Consumers: []string{"log"}}
+	check(journal.Create(jc))
+	o.journal, err = journal.Open(jc)
+	check(err)
+	migrations := append(append(sqldb.OutboxMigrations(), registry.Migrations()...), api.Migrations()...)
+	check(sqldb.Create(filepath.Join(dir, "db"), migrations...))
+	db, err := sqldb.Open(filepath.Join(dir, "db"), migrations...)
+	check(err)
+	outbox, err := sqldb.NewOutbox(db, o.journal, nil)
+	check(err)
+	o.reg, err = registry.New(registry.Config{DB: db, Outbox: outbox})
+	check(err)
+	log := slog.New(slog.DiscardHandler)
+	authority, err := ca.New(ca.Config{
+		TrustDomain: domain, DNSNames: []string{"localhost"}, Roots: []*x509.Certificate{o.keys.Root}, Issuing: o.keys.Issuing,
+		IssuingKey: o.keys.IssuingKey, Attestation: o.keys.Attestation, AttestationKey: o.keys.AttestationKey,
+		Dir: filepath.Join(dir, "ca"), Registry: noGateways{}, Log: log,
+		Events: func(ctx context.Context, ev audit.Event) error { return journal.AppendEvent(ctx, o.journal, ev) },
+	})
+	check(err)
+	o.configs = &api.Configs{DB: db, Outbox: outbox, Registry: o.reg, Key: o.keys.Config, Now: time.Now}
+	o.api = api.New(api.Config{
+		TrustDomain: domain, Servers: []string{"localhost:8883"}, Root: o.keys.Root, RecordsKey: o.keys.Records.Public(),
+		ConfigKey: o.keys.Config.Public().(ed25519.PublicKey), LogDir: filepath.Join(dir, "log"), LogVerifier: o.keys.LogVerifier,
+		Registry: o.reg, Journal: o.journal, CA: authority,
+		Status:  func(context.Context) (client.Status, error) { return client.Status{Ready: true}, nil },
+		Ready:   func(context.Context) error { return nil },
+		Metrics: http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic("metrics are broken") }),
+		Log:     log,
+	})
+	t.Cleanup(func() {
+		for _, c := range []func() error{authority.Close, db.Close, o.journal.Close} {
+			if err := c(); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	return o
+}
+
+// noGateways is the registry of a CA that enrols nobody.
+type noGateways struct{}
+
+func (noGateways) ByEK(context.Context, [32]byte) (string, error) { return "", ca.ErrUnknown }
+func (noGateways) Wait(context.Context, ca.Waiting) error         { return nil }
+func (noGateways) AddKey(context.Context, ca.Key) error           { return nil }
+
+// certificate is a verified chain of the given identity, as the listener hands it on.
+func (o *office) certificate(kind spiffe.Kind, name, trustDomain string) *tls.ConnectionState {
+	o.t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		o.t.Fatal(err)
+	}
+	cert, err := ca.NewCertificate(o.keys.Issuing, o.keys.IssuingKey, ca.Template{
+		ID: spiffe.ID{TrustDomain: trustDomain, Kind: kind, Name: name}, Public: key.Public(), Life: time.Hour,
+	}, time.Now())
+	if err != nil {
+		o.t.Fatal(err)
+	}
+	return &tls.ConnectionState{PeerCertificates: []*x509.Certificate{cert}, VerifiedChains: [][]*x509.Certificate{{cert, o.keys.Issuing}}}
+}
+
+func (o *office) do(state *tls.ConnectionState, method, path, contentType, body string) *httptest.ResponseRecorder {
+	o.t.Helper()
+	r := httptest.NewRequest(method, path, strings.NewReader(body))
+	r.TLS = state
+	r.Header.Set("Content-Type", contentType)
+	w := httptest.NewRecorder()
+	o.api.ServeHTTP(w, r)
+	return w
+}
+
+// events are the types, targets and outcomes in the journal.
+func (o *office) events() string {
+	o.t.Helper()
+	entries, err := o.journal.Read(1, 1000)
+	if err != nil {
+		o.t.Fatal(err)
+	}
+	var out []string
+	for _, e := range entries {
+		ev, err := audit.DecodeEvent(e.Head)
+		if err != nil {
+			o.t.Fatal(err)
+		}
+		out = append(out, fmt.Sprintf("%s %s %s", ev.Type, ev.Target, ev.Outcome))
+	}
+	return strings.Join(out, "\n")
+}
+
+func TestOnlyOperators(t *testing.T) {
+	o := newOffice(t)
+	unverified := o.certificate(spiffe.Operator, "mallory", domain)
+	unverified.VerifiedChains = nil
+	for name, c := range map[string]struct {
+		state *tls.ConnectionState
+		want  int
+	}{
+		"no TLS":                    {nil, 401},
+		"no certificate":            {&tls.ConnectionState{}, 401},
+		"a chain nobody verified":   {unverified, 401},
+		"a service account":         {o.certificate(spiffe.Access, "ehr", domain), 403},
+		"a service":                 {o.certificate(spiffe.Service, "ingest", domain), 403},
+		"another domain's operator": {o.certificate(spiffe.Operator, "op", "other.example"), 403},
+		"an operator":               {o.certificate(spiffe.Operator, "op", domain), 200},
+	} {
+		for _, path := range []string{"/v1/gateways", "/v1/kit", "/v1/status"} {
+			if got := o.do(c.state, "GET", path, "", ""); got.Code != c.want {
+				t.Errorf("%s, GET %s: %d; expected %d", name, path, got.Code, c.want)
+			}
+		}
+	}
+	if got := o.events(); strings.Count(got, "refused operators' API denied") != 9 {
+		t.Errorf("refusals of proven identities are to be journaled singly:\n%s", got)
+	}
+	if got := o.do(nil, "GET", "/healthz", "", ""); got.Code != 200 {
+		t.Errorf("health probes need no certificate: %d", got.Code)
+	}
+}
+
+func TestImportListShowAndKit(t *testing.T) {
+	o := newOffice(t)
+	op := o.certificate(spiffe.Operator, "op", domain)
+	ek := hex.EncodeToString(bytes.Repeat([]byte{7}, 32))
+	got := o.do(op, "POST", "/v1/gateways/import", "text/csv", "id,ek_sha256,site,ward,profile\nicu-7,"+ek+",main,icu,default\n")
+	var results []client.ImportResult
+	if err := json.Unmarshal(got.Body.Bytes(), &results); err != nil || len(results) != 1 || results[0].Result == "refused" {
+		t.Fatalf("import: %d %s", got.Code, got.Body)
+	}
+	if got := o.do(op, "POST", "/v1/gateways/import", "text/csv", "id,ek\nicu-7,1\n"); got.Code != 400 || !strings.Contains(got.Body.String(), "manifest") {
+		t.Errorf("bad manifest: %d %s", got.Code, got.Body)
+	}
+	if got := o.do(op, "GET", "/v1/gateways/icu-7", "", ""); got.Code != 200 || !strings.Contains(got.Body.String(), ek) {
+		t.Errorf("show: %d %s", got.Code, got.Body)
+	}
+	if got := o.do(op, "GET", "/v1/gateways/icu-8", "", ""); got.Code != 404 {
+		t.Errorf("show unknown: %d %s", got.Code, got.Body)
+	}
+	got = o.do(op, "GET", "/v1/kit?server=10.0.0.1:443", "", "")
+	kit, err := enroll.ParseKit(got.Body.Bytes())
+	if err != nil || kit.TrustDomain != domain || kit.Servers[0] != "10.0.0.1:443" {
+		t.Errorf("kit: %v", err)
+	}
+	if got := o.do(op, "GET", "/v1/kit?server=nonsense", "", ""); got.Code != 400 {
+		t.Errorf("kit with a bad address: %d %s", got.Code, got.Body)
+	}
+	log := o.events()
+	for _, want := range []string{"gateway.imported icu-7 success", "registry.read icu-7 success", "kit.issued  success"} {
+		if !strings.Contains(log, want) {
+			t.Errorf("no event %q in\n%s", want, log)
+		}
+	}
+}
+
+func TestAccessIsRegisteredBeforeItIsGiven(t *testing.T) {
+	o := newOffice(t)
+	op := o.certificate(spiffe.Operator, "op", domain)
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	csr, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	body, err := json.Marshal(client.AccessRequest{Name: "ehr", CSR: csr})
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := o.do(op, "POST", "/v1/access", "application/json", string(body))
+	var grant client.AccessGrant
+	if err := json.Unmarshal(got.Body.Bytes(), &grant); err != nil || got.Code != 200 {
+		t.Fatalf("%d %s", got.Code, got.Body)
+	}
+	block, _ := pem.Decode([]byte(grant.Certificate))
+	leaf, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if a, err := o.reg.AccessBySerial(t.Context(), ca.Serial(leaf)); err != nil || a.Name != "ehr" {
+		t.Errorf("registered access: %+v, %v", a, err)
+	}
+	if leaf.URIs[0].String() != "spiffe://ward.example/access/ehr" || leaf.NotAfter.After(time.Now().Add(25*time.Hour)) {
+		t.Errorf("certificate of %s until %s", leaf.URIs, leaf.NotAfter)
+	}
+	csr[len(csr)-1] ^= 1 // the proof of possession
+	body, _ = json.Marshal(client.AccessRequest{Name: "ehr", CSR: csr})
+	for name, bad := range map[string]string{
+		"broken proof": string(body), "bad name": `{"name":"Not A Name"}`, "unknown field": `{"nmae":"x"}`, "no JSON": "x",
+	} {
+		if got := o.do(op, "POST", "/v1/access", "application/json", bad); got.Code != 400 {
+			t.Errorf("%s: %d %s", name, got.Code, got.Body)
+		}
+	}
+}
+
+func TestPanicsAndHugeBodiesStayWithTheirRequest(t *testing.T) {
+	o := newOffice(t)
+	op := o.certificate(spiffe.Operator, "op", domain)
+	if got := o.do(op, "GET", "/metrics", "", ""); got.Code != 500 || strings.Contains(got.Body.String(), "broken") {
+		t.Errorf("panic: %d %s", got.Code, got.Body)
+	}
+	huge := strings.Repeat("x", 34<<20)
+	if got := o.do(op, "POST", "/v1/gateways/import", "text/csv", huge); got.Code != 413 {
+		t.Errorf("huge body: %d", got.Code)
+	}
+}
+
+// TestConfigurationVersionsGrowOnlyWithTheRegistry: the same document is given until the registry says something else.
+func TestConfigurationVersionsGrowOnlyWithTheRegistry(t *testing.T) {
+	o := newOffice(t)
+	g := registry.Gateway{ID: "icu-7", EKs: [][32]byte{{1}}, Ward: "icu"}
+	if _, err := o.reg.Import(t.Context(), audit.Actor{ID: "test"}, "", []registry.Gateway{g}); err != nil {
+		t.Fatal(err)
+	}
+	first, err := o.configs.Document(t.Context(), "icu-7")
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, err := o.configs.Document(t.Context(), "icu-7")
+	if err != nil || !bytes.Equal(first, again) {
+		t.Errorf("a second document for the same settings: %v", err)
+	}
+	c, err := enroll.VerifyConfiguration(first, o.keys.Config.Public().(ed25519.PublicKey), "icu-7", "", 0)
+	if err != nil || c.Version != 1 || c.Ward != "icu" || c.Lanes == 0 {
+		t.Errorf("%+v, %v", c, err)
+	}
+	if n := strings.Count(o.events(), "config.issued icu-7 success"); n != 1 {
+		t.Errorf("%d events for one document", n)
+	}
+	if _, err := o.configs.Document(t.Context(), "icu-8"); err == nil {
+		t.Error("a configuration for an unknown gateway")
+	}
+}
