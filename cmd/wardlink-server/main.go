@@ -224,7 +224,7 @@ func recovery(_ context.Context, args []string, s streams) error {
 	if err := keys.CheckRecovery(*dir, strings.TrimSpace(text)); err != nil {
 		return err
 	}
-	fmt.Fprintln(s.out, "the recovery file opens, and its records key opens what gateways seal")
+	fmt.Fprintln(s.out, "the recovery file opens, and its records key opens what gateways seal, its config key is the one that kits trust")
 	return nil
 }
 

@@ -1,20 +1,27 @@
 // Package keys makes and reads the keys of a server's directory. Each service reads only what it needs:
 //
 //	keys/ca/issuing.key, attestation.key   the certificate authority's
-//	keys/records/records.key, pseudonym.key what opens batches, and what turns patients into pseudonyms
+//	keys/records/records.key               what opens batches
 //	keys/log/log.key                       what signs checkpoints
 //	keys/api/config.key                    what signs configuration
 //	public/                                certificates and public keys, for anyone
-//	recovery.json, canary.json             the wrapped root and records keys, and the proof that they open
+//	recovery.json, canary.json             the wrapped root, records and config keys, and the proof that they open
 //
 // The root key is only in the recovery file. Ingest has no key here but that of its TLS certificate.
+//
+// The pseudonym key, under which every stored subject and every FHIR patient id is made, is no file: it is HKDF-SHA256 of the records
+// key with the label "wardlink/pseudonym/1", so whoever recovers the records key has it too and finds every patient again. The
+// config key is in the recovery file because each kit in the field trusts that one key: without it no gateway could be told anything
+// any more. The keys of the CA and of the log are not in it: the root signs new ones, and a restored server begins a new log.
 package keys
 
 import (
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
+	"crypto/hkdf"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
@@ -37,7 +44,6 @@ const (
 	issuingKeyFile     = "keys/ca/issuing.key"
 	attestationKeyFile = "keys/ca/attestation.key"
 	recordsKeyFile     = "keys/records/records.key"
-	pseudonymKeyFile   = "keys/records/pseudonym.key"
 	logKeyFile         = "keys/log/log.key"
 	configKeyFile      = "keys/api/config.key"
 	rootFile           = "public/root.crt"
@@ -53,7 +59,7 @@ type Keys struct {
 	Root, Issuing, Attestation *x509.Certificate
 	IssuingKey, AttestationKey crypto.Signer
 	Records                    seal.PrivateKey
-	Pseudonym                  secret.Bytes // HMAC-SHA-256 key of patients' pseudonyms
+	Pseudonym                  secret.Bytes // HMAC-SHA-256 key of patients' pseudonyms, derived from Records
 	Config                     ed25519.PrivateKey
 	LogSigner                  string // note signer key
 	LogVerifier                string // note verifier key
@@ -81,7 +87,7 @@ func Create(dir, trustDomain, passphrase string, now time.Time) error {
 	if err != nil {
 		return err
 	}
-	_, config, err := ed25519.GenerateKey(rand.Reader)
+	configPublic, config, err := ed25519.GenerateKey(rand.Reader)
 	if err != nil {
 		return err
 	}
@@ -94,22 +100,24 @@ func Create(dir, trustDomain, passphrase string, now time.Time) error {
 		return err
 	}
 	defer clear(rootDER)
-	recovery, err := WrapRecovery(trustDomain, passphrase, Recovered{Root: rootDER, Records: records.Bytes()})
+	configDER, err := x509.MarshalPKCS8PrivateKey(config)
 	if err != nil {
 		return err
 	}
-	canaryText, err := newCanary(records.Public(), now)
+	defer clear(configDER)
+	recovery, err := WrapRecovery(trustDomain, passphrase, Recovered{Root: rootDER, Records: records.Bytes(), Config: configDER})
 	if err != nil {
 		return err
 	}
-	pseudonym := make([]byte, 32)
-	rand.Read(pseudonym)
+	canaryText, err := newCanary(records.Public(), configPublic, now)
+	if err != nil {
+		return err
+	}
 	w := writer{dir: dir}
 	w.key(issuingKeyFile, issuingKey)
 	w.key(attestationKeyFile, attestationKey)
 	w.key(configKeyFile, config)
 	w.private(recordsKeyFile, "WARDLINK RECORDS KEY", records.Bytes())
-	w.private(pseudonymKeyFile, "WARDLINK PSEUDONYM KEY", pseudonym)
 	w.file(logKeyFile, []byte(logSigner+"\n"), 0o600)
 	w.file(LogPublicFile, []byte(logVerifier+"\n"), 0o644)
 	w.certificate(rootFile, root)
@@ -129,7 +137,6 @@ func Open(dir string) (*Keys, error) {
 		Attestation:    r.certificate(attestationFile),
 		IssuingKey:     r.signer(issuingKeyFile),
 		AttestationKey: r.signer(attestationKeyFile),
-		Pseudonym:      r.private(pseudonymKeyFile, "WARDLINK PSEUDONYM KEY"),
 		LogSigner:      r.line(logKeyFile),
 		LogVerifier:    r.line(LogPublicFile),
 	}
@@ -141,6 +148,9 @@ func Open(dir string) (*Keys, error) {
 	var err error
 	if k.Records, err = seal.ParsePrivateKey(recordsRaw); err != nil {
 		return nil, fmt.Errorf("%s: %w", filepath.Join(dir, recordsKeyFile), err)
+	}
+	if k.Pseudonym, err = pseudonymKey(k.Records); err != nil {
+		return nil, err
 	}
 	var ok bool
 	if k.Config, ok = configKey.(ed25519.PrivateKey); !ok {
@@ -159,8 +169,22 @@ func Open(dir string) (*Keys, error) {
 	return k, nil
 }
 
-// CheckRecovery proves that the directory's recovery file opens with the passphrase and that the records key in it opens what
-// gateways seal.
+// pseudonymLabel separates the pseudonym key from whatever else may be derived from the records key. It is part of the format: with
+// another label every patient would get another id.
+const pseudonymLabel = "wardlink/pseudonym/1"
+
+func pseudonymKey(records seal.PrivateKey) (secret.Bytes, error) {
+	raw := records.Bytes()
+	defer raw.Wipe()
+	key, err := hkdf.Key(sha256.New, raw, nil, pseudonymLabel, 32)
+	if err != nil {
+		return nil, fmt.Errorf("pseudonym key: %w", err)
+	}
+	return key, nil
+}
+
+// CheckRecovery proves that the directory's recovery file opens with the passphrase, that the records key in it opens what gateways
+// seal and that the config key in it is the one that this server's kits trust.
 func CheckRecovery(dir, passphrase string) error {
 	data, err := os.ReadFile(filepath.Join(dir, recoveryFileName))
 	if err != nil {
@@ -172,6 +196,7 @@ func CheckRecovery(dir, passphrase string) error {
 	}
 	defer keys.Records.Wipe()
 	defer keys.Root.Wipe()
+	defer keys.Config.Wipe()
 	records, err := seal.ParsePrivateKey(keys.Records)
 	if err != nil {
 		return fmt.Errorf("recovery file: %w", err)
@@ -180,7 +205,7 @@ func CheckRecovery(dir, passphrase string) error {
 	if err != nil {
 		return fmt.Errorf("canary: %w", err)
 	}
-	return openCanary(canaryText, records)
+	return openCanary(canaryText, records, keys.Config)
 }
 
 // writer writes durable files and keeps the first error.

@@ -2,6 +2,10 @@ package keys
 
 import (
 	"bytes"
+	"crypto/ed25519"
+	"crypto/hmac"
+	"crypto/sha256"
+	"crypto/x509"
 	"encoding/json"
 	"os"
 	"path/filepath"
@@ -10,6 +14,7 @@ import (
 	"time"
 
 	"wardlink/internal/secret"
+	"wardlink/telemetry/seal"
 )
 
 func TestCreateOpenAndRecover(t *testing.T) {
@@ -48,6 +53,9 @@ func TestCreateOpenAndRecover(t *testing.T) {
 	}
 	if len(r.Root) < 100 || !bytes.Equal(r.Records, k.Records.Bytes()) {
 		t.Error("the recovery file does not hold the root and records keys")
+	}
+	if der, err := x509.MarshalPKCS8PrivateKey(k.Config); err != nil || !bytes.Equal(r.Config, der) {
+		t.Errorf("the recovery file does not hold the config key, which every kit trusts: %v", err)
 	}
 	err = filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
 		if err != nil || d.IsDir() {
@@ -88,6 +96,105 @@ func TestCanaryOfAnotherServer(t *testing.T) {
 	}
 }
 
+// TestRecoveredRecordsKeyFindsEveryPatient: a server that lost all but its database and recovery file must give its patients the ids
+// that the database holds, so the pseudonym key has to follow from the recovered records key alone.
+func TestRecoveredRecordsKeyFindsEveryPatient(t *testing.T) {
+	dir := t.TempDir()
+	const pass = "correct horse battery staple"
+	if err := Create(dir, "ward.example", pass, time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	before, err := Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	data, err := os.ReadFile(filepath.Join(dir, recoveryFileName))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.RemoveAll(filepath.Join(dir, "keys")); err != nil {
+		t.Fatal(err)
+	}
+	recovered, err := OpenRecovery(data, pass)
+	if err != nil {
+		t.Fatal(err)
+	}
+	records, err := seal.ParsePrivateKey(recovered.Records)
+	if err != nil {
+		t.Fatal(err)
+	}
+	after, err := pseudonymKey(records)
+	if err != nil || !bytes.Equal(after, before.Pseudonym) || len(after) != 32 {
+		t.Errorf("another pseudonym key after recovery: %v", err)
+	}
+	if bytes.Equal(after, recovered.Records) {
+		t.Error("the pseudonym key is the records key itself")
+	}
+	// The check needs nothing of keys/, so it proves what the recovery file alone is worth.
+	if err := CheckRecovery(dir, pass); err != nil {
+		t.Errorf("recovery check without keys/: %v", err)
+	}
+}
+
+// TestPseudonymKeyIsOfTheFormat: the derivation is part of the stored format; a change of label or hash would rename every patient.
+func TestPseudonymKeyIsOfTheFormat(t *testing.T) {
+	key, err := seal.GenerateKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := pseudonymKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// RFC 5869 by hand: extract with an absent salt (32 zero bytes), expand one block.
+	extract := hmac.New(sha256.New, make([]byte, 32))
+	extract.Write(key.Bytes())
+	expand := hmac.New(sha256.New, extract.Sum(nil))
+	expand.Write([]byte("wardlink/pseudonym/1\x01"))
+	if !bytes.Equal(got, expand.Sum(nil)) {
+		t.Errorf("%x", []byte(got))
+	}
+}
+
+// TestRecoveryOfAForeignConfigKey: the check must notice a recovery file whose config key no kit of this server trusts.
+func TestRecoveryOfAForeignConfigKey(t *testing.T) {
+	dir := t.TempDir()
+	const pass = "correct horse battery staple"
+	if err := Create(dir, "ward.example", pass, time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, recoveryFileName)
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	keys, err := OpenRecovery(data, pass)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, other, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	foreign, err := x509.MarshalPKCS8PrivateKey(other)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, config := range map[string][]byte{"another key": foreign, "no key": nil} {
+		keys.Config = config
+		data, err := WrapRecovery("ward.example", pass, keys)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := CheckRecovery(dir, pass); err == nil || !strings.Contains(err.Error(), "config key") {
+			t.Errorf("%s passes the check: %v", name, err)
+		}
+	}
+}
+
 func TestRecoveryFileCannotBeWeakened(t *testing.T) {
 	const pass = "correct horse battery staple"
 	data, err := WrapRecovery("ward.example", pass, Recovered{Root: []byte("root"), Records: []byte("records")})
@@ -122,8 +229,10 @@ func TestRecoveryFileCannotBeWeakened(t *testing.T) {
 			t.Errorf("%s: opened", name)
 		}
 	}
-	if _, err := WrapRecovery("ward.example", "short", Recovered{}); err == nil {
-		t.Error("a short passphrase was accepted")
+	for _, weak := range []string{"short", strings.Repeat(" ", 16), "   fourteen-chars \n\t "} {
+		if _, err := WrapRecovery("ward.example", weak, Recovered{}); err == nil {
+			t.Errorf("the passphrase %q was accepted", weak)
+		}
 	}
 }
 

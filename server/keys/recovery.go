@@ -29,10 +29,12 @@ const (
 )
 
 // Recovered are the keys that only the recovery file keeps for bad days: the root key, which signs the next issuing CA and is
-// nowhere else, and the records key, without which no stored batch can be opened again.
+// nowhere else, the records key, without which no stored batch can be opened again and no pseudonym found, and the config key, which
+// the kits in the field trust and no other.
 type Recovered struct {
 	Root    secret.Bytes `cbor:"1,keyasint"` // PKCS #8
 	Records secret.Bytes `cbor:"2,keyasint"` // as seal.PrivateKey.Bytes
+	Config  secret.Bytes `cbor:"3,keyasint"` // PKCS #8
 }
 
 // recoveryFile is the JSON form. Everything but Sealed is authenticated as AAD, so that no parameter can be weakened unseen.
@@ -66,7 +68,8 @@ func NewPassphrase() string {
 
 // WrapRecovery makes the recovery file.
 func WrapRecovery(trustDomain, passphrase string, keys Recovered) ([]byte, error) {
-	if len(passphrase) < 16 {
+	// What is measured is what is used: recoveryAEAD trims as well, and sixteen blanks are no passphrase.
+	if len(strings.TrimSpace(passphrase)) < 16 {
 		return nil, errors.New("recovery passphrase: at least 16 characters; leave it out and init makes one")
 	}
 	var salt [16]byte
