@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -91,7 +92,9 @@ func (a *Agent) prepare() error {
 		}
 		m, err := source.NewMLLP(source.Config{
 			ID: s.ID, Listen: s.MLLP, Allow: allow, Zone: zone,
-			Accept: a.intake.accept, Acknowledged: a.intake.acknowledged, Log: a.log.With("source", s.ID),
+			Accept:       func(ctx context.Context, d source.Delivery) error { return a.intake.accept(ctx, d, s.uniqueIDs()) },
+			Acknowledged: func(digest [32]byte) { a.intake.acknowledged(s.ID, digest) },
+			Log:          a.log.With("source", s.ID),
 		})
 		if err != nil {
 			return fmt.Errorf("sources[%d]: %w", i, err)
@@ -184,6 +187,7 @@ func (a *Agent) runIdentity(ctx context.Context) error {
 		Timeout: 90 * time.Second, // a slow TPM signs within the handshake
 		Transport: &http.Transport{
 			TLSClientConfig:     spiffe.ServerTLS(a.kit.Pool(), a.serverID(), "http/1.1"),
+			DialContext:         a.dialInOrder,
 			TLSHandshakeTimeout: 60 * time.Second,
 			MaxConnsPerHost:     2,
 			IdleConnTimeout:     30 * time.Second,
@@ -206,6 +210,20 @@ func (a *Agent) runIdentity(ctx context.Context) error {
 		<-ctx.Done()
 	}
 	return nil
+}
+
+// dialInOrder reaches the first of the kit's servers that answers, whatever address a URL names: the server's SPIFFE id is what counts.
+func (a *Agent) dialInOrder(ctx context.Context, network, _ string) (net.Conn, error) {
+	var errs []error
+	for _, server := range a.kit.Servers {
+		d := net.Dialer{Timeout: 15 * time.Second}
+		conn, err := d.DialContext(ctx, network, server)
+		if err == nil {
+			return conn, nil
+		}
+		errs = append(errs, err)
+	}
+	return nil, errors.Join(errs...)
 }
 
 // openTPM tries until the device is there: some appear only seconds after boot.

@@ -40,6 +40,10 @@ type SourceConfig struct {
 	MLLP     string   `yaml:"mllp"`      // listen address, such as 127.0.0.1:2575
 	Allow    []string `yaml:"allow"`     // peers' networks in CIDR form; required unless MLLP is a loopback address
 	TimeZone string   `yaml:"time_zone"` // zone of device times that carry none; default UTC
+
+	// UniqueIDs says that the device never gives one control id (MSH-10) to two messages; default true. With false, or where a message
+	// has no control id, identical bytes are a new message once the former one's acknowledgement was written.
+	UniqueIDs *bool `yaml:"unique_ids"`
 }
 
 // minBuffer is the least useful cap: each of the four lanes holds a segment being written and one being drained.
@@ -143,13 +147,16 @@ func (s SourceConfig) check() error {
 	return err
 }
 
+func (s SourceConfig) uniqueIDs() bool { return s.UniqueIDs == nil || *s.UniqueIDs }
+
 func (s SourceConfig) zone() (*time.Location, error) {
 	if s.TimeZone == "" {
 		return time.UTC, nil
 	}
 	loc, err := time.LoadLocation(s.TimeZone)
 	if err != nil {
-		return nil, fmt.Errorf("time_zone: %q is unknown; expected a name such as Europe/Berlin", s.TimeZone)
+		return nil, fmt.Errorf("time_zone: %q is not in this box's time zone database; expected a name such as Europe/Berlin "+
+			"(is the package tzdata installed?)", s.TimeZone)
 	}
 	return loc, nil
 }

@@ -59,6 +59,7 @@ type Counts struct {
 
 type waiting struct {
 	msg  telemetry.Message
+	key  [32]byte // of the message within this gateway
 	lane telemetry.Lane
 	size int
 	raw  []byte
@@ -79,17 +80,41 @@ func newIntake(buf *buffer.Buffer, key seal.PublicKey, epoch telemetry.Epoch, c 
 	return in, nil
 }
 
-// accept is source.Accept: it returns when the message is durable.
-func (in *intake) accept(ctx context.Context, d source.Delivery) error {
-	msg := d.Message
-	msg.Source, msg.Received = d.Source, in.clock.stamp()
-	copyNumber, known := in.copies.number(in.buf, msg)
-	if known {
-		in.count(func(c *Counts) { c.Resent++ })
-		return nil // an earlier Append returned nil for this very message
+// accept is source.Accept: it returns when the message is durable. unique says that the source's control ids (MSH-10) are unique, so
+// that identical bytes are always one message.
+func (in *intake) accept(ctx context.Context, d source.Delivery, unique bool) error {
+	key := messageKey(d.Source, d.Message.Digest)
+	held := func() bool { _, held := in.buf.Known(key); return held }
+	if unique && d.Message.ControlID != "" {
+		if held() {
+			in.count(func(c *Counts) { c.Resent++ })
+			return nil // an earlier Append returned nil for this very message
+		}
+		return in.enqueue(ctx, d, key, 0)
 	}
-	msg.Copy = copyNumber
-	w := &waiting{msg: msg, lane: hl7.LaneOf(msg), size: len(d.Raw), raw: d.Raw, done: make(chan error, 1)}
+	e, role := in.copies.begin(key, held)
+	switch role {
+	case resent:
+		in.count(func(c *Counts) { c.Resent++ })
+		return nil
+	case follow:
+		select {
+		case <-e.done:
+			return e.err
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	err := in.enqueue(ctx, d, key, e.number)
+	in.copies.end(e, err)
+	return err
+}
+
+// enqueue hands the message to run and waits for its commit.
+func (in *intake) enqueue(ctx context.Context, d source.Delivery, key [32]byte, copyNumber uint32) error {
+	msg := d.Message
+	msg.Source, msg.Received, msg.Copy = d.Source, in.clock.stamp(), copyNumber
+	w := &waiting{msg: msg, key: key, lane: hl7.LaneOf(msg), size: len(d.Raw), raw: d.Raw, done: make(chan error, 1)}
 	select {
 	case in.queue <- w:
 	case <-ctx.Done():
@@ -100,7 +125,9 @@ func (in *intake) accept(ctx context.Context, d source.Delivery) error {
 }
 
 // acknowledged is the source's hook: the acknowledgement of these bytes was written to the socket.
-func (in *intake) acknowledged(digest [32]byte) { in.copies.acknowledged(digest) }
+func (in *intake) acknowledged(source string, digest [32]byte) {
+	in.copies.acknowledged(messageKey(source, digest))
+}
 
 // counters is a snapshot.
 func (in *intake) counters() Counts {
@@ -162,17 +189,17 @@ func (in *intake) commit(ws []*waiting) {
 	inBatch := map[[32]byte]bool{}
 	var observations, raw, messages uint64
 	for _, w := range ws {
-		if inBatch[w.msg.Digest] {
+		if inBatch[w.key] {
 			continue
 		}
-		inBatch[w.msg.Digest] = true
+		inBatch[w.key] = true
 		messages++
 		observations += uint64(len(w.msg.Observations))
 		if w.msg.Raw != nil {
 			raw++
 		}
 		lanes[w.lane].Messages = append(lanes[w.lane].Messages, w.msg)
-		seen[w.lane] = append(seen[w.lane], buffer.Seen{Digest: w.msg.Digest, Copy: w.msg.Copy, Mask: 1 << w.lane})
+		seen[w.lane] = append(seen[w.lane], buffer.Seen{Digest: w.key, Copy: w.msg.Copy, Mask: 1 << w.lane})
 	}
 	items, err := in.sealAll(&lanes, &seen)
 	if err != nil && len(ws) > 1 {

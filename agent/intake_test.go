@@ -98,7 +98,7 @@ func delivery(t *testing.T, raw []byte) source.Delivery {
 }
 
 func (s *station) accept(raw []byte) error {
-	return s.in.accept(context.Background(), delivery(s.t, raw))
+	return s.in.accept(context.Background(), delivery(s.t, raw), true)
 }
 
 // messages opens everything in the buffer as the hospital would.
@@ -178,19 +178,60 @@ func TestIdenticalBytesWithoutControlID(t *testing.T) {
 	if err := s.accept(raw); err != nil { // the acknowledgement was never written: the sender cannot know
 		t.Fatal(err)
 	}
-	s.in.acknowledged(digest)
+	s.in.acknowledged("bed-1", digest)
 	if err := s.accept(raw); err != nil { // a new reading of the same bytes
 		t.Fatal(err)
 	}
 	if err := s.accept(raw); err != nil { // its resend
 		t.Fatal(err)
 	}
-	copies := map[uint32]int{}
-	for _, m := range s.messages() {
-		copies[m.Copy]++
+	copies := map[uint32]bool{}
+	got := s.messages()
+	for _, m := range got {
+		copies[m.Copy] = true
 	}
-	if len(copies) != 2 || copies[0] != 1 || copies[1] != 1 {
-		t.Errorf("copies %v; expected one of 0 and one of 1", copies)
+	if len(got) != 2 || len(copies) != 2 || copies[0] {
+		t.Errorf("%d messages with the copies %v; expected two of different numbers other than 0", len(got), copies)
+	}
+}
+
+// TestIdenticalBytesOfTwoSources: a source's message is never taken for another's.
+func TestIdenticalBytesOfTwoSources(t *testing.T) {
+	s := newStation(t, filepath.Join(t.TempDir(), "buffer"), newKey(t))
+	for _, id := range []string{"bed-1", "bed-2"} {
+		d := delivery(t, oru("C1", "72"))
+		d.Source = id
+		if err := s.in.accept(context.Background(), d, true); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := s.messages(); len(got) != 2 {
+		t.Errorf("%d messages stored of 2 acknowledged", len(got))
+	}
+}
+
+// TestNoReadingIsSwallowedAfterARestart: without ids the first repeat after a restart may be a resend; those after it are new.
+func TestNoReadingIsSwallowedAfterARestart(t *testing.T) {
+	dir, key := filepath.Join(t.TempDir(), "buffer"), newKey(t)
+	s := newStation(t, dir, key)
+	raw := oru("SAME", "72") // a device that gives every message the same id
+	digest := delivery(t, raw).Message.Digest
+	send := func() {
+		t.Helper()
+		if err := s.in.accept(context.Background(), delivery(t, raw), false); err != nil {
+			t.Fatal(err)
+		}
+		s.in.acknowledged("bed-1", digest)
+	}
+	send()
+	send()
+	s.stop()
+	s = newStation(t, dir, key)
+	for range 5 {
+		send()
+	}
+	if got := s.messages(); len(got) != 2+4 {
+		t.Errorf("%d messages stored; expected 6: of 7 sent, the first after the restart counts as a resend", len(got))
 	}
 }
 

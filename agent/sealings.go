@@ -34,6 +34,15 @@ type sealings struct {
 	missed map[[16]byte]time.Time
 }
 
+// sealingsDec bounds what a damaged file can ask for; the file's checksum has been verified before.
+var sealingsDec = func() cbor.DecMode {
+	m, err := cbor.DecOptions{MaxArrayElements: maxSealings, MaxNestedLevels: 4, MaxMapPairs: 16}.DecMode()
+	if err != nil {
+		panic(err) // the options are constants
+	}
+	return m
+}()
+
 type signedSealing struct {
 	ID     [16]byte `cbor:"1,keyasint"`
 	Signed []byte   `cbor:"2,keyasint"`
@@ -46,7 +55,7 @@ func openSealings(path string, record func([16]byte) ([]byte, bool)) (*sealings,
 	}
 	s := &sealings{file: file, record: record, missed: map[[16]byte]time.Time{}}
 	if data != nil {
-		if err := cbor.Unmarshal(data, &s.signed); err != nil {
+		if err := sealingsDec.Unmarshal(data, &s.signed); err != nil {
 			s.signed = nil // made again from the buffer's records
 		}
 	}

@@ -10,9 +10,6 @@ import (
 	"wardlink/buffer/segment"
 )
 
-// errEnough ends a walk over a segment.
-var errEnough = errors.New("enough")
-
 // Take gives out up to max batches that are not acknowledged, not parked and not out already: the most urgent lane first, in each the
 // oldest first. It stops early at 1 MB of frames, so its memory is bounded; fewer than max does not mean there are no more. None
 // means there are none.

@@ -17,24 +17,26 @@ const configPurpose = "wardlink/config/1\x00"
 // Configuration is what the hospital tells one gateway, or all gateways of one site. Ingest only relays it; the config key,
 // which ingest does not have, signs it.
 type Configuration struct {
-	Gateway string // for this gateway; "" when Site is set
-	Site    string // for all gateways of this site; "" when Gateway is set
+	Gateway string // for this gateway; "" when ForSite is set
+	ForSite string // for all gateways of this site; "" when Gateway is set
 	Version uint64 // grows with every configuration for the same target; an agent never goes back
 	Issued  int64  // Unix milliseconds, server's clock
 	Ward    string
 	Profile string
-	Lanes   uint8 // bit mask of the lanes that the gateway may publish
+	Lanes   uint8  // bit mask of the lanes that the gateway may publish
+	Site    string // of a gateway's own document: its site, by which it knows a site's documents as meant for it
 }
 
 // configBody is the signed form; integer keys, so that later fields do not disturb older agents.
 type configBody struct {
 	Gateway string `cbor:"1,keyasint,omitempty"`
-	Site    string `cbor:"2,keyasint,omitempty"`
+	ForSite string `cbor:"2,keyasint,omitempty"`
 	Version uint64 `cbor:"3,keyasint"`
 	Issued  int64  `cbor:"4,keyasint"`
 	Ward    string `cbor:"5,keyasint,omitempty"`
 	Profile string `cbor:"6,keyasint,omitempty"`
 	Lanes   uint8  `cbor:"7,keyasint"`
+	Site    string `cbor:"8,keyasint,omitempty"`
 }
 
 type signedConfig struct {
@@ -59,7 +61,7 @@ func must[T any](v T, err error) T {
 
 // SignConfiguration makes the document that down/config carries.
 func SignConfiguration(c Configuration, key ed25519.PrivateKey) ([]byte, error) {
-	if (c.Gateway == "") == (c.Site == "") {
+	if (c.Gateway == "") == (c.ForSite == "") {
 		return nil, errors.New("configuration: name either a gateway or a site")
 	}
 	body, err := configEnc.Marshal(configBody(c))
@@ -89,12 +91,12 @@ func VerifyConfiguration(doc []byte, key ed25519.PublicKey, gateway, site string
 	}
 	c := Configuration(body)
 	switch {
-	case c.Gateway != "" && c.Site != "":
+	case c.Gateway != "" && c.ForSite != "":
 		return Configuration{}, errors.New("configuration: names a gateway and a site")
 	case c.Gateway != "" && c.Gateway != gateway:
 		return Configuration{}, fmt.Errorf("configuration: is for gateway %q, this is %q", c.Gateway, gateway)
-	case c.Gateway == "" && (c.Site == "" || c.Site != site):
-		return Configuration{}, fmt.Errorf("configuration: is for site %q, this gateway is of %q", c.Site, site)
+	case c.Gateway == "" && (c.ForSite == "" || c.ForSite != site):
+		return Configuration{}, fmt.Errorf("configuration: is for site %q, this gateway is of %q", c.ForSite, site)
 	case c.Version <= inForce:
 		return Configuration{}, fmt.Errorf("configuration: version %d is not newer than %d, which is in force", c.Version, inForce)
 	}

@@ -128,7 +128,7 @@ func TestConfigurationIsForOneTargetAndOnlyForward(t *testing.T) {
 	if err != nil || c.Version != 7 || c.Ward != "icu" || c.Lanes != 15 {
 		t.Fatalf("good configuration: %+v, %v", c, err)
 	}
-	site, err := SignConfiguration(Configuration{Site: "main", Version: 1}, key)
+	site, err := SignConfiguration(Configuration{ForSite: "main", Version: 1}, key)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -88,7 +88,7 @@ type Batch struct {
 type Message struct {
 	Source     string   // source id from the agent's configuration
 	Digest     [32]byte // SHA-256 of the message's bytes as framed
-	Copy       uint32   // n: 0, and 1 more for each time identical bytes were a new message (see WIRE.md, "keys")
+	Copy       uint32   // n: 0 where control ids are unique, else a random number for each new message (WIRE.md, "Keys")
 	Received   Stamp    // when the agent had the whole message
 	Type       string   // MSH-9 as sent, e.g. "ORU^R01^ORU_R01"
 	ControlID  string   // MSH-10

@@ -68,7 +68,7 @@ func NewMLLP(cfg Config) (*MLLP, error) {
 	}
 	host, _, err := net.SplitHostPort(cfg.Listen)
 	if err != nil {
-		return nil, fmt.Errorf("config: sources[].listen of source %s is %q; expected address:port, such as 127.0.0.1:2575", cfg.ID, cfg.Listen)
+		return nil, fmt.Errorf("config: sources[].mllp of source %s is %q; expected address:port, such as 127.0.0.1:2575", cfg.ID, cfg.Listen)
 	}
 	if addr, err := netip.ParseAddr(host); len(cfg.Allow) == 0 && host != "localhost" && (err != nil || !addr.IsLoopback()) {
 		return nil, needAllow(cfg)
@@ -81,7 +81,7 @@ func NewMLLP(cfg Config) (*MLLP, error) {
 
 	l, err := net.Listen("tcp", cfg.Listen)
 	if err != nil {
-		return nil, fmt.Errorf("config: sources[].listen of source %s: %w; choose an address of this machine and a free port", cfg.ID, err)
+		return nil, fmt.Errorf("config: sources[].mllp of source %s: %w; choose an address of this machine and a free port", cfg.ID, err)
 	}
 	// What localhost means is up to the machine's hosts file.
 	if addr := peerAddr(l.Addr()); len(cfg.Allow) == 0 && !addr.IsLoopback() {
