@@ -54,17 +54,22 @@ func (c *Configs) Document(ctx context.Context, gateway string) ([]byte, error) 
 		return nil, err
 	}
 	if doc != nil && bytes.Equal(have, want[:]) {
+		// Whoever stored it may have failed, or be about, to move its event to the journal.
+		if err := c.Outbox.Flush(ctx); err != nil {
+			return nil, fmt.Errorf("configuration: %w", err)
+		}
 		return doc, nil
 	}
 	return c.issue(ctx, enroll.Configuration{
-		Gateway: gateway, Version: version + 1, Issued: c.Now().UnixMilli(), Ward: g.Ward, Profile: g.Profile, Lanes: admission.Lanes,
+		Gateway: gateway, Version: version + 1, Issued: c.Now().UnixMilli(), Site: g.Site, Ward: g.Ward, Profile: g.Profile,
+		Lanes: admission.Lanes,
 	}, want)
 }
 
 // settings is a digest of everything in the registry that the document says.
 func settings(g registry.Gateway, a registry.Admission) [32]byte {
 	h := sha256.New()
-	for _, s := range []string{g.Ward, g.Profile} {
+	for _, s := range []string{g.Site, g.Ward, g.Profile} {
 		h.Write(binary.BigEndian.AppendUint64(nil, uint64(len(s))))
 		h.Write([]byte(s))
 	}
