@@ -20,7 +20,8 @@ test: need ## all tests, with a real TPM emulator (at most 8 minutes)
 check: need build lint race ## the long checks: lint, race detector, a real recording where there is one
 	scripts/recording
 
-race: ## the concurrent packages under the race detector (needs a C compiler)
+race: ## the concurrent packages under the race detector
+	@scripts/need gcc:build-essential
 	CGO_ENABLED=1 GOFIPS140=off go test -race -timeout 15m ./agent/... ./buffer/... ./server/journal/... ./server/ingest/... ./server/translog/... ./demo/...
 
 bench: need build ## figures beside goals
