@@ -48,12 +48,26 @@ func LoadConfig(dir string) (Config, error) {
 	if err != nil {
 		return Config{}, fmt.Errorf("config: %w", err)
 	}
+	c, err := parseConfig(data)
+	if err != nil {
+		return Config{}, fmt.Errorf("config %s: %w", path, err)
+	}
+	return c, nil
+}
+
+// maxConfig bounds what is parsed; the file that init writes has a kilobyte.
+const maxConfig = 64 << 10
+
+func parseConfig(data []byte) (Config, error) {
+	if len(data) > maxConfig {
+		return Config{}, fmt.Errorf("%d bytes; at most %d", len(data), maxConfig)
+	}
 	c := DefaultConfig()
 	if err := yaml.UnmarshalWithOptions(data, &c, yaml.Strict()); err != nil {
-		return Config{}, fmt.Errorf("config %s: %s", path, strings.TrimSpace(yaml.FormatError(err, false, true)))
+		return Config{}, errors.New(strings.TrimSpace(yaml.FormatError(err, false, true)))
 	}
 	if err := c.Check(); err != nil {
-		return Config{}, fmt.Errorf("config %s: %w", path, err)
+		return Config{}, err
 	}
 	return c, nil
 }

@@ -64,6 +64,9 @@ type port struct {
 	refused []string
 }
 
+// testWaiting is instead of firstByteTime: long enough to open a network's share of connections on a busy machine.
+const testWaiting = 3 * time.Second
+
 func newPort(t *testing.T) *port {
 	t.Helper()
 	p := &port{tr: newTrust(t)}
@@ -74,8 +77,16 @@ func newPort(t *testing.T) *port {
 	}
 	p.addr = ln.Addr().String()
 	g := &gatewayPort{
-		ln:  ln,
-		tls: listenerTLS(func() (*tls.Certificate, error) { return &server, nil }, p.tr.root, "mqtt", "http/1.1"),
+		doorway: doorway{
+			ln:  ln,
+			tls: listenerTLS(func() (*tls.Certificate, error) { return &server, nil }, p.tr.root, "mqtt", "http/1.1"),
+			refuse: func(_ net.Addr, reason string) {
+				p.mu.Lock()
+				defer p.mu.Unlock()
+				p.refused = append(p.refused, reason)
+			},
+			log: slog.New(slog.DiscardHandler), waiting: testWaiting,
+		},
 		mqtt: func(_ context.Context, conn net.Conn, state tls.ConnectionState) {
 			defer conn.Close()
 			first := make([]byte, 4)
@@ -86,12 +97,6 @@ func newPort(t *testing.T) *port {
 		http: &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			fmt.Fprintf(w, "http, TLS known: %t", r.TLS != nil)
 		})},
-		refuse: func(_ net.Addr, reason string) {
-			p.mu.Lock()
-			defer p.mu.Unlock()
-			p.refused = append(p.refused, reason)
-		},
-		log: slog.New(slog.DiscardHandler),
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)

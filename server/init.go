@@ -2,6 +2,12 @@ package server
 
 import (
 	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/x509"
+	"database/sql"
+	"encoding/binary"
+	"encoding/hex"
 	"encoding/json"
 	"encoding/pem"
 	"errors"
@@ -14,10 +20,12 @@ import (
 
 	"golang.org/x/mod/sumdb/note"
 
+	"wardlink/audit"
 	"wardlink/internal/durable"
 	"wardlink/internal/spiffe"
 	"wardlink/server/api"
 	"wardlink/server/api/client"
+	"wardlink/server/ca"
 	"wardlink/server/journal"
 	"wardlink/server/keys"
 	"wardlink/server/records"
@@ -144,8 +152,39 @@ func configText(c Config) []byte {
 	return []byte(b.String())
 }
 
-// NewOperator makes an operator's file, with a new key, in the server's directory. It needs the CA's key, so it runs on the server.
-func NewOperator(_ context.Context, dir, name string) (path string, err error) {
+// announce leaves the event of a certificate in the outbox: the journal is the running server's alone, the database is not.
+func announce(ctx context.Context, dir string, cert *x509.Certificate) (err error) {
+	db, err := sqldb.Open(databaseFile(dir), sqldb.OutboxMigrations()...)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, db.Close()) }()
+	outbox, err := sqldb.NewOutbox(db, nil, nil) // Add asks no journal for what has its id and time
+	if err != nil {
+		return err
+	}
+	now := time.Now()
+	spki := sha256.Sum256(cert.RawSubjectPublicKeyInfo)
+	ev := audit.Event{
+		ID: commandID(now), Type: audit.CertIssued, Time: now.UnixMilli(), Actor: audit.Actor{ID: "server"},
+		Target: cert.URIs[0].String(), Outcome: audit.Success, Detail: map[string]string{
+			"serial": ca.Serial(cert), "spki_sha256": hex.EncodeToString(spki[:]), "by": "wardlink-server operator",
+			"not_before": cert.NotBefore.UTC().Format(time.RFC3339), "not_after": cert.NotAfter.UTC().Format(time.RFC3339),
+		},
+	}
+	return db.Write(ctx, func(tx *sql.Tx) error { return outbox.Add(tx, ev) })
+}
+
+// commandID is the id of an event of a command that has no journal to count with: node 0, which no journal of ours has, and a random counter.
+func commandID(now time.Time) (id audit.EventID) {
+	binary.BigEndian.PutUint32(id[4:], uint32(now.Unix()))
+	rand.Read(id[8:])
+	return id
+}
+
+// NewOperator makes an operator's file, with a new key, in the server's directory. It needs the CA's key, so it runs on the server,
+// beside a running one or without. The certificate's event is in the database before the file exists; the server moves it to the log.
+func NewOperator(ctx context.Context, dir, name string) (path string, err error) {
 	if err := spiffe.ValidName(name); err != nil {
 		return "", fmt.Errorf("operator: %w", err)
 	}
@@ -173,6 +212,9 @@ func NewOperator(_ context.Context, dir, name string) (path string, err error) {
 	}, "", "  ")
 	if err != nil {
 		return "", err
+	}
+	if err := announce(ctx, dir, cert.leaf); err != nil {
+		return "", fmt.Errorf("the operator's certificate is withheld, its event cannot be kept: %w", err)
 	}
 	path = OperatorFile(dir)
 	if name != "operator" {

@@ -2,7 +2,6 @@ package server
 
 import (
 	"context"
-	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
@@ -12,20 +11,14 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/collectors"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/sync/errgroup"
 
 	"wardlink/audit"
 	"wardlink/internal/build"
-	"wardlink/internal/spiffe"
 	"wardlink/server/api"
-	"wardlink/server/api/client"
 	"wardlink/server/ca"
 	"wardlink/server/fhir"
 	"wardlink/server/ingest"
@@ -146,7 +139,7 @@ func (s *Server) openServices() (err error) {
 	s.api = api.New(api.Config{
 		TrustDomain: s.cfg.TrustDomain, Servers: s.gatewayAddresses(), Root: s.keys.Root, RecordsKey: s.keys.Records.Public(),
 		ConfigKey: s.configPublic(), LogDir: logDir(s.dir), LogVerifier: s.keys.LogVerifier, Registry: s.registry,
-		Journal: s.journal, CA: s.ca, Status: s.status, Ready: s.ready, Metrics: s.metrics(), Log: s.log,
+		Journal: s.journal, Refusals: s.ingest.Refusals(), CA: s.ca, Status: s.status, Ready: s.ready, Metrics: s.metrics(), Log: s.log,
 	})
 	return nil
 }
@@ -205,30 +198,6 @@ func loadTrust(dir string) (roots, intermediates *x509.CertPool, err error) {
 	return roots, intermediates, nil
 }
 
-func (s *Server) openListeners() (err error) {
-	for _, l := range []struct {
-		key, addr string
-		into      *net.Listener
-	}{
-		{"gateways", s.cfg.Gateways, &s.listeners.gateways},
-		{"hospital", s.cfg.Hospital, &s.listeners.hospital},
-		{"operators", s.cfg.Operators, &s.listeners.operators},
-	} {
-		ln, err := net.Listen("tcp", l.addr)
-		if err != nil {
-			return fmt.Errorf("%s: %w; change '%s:' in %s or end the program that holds the port", l.key, err, l.key, filepath.Join(s.dir, ConfigFile))
-		}
-		*l.into = ln
-		s.closers = append(s.closers, func() error {
-			if err := ln.Close(); !errors.Is(err, net.ErrClosed) {
-				return err
-			}
-			return nil
-		})
-	}
-	return nil
-}
-
 // Run serves until ctx ends. Then the listeners end first, what was journaled is opened and logged, and the stores close.
 func (s *Server) Run(ctx context.Context) (err error) {
 	defer func() { err = errors.Join(err, s.close()) }()
@@ -253,6 +222,7 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	front.Go(func() error { return s.serveHTTP(fctx, s.listeners.hospital, "fhir", s.hospitalCert, s.fhir) })
 	front.Go(func() error { return s.serveHTTP(fctx, s.listeners.operators, "api", nil, s.api) })
 	front.Go(func() error { return s.ingest.Run(fctx) })
+	front.Go(func() error { return s.flushOutbox(fctx) })
 	// A consumer that fails ends the server: it must not go on taking what nobody opens or logs.
 	front.Go(func() error {
 		select {
@@ -271,6 +241,26 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	return errors.Join(err, consumers.Wait())
 }
 
+// outboxTime is how long an event of another process, such as 'wardlink-server operator', may lie in the database.
+const outboxTime = 2 * time.Second
+
+// flushOutbox moves events that no act of this process is waiting for. A failure is only told: the acts that wait flush themselves,
+// and readiness watches the journal.
+func (s *Server) flushOutbox(ctx context.Context) error {
+	tick := time.NewTicker(outboxTime)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+			if err := s.outbox.Flush(ctx); err != nil && ctx.Err() == nil {
+				s.log.Error("events wait in the database", "error", err)
+			}
+		}
+	}
+}
+
 func (s *Server) event(ctx context.Context, t audit.Type) error {
 	err := journal.AppendEvent(ctx, s.journal, audit.Event{
 		Type: t, Actor: audit.Actor{ID: "server"}, Outcome: audit.Success, Detail: map[string]string{"version": build.Version},
@@ -281,87 +271,6 @@ func (s *Server) event(ctx context.Context, t audit.Type) error {
 	return nil
 }
 
-func (s *Server) serveGateways(ctx context.Context) error {
-	cert := s.cert("ingest")
-	port := &gatewayPort{
-		ln:   s.listeners.gateways,
-		tls:  listenerTLS(cert.get, s.keys.Root, "mqtt", "http/1.1"),
-		mqtt: s.ingest.ServeConn,
-		http: &http.Server{
-			Handler: s.ca, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: time.Minute, WriteTimeout: 2 * time.Minute,
-			IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10, ErrorLog: quietHTTP(s.log),
-		},
-		refuse: s.ingest.Refusals().Add,
-		log:    s.log,
-	}
-	err := port.run(ctx)
-	drainCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTime)
-	defer cancel()
-	return errors.Join(err, s.ingest.Drain(drainCtx))
-}
-
-func (s *Server) cert(name string) *serviceCert {
-	return &serviceCert{
-		id: spiffe.ID{TrustDomain: s.cfg.TrustDomain, Kind: spiffe.Service, Name: name}, names: s.cfg.Names, now: time.Now,
-		issue: func(t ca.Template) ([]*x509.Certificate, error) {
-			ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-			defer cancel()
-			return s.ca.Issue(ctx, audit.Actor{ID: "server"}, "", t)
-		},
-	}
-}
-
-// hospitalCert is the hospital's own certificate, or nil.
-func (s *Server) hospitalCert() (*tls.Certificate, error) { return s.cfg.hospitalCertificate() }
-
-func (s *Server) serveHTTP(ctx context.Context, ln net.Listener, name string, own func() (*tls.Certificate, error), h http.Handler) error {
-	get := s.cert(name).get
-	if own != nil {
-		c, err := own()
-		if err != nil {
-			return err
-		}
-		if c != nil {
-			get = func() (*tls.Certificate, error) { return c, nil }
-		}
-	}
-	srv := &http.Server{
-		Handler: h, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: time.Minute, WriteTimeout: 5 * time.Minute,
-		IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10, ErrorLog: quietHTTP(s.log),
-		TLSConfig: listenerTLS(get, s.keys.Root, "http/1.1"),
-	}
-	done := make(chan error, 1)
-	go func() { done <- srv.ServeTLS(ln, "", "") }()
-	select {
-	case err := <-done:
-		return fmt.Errorf("%s listener: %w", name, err)
-	case <-ctx.Done():
-	}
-	shut, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTime)
-	defer cancel()
-	err := srv.Shutdown(shut)
-	if err != nil {
-		err = errors.Join(err, srv.Close())
-	}
-	<-done
-	return err
-}
-
-func (s *Server) gatewayAddresses() []string {
-	_, port, err := net.SplitHostPort(s.cfg.Gateways)
-	if err != nil {
-		return nil // Check has seen to it
-	}
-	var out []string
-	for _, n := range s.cfg.Names {
-		if strings.EqualFold(n, "localhost") && len(s.cfg.Names) > 1 {
-			continue
-		}
-		out = append(out, net.JoinHostPort(n, port))
-	}
-	return out
-}
-
 func (s *Server) close() error {
 	var errs []error
 	for i := len(s.closers) - 1; i >= 0; i-- {
@@ -369,31 +278,4 @@ func (s *Server) close() error {
 	}
 	s.closers = nil
 	return errors.Join(errs...)
-}
-
-// metrics are the operators' listener's figures; no label holds a patient or a value.
-func (s *Server) metrics() http.Handler {
-	reg := prometheus.NewRegistry()
-	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), s.ingest)
-	gauge := func(name, help string, value func() float64) {
-		reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: "wardlink", Name: name, Help: help}, value))
-	}
-	read := func(f func(client.Status) uint64) func() float64 {
-		return func() float64 {
-			ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-			defer cancel()
-			st, err := s.status(ctx)
-			if err != nil {
-				return -1
-			}
-			return float64(f(st))
-		}
-	}
-	gauge("journal_entries", "Last committed journal entry.", read(func(c client.Status) uint64 { return c.JournalSeq }))
-	gauge("records_lag_entries", "Journal entries that records has not passed.", read(func(c client.Status) uint64 { return c.JournalSeq - min(c.JournalSeq, c.RecordsSeq) }))
-	gauge("log_lag_entries", "Journal entries that the transparency log has not passed.", read(func(c client.Status) uint64 { return c.JournalSeq - min(c.JournalSeq, c.LogSeq) }))
-	gauge("log_leaves", "Leaves of the transparency log.", read(func(c client.Status) uint64 { return c.LogSize }))
-	gauge("batches_pending", "Batches journaled and not opened yet.", read(func(c client.Status) uint64 { return c.Pending }))
-	gauge("batches_dead", "Batches that failed to open three times.", read(func(c client.Status) uint64 { return c.Dead }))
-	return promhttp.HandlerFor(reg, promhttp.HandlerOpts{})
 }

@@ -7,7 +7,12 @@ import (
 	"fmt"
 	"log"
 	"log/slog"
+	"net/http"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"wardlink/internal/build"
 	"wardlink/server/api/client"
@@ -85,3 +90,30 @@ func (c caRegistry) AddKey(ctx context.Context, k ca.Key) error {
 
 // quietHTTP keeps net/http's own log, which names peers of failed handshakes, at debug.
 func quietHTTP(l *slog.Logger) *log.Logger { return slog.NewLogLogger(l.Handler(), slog.LevelDebug) }
+
+// metrics are the operators' listener's figures; no label holds a patient or a value.
+func (s *Server) metrics() http.Handler {
+	reg := prometheus.NewRegistry()
+	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), s.ingest)
+	gauge := func(name, help string, value func() float64) {
+		reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: "wardlink", Name: name, Help: help}, value))
+	}
+	read := func(f func(client.Status) uint64) func() float64 {
+		return func() float64 {
+			ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+			defer cancel()
+			st, err := s.status(ctx)
+			if err != nil {
+				return -1
+			}
+			return float64(f(st))
+		}
+	}
+	gauge("journal_entries", "Last committed journal entry.", read(func(c client.Status) uint64 { return c.JournalSeq }))
+	gauge("records_lag_entries", "Journal entries that records has not passed.", read(func(c client.Status) uint64 { return c.JournalSeq - min(c.JournalSeq, c.RecordsSeq) }))
+	gauge("log_lag_entries", "Journal entries that the transparency log has not passed.", read(func(c client.Status) uint64 { return c.JournalSeq - min(c.JournalSeq, c.LogSeq) }))
+	gauge("log_leaves", "Leaves of the transparency log.", read(func(c client.Status) uint64 { return c.LogSize }))
+	gauge("batches_pending", "Batches journaled and not opened yet.", read(func(c client.Status) uint64 { return c.Pending }))
+	gauge("batches_dead", "Batches that failed to open three times.", read(func(c client.Status) uint64 { return c.Dead }))
+	return promhttp.HandlerFor(reg, promhttp.HandlerOpts{})
+}

@@ -22,6 +22,7 @@ const serviceLife = 7 * 24 * time.Hour
 
 // issued is a new key with its certificate, as PEM.
 type issued struct {
+	leaf       *x509.Certificate
 	chain, key []byte
 }
 
@@ -40,7 +41,7 @@ func issue(k *keys.Keys, id spiffe.ID, names []string, life time.Duration, now t
 		return issued{}, err
 	}
 	defer clear(der)
-	return issued{chain: pemChain([]*x509.Certificate{cert, k.Issuing}), key: pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})}, nil
+	return issued{leaf: cert, chain: pemChain([]*x509.Certificate{cert, k.Issuing}), key: pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})}, nil
 }
 
 func template(id spiffe.ID, key *ecdsa.PrivateKey, names []string, life time.Duration) ca.Template {

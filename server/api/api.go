@@ -11,7 +11,9 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
+	"net/netip"
 	"runtime/debug"
 	"time"
 
@@ -36,11 +38,17 @@ type Config struct {
 	LogVerifier string
 	Registry    *registry.Registry
 	Journal     *journal.Journal
+	Refusals    Refusals
 	CA          *ca.CA
 	Status      func(ctx context.Context) (client.Status, error)
 	Ready       func(ctx context.Context) error // nil when every part works
 	Metrics     http.Handler
 	Log         *slog.Logger
+}
+
+// Refusals takes refusals of peers that have proven nothing, to be journaled in aggregate.
+type Refusals interface {
+	Add(peer net.Addr, reason string)
 }
 
 // API is the handler.
@@ -147,7 +155,8 @@ func (a *API) identify(r *http.Request) (spiffe.ID, string, error) {
 }
 
 func (a *API) refuse(w http.ResponseWriter, r *http.Request, id spiffe.ID, serial string, reason error) {
-	if id.Kind == "" { // nothing is proven: an event for each would let anyone fill the log
+	if id.Kind == "" { // nothing is proven: an event for each would let anyone fill the log, so they are counted
+		a.unproven(r)
 		writeProblem(w, http.StatusUnauthorized, "not authorised", reason.Error())
 		return
 	}
@@ -159,6 +168,18 @@ func (a *API) refuse(w http.ResponseWriter, r *http.Request, id spiffe.ID, seria
 		a.Log.Error("refusal cannot be journaled", "error", err)
 	}
 	writeProblem(w, http.StatusForbidden, "not authorised", reason.Error())
+}
+
+func (a *API) unproven(r *http.Request) {
+	reason := "api: no client certificate"
+	if r.TLS != nil && len(r.TLS.VerifiedChains) > 0 {
+		reason = "api: a certificate without an identity"
+	}
+	var peer net.Addr
+	if at, err := netip.ParseAddrPort(r.RemoteAddr); err == nil {
+		peer = net.TCPAddrFromAddrPort(at)
+	}
+	a.Refusals.Add(peer, reason)
 }
 
 func (a *API) readyz(w http.ResponseWriter, r *http.Request) {

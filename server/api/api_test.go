@@ -9,11 +9,13 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"database/sql"
 	"encoding/hex"
 	"encoding/json"
 	"encoding/pem"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
@@ -43,6 +45,16 @@ type office struct {
 	reg     *registry.Registry
 	journal *journal.Journal
 	keys    *keys.Keys
+	outbox  *sqldb.Outbox
+	db      *sqldb.DB
+	counted counter
+}
+
+// counter is what aggregates refusals.
+type counter []string
+
+func (c *counter) Add(peer net.Addr, reason string) {
+	*c = append(*c, fmt.Sprintf("%v %s", peer, reason))
 }
 
 func newOffice(t *testing.T) *office {
@@ -79,11 +91,12 @@ func newOffice(t *testing.T) *office {
 		Events: func(ctx context.Context, ev audit.Event) error { return journal.AppendEvent(ctx, o.journal, ev) },
 	})
 	check(err)
+	o.outbox, o.db = outbox, db
 	o.configs = &api.Configs{DB: db, Outbox: outbox, Registry: o.reg, Key: o.keys.Config, Now: time.Now}
 	o.api = api.New(api.Config{
 		TrustDomain: domain, Servers: []string{"localhost:8883"}, Root: o.keys.Root, RecordsKey: o.keys.Records.Public(),
 		ConfigKey: o.keys.Config.Public().(ed25519.PublicKey), LogDir: filepath.Join(dir, "log"), LogVerifier: o.keys.LogVerifier,
-		Registry: o.reg, Journal: o.journal, CA: authority,
+		Registry: o.reg, Journal: o.journal, Refusals: &o.counted, CA: authority,
 		Status:  func(context.Context) (client.Status, error) { return client.Status{Ready: true}, nil },
 		Ready:   func(context.Context) error { return nil },
 		Metrics: http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic("metrics are broken") }),
@@ -175,6 +188,9 @@ func TestOnlyOperators(t *testing.T) {
 	if got := o.events(); strings.Count(got, "refused operators' API denied") != 9 {
 		t.Errorf("refusals of proven identities are to be journaled singly:\n%s", got)
 	}
+	if got := strings.Join(o.counted, "\n"); strings.Count(got, "192.0.2.1:1234 api: no client certificate") != 9 || len(o.counted) != 9 {
+		t.Errorf("refusals of those who prove nothing are to be counted, each:\n%s", got)
+	}
 	if got := o.do(nil, "GET", "/healthz", "", ""); got.Code != 200 {
 		t.Errorf("health probes need no certificate: %d", got.Code)
 	}
@@ -210,6 +226,38 @@ func TestImportListShowAndKit(t *testing.T) {
 	for _, want := range []string{"gateway.imported icu-7 success", "registry.read icu-7 success", "kit.issued  success"} {
 		if !strings.Contains(log, want) {
 			t.Errorf("no event %q in\n%s", want, log)
+		}
+	}
+}
+
+// TestRefusedApprovalsAreInTheJournal: an operator who tries to admit what the registry refuses leaves a trace, as an import does.
+func TestRefusedApprovalsAreInTheJournal(t *testing.T) {
+	o := newOffice(t)
+	op := o.certificate(spiffe.Operator, "op", domain)
+	taken := registry.Gateway{ID: "icu-7", EKs: [][32]byte{{1}}, Ward: "icu"}
+	if _, err := o.reg.Import(t.Context(), audit.Actor{ID: "test"}, "", []registry.Gateway{taken}); err != nil {
+		t.Fatal(err)
+	}
+	ek := [32]byte{2}
+	if err := o.reg.Wait(t.Context(), registry.Waiting{EK: ek, Peer: "192.0.2.9:1"}); err != nil {
+		t.Fatal(err)
+	}
+	waiting := hex.EncodeToString(ek[:])
+	for _, c := range []struct {
+		name, fingerprint, id string
+		code                  int
+		event                 string
+	}{
+		{"the id is another's", waiting, "icu-7", 409, "gateway.approved icu-7 denied"},
+		{"nobody waits", "AAAA-BBBB-CCCC-DDDD", "icu-8", 404, "gateway.approved icu-8 denied"},
+		{"admitted", waiting, "icu-9", 200, "gateway.approved icu-9 success"},
+	} {
+		body := fmt.Sprintf(`{"fingerprint":%q,"id":%q,"site":"main","ward":"icu","profile":"default"}`, c.fingerprint, c.id)
+		if got := o.do(op, "POST", "/v1/gateways/approve", "application/json", body); got.Code != c.code {
+			t.Errorf("%s: %d %s; expected %d", c.name, got.Code, got.Body, c.code)
+		}
+		if log := o.events(); strings.Count(log, c.event) != 1 {
+			t.Errorf("%s: not one event %q in\n%s", c.name, c.event, log)
 		}
 	}
 }
@@ -292,5 +340,42 @@ func TestConfigurationVersionsGrowOnlyWithTheRegistry(t *testing.T) {
 	}
 	if _, err := o.configs.Document(t.Context(), "icu-8"); err == nil {
 		t.Error("a configuration for an unknown gateway")
+	}
+}
+
+// TestStoredConfigurationWaitsForItsEvent: a stored document is given out only once what its transaction left in the outbox is durable;
+// the caller that stored it may have died, or be about to move it.
+func TestStoredConfigurationWaitsForItsEvent(t *testing.T) {
+	o := newOffice(t)
+	g := registry.Gateway{ID: "icu-7", EKs: [][32]byte{{1}}, Ward: "icu"}
+	if _, err := o.reg.Import(t.Context(), audit.Actor{ID: "test"}, "", []registry.Gateway{g}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := o.configs.Document(t.Context(), "icu-7"); err != nil {
+		t.Fatal(err)
+	}
+	err := o.db.Write(t.Context(), func(tx *sql.Tx) error {
+		return o.outbox.Add(tx, audit.Event{Type: audit.ConfigIssued, Actor: audit.Actor{ID: "server"}, Target: "in-the-outbox", Outcome: audit.Success})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := o.configs.Document(t.Context(), "icu-7"); err != nil {
+		t.Fatal(err)
+	}
+	if log := o.events(); !strings.Contains(log, "config.issued in-the-outbox success") {
+		t.Errorf("the document left before its event:\n%s", log)
+	}
+	if err := o.journal.Close(); err != nil {
+		t.Fatal(err)
+	}
+	err = o.db.Write(t.Context(), func(tx *sql.Tx) error {
+		return o.outbox.Add(tx, audit.Event{Type: audit.ConfigIssued, Actor: audit.Actor{ID: "server"}, Target: "stuck", Outcome: audit.Success})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if doc, err := o.configs.Document(t.Context(), "icu-7"); err == nil || doc != nil {
+		t.Error("a document is given out although its event cannot be journaled")
 	}
 }

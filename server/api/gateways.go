@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"encoding/hex"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -100,7 +101,25 @@ func (a *API) approveGateway(w http.ResponseWriter, r *http.Request, who who) er
 		return badRequest{fmt.Errorf("id: %w", err)}
 	}
 	g := registry.Gateway{ID: in.ID, Site: in.Site, Ward: in.Ward, Profile: in.Profile}
-	if err := a.Registry.Approve(r.Context(), who.actor, who.peer, in.Fingerprint, g); err != nil {
+	err := a.Registry.Approve(r.Context(), who.actor, who.peer, in.Fingerprint, g)
+	// The registry undoes the event of a refusal together with the act, so the refusal is journaled here.
+	reason := ""
+	switch {
+	case errors.Is(err, registry.ErrConflict):
+		reason = "conflicts with the registry"
+	case errors.Is(err, registry.ErrUnknown):
+		reason = "no such TPM waits"
+	case err != nil:
+		return err
+	}
+	if reason != "" {
+		denied := audit.Event{
+			Type: audit.GatewayApproved, Target: in.ID, Outcome: audit.Denied, Reason: reason,
+			Detail: map[string]string{"fingerprint": fmt.Sprintf("%.80q", in.Fingerprint)},
+		}
+		if jerr := a.event(r, who, denied); jerr != nil {
+			return jerr
+		}
 		return err
 	}
 	return writeJSON(w, in)

@@ -1,0 +1,197 @@
+package server
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"wardlink/internal/spiffe"
+)
+
+// silent opens a TCP connection from the given address and says nothing.
+func silent(t *testing.T, from, to string) net.Conn {
+	t.Helper()
+	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}, Timeout: 10 * time.Second}
+	conn, err := d.Dial("tcp", to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	return conn
+}
+
+// closedByPeer says whether the other side ends the connection within d.
+func closedByPeer(conn net.Conn, d time.Duration) bool {
+	_ = conn.SetReadDeadline(time.Now().Add(d))
+	_, err := conn.Read(make([]byte, 1))
+	return err != nil && !os.IsTimeout(err)
+}
+
+func (p *port) refusals(reason string) (n int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, r := range p.refused {
+		if r == reason {
+			n++
+		}
+	}
+	return n
+}
+
+// TestSilentPeersKeepNobodyWaiting: one network may hold its share of handshakes and no more; what is beyond is closed and counted,
+// others get in meanwhile, and the silent ones lose their slots long before a slow TPM's handshake would.
+func TestSilentPeersKeepNobodyWaiting(t *testing.T) {
+	p := newPort(t)
+	var held []net.Conn
+	for range maxHandshakesEach {
+		held = append(held, silent(t, "127.0.0.1", p.addr))
+	}
+	if !closedByPeer(silent(t, "127.0.0.1", p.addr), 10*time.Second) {
+		t.Error("a network holds more handshakes than its share")
+	}
+	if n := p.refusals("too many open handshakes from one network"); n != 1 {
+		t.Errorf("%d refusals of the share; expected 1", n)
+	}
+	// Another network is served although the first one's share is used up.
+	conn := silent(t, "127.0.1.1", p.addr)
+	conf := spiffe.ServerTLS(pool(p.tr.root), spiffe.ID{TrustDomain: "ward.example", Kind: spiffe.Service, Name: "ingest"}, "")
+	conf.NextProtos = []string{"http/1.1"}
+	_ = conn.SetDeadline(time.Now().Add(10 * time.Second))
+	client := tls.Client(conn, conf)
+	if _, err := io.WriteString(client, get); err != nil {
+		t.Fatalf("another network cannot get in: %v", err)
+	}
+	if answer, err := io.ReadAll(client); err != nil || !strings.Contains(string(answer), "http") {
+		t.Errorf("answer %q, %v", answer, err)
+	}
+	for i, c := range held {
+		if !closedByPeer(c, 30*time.Second) {
+			t.Fatalf("silent connection %d is still open after %s", i, testWaiting)
+		}
+	}
+	if n := p.refusals("nothing was sent"); n != maxHandshakesEach {
+		t.Errorf("%d silent ones counted; expected %d", n, maxHandshakesEach)
+	}
+	if got, err := p.talk(t, get, nil, "http/1.1"); err != nil || !strings.Contains(got, "http") {
+		t.Errorf("the network does not get its slots back: %q, %v", got, err)
+	}
+}
+
+// TestHTTPPortCountsFailedHandshakes: the hospital's and the operators' ports tell what net/http would only print.
+func TestHTTPPortCountsFailedHandshakes(t *testing.T) {
+	tr := newTrust(t)
+	own := tr.certificate(t, spiffe.Service, "fhir")
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	refused := make(chan string, 10)
+	h := &httpPort{
+		doorway: doorway{
+			ln: ln, tls: listenerTLS(func() (*tls.Certificate, error) { return &own, nil }, tr.root, "http/1.1"),
+			refuse: func(peer net.Addr, reason string) { refused <- fmt.Sprint(network(peer), " ", reason) },
+			log:    slog.New(slog.DiscardHandler), waiting: 50 * time.Millisecond,
+		},
+		http: &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			fmt.Fprintf(w, "certificates: %d", len(r.TLS.VerifiedChains))
+		})},
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- h.run(ctx, 5*time.Second) }()
+
+	ask := func(certs ...tls.Certificate) (string, error) {
+		conf := &tls.Config{RootCAs: pool(tr.root), Certificates: certs, InsecureSkipVerify: true}
+		c := http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{TLSClientConfig: conf, DisableKeepAlives: true}}
+		resp, err := c.Get("https://" + ln.Addr().String())
+		if err != nil {
+			return "", err
+		}
+		defer resp.Body.Close()
+		body, err := io.ReadAll(resp.Body)
+		return string(body), err
+	}
+	if got, err := ask(tr.certificate(t, spiffe.Access, "ehr")); err != nil || got != "certificates: 1" {
+		t.Errorf("%q, %v", got, err)
+	}
+	if got, err := ask(newTrust(t).certificate(t, spiffe.Access, "ehr")); err == nil {
+		t.Errorf("a foreign certificate got through: %q", got)
+	}
+	expect(t, refused, "127.0.0.0/24 client certificate does not verify")
+	plain := silent(t, "127.0.0.1", ln.Addr().String())
+	fmt.Fprint(plain, get)
+	expect(t, refused, "127.0.0.0/24 TLS handshake failed")
+	silent(t, "127.0.0.1", ln.Addr().String())
+	expect(t, refused, "127.0.0.0/24 nothing was sent")
+	cancel()
+	if err := <-done; err != nil {
+		t.Errorf("end: %v", err)
+	}
+}
+
+func expect(t *testing.T, got <-chan string, want string) {
+	t.Helper()
+	select {
+	case g := <-got:
+		if g != want {
+			t.Errorf("refused %q; expected %q", g, want)
+		}
+	case <-time.After(10 * time.Second):
+		t.Errorf("nothing refused; expected %q", want)
+	}
+}
+
+func TestSlotsAreGivenBackOnce(t *testing.T) {
+	s := newSlots()
+	peer := &net.TCPAddr{IP: net.IPv4(10, 1, 2, 3), Port: 1}
+	release, ok := s.take(t.Context(), peer)
+	if !ok || len(s.all) != 1 || s.of[netip.MustParsePrefix("10.1.2.0/24")] != 1 {
+		t.Fatalf("%t, %d, %v", ok, len(s.all), s.of)
+	}
+	release()
+	release()
+	if len(s.all) != 0 || len(s.of) != 0 {
+		t.Errorf("%d slots, %v after the release", len(s.all), s.of)
+	}
+	// All slots taken: the next one waits, and gives up with its context without leaving a mark.
+	for range maxHandshakes {
+		s.all <- struct{}{}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if _, ok := s.take(ctx, peer); ok {
+			t.Error("a slot beyond the last")
+		}
+	})
+	cancel()
+	wg.Wait()
+	if len(s.of) != 0 {
+		t.Errorf("%v is left", s.of)
+	}
+	v6 := network(&net.TCPAddr{IP: net.ParseIP("2001:db8:1:2:3::4"), Port: 5})
+	mapped := network(&net.TCPAddr{IP: net.ParseIP("::ffff:10.1.2.3"), Port: 5})
+	if v6.String() != "2001:db8:1:2::/64" || mapped.String() != "10.1.2.0/24" {
+		t.Errorf("networks %s and %s", v6, mapped)
+	}
+}
+
+func TestPassingErrorsOfAccept(t *testing.T) {
+	if wrapped := (&net.OpError{Op: "accept", Err: os.NewSyscallError("accept4", syscall.EMFILE)}); !passing(wrapped) {
+		t.Error("a server out of descriptors would give up its port for ever")
+	}
+	if passing(&net.OpError{Op: "accept", Err: net.ErrClosed}) || passing(os.NewSyscallError("accept4", syscall.EINVAL)) {
+		t.Error("a dead listener would be asked for ever")
+	}
+}

@@ -1,0 +1,119 @@
+package server
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"wardlink/audit"
+	"wardlink/internal/spiffe"
+	"wardlink/server/ca"
+)
+
+func (s *Server) openListeners() (err error) {
+	for _, l := range []struct {
+		key, addr string
+		into      *net.Listener
+	}{
+		{"gateways", s.cfg.Gateways, &s.listeners.gateways},
+		{"hospital", s.cfg.Hospital, &s.listeners.hospital},
+		{"operators", s.cfg.Operators, &s.listeners.operators},
+	} {
+		ln, err := net.Listen("tcp", l.addr)
+		if err != nil {
+			return fmt.Errorf("%s: %w; change '%s:' in %s or end the program that holds the port", l.key, err, l.key, filepath.Join(s.dir, ConfigFile))
+		}
+		*l.into = ln
+		s.closers = append(s.closers, func() error {
+			if err := ln.Close(); !errors.Is(err, net.ErrClosed) {
+				return err
+			}
+			return nil
+		})
+	}
+	return nil
+}
+
+func (s *Server) serveGateways(ctx context.Context) error {
+	cert := s.cert("ingest")
+	port := &gatewayPort{
+		doorway: doorway{
+			ln: s.listeners.gateways, tls: listenerTLS(cert.get, s.keys.Root, "mqtt", "http/1.1"),
+			refuse: s.ingest.Refusals().Add, log: s.log,
+		},
+		mqtt: s.ingest.ServeConn,
+		http: &http.Server{
+			Handler: s.ca, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: time.Minute, WriteTimeout: 2 * time.Minute,
+			IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10, ErrorLog: quietHTTP(s.log),
+		},
+	}
+	err := port.run(ctx)
+	drainCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTime)
+	defer cancel()
+	return errors.Join(err, s.ingest.Drain(drainCtx))
+}
+
+func (s *Server) cert(name string) *serviceCert {
+	return &serviceCert{
+		id: spiffe.ID{TrustDomain: s.cfg.TrustDomain, Kind: spiffe.Service, Name: name}, names: s.cfg.Names, now: time.Now,
+		issue: func(t ca.Template) ([]*x509.Certificate, error) {
+			ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+			defer cancel()
+			return s.ca.Issue(ctx, audit.Actor{ID: "server"}, "", t)
+		},
+	}
+}
+
+// hospitalCert is the hospital's own certificate, or nil.
+func (s *Server) hospitalCert() (*tls.Certificate, error) { return s.cfg.hospitalCertificate() }
+
+// serveHTTP serves the hospital ("fhir") or the operators ("api"); who fails the handshake there is counted as at the gateways' port.
+func (s *Server) serveHTTP(ctx context.Context, ln net.Listener, name string, own func() (*tls.Certificate, error), h http.Handler) error {
+	get := s.cert(name).get
+	if own != nil {
+		c, err := own()
+		if err != nil {
+			return err
+		}
+		if c != nil {
+			get = func() (*tls.Certificate, error) { return c, nil }
+		}
+	}
+	port := &httpPort{
+		doorway: doorway{
+			ln: ln, tls: listenerTLS(get, s.keys.Root, "http/1.1"), log: s.log,
+			refuse: func(peer net.Addr, reason string) { s.ingest.Refusals().Add(peer, name+": "+reason) },
+		},
+		http: &http.Server{
+			Handler: h, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: time.Minute, WriteTimeout: 5 * time.Minute,
+			IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10, ErrorLog: quietHTTP(s.log),
+		},
+	}
+	if err := port.run(ctx, drainTime); err != nil {
+		return fmt.Errorf("%s listener: %w", name, err)
+	}
+	return nil
+}
+
+// gatewayAddresses are where a kit sends gateways: every name with the gateways' port.
+func (s *Server) gatewayAddresses() []string {
+	_, port, err := net.SplitHostPort(s.cfg.Gateways)
+	if err != nil {
+		return nil // Check has seen to it
+	}
+	var out []string
+	for _, n := range s.cfg.Names {
+		if strings.EqualFold(n, "localhost") && len(s.cfg.Names) > 1 {
+			continue
+		}
+		out = append(out, net.JoinHostPort(n, port))
+	}
+	return out
+}
