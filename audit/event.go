@@ -48,6 +48,8 @@ const (
 	AuditRead       Type = "audit.read"
 	RegistryRead    Type = "registry.read"
 	BatchDead       Type = "batch.dead"       // a batch failed to open three times
+	BatchConflict   Type = "batch.conflict"   // two frames under one batch number; Detail holds both hashes
+	RecordsGap      Type = "records.gap"      // a restored database lacks journal entries that the journal no longer has; Detail holds the first and last
 	EpochConflict   Type = "epoch.conflict"   // one epoch under two gateways
 	EntryUnreadable Type = "entry.unreadable" // the log's writer could not read a journal entry; Detail holds its kind, position and head's SHA-256
 )

@@ -85,9 +85,14 @@ func TestValuesAndStates(t *testing.T) {
 		"trailing zeros":      {"98.600", nil, map[string]string{"value": "98.600"}},
 		"plus and zeros":      {"+007.50", nil, map[string]string{"value": "7.50"}},
 		"bare points":         {"-.5", nil, map[string]string{"value": "-0.5"}},
+		"plus":                {"+80", nil, map[string]string{"value": "80"}},
+		"leading zero":        {"080.50", nil, map[string]string{"value": "80.50"}},
+		"no digit before":     {".5", nil, map[string]string{"value": "0.5"}},
+		"no digit behind":     {"5.", nil, map[string]string{"value": "5"}},
+		"many zeros":          {"0000000000000000000000000080", nil, map[string]string{"value": "80"}},
+		"too many digits":     {"1234567890123456789012", nil, map[string]string{"value": "", "string": "1234567890123456789012"}},
 		"no reading":          {"", func(_ *msg, o *obs) { o.Marks = telemetry.MarkNoReading }, map[string]string{"absent": "unknown", "value": "", "status": "final"}},
 		"sentinel":            {"-32768", func(_ *msg, o *obs) { o.Marks = telemetry.MarkNoReading }, map[string]string{"absent": "unknown", "value": ""}},
-		"implausible":         {"900", func(_ *msg, o *obs) { o.Marks = telemetry.MarkImplausible }, map[string]string{"value": "900", "status": "final"}},
 		"text":                {"sinus <rhythm>", func(_ *msg, o *obs) { o.Type = "ST" }, map[string]string{"string": "sinus <rhythm>", "value": ""}},
 		"number typed text":   {"12", func(_ *msg, o *obs) { o.Type = "ST" }, map[string]string{"string": "12"}},
 		"no number":           {"---", nil, map[string]string{"string": "---", "value": ""}},
@@ -108,8 +113,8 @@ func TestValuesAndStates(t *testing.T) {
 		"unknown code": {"5", func(_ *msg, o *obs) { o.Code = telemetry.Code{ID: "X1", Name: "Thing", Sys: "99ABC"} },
 			map[string]string{"coding": "urn:wardlink:code-system:99ABC", "text": "Thing", "profile": ""}},
 		"time without zone": {"5", func(_ *msg, o *obs) { o.Time = "20260528202640" }, map[string]string{"time": "2026-05-28T20:26:40.000Z"}},
-		"time unread":       {"5", func(_ *msg, o *obs) { o.Time, o.At, o.Marks = "+9999", 0, telemetry.MarkTimeUnread }, map[string]string{"time": "2026-05-28T20:26:40.000Z"}},
-		"time of year 292M": {"5", func(_ *msg, o *obs) { o.At = 1<<63 - 1 }, map[string]string{"time": "2026-05-28T22:26:40.000+02:00"}},
+		"time unread":       {"5", func(_ *msg, o *obs) { o.Time, o.At, o.Marks = "+9999", 0, telemetry.MarkTimeUnread }, map[string]string{"time": "", "no time": "unknown", "profile": "", "value": "5", "issued": "2026-05-28T20:26:40.500Z"}},
+		"time of year 292M": {"5", func(_ *msg, o *obs) { o.At = 1<<63 - 1 }, map[string]string{"time": "", "no time": "unknown", "profile": ""}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			change := c.change
@@ -122,7 +127,8 @@ func TestValuesAndStates(t *testing.T) {
 				"value": {"valueQuantity", "value"}, "unit": {"valueQuantity", "unit"}, "code": {"valueQuantity", "code"}, "string": {"valueString"},
 				"status": {"status"}, "absent": {"dataAbsentReason", "coding", 0, "code"}, "security": {"meta", "security", 0, "code"},
 				"profile": {"meta", "profile", 0}, "coding": {"code", "coding", 0, "system"}, "text": {"code", "text"}, "time": {"effectiveDateTime"},
-				"flag": {"interpretation", 0, "coding", 0, "code"},
+				"flag": {"interpretation", 0, "coding", 0, "code"}, "issued": {"issued"},
+				"no time": {"_effectiveDateTime", "extension", 0, "valueCode"},
 			}
 			for what, want := range c.want {
 				if got := text(o, paths[what]...); got != want {
@@ -179,7 +185,7 @@ func TestSearchParameters(t *testing.T) {
 	f := setup(t,
 		reading("p1", 0, "60"), reading("p1", 10, "61"), reading("p1", 20, "62"),
 		reading("p1", 5, "97", func(_ *telemetry.Message, o *telemetry.Observation) {
-			o.Code = telemetry.Code{MDC: 150456, ID: "150456", Sys: "MDC"}
+			o.Code, o.Unit = telemetry.Code{MDC: 150456, ID: "150456", Sys: "MDC"}, telemetry.Unit{Sent: "262688^MDC_DIM_PERCENT^MDC", UCUM: "%"}
 		}),
 		reading("p1", 6, "100", glucose("mg/dL")), reading("p1", 7, "5", glucose("mmol/L")),
 		reading("", 3, "1"), reading("a,b|c", 4, "2"),

@@ -13,11 +13,25 @@ import (
 	"wardlink/telemetry/codes"
 )
 
-// codingsOf gives a reading's codings: LOINC first where the table has it, then what the device sent. It needs no code name.
-func codingsOf(code telemetry.Code, ucum string) []coding {
+// fits tells whether a reading's unit is one of what its code measures. 80 mm[Hg] of heart rate, or 80 of a unit that nobody knows,
+// is not what the LOINC code says, however sure the device is of its own code.
+func fits(code telemetry.Code, ucum string, unitUnknown bool) bool {
+	if unitUnknown {
+		return false
+	}
+	item, known := codes.For(code.MDC, ucum)
+	return !known || ucum == "" || item.Judge(0, ucum) != codes.WrongUnit
+}
+
+// codingsOf gives a reading's codings: LOINC first where the table has it and the unit fits, then what the device sent. It needs no
+// code name.
+func codingsOf(code telemetry.Code, ucum string, unitUnknown bool) []coding {
 	var out []coding
 	if code.MDC != 0 {
 		item, known := codes.For(code.MDC, ucum)
+		if !fits(code, ucum, unitUnknown) {
+			item.LOINC = nil
+		}
 		for i, l := range item.LOINC {
 			c := coding{System: systemLOINC, Code: l}
 			if i == 0 {
@@ -56,12 +70,17 @@ func toObservation(o *records.Observation) *observation {
 	flags := strings.FieldsFunc(o.Flags, func(c rune) bool { return c == '~' || c == '^' })
 	r := &observation{
 		ResourceType: "Observation", ID: o.ID,
-		Extension:         []extension{{URL: extensionGateway, ValueReference: &reference{Display: o.Gateway}}},
-		Status:            status(o.Status, flags),
-		Code:              codeableConcept{Coding: codingsOf(o.Code, o.Unit.UCUM), Text: o.Code.Name},
-		EffectiveDateTime: effective(o),
-		Issued:            time.UnixMilli(o.Journaled).UTC().Format("2006-01-02T15:04:05.000Z07:00"),
-		Device:            &reference{Display: o.Device},
+		Extension: []extension{{URL: extensionGateway, ValueReference: &reference{Display: o.Gateway}}},
+		Status:    status(o.Status, flags),
+		Code:      codeableConcept{Coding: codingsOf(o.Code, o.Unit.UCUM, unitUnknown(o)), Text: o.Code.Name},
+		Issued:    time.UnixMilli(o.Journaled).UTC().Format("2006-01-02T15:04:05.000Z07:00"),
+		Device:    &reference{Display: o.Device},
+	}
+	if o.Marks&telemetry.MarkTimeUnread == 0 {
+		r.EffectiveDateTime = effective(o)
+	} else {
+		// The time by which it is found is when the gateway received it; to show that as the device's would be an invention.
+		r.EffectiveAbsent = &element{Extension: []extension{{URL: extensionAbsent, ValueCode: "unknown"}}}
 	}
 	if r.Device.Display == "" {
 		r.Device.Display = o.Source
@@ -86,21 +105,48 @@ func toObservation(o *records.Observation) *observation {
 		}
 		r.Interpretation = append(r.Interpretation, c)
 	}
+	judge(r, o)
 	r.Meta = metaOf(r, o, item, flags)
 	return r
+}
+
+func unitUnknown(o *records.Observation) bool { return o.Marks&telemetry.MarkUnknownUnit != 0 }
+
+// judge says what was noticed about a reading where every client looks: FHIR and HL7 have no code for it, so ours come with a text.
+// What is not plausible, most often an artefact, is kept, but nothing that a chart may take over unseen.
+func judge(r *observation, o *records.Observation) {
+	note := coding{System: systemMarks}
+	switch {
+	case o.Marks&telemetry.MarkNoReading != 0:
+		return
+	case unitUnknown(o):
+		note.Code, note.Display = "unit-unknown", "Unit is missing or not known"
+	case !fits(o.Code, o.Unit.UCUM, false):
+		note.Code, note.Display = "unit-misfit", "Unit does not belong to this measure"
+	case o.Marks&telemetry.MarkImplausible != 0:
+		note.Code, note.Display = "implausible", "Outside the range that is physically plausible"
+	default:
+		return
+	}
+	r.Interpretation = append(r.Interpretation, codeableConcept{Coding: []coding{note}, Text: note.Display})
+	if o.Marks&telemetry.MarkImplausible != 0 && (r.Status == "final" || r.Status == "corrected") {
+		r.Status = "preliminary"
+	}
 }
 
 // interpretations are the flags of OBX-8 that FHIR knows under the same code; others travel as text.
 var interpretations = []string{"L", "H", "LL", "HH", "N", "A", "AA", "LU", "HU"}
 
-// metaOf marks test data, and claims the core profile only for a reading that has what the profile demands.
+// metaOf marks test data, and claims the core profile only for a reading that has what the profile demands and that nothing is odd
+// about.
 func metaOf(r *observation, o *records.Observation, item codes.Item, flags []string) *meta {
 	var m meta
 	if o.Process == "T" || o.Process == "D" || slices.Contains(flags, "TEST") || slices.Contains(flags, "DEMO") {
 		m.Security = []coding{{System: systemActReason, Code: "HTEST", Display: "test health data"}}
 	}
 	coded := r.ValueQuantity != nil && r.ValueQuantity.Code == item.UCUM
-	if item.Profile != "" && r.Subject != nil && (coded || r.DataAbsentReason != nil) {
+	odd := o.Marks&(telemetry.MarkImplausible|telemetry.MarkTimeUnread) != 0 || !fits(o.Code, o.Unit.UCUM, unitUnknown(o))
+	if item.Profile != "" && !odd && r.Subject != nil && (coded || r.DataAbsentReason != nil) {
 		m.Profile = []string{item.Profile}
 	}
 	if m.Profile == nil && m.Security == nil {
@@ -182,14 +228,11 @@ const maxDigits = 18
 // decimal is a number as FHIR's decimal with every digit that was sent. HL7's NM allows a plus sign, leading zeros and a bare
 // point, which JSON does not.
 func decimal(value string) (json.Number, bool) {
-	if len(value) > maxDigits+2 {
-		return "", false
-	}
-	if decimalRE.MatchString(value) {
+	if len(value) <= maxDigits+2 && decimalRE.MatchString(value) {
 		return json.Number(value), true
 	}
 	m := looseRE.FindStringSubmatch(value)
-	if m == nil || strings.Trim(value, "+-.") == "" {
+	if m == nil || strings.Trim(value, "+-.") == "" || len(m[2])+len(m[3]) > maxDigits+1 {
 		return "", false
 	}
 	sign, whole, fraction := strings.TrimPrefix(m[1], "+"), m[2], m[3]
@@ -204,7 +247,7 @@ var zoneRE = regexp.MustCompile(`[0-9.]([+-])([0-9]{2})([0-9]{2})$`)
 // effective is the reading's time with milliseconds, in the zone that the device named if it named one.
 func effective(o *records.Observation) string {
 	at := time.UnixMilli(o.At).UTC()
-	if m := zoneRE.FindStringSubmatch(o.Time); m != nil && o.Marks&telemetry.MarkTimeUnread == 0 {
+	if m := zoneRE.FindStringSubmatch(o.Time); m != nil {
 		hours, _ := strconv.Atoi(m[2])
 		minutes, _ := strconv.Atoi(m[3])
 		if hours <= 14 && minutes < 60 {

@@ -28,7 +28,13 @@ type reference struct {
 
 type extension struct {
 	URL            string     `json:"url"`
+	ValueCode      string     `json:"valueCode,omitempty"`
 	ValueReference *reference `json:"valueReference,omitempty"`
+}
+
+// element is what stands beside a primitive element, under its name with an underscore: here, why there is none.
+type element struct {
+	Extension []extension `json:"extension"`
 }
 
 type meta struct {
@@ -53,7 +59,8 @@ type observation struct {
 	Category          []codeableConcept `json:"category,omitempty"`
 	Code              codeableConcept   `json:"code"`
 	Subject           *reference        `json:"subject,omitempty"`
-	EffectiveDateTime string            `json:"effectiveDateTime"`
+	EffectiveDateTime string            `json:"effectiveDateTime,omitempty"`
+	EffectiveAbsent   *element          `json:"_effectiveDateTime,omitempty"`
 	Issued            string            `json:"issued,omitempty"`
 	ValueQuantity     *quantity         `json:"valueQuantity,omitempty"`
 	ValueString       string            `json:"valueString,omitempty"`
@@ -157,7 +164,9 @@ const (
 	systemAbsent     = "http://terminology.hl7.org/CodeSystem/data-absent-reason"
 	systemActReason  = "http://terminology.hl7.org/CodeSystem/v3-ActReason"
 	systemFlags      = "http://terminology.hl7.org/CodeSystem/v3-ObservationInterpretation"
-	systemOwnCodes   = "urn:wardlink:code-system:" // a device's own code system, by its name in OBX-3.3
+	systemOwnCodes   = "urn:wardlink:code-system:"     // a device's own code system, by its name in OBX-3.3
+	systemMarks      = "urn:wardlink:observation-mark" // implausible, unit-misfit, unit-unknown
+	extensionAbsent  = "http://hl7.org/fhir/StructureDefinition/data-absent-reason"
 	extensionGateway = "http://hl7.org/fhir/StructureDefinition/observation-gatewayDevice"
 )
 
@@ -177,7 +186,7 @@ func (s *Server) capabilities(base string) capabilityStatement {
 				{Type: "Observation", Interaction: readAndSearch, SearchParam: []capabilityParam{
 					{Name: "patient", Type: "reference", Documentation: "Patient/id, several separated by commas; patient.identifier=system|value is the other way; patient:missing=true finds readings of devices that knew no patient"},
 					{Name: "code", Type: "token", Documentation: "system|code or code, several separated by commas; MDC and LOINC"},
-					{Name: "date", Type: "date", Documentation: "eq, ge, gt, le, lt; may be given several times"},
+					{Name: "date", Type: "date", Documentation: "eq, ge, gt, le, lt; may be given several times; readings without effectiveDateTime are found by when the gateway received them"},
 				}},
 				{Type: "Patient", Interaction: readAndSearch, SearchParam: []capabilityParam{
 					{Name: "identifier", Type: "token", Documentation: "system|value or value, several separated by commas"},

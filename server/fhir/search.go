@@ -29,31 +29,38 @@ func (s *Server) read(r *http.Request, kind, id string) *answer {
 	if _, err := parseQuery(r.URL.RawQuery, []string{"_format"}); err != nil {
 		return s.failed(err)
 	}
-	if !idRE.MatchString(id) {
-		return s.failed(records.ErrNotFound)
-	}
 	if kind == "Patient" {
 		p, err := s.cfg.Store.Patient(r.Context(), id)
 		if err != nil {
 			a := s.failed(err)
-			a.patients = pseudonymOf(id)
+			a.patients = s.pseudonymsOf(r.Context(), id)
 			return a
 		}
 		return &answer{status: http.StatusOK, body: toPatient(p), count: 1, patients: []string{p.ID}}
 	}
-	o, err := s.cfg.Store.Observation(r.Context(), id)
+	o, err := s.cfg.Store.Observation(r.Context(), id) // refuses ids that are none of ours
 	if err != nil {
 		return s.failed(err)
 	}
-	return &answer{status: http.StatusOK, body: toObservation(&o), count: 1, patients: pseudonymOf(o.Patient.ID)}
+	return &answer{status: http.StatusOK, body: toObservation(&o), count: 1, patients: known(o.Patient)}
 }
 
-// pseudonymOf lets an id into the event only if it has the form of ours: a client may put a real identifier there by mistake.
-func pseudonymOf(ids ...string) (out []string) {
+// known is the pseudonym of a reading's patient, if it has one.
+func known(p records.Patient) []string {
+	if p.ID == "" {
+		return nil
+	}
+	return []string{p.ID}
+}
+
+// pseudonymsOf turns ids as the client gave them into what may stand in the event for ever: those of stored patients as they are, any
+// other as its keyed hash, since a client may put a real identifier there by mistake.
+func (s *Server) pseudonymsOf(ctx context.Context, ids ...string) (out []string) {
 	for _, id := range ids {
-		if len(id) == 32 && idRE.MatchString(id) {
-			out = append(out, id)
+		if _, err := s.cfg.Store.Patient(ctx, id); err != nil {
+			id = records.PatientID(s.cfg.Pseudonym, "", id)
 		}
+		out = append(out, id)
 	}
 	return out
 }
@@ -119,7 +126,7 @@ func (s *Server) searchObservations(r *http.Request, base string) *answer {
 	if err != nil {
 		return s.failed(err)
 	}
-	ids, asked := q.patients, pseudonymOf(q.patients...)
+	ids, asked := q.patients, s.pseudonymsOf(r.Context(), q.patients...)
 	if q.identifiers != nil {
 		found, named, err := s.resolve(r.Context(), q.identifiers)
 		if err != nil {
@@ -137,7 +144,7 @@ func (s *Server) searchObservations(r *http.Request, base string) *answer {
 	page, err := s.cfg.Store.Search(r.Context(), records.Query{
 		Patients: ids, NoPatient: q.noPatient, From: q.from, To: q.to, After: q.after, Limit: q.count,
 		Match: func(one records.Series) bool {
-			return q.codes == nil || matches(q.codes, codingsOf(one.Code, one.UCUM))
+			return q.codes == nil || matches(q.codes, codingsOf(one.Code, one.UCUM, one.UnitUnknown))
 		},
 	})
 	if err != nil {

@@ -52,7 +52,7 @@ type unavailable struct{ error }
 func (u *unavailable) Unwrap() error { return u.error }
 
 // intake enters the publishes and sealing records among entries, in one transaction, and gives the batches that are to be opened
-// now, their attempts counted.
+// now, their attempts counted. When there are none all of entries is settled with it.
 func (r *Records) intake(ctx context.Context, entries []journal.Entry) (todo []*work, err error) {
 	err = r.write(ctx, func(tx *sql.Tx) error {
 		todo = nil
@@ -73,6 +73,9 @@ func (r *Records) intake(ctx context.Context, entries []journal.Entry) (todo []*
 					todo = append(todo, w)
 				}
 			}
+		}
+		if len(todo) == 0 && len(entries) > 0 {
+			return setSeq(tx, entries[len(entries)-1].Seq)
 		}
 		return nil
 	})
@@ -121,10 +124,7 @@ func (r *Records) takeAgain(tx *sql.Tx, e *journal.Entry, w *work, ours map[[32]
 		return nil, err
 	}
 	if [32]byte(hash) != w.hash {
-		_, err := tx.Exec(`INSERT INTO batch_conflicts (stream, number, frame, seq, received) VALUES ($1, $2, $3, $4, $5)
-			ON CONFLICT (stream, number, frame) DO NOTHING`, w.stream, int64(w.number), w.hash[:], int64(e.Seq), w.received)
-		r.log.Warn("two frames under one batch number; the first stands", "gateway", w.gateway, "batch", w.id().String())
-		return nil, err
+		return nil, r.takeConflict(tx, e.Seq, w, [32]byte(hash), state)
 	}
 	if state != stateOpening || ours[w.key()] {
 		return nil, nil
@@ -142,9 +142,9 @@ func (w *work) key() [32]byte {
 	return [32]byte(textHash(w.gateway, w.id().String()))
 }
 
-// settleAll brings every batch to stored, pending or dead. An error is the database's or the journal's and leaves some of them
+// settleAll brings every batch to stored, pending or dead, and with the last of them says that all up to seq is settled (see commit). An error is the database's or the journal's and leaves some of them
 // opening; the caller comes again with the same entries and meets those as batches to be opened alone.
-func (r *Records) settleAll(ctx context.Context, todo []*work) (err error) {
+func (r *Records) settleAll(ctx context.Context, todo []*work, seq uint64) (err error) {
 	defer func() {
 		if err != nil {
 			r.uncount(ctx, todo)
@@ -152,9 +152,9 @@ func (r *Records) settleAll(ctx context.Context, todo []*work) (err error) {
 	}()
 	var group []*opened
 	rows := 0
-	flush := func() error {
+	flush := func(seq uint64) error {
 		defer func() { group, rows = nil, 0 }()
-		return r.settleGroup(ctx, group)
+		return r.settleGroup(ctx, group, seq)
 	}
 	for _, w := range todo {
 		if err := ctx.Err(); err != nil {
@@ -169,21 +169,21 @@ func (r *Records) settleAll(ctx context.Context, todo []*work) (err error) {
 		o := r.open(ctx, w)
 		group = append(group, o)
 		if rows += o.rows(); rows >= groupRows || len(group) >= readEntries {
-			if err := flush(); err != nil {
+			if err := flush(0); err != nil {
 				return err
 			}
 		}
 	}
-	return flush()
+	return flush(seq)
 }
 
 // settleGroup settles many batches in one transaction. Should it fail for a reason that is not the machine's, one of them is to
 // blame, and each is settled in its own.
-func (r *Records) settleGroup(ctx context.Context, group []*opened) error {
-	if len(group) == 0 {
+func (r *Records) settleGroup(ctx context.Context, group []*opened, seq uint64) error {
+	if len(group) == 0 && seq == 0 {
 		return nil
 	}
-	err := r.commit(ctx, group)
+	err := r.commit(ctx, group, seq)
 	if err == nil || external(ctx, err) {
 		return err
 	}
@@ -193,7 +193,7 @@ func (r *Records) settleGroup(ctx context.Context, group []*opened) error {
 			return err
 		}
 	}
-	return nil
+	return r.commit(ctx, nil, seq)
 }
 
 // external tells failures of the machine, and the end of ctx, from those of a batch.
@@ -205,7 +205,7 @@ func external(ctx context.Context, err error) bool {
 // settleAlone opens one batch by itself, counting the attempt first.
 func (r *Records) settleAlone(ctx context.Context, w *work) error {
 	if w.attempts >= maxAttempts {
-		return r.commit(ctx, []*opened{{work: w, err: &failure{reason: "the server stopped each time it opened the batch", final: true}}})
+		return r.commit(ctx, []*opened{{work: w, err: &failure{reason: "the server stopped each time it opened the batch", final: true}}}, 0)
 	}
 	w.attempts++
 	if err := r.write(ctx, func(tx *sql.Tx) error {
@@ -222,12 +222,12 @@ func (r *Records) settleAlone(ctx context.Context, w *work) error {
 // settleOpened commits one batch; if that fails for a reason that is not the machine's, the attempt has failed.
 func (r *Records) settleOpened(ctx context.Context, o *opened) error {
 	one := []*opened{o}
-	err := r.commit(ctx, one)
+	err := r.commit(ctx, one, 0)
 	if err == nil || external(ctx, err) {
 		return err
 	}
 	o.err, o.batch = &failure{reason: "its observations cannot be stored"}, telemetry.Batch{}
-	return r.commit(ctx, one)
+	return r.commit(ctx, one, 0)
 }
 
 // uncount takes back the attempts of batches that the machine, or the end of ctx, kept from being settled: neither a full disk nor
@@ -266,7 +266,7 @@ func (r *Records) retry(ctx context.Context) error {
 	for _, w := range todo {
 		w.again = true
 	}
-	if err := r.settleAll(ctx, todo); err != nil {
+	if err := r.settleAll(ctx, todo, 0); err != nil {
 		return err
 	}
 	return r.outbox.Flush(ctx)

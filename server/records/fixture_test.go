@@ -69,6 +69,7 @@ type fixture struct {
 	db      *sqldb.DB
 	path    string
 	journal *sqldbtest.Journal
+	reading records.Journal // what the records see of it; nil: all
 	keys    *keys
 	key     seal.PrivateKey
 	log     lockedBuffer
@@ -128,8 +129,12 @@ func (f *fixture) open() *records.Records {
 	if err != nil {
 		f.t.Fatal(err)
 	}
+	var j records.Journal = f.journal
+	if f.reading != nil {
+		j = f.reading
+	}
 	r, err := records.New(records.Config{
-		DB: f.db, Outbox: outbox, Journal: f.journal, Registry: f.keys, Key: f.key, Pseudonym: pseudonym,
+		DB: f.db, Outbox: outbox, Journal: j, Registry: f.keys, Key: f.key, Pseudonym: pseudonym,
 		Log: slog.New(slog.NewTextHandler(&f.log, nil)), Now: f.clock.Now,
 	})
 	if err != nil {

@@ -32,6 +32,7 @@ type (
 		subject            int64
 		mdc                uint32
 		ucum, system, code string
+		kind               int64
 	}
 	formKey struct{ kind, name, unit, subID, limits, device, status, flags string }
 )
@@ -141,8 +142,8 @@ const (
 	insertOrigin  = "INSERT INTO origins (hash, type, sender, processing, location, visit) VALUES ($1, $2, $3, $4, $5, $6)"
 	findSubject   = "SELECT id FROM subjects WHERE patient = $1"
 	insertSubject = "INSERT INTO subjects (patient, system, authority, value) VALUES ($1, $2, $3, $4)"
-	findSeries    = "SELECT id FROM series WHERE subject = $1 AND mdc = $2 AND ucum = $3 AND code_system = $4 AND code = $5"
-	insertSeries  = "INSERT INTO series (subject, mdc, ucum, code_system, code) VALUES ($1, $2, $3, $4, $5)"
+	findSeries    = "SELECT id FROM series WHERE subject = $1 AND mdc = $2 AND ucum = $3 AND code_system = $4 AND code = $5 AND kind = $6"
+	insertSeries  = "INSERT INTO series (subject, mdc, ucum, code_system, code, kind) VALUES ($1, $2, $3, $4, $5, $6)"
 	findForm      = "SELECT id FROM forms WHERE hash = $1"
 	insertForm    = "INSERT INTO forms (hash, type, code_name, unit, sub_id, limits, device, status, flags) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)"
 )
@@ -202,7 +203,7 @@ func (in *interner) oneSeries(tx *sql.Tx, k seriesKey) (int64, error) {
 	if id, ok := in.series[k]; ok {
 		return id, nil
 	}
-	args := []any{k.subject, int64(k.mdc), k.ucum, k.system, k.code}
+	args := []any{k.subject, int64(k.mdc), k.ucum, k.system, k.code, k.kind}
 	return intern(in, tx, &in.series, k, findSeries, args, insertSeries, args)
 }
 

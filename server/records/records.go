@@ -6,7 +6,8 @@
 // A batch is pending, then opening (the attempt is counted before it opens, so that a batch that kills the process is counted
 // too), then stored or dead. Three failed attempts make it dead: its frame is kept, an event says so, nothing else waits for it.
 // The journal's cursor moves only after the commit; what is read again after a crash is recognised by (gateway, epoch, lane,
-// number) and by the message's key, and changes nothing.
+// number) and by the message's key, and changes nothing. The database says itself how much of the journal it holds, so that one that
+// was restored from a backup is filled up again; what the journal no longer has is a gap, and an event.
 package records
 
 import (
@@ -86,6 +87,7 @@ type Records struct {
 
 	in      *interner
 	openers *openers
+	passed  uint64 // where the journal's cursor stood when Run began
 
 	behind atomic.Int64 // Unix milliseconds at which the server received what is being settled; 0 when nothing waits
 }
@@ -121,7 +123,10 @@ func (r *Records) Run(ctx context.Context) error {
 			return nil
 		}
 	}
-	cursor := r.journal.Cursor(Consumer)
+	cursor, ok := r.resume(ctx)
+	if !ok {
+		return nil
+	}
 	lastRetry := time.Time{}
 	for ctx.Err() == nil {
 		if now := r.now(); now.Sub(lastRetry) >= retryInterval || now.Before(lastRetry) {
@@ -191,19 +196,26 @@ func (r *Records) pass(ctx context.Context, cursor uint64) (uint64, error) {
 		r.behind.Store(0)
 		return cursor, r.outbox.Flush(ctx)
 	}
+	if err := r.noteGaps(ctx, cursor, entries); err != nil {
+		return cursor, err
+	}
 	work, err := r.intake(ctx, entries)
 	if err != nil {
 		return cursor, err
 	}
-	if err := r.settleAll(ctx, work); err != nil {
-		return cursor, err
+	last := entries[len(entries)-1].Seq
+	if len(work) > 0 {
+		if err := r.settleAll(ctx, work, last); err != nil {
+			return cursor, err
+		}
 	}
 	if err := r.outbox.Flush(ctx); err != nil {
 		return cursor, err
 	}
-	last := entries[len(entries)-1].Seq
-	if err := r.journal.SetCursor(Consumer, last); err != nil {
-		return cursor, err
+	if last > r.passed { // it never goes back, not even when a restored database reads again
+		if err := r.journal.SetCursor(Consumer, last); err != nil {
+			return cursor, err
+		}
 	}
 	return last, nil
 }
@@ -229,6 +241,8 @@ type Stats struct {
 	Pending      int64         // batches that wait for a sealing record or their next attempt
 	Dead         int64         // batches that failed for good; their frames are kept
 	Conflicts    int64         // second frames under one batch number
+	Parts        int64         // rows that name parts of devices, which are no observations
+	Missing      int64         // journal entries that neither this database nor the journal has any more, at most
 	Lag          time.Duration // age of the oldest journaled batch that is not settled; 0 when none waits
 }
 
@@ -237,8 +251,8 @@ func (r *Records) Stats(ctx context.Context) (s Stats, err error) {
 	err = r.db.QueryRow(ctx, `SELECT t.batches, t.messages, t.observations,
 		(SELECT COUNT(*) FROM batches WHERE state <> 2 AND state IN (0, 1)),
 		(SELECT COUNT(*) FROM batches WHERE state <> 2 AND state = 3),
-		(SELECT COUNT(*) FROM batch_conflicts)
-		FROM records_totals t`).Scan(&s.Batches, &s.Messages, &s.Observations, &s.Pending, &s.Dead, &s.Conflicts)
+		(SELECT COUNT(*) FROM batch_conflicts), (SELECT COALESCE(SUM(last - first + 1), 0) FROM journal_gaps), t.parts
+		FROM records_totals t`).Scan(&s.Batches, &s.Messages, &s.Observations, &s.Pending, &s.Dead, &s.Conflicts, &s.Missing, &s.Parts)
 	if err != nil {
 		return Stats{}, fmt.Errorf("records: %w", err)
 	}

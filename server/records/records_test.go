@@ -154,18 +154,6 @@ func TestFrameSealedByAnotherPeriodDoesNotOpen(t *testing.T) {
 	f.until("dead", func(s records.Stats) bool { return s.Dead == 1 && s.Observations == 0 })
 }
 
-func TestSecondFrameUnderOneNumberIsRecorded(t *testing.T) {
-	f := setup(t)
-	g := f.gateway("gw-1").enrol().bring("gw-1")
-	g.publish("gw-1", g.sealBatch(message("p1", 1, "70")))
-	g.next = 0
-	g.publish("gw-1", g.sealBatch(message("p1", 2, "99")))
-	f.until("conflict", func(s records.Stats) bool { return s.Conflicts == 1 && s.Batches == 1 })
-	if got := f.values("p1", 10); !slices.Equal(got, []string{"70"}) {
-		t.Errorf("the first must stand: %q", got)
-	}
-}
-
 func TestSealingRecordMustBeTheGatewaysOwn(t *testing.T) {
 	t.Run("key of another gateway", func(t *testing.T) {
 		f := setup(t)

@@ -35,14 +35,25 @@ CREATE TABLE batch_frames (
 	UNIQUE (stream, number)
 );
 
--- One number, two frames. The first stands; the others are evidence.
+-- One number, two frames. The first stands unless it is dead, in which case the next one that was not tried takes its place and it
+-- comes here. Bounded: see conflict.go.
 CREATE TABLE batch_conflicts (
 	stream INTEGER NOT NULL,
 	number INTEGER NOT NULL,
-	frame BLOB NOT NULL,
+	frame BLOB NOT NULL,        -- SHA-256 of the whole frame
 	seq INTEGER NOT NULL,
 	received INTEGER NOT NULL,
-	PRIMARY KEY (stream, number, frame)
+	tried INTEGER NOT NULL,     -- 1: it stood and is dead
+	data BLOB,                  -- the frame itself; NULL when there was no room
+	UNIQUE (stream, number, frame)
+);
+
+-- Journal entries that this database never saw and the journal no longer has: it was restored from a backup that was too old.
+CREATE TABLE journal_gaps (
+	first INTEGER NOT NULL,
+	last INTEGER NOT NULL,
+	found INTEGER NOT NULL,     -- server's clock
+	PRIMARY KEY (first, last)
 ) WITHOUT ROWID;
 
 -- Which gateway an epoch belongs to: the one whose verified sealing record named it first.
@@ -134,7 +145,8 @@ CREATE TABLE leftovers (
 );
 
 -- One kind of reading of one subject: what a search walks along. The unit is part of the kind, since some measures have another
--- LOINC code in another unit.
+-- LOINC code in another unit, or none.
+-- kind: 0 reading, 1 reading whose unit is not known, 2 part of a device (MDS, VMD, channel), which has no reading and is not found.
 CREATE TABLE series (
 	id INTEGER PRIMARY KEY,
 	subject INTEGER NOT NULL,
@@ -142,7 +154,8 @@ CREATE TABLE series (
 	ucum TEXT NOT NULL,
 	code_system TEXT NOT NULL,  -- as sent
 	code TEXT NOT NULL,         -- as sent
-	UNIQUE (subject, mdc, ucum, code_system, code)
+	kind INTEGER NOT NULL,
+	UNIQUE (subject, mdc, ucum, code_system, code, kind)
 );
 
 -- What readings of one channel of one device share.
@@ -173,11 +186,14 @@ CREATE TABLE observations (
 ) WITHOUT ROWID;
 CREATE INDEX observations_series ON observations (series, at, message, idx);
 
--- Running totals, since counting rows takes as long as there are rows.
+-- Running totals, since counting rows takes as long as there are rows; and how far the journal is in this database. The journal has
+-- a cursor of its own, which does not go back when the database is restored.
 CREATE TABLE records_totals (
 	one INTEGER PRIMARY KEY CHECK (one = 1),
 	batches INTEGER NOT NULL,
 	messages INTEGER NOT NULL,
-	observations INTEGER NOT NULL
+	observations INTEGER NOT NULL,
+	parts INTEGER NOT NULL,     -- rows of observations that are parts of devices, not counted as observations
+	seq INTEGER NOT NULL        -- last journal entry that is settled here
 );
-INSERT INTO records_totals (one, batches, messages, observations) VALUES (1, 0, 0, 0);
+INSERT INTO records_totals (one, batches, messages, observations, parts, seq) VALUES (1, 0, 0, 0, 0, 0);

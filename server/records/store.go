@@ -116,8 +116,17 @@ func (o *Observation) Position() Position { return o.position }
 // Series is one kind of reading of one patient.
 type Series struct {
 	Code telemetry.Code // without the name
-	UCUM string         // unit, "" when it is not known
+	UCUM string         // unit, "" when it is not known or there is none
+
+	UnitUnknown bool // its readings have a unit that is not known, or lack one that they need
 }
+
+// Kinds of series; see sqlite_0001.sql.
+const (
+	kindReading     = 0
+	kindUnitUnknown = 1
+	kindPart        = 2
+)
 
 // Query selects observations.
 type Query struct {
@@ -176,7 +185,7 @@ func matching(ctx context.Context, tx *sql.Tx, q *Query) (ids []int64, err error
 		subjects = "SELECT id FROM subjects WHERE patient IN (SELECT value FROM json_each($1))"
 		args = append(args, string(patients))
 	}
-	rows, err := tx.QueryContext(ctx, "SELECT id, mdc, ucum, code_system, code FROM series WHERE subject IN ("+subjects+")", args...)
+	rows, err := tx.QueryContext(ctx, "SELECT id, mdc, ucum, code_system, code, kind = 1 FROM series WHERE kind <> 2 AND subject IN ("+subjects+")", args...)
 	if err != nil {
 		return nil, err
 	}
@@ -184,7 +193,7 @@ func matching(ctx context.Context, tx *sql.Tx, q *Query) (ids []int64, err error
 	for rows.Next() {
 		var id int64
 		var one Series
-		if err := rows.Scan(&id, &one.Code.MDC, &one.UCUM, &one.Code.Sys, &one.Code.ID); err != nil {
+		if err := rows.Scan(&id, &one.Code.MDC, &one.UCUM, &one.Code.Sys, &one.Code.ID, &one.UnitUnknown); err != nil {
 			return nil, err
 		}
 		if q.Match != nil && !q.Match(one) {
@@ -276,7 +285,7 @@ const selectObservation = `SELECT m.key, o.at, COALESCE(o.time, m.time), o.value
 	src.gateway, src.source, g.location, g.processing, m.wall, m.mono, m.journaled
 	FROM observations o JOIN messages m ON m.id = o.message JOIN series s ON s.id = o.series JOIN forms f ON f.id = o.form
 	JOIN sources src ON src.id = m.source JOIN origins g ON g.id = m.origin LEFT JOIN subjects p ON p.id = s.subject
-	WHERE o.message = $1 AND o.idx = $2`
+	WHERE o.message = $1 AND o.idx = $2 AND s.kind <> 2`
 
 // load reads the observations at the given positions, in that order.
 func load(ctx context.Context, tx *sql.Tx, positions []Position) ([]Observation, error) {

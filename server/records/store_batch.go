@@ -11,6 +11,7 @@ import (
 
 	"wardlink/audit"
 	"wardlink/telemetry"
+	"wardlink/telemetry/codes"
 	"wardlink/telemetry/seal"
 )
 
@@ -101,7 +102,10 @@ const (
 var writeQueries = []string{insertBatch, findBatch, storeBatch, dropFrame, insertMessage, findMessage, insertObservation, insertLeftover}
 
 // commit writes what became of each batch: observations and state in one transaction.
-func (r *Records) commit(ctx context.Context, group []*opened) error {
+//
+// A seq other than 0 says that with this transaction all entries up to there are settled. It is in the database so that a restored
+// one reads again what it lacks, whatever the journal's cursor says.
+func (r *Records) commit(ctx context.Context, group []*opened, seq uint64) error {
 	for _, o := range group {
 		var u *unavailable
 		if errors.As(o.err, &u) {
@@ -115,16 +119,25 @@ func (r *Records) commit(ctx context.Context, group []*opened) error {
 				return err
 			}
 		}
-		if total == (totals{}) {
-			return nil
+		if total != (totals{}) {
+			if _, err := tx.Exec(`UPDATE records_totals SET batches = batches + $1, messages = messages + $2, observations = observations + $3,
+				parts = parts + $4`, total.batches, total.messages, total.observations, total.parts); err != nil {
+				return err
+			}
 		}
-		_, err := tx.Exec("UPDATE records_totals SET batches = batches + $1, messages = messages + $2, observations = observations + $3",
-			total.batches, total.messages, total.observations)
-		return err
+		return setSeq(tx, seq)
 	})
 }
 
-type totals struct{ batches, messages, observations int64 }
+func setSeq(tx *sql.Tx, seq uint64) error {
+	if seq == 0 {
+		return nil
+	}
+	_, err := tx.Exec("UPDATE records_totals SET seq = $1", int64(seq))
+	return err
+}
+
+type totals struct{ batches, messages, observations, parts int64 }
 
 func (r *Records) settle(tx *sql.Tx, o *opened, total *totals) error {
 	if o.err == nil {
@@ -152,12 +165,15 @@ func (r *Records) settle(tx *sql.Tx, o *opened, total *totals) error {
 		return nil
 	}
 	r.log.Error("batch is dead; its frame is kept", "batch", o.work.String(), "reason", reason)
-	return r.outbox.Add(tx, audit.Event{
+	if err := r.outbox.Add(tx, audit.Event{
 		Type: audit.BatchDead, Actor: audit.Actor{ID: "server"}, Target: o.gateway, Outcome: audit.Failed, Reason: reason,
 		Detail: map[string]string{
 			"epoch": o.epoch.String(), "lane": o.lane.String(), "number": fmt.Sprint(o.number), "frame_sha256": fmt.Sprintf("%x", o.hash),
 		},
-	})
+	}); err != nil {
+		return err
+	}
+	return r.tryNext(tx, o.stream, int64(o.number))
 }
 
 func (r *Records) store(tx *sql.Tx, o *opened, total *totals) error {
@@ -233,17 +249,27 @@ const (
 	maxAt = 253402300799999 // the end of 9999
 )
 
-// placed is the time by which an observation is found: the device's where it could be read, else when the gateway had it.
-func placed(m *telemetry.Message, obs *telemetry.Observation) int64 {
-	at := obs.At
-	if at == 0 || at < minAt || at > maxAt {
+// placed is the time by which an observation is found: the device's where it could be read, else when the gateway had it, which the
+// marks then say.
+func placed(m *telemetry.Message, obs *telemetry.Observation) (at int64, marks telemetry.Marks) {
+	at, marks = obs.At, obs.Marks
+	if at == 0 || at < minAt || at > maxAt || marks&telemetry.MarkTimeUnread != 0 {
 		at = m.Received.Wall
+		marks |= telemetry.MarkTimeUnread
 	}
-	return min(max(at, minAt), maxAt)
+	return min(max(at, minAt), maxAt), marks
 }
 
 func (r *Records) storeObservation(tx *sql.Tx, message, subject int64, first string, m *telemetry.Message, obs *telemetry.Observation, total *totals) error {
-	series, err := r.in.oneSeries(tx, seriesKey{subject, obs.Code.MDC, obs.Unit.UCUM, obs.Code.Sys, obs.Code.ID})
+	kind := int64(kindReading)
+	switch {
+	case codes.IsDevice(obs.Code.MDC) && obs.Marks&telemetry.MarkNoReading != 0:
+		// It is kept, since it says which device the rows below it are of; nothing was measured that could be missing.
+		kind = kindPart
+	case obs.Marks&telemetry.MarkUnknownUnit != 0:
+		kind = kindUnitUnknown
+	}
+	series, err := r.in.oneSeries(tx, seriesKey{subject, obs.Code.MDC, obs.Unit.UCUM, obs.Code.Sys, obs.Code.ID, kind})
 	if err != nil {
 		return err
 	}
@@ -257,12 +283,17 @@ func (r *Records) storeObservation(tx *sql.Tx, message, subject int64, first str
 	if obs.Time != first {
 		sent = obs.Time
 	}
-	res, err := r.in.exec(tx, insertObservation, message, int64(obs.Index), series, form, placed(m, obs), obs.Value, sent, int64(obs.Marks))
+	at, marks := placed(m, obs)
+	res, err := r.in.exec(tx, insertObservation, message, int64(obs.Index), series, form, at, obs.Value, sent, int64(marks))
 	if err != nil {
 		return err
 	}
 	n, err := res.RowsAffected()
-	total.observations += n
+	if kind == kindPart {
+		total.parts += n
+	} else {
+		total.observations += n
+	}
 	return err
 }
 

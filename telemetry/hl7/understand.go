@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"wardlink/telemetry"
 )
@@ -52,9 +53,11 @@ func Understand(raw []byte, o Options) (telemetry.Message, error) {
 	var f [18]string // f[k-1] is MSH-k
 	split(msh, d.field, f[:])
 	if !isASCII(text) {
+		// From MSH on: a byte order mark read in another set would be letters before it.
 		declared := charsetOf(first(f[17], d.rep))
-		readable, reason := toUTF8(text, declared)
+		readable, reason := toUTF8(text[strings.Index(text, "MSH"):], declared)
 		if reason != "" {
+			u.guessed = true
 			u.problem(reason, "MSH-18")
 		}
 		if d, msh, rest, err = header(readable); err != nil {
@@ -92,6 +95,7 @@ type understanding struct {
 	zone *time.Location
 	msg  telemetry.Message
 
+	guessed   bool   // the text is not, or not surely, what the device meant: another character set than it says, or one not read
 	index     uint32 // of the next OBX
 	sent      clock  // MSH-7
 	reported  clock  // OBR-7 of the last OBR
@@ -183,7 +187,7 @@ func (u *understanding) segments(rest string) {
 			u.reported = u.clock(u.fit(u.d.asSent(f[7]), maxTime, "segment[%d]-7", n))
 		case "PID":
 			split(segment, u.d.field, f[:4])
-			u.pid(f[3])
+			u.pid(f[3], segment)
 		case "PV1":
 			split(segment, u.d.field, f[:])
 			u.pv1(f[:])
@@ -205,10 +209,18 @@ func (u *understanding) segments(rest string) {
 
 // pid takes PID-3. A message may report on several patients; a telemetry.Message has one. What belongs to any other is not made an
 // observation, since it would be filed under the first: it travels in Raw.
-func (u *understanding) pid(pid3 string) {
+//
+// An identifier that cannot be read for certain is left empty, never filed as far as it can be read: two patients whose identifiers
+// differ only in what is not read would become one.
+func (u *understanding) pid(pid3, segment string) {
 	d := u.d
 	var cx [4]string
-	split(first(pid3, d.rep), d.comp, cx[:])
+	certain := u.certain(segment)
+	if certain {
+		split(first(pid3, d.rep), d.comp, cx[:])
+	} else {
+		u.problem("identifier cannot be read in this character set; the patient is left empty", "PID-3")
+	}
 	id := u.fit(null(d.unescape(cx[0])), telemetry.MaxText, "PID-3.1")
 	// PID-3.4 is itself made of parts, which a field of its own would separate by components.
 	authority := cx[3]
@@ -221,10 +233,39 @@ func (u *understanding) pid(pid3 string) {
 		u.msg.Patient.ID, u.msg.Patient.Authority = id, authority
 		return
 	}
-	u.foreign = !u.patients || id != u.msg.Patient.ID || authority != u.msg.Patient.Authority
+	// Two that cannot be read need not be the same.
+	u.foreign = !certain || !u.patients || id != u.msg.Patient.ID || authority != u.msg.Patient.Authority
 	if u.foreign {
 		u.problem("a second patient in one message; its observations are kept as sent", "PID")
 	}
+}
+
+// certain tells whether a PID segment is what was sent up to its third field, that field's place included. An escape character
+// begins characters of ISO 2022, whose bytes look like ASCII. In other two-byte sets what looks like a delimiter behind another
+// character than ASCII may be that character's second half. A replacement character that the device itself sent was another
+// character once.
+func (u *understanding) certain(segment string) bool {
+	end, fields := 0, 0
+	for end < len(segment) && fields < 4 {
+		if segment[end] == u.d.field {
+			fields++
+		}
+		end++
+	}
+	head := segment[:end]
+	if strings.ContainsAny(head, "\x0e\x1b\ufffd") {
+		return false
+	}
+	for i := 1; u.guessed && i < len(head); i++ {
+		if head[i-1] < utf8.RuneSelf {
+			continue
+		}
+		switch head[i] {
+		case u.d.field, u.d.comp, u.d.rep, u.d.esc, u.d.sub:
+			return false
+		}
+	}
+	return true
 }
 
 func (u *understanding) pv1(f []string) {

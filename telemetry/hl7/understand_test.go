@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -220,6 +221,51 @@ func TestCharsets(t *testing.T) {
 		if (len(m.Problems) > 0) != (c.problem != "") || len(m.Problems) > 0 && m.Problems[0].Where != c.problem {
 			t.Errorf("%+v: %v", c, m.Problems)
 		}
+	}
+}
+
+// Two patients never become one because their identifiers were not read: what cannot be read for certain names nobody.
+func TestUnreadableIdentifiersNameNobody(t *testing.T) {
+	for name, c := range map[string]struct{ declared, one, other, want string }{
+		"Latin-1 that says UTF-8":      {"UNICODE UTF-8", "\xc41^^^H", "\xd61^^^H", ""},
+		"a set that is not read":       {"ISO IR87", "\xc41^^^H", "\xd61^^^H", ""},
+		"two bytes, one a delimiter":   {"GB 18030-2000", "\xc4^1^^^H", "\xc4^2^^^H", ""},
+		"the same, nothing declared":   {"", "\xc4^1^^^H", "\xc4^2^^^H", ""},
+		"the same, in the authority":   {"UNICODE UTF-8", "1^^^\xc4", "1^^^\xd6", ""},
+		"a shift to two bytes":         {"ISO IR87", "\x1b$B0^\x1b(B^^^H", "\x1b$B0^1\x1b(B^^^H", ""},
+		"replaced before it came here": {"UNICODE UTF-8", "\ufffd1^^^H", "\ufffd1^^^H", ""},
+		"UTF-8":                        {"UNICODE UTF-8", "Ä1^^^H", "Ö1^^^H", "Ä1 Ö1"},
+		"Latin-1":                      {"8859/1", "\xc4^^^H", "\xd6^^^H", "Ä Ö"},
+		"Latin-1, nothing declared":    {"", "\xc41^^^H", "\xd61^^^H", "Ä1 Ö1"},
+		"only the name is not read":    {"GB 18030-2000", "1^^^H||\xc4^", "2^^^H||\xc4^", "1 2"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var ids []string
+			for _, pid := range []string{c.one, c.other} {
+				raw := []byte("MSH|^~\\&|A|B|C|D|20260101120000||ORU^R01|1|P|2.6||||||" + c.declared + "\rPID|||" + pid + "\rPV1||I|ICU^1\rOBX|1|NM|147842^^MDC||80|bpm\r")
+				m := understood(t, raw)
+				ids = append(ids, m.Patient.ID)
+				if len(m.Observations) != 1 || m.Patient.Location != "ICU^1" {
+					t.Errorf("%+v", m)
+				}
+				told := slices.ContainsFunc(m.Problems, func(p telemetry.Problem) bool { return p.Where == "PID-3" })
+				if told != (c.want == "") || (c.want == "" && (!bytes.Equal(m.Raw, raw) || m.Patient.Authority != "")) {
+					t.Errorf("problems %v, %d bytes of raw", m.Problems, len(m.Raw))
+				}
+			}
+			if got := strings.TrimSpace(strings.Join(ids, " ")); got != c.want {
+				t.Errorf("%q, want %q", got, c.want)
+			}
+		})
+	}
+	// Two in one message need not be the same: the second's readings stay in Raw.
+	m := understood(t, []byte("MSH|^~\\&|A|B|C|D|20260101120000||ORU^R01|1|P|2.6||||||UTF-8\rPID|||\xc4\rOBX|1|NM|147842^^MDC||80|bpm\rPID|||\xd6\rOBX|1|NM|147842^^MDC||81|bpm\r"))
+	if len(m.Observations) != 1 || m.Patient.ID != "" {
+		t.Errorf("%+v", m)
+	}
+	// A byte order mark is none of the text, whatever the set.
+	if _, err := Understand([]byte("\ufeffMSH|^~\\&|A|B|C|D|20260101120000||ORU^R01|1|P|2.6||||||8859/1\rOBX|1|ST|147842^^MDC||\xe9\r"), Options{}); err != nil {
+		t.Error(err)
 	}
 }
 
