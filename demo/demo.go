@@ -8,7 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -34,7 +34,11 @@ type theatre struct {
 	summary Summary
 }
 
-// Run plays the demonstration. It returns an error when something could not be done or when the summary is not OK.
+// errInterrupted is Ctrl-C's: nothing failed, so nothing is kept to be looked at.
+var errInterrupted = errors.New("interrupted; every process is stopped, every file removed")
+
+// Run plays the demonstration. It returns an error when something could not be done, when the summary is not OK and when ctx ends
+// before the end. No process outlives it. The folder is kept only if something failed by itself.
 func Run(ctx context.Context, o Options) (Summary, error) {
 	if err := o.check(); err != nil {
 		return Summary{}, err
@@ -51,42 +55,56 @@ func Run(ctx context.Context, o Options) (Summary, error) {
 		return Summary{}, err
 	}
 	t := &theatre{Options: o, dir: dir, server: filepath.Join(dir, "server"), stages: &stages{out: o.Out, plain: o.Plain}}
-	ctx, cancel := context.WithTimeoutCause(ctx, o.Limit, fmt.Errorf("the demonstration took longer than %s", o.Limit))
-	defer cancel()
-	begun := time.Now()
-	err = t.play(ctx)
-	t.summary.Seconds = time.Since(begun).Round(100 * time.Millisecond).Seconds()
-	t.summary.Gateways = o.Gateways
-	if o.Summary != "" {
-		data, jerr := json.MarshalIndent(t.summary, "", "  ")
-		err = errors.Join(err, jerr, durable.WriteFile(o.Summary, append(data, '\n'), 0o644))
-	}
-	if err == nil && o.Inspect != nil {
-		err = o.Inspect(dir)
-	}
-	if err == nil {
-		t.table()
-		if !t.summary.OK() {
-			err = errors.New("the demonstration did not show what it promises; see the table above")
-		}
-	}
-	if err != nil {
-		t.end()
-		return t.summary, fmt.Errorf("%w\n(logs and data are kept in %s)", err, dir)
-	}
-	if o.Keep {
+	err = t.perform(ctx)
+	if err == nil && o.Keep {
 		t.invite()
 		<-ctx.Done()
 	}
 	t.end()
-	return t.summary, os.RemoveAll(dir)
+	switch {
+	case err == nil:
+		return t.summary, os.RemoveAll(dir)
+	case ctx.Err() != nil: // whatever else failed, failed because its process or its wait was interrupted
+		fmt.Fprintln(o.Out)
+		return t.summary, errors.Join(errInterrupted, os.RemoveAll(dir))
+	default:
+		return t.summary, fmt.Errorf("%w\n(logs and data are kept in %s)", err, dir)
+	}
+}
+
+// perform plays within the limit and shows what came out.
+func (t *theatre) perform(ctx context.Context) error {
+	limited, cancel := context.WithTimeoutCause(ctx, t.Limit, fmt.Errorf("the demonstration took longer than %s", t.Limit))
+	defer cancel()
+	begun := time.Now()
+	err := t.play(limited)
+	t.summary.Seconds = time.Since(begun).Round(100 * time.Millisecond).Seconds()
+	t.summary.Gateways = t.Gateways
+	if t.Summary != "" {
+		data, jerr := json.MarshalIndent(t.summary, "", "  ")
+		err = errors.Join(err, jerr, durable.WriteFile(t.Summary, append(data, '\n'), 0o644))
+	}
+	if err == nil && t.Inspect != nil {
+		err = t.Inspect(t.dir)
+	}
+	if err != nil {
+		return err
+	}
+	t.table()
+	if !t.summary.OK() {
+		return errors.New("the demonstration did not show what it promises; see the table above")
+	}
+	return nil
 }
 
 // play is the plot.
 func (t *theatre) play(ctx context.Context) error {
 	for _, act := range []func(context.Context) error{
-		t.makeTPMs, t.startServer, t.register, t.startAgents, t.stream, t.settle, t.compare, t.verifyLog, t.proveOne,
+		t.makeTPMs, t.startServer, t.register, t.startAgents, t.stream, t.settle, t.compare, t.catchUp, t.verifyLog, t.findReads, t.proveOne,
 	} {
+		if err := ctx.Err(); err != nil {
+			return errors.Join(err, context.Cause(ctx))
+		}
 		if err := act(ctx); err != nil {
 			return err
 		}
@@ -158,7 +176,7 @@ func (t *theatre) register(ctx context.Context) error {
 	if err := run("access", "issue", readerName, "--out", filepath.Join(t.dir, "reader")); err != nil {
 		return err
 	}
-	t.stages.done("%d gateways by their endorsement keys; FHIR account %q", len(t.fleet), readerName)
+	t.stages.done("%s by endorsement key; FHIR account %q", plural(len(t.fleet), "gateway"), readerName)
 	return nil
 }
 
@@ -184,46 +202,51 @@ func (t *theatre) startAgents(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	t.stages.done("%d certificates by TPM credential activation and ACME device-attest-01", len(t.fleet))
+	t.stages.done("%s by TPM credential activation and ACME device-attest-01", plural(len(t.fleet), "certificate"))
 	return nil
 }
 
-// stream lets the monitors send, and kills the first agent with SIGKILL once half of its samples are acknowledged.
+// stream lets the monitors send, and kills the first agent with SIGKILL once half of its samples are acknowledged. When it returns
+// no monitor sends any more and no agent is being started.
 func (t *theatre) stream(ctx context.Context) error {
 	t.stages.begin("monitor")
-	g, mctx := errgroup.WithContext(ctx)
 	for i, gw := range t.fleet {
 		if err := gw.plugMonitor(t.Options, i); err != nil {
 			return err
 		}
+	}
+	sending, cancel := context.WithCancel(ctx)
+	defer cancel()
+	g, mctx := errgroup.WithContext(sending)
+	for _, gw := range t.fleet {
 		g.Go(func() error { return gw.monitor.Run(mctx) })
 	}
-	finished := make(chan struct{})
 	g.Go(func() error { return t.killInTheMiddle(mctx, t.fleet[0]) })
-	var err error
-	go func() { err = g.Wait(); close(finished) }()
+	ended := make(chan error, 1)
+	go func() { ended <- g.Wait() }()
 	tick := time.NewTicker(200 * time.Millisecond)
 	defer tick.Stop()
-	for running := true; running; {
+	for {
 		select {
-		case <-finished:
-			running = false
+		case err := <-ended:
+			if err != nil {
+				return err
+			}
+			sent, acked := t.sent()
+			t.stages.done("%d samples sent, %d acknowledged", sent, acked)
+			return nil
 		case <-tick.C:
 		}
 		sent, acked := t.sent()
 		t.stages.progress("%d samples sent, %d acknowledged", sent, acked)
 		for _, p := range append(t.agents(), t.proc) {
-			if derr := p.Died(); derr != nil {
-				return derr
+			if err := p.Died(); err != nil {
+				cancel()
+				<-ended // its error is the death's consequence
+				return err
 			}
 		}
 	}
-	if err != nil {
-		return err
-	}
-	sent, acked := t.sent()
-	t.stages.done("%d samples sent, %d acknowledged", sent, acked)
-	return nil
 }
 
 func (t *theatre) killInTheMiddle(ctx context.Context, g *gateway) error {
@@ -262,7 +285,7 @@ func (t *theatre) agents() []*child.Process {
 func (t *theatre) settle(ctx context.Context) error {
 	t.stages.begin("delivery")
 	err := child.Until(ctx, "delivery", append(t.agents(), t.proc), func(ctx context.Context) (bool, error) {
-		backlog := 0
+		backlog := uint64(0)
 		for _, g := range t.fleet {
 			s, err := g.status(ctx)
 			if err != nil {
@@ -279,6 +302,13 @@ func (t *theatre) settle(ctx context.Context) error {
 	})
 	if err != nil {
 		return err
+	}
+	for _, g := range t.fleet {
+		s, err := g.status(ctx)
+		if err != nil {
+			return err
+		}
+		t.summary.BatchesAcknowledged += s.acknowledged()
 	}
 	var s client.Status
 	if err := t.api.Get(ctx, "/v1/status", nil, &s); err != nil {
@@ -311,74 +341,19 @@ func (t *theatre) compare(ctx context.Context) error {
 	for _, e := range all.Examples {
 		t.stages.note("%s", e)
 	}
+	s.Compared = true
 	t.stages.done("%d of %d samples in FHIR with value, unit and time as sent", all.Stored, all.Sent)
-	return nil
-}
-
-// verifyLog runs the offline verifier as a stranger would: with the log's files and its public key.
-func (t *theatre) verifyLog(ctx context.Context) error {
-	t.stages.begin("log")
-	out, err := child.Output(ctx, t.bin("wardlink"), "audit", "verify", "--json", "--dir", t.server)
-	if err != nil {
-		return err
-	}
-	var report struct {
-		Leaves, Rows uint64
-	}
-	if err := json.Unmarshal(out, &report); err != nil {
-		return fmt.Errorf("audit verify: %w", err)
-	}
-	t.summary.AuditLeaves, t.summary.AuditRows, t.summary.AuditVerified = report.Leaves, report.Rows, true
-	t.stages.done("%d leaves with %d publishes verified offline", report.Leaves, report.Rows)
-	return nil
-}
-
-// proveOne proves one publish, with a bundle that needs no server.
-func (t *theatre) proveOne(ctx context.Context) error {
-	t.stages.begin("proof")
-	g := t.fleet[0]
-	bundle := filepath.Join(t.dir, "proof.json")
-	s, err := g.status(ctx)
-	if err != nil {
-		return err
-	}
-	_, err = child.Output(ctx, t.bin("wardlink"), "audit", "prove", "--dir", t.server,
-		"--gateway", g.name, "--lane", "vitals", "--number", "0", "--epoch", s.Epoch, "--out", bundle)
-	if err != nil {
-		return err
-	}
-	if _, err := child.Output(ctx, t.bin("wardlink"), "audit", "check", "--key", filepath.Join(t.server, "public", "log.pub"), bundle); err != nil {
-		return err
-	}
-	t.summary.ProofVerified = true
-	t.stages.done("publish %s/vitals/0 of %s is in the log; the bundle proves it alone", s.Epoch[:8], g.name)
 	return nil
 }
 
 // end stops everything, gateways first.
 func (t *theatre) end() {
+	var wg sync.WaitGroup
 	for _, g := range t.fleet {
-		g.stop()
+		wg.Go(g.stop)
 	}
+	wg.Wait()
 	if t.proc != nil {
 		t.proc.Stop()
 	}
-}
-
-func (t *theatre) table() {
-	s := t.summary
-	w := &strings.Builder{}
-	row := func(name string, value any, note string) { fmt.Fprintf(w, "  %-22s %10v  %s\n", name, value, note) }
-	fmt.Fprintln(w)
-	row("samples sent", s.SamplesSent, "by the monitors' own account")
-	row("acknowledged", s.SamplesAcknowledged, "after the gateway's fsync")
-	row("stored", s.SamplesStored, "in FHIR with value, unit and time as sent")
-	row("no readings", s.NoReadings, "sent as such, and found as such")
-	row("missing", s.Missing, "")
-	row("duplicates", s.Duplicates, "")
-	row("mismatched", s.Mismatched, "")
-	row("agents killed", s.AgentKills, "with SIGKILL, mid-stream")
-	row("log", s.AuditLeaves, fmt.Sprintf("leaves and %d publishes, verified offline", s.AuditRows))
-	row("seconds", s.Seconds, "")
-	fmt.Fprint(t.Out, w.String())
 }

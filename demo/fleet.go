@@ -78,7 +78,14 @@ func (t *theatre) makeTPMs(ctx context.Context) error {
 			return err
 		}
 		state := filepath.Join(g.dir, "tpm")
-		if err := factory.Make(ctx, state); err != nil {
+		// swtpm_setup runs a TPM of its own and must get to stop it: an interrupt waits the second or two that it takes.
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		making, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+		err := factory.Make(making, state)
+		cancel()
+		if err != nil {
 			return err
 		}
 		if g.tpm, err = swtpm.Start(ctx, state, filepath.Join(g.dir, "t")); err != nil {
@@ -141,14 +148,22 @@ type agentStatus struct {
 	} `json:"uplink"`
 	Buffer struct {
 		Lanes []struct {
-			Waiting int `json:"waiting"`
+			Stored  uint64 `json:"stored"`
+			Waiting uint64 `json:"waiting"`
 		} `json:"lanes"`
 	} `json:"buffer"`
 }
 
+// acknowledged is how many of the batches in the buffer the hospital has acknowledged, those of the agent's former life among them.
+func (s agentStatus) acknowledged() (n uint64) {
+	for _, l := range s.Buffer.Lanes {
+		n += l.Stored - l.Waiting
+	}
+	return n
+}
+
 // waiting is how many batches the hospital has not acknowledged yet.
-func (s agentStatus) waiting() int {
-	n := 0
+func (s agentStatus) waiting() (n uint64) {
 	for _, l := range s.Buffer.Lanes {
 		n += l.Waiting
 	}
@@ -261,6 +276,7 @@ func (t *theatre) reader() (Fetch, error) {
 		if resp.StatusCode != http.StatusOK {
 			return nil, fmt.Errorf("%s: %.300s", resp.Status, body)
 		}
+		t.summary.FHIRReads++
 		return body, nil
 	}, nil
 }

@@ -6,7 +6,10 @@ package demo
 import (
 	"errors"
 	"io"
+	"strings"
 	"time"
+
+	"wardlink/demo/bedside"
 )
 
 // Options of a demonstration.
@@ -19,7 +22,7 @@ type Options struct {
 	Bin       string        // folder of wardlink-server and wardlink-agent; "" is the folder of the running program
 	Out       io.Writer     // where the live lines and the table go
 	Plain     bool          // no colour and no line that is overwritten
-	Limit     time.Duration // the demonstration fails after this long; 0 is 30 minutes
+	Limit     time.Duration // the demonstration fails after this long, what Keep adds not counted; 0 is what its size should take, generously
 
 	// Inspect, where set, is called with the folder of the demonstration once everything is shown and still runs. Tests use it.
 	Inspect func(dir string) error
@@ -35,20 +38,35 @@ func (o *Options) check() error {
 	if o.Gateways == 0 {
 		o.Gateways = 1
 	}
-	if o.Limit == 0 {
-		o.Limit = 30 * time.Minute
-	}
 	if o.Minutes < 1 || o.Minutes > 24*60 {
 		return errors.New("--minutes: expected 1 to 1440")
 	}
 	if o.Gateways < 1 || o.Gateways > maxGateways {
 		return errors.New("--gateways: expected 1 to 100")
 	}
+	rows := o.Minutes * 60
+	if o.Recording != "" {
+		rec, err := bedside.OpenRecording(strings.TrimSuffix(o.Recording, ".hea"))
+		if err != nil {
+			return err // said before a TPM is made
+		}
+		rows = rec.Rows()
+	}
+	if o.Limit == 0 {
+		o.Limit = limit(rows, o.Gateways)
+	}
 	return nil
+}
+
+// limit is several times what a small machine needs: a pace for each row, its way to the hospital and back in the comparison for
+// each gateway, and the making of each TPM.
+func limit(rows, gateways int) time.Duration {
+	return 15*time.Minute + time.Duration(gateways)*30*time.Second + time.Duration(rows)*(4*pace+time.Duration(gateways)*20*time.Millisecond)
 }
 
 // Summary is what came out. Every figure is counted by the monitors or read from the hospital's side, none is assumed.
 type Summary struct {
+	Compared            bool    `json:"compared"`             // false: it ended before the comparison, and the figures say nothing
 	SamplesSent         int     `json:"samples_sent"`         // readings with a value that the monitors sent
 	SamplesAcknowledged int     `json:"samples_acknowledged"` // of these, acknowledged to the monitors
 	SamplesStored       int     `json:"samples_stored"`       // of these, found in FHIR with value, unit and time as sent
@@ -56,8 +74,11 @@ type Summary struct {
 	Duplicates          int     `json:"duplicates"`           // more often in FHIR than sent
 	Mismatched          int     `json:"mismatched"`           // in FHIR with another value or unit
 	NoReadings          int     `json:"no_readings"`          // sent as "no reading", and found so
+	BatchesAcknowledged uint64  `json:"batches_acknowledged"` // by the agents' own account
+	FHIRReads           int     `json:"fhir_reads"`           // pages that the comparison read
+	AuditReads          int     `json:"audit_reads"`          // of these, found as events in the log
 	AuditLeaves         uint64  `json:"audit_leaves"`
-	AuditRows           uint64  `json:"audit_rows"`
+	AuditRows           uint64  `json:"audit_rows"` // publishes in the log; a batch sent again after a cut is two
 	AuditVerified       bool    `json:"audit_verified"`
 	ProofVerified       bool    `json:"proof_verified"`
 	AgentKills          int     `json:"agent_kills"`
@@ -67,7 +88,8 @@ type Summary struct {
 
 // OK says whether the demonstration shows what it promises.
 func (s Summary) OK() bool {
-	return s.SamplesSent > 0 && s.SamplesStored == s.SamplesAcknowledged && s.SamplesAcknowledged == s.SamplesSent &&
+	return s.Compared && s.SamplesSent > 0 && s.SamplesStored == s.SamplesAcknowledged && s.SamplesAcknowledged == s.SamplesSent &&
 		s.Missing == 0 && s.Duplicates == 0 && s.Mismatched == 0 &&
+		s.BatchesAcknowledged > 0 && s.AuditRows >= s.BatchesAcknowledged && s.FHIRReads > 0 && s.AuditReads == s.FHIRReads &&
 		s.AuditVerified && s.ProofVerified && s.AgentKills > 0
 }

@@ -305,6 +305,17 @@ func TestServerSaysWhatIsInItsWay(t *testing.T) {
 	}
 }
 
+// TestMintedOperatorsAreInTheLog: who has the server's disk can make operators, but not without a trace in the log, also while it runs.
+func TestMintedOperatorsAreInTheLog(t *testing.T) {
+	h := newHospital(t)
+	h.must("wardlink-server", "operator", "--dir", h.server(), "--name", "second")
+	h.await("both operators in the log", func(ctx context.Context) (bool, error) {
+		out, err := child.Output(ctx, program("wardlink"), "audit", "list", "--json", "--dir", h.server(), "--type", "certificate.issued")
+		return err == nil && strings.Contains(string(out), "spiffe://ward.example/operator/operator") &&
+			strings.Contains(string(out), "spiffe://ward.example/operator/second"), nil
+	})
+}
+
 // TestNoOtherWayIn: old TLS, MQTT without a certificate, and the operators' API without an operator's.
 func TestNoOtherWayIn(t *testing.T) {
 	h := newHospital(t)

@@ -1,4 +1,4 @@
-// Package e2e tests the real programs together: nothing in here links what it checks.
+// Package e2e tests the real programs together: nothing in here links what it checks, but for the codec that makes a control.
 package e2e
 
 import (
