@@ -64,6 +64,29 @@ func TestRestoredDatabaseReadsTheJournalAgain(t *testing.T) {
 	}
 }
 
+// oneByOne is a journal that gives one entry at a time, as one with large frames does.
+type oneByOne struct{ *sqldbtest.Journal }
+
+func (o oneByOne) Read(from uint64, _ int) ([]journal.Entry, error) { return o.Journal.Read(from, 1) }
+
+// Reading again takes many passes, during which the journal's cursor must stay where it is (the journal refuses to put it back) and
+// the database says how far it has come.
+func TestReadingAgainLeavesTheCursorAlone(t *testing.T) {
+	f := setup(t)
+	g := f.gateway("gw-1").enrol().bring("gw-1")
+	for n := range 4 {
+		g.publish("gw-1", g.sealBatch(message("p1", n, fmt.Sprint(70+n))))
+	}
+	f.until("stored", stored(4))
+	f.wiped()
+	f.reading = oneByOne{f.journal}
+	f.until("read again", stored(4))
+	var seq int
+	if err := f.db.QueryRow(f.ctx, "SELECT seq FROM records_totals").Scan(&seq); err != nil || seq != f.journal.Len() {
+		t.Errorf("the database says %d of %d, %v", seq, f.journal.Len(), err)
+	}
+}
+
 // What a restored database lacks and the journal has no more is a gap: said once in the transparency log, for good in the figures.
 // Everything else is stored.
 func TestWhatNoJournalHasIsAGap(t *testing.T) {
