@@ -94,7 +94,7 @@ func (a *Agent) prepare() error {
 			ID: s.ID, Listen: s.MLLP, Allow: allow, Zone: zone,
 			Accept:       func(ctx context.Context, d source.Delivery) error { return a.intake.accept(ctx, d, s.uniqueIDs()) },
 			Acknowledged: func(digest [32]byte) { a.intake.acknowledged(s.ID, digest) },
-			Log:          a.log.With("source", s.ID),
+			Log:          a.log,
 		})
 		if err != nil {
 			return fmt.Errorf("sources[%d]: %w", i, err)
@@ -169,6 +169,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	g.Go(func() error { return a.runIdentity(gctx) })
 	g.Go(func() error { return a.serveStatus(gctx) })
 	err := g.Wait()
+	a.log.Info("agent stops")
 	stopIntake()
 	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
 		err = nil
@@ -254,7 +255,7 @@ func (a *Agent) useIdentity(id *enroll.Identity) {
 	a.mu.Lock()
 	a.identity, a.waiting, a.tpmState = id, "", ""
 	a.mu.Unlock()
-	a.log.Info("enrolled", "gateway", id.Gateway, "not_after", id.NotAfter.UTC().Format(time.RFC3339))
+	a.log.Info("identity in use", "gateway", id.Gateway, "not_after", id.NotAfter.UTC().Format(time.RFC3339))
 }
 
 // identityTrouble notes why there is no new certificate yet.
@@ -276,7 +277,7 @@ func (a *Agent) setTPMState(s string) {
 }
 
 // errNoIdentity is what the uplink waits out.
-var errNoIdentity = errors.New("no certificate yet")
+var errNoIdentity = errors.New("not enrolled")
 
 func (a *Agent) credentials() (tls.Certificate, string, error) {
 	a.mu.Lock()

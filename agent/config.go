@@ -3,6 +3,7 @@
 package agent
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"net"
@@ -53,7 +54,7 @@ const minBuffer = 64 << 20
 func LoadConfig(path string) (Config, error) {
 	data, err := os.ReadFile(path)
 	if err != nil {
-		return Config{}, fmt.Errorf("config: %w", err)
+		return Config{}, fmt.Errorf("config: %w; write one ('wardlink-agent help' shows all keys) or name it with --config", err)
 	}
 	c, err := ParseConfig(data)
 	if err != nil {
@@ -68,6 +69,9 @@ func ParseConfig(data []byte) (Config, error) {
 	c.Buffer.Cap = "1GB"
 	if err := yaml.UnmarshalWithOptions(data, &c, yaml.Strict()); err != nil {
 		return Config{}, errors.New(strings.TrimSpace(yaml.FormatError(err, false, true)))
+	}
+	if len(bytes.TrimSpace(data)) == 0 {
+		return Config{}, errors.New("the file is empty; 'wardlink-agent help' shows all keys")
 	}
 	if c.Log != "text" && c.Log != "json" {
 		return Config{}, fmt.Errorf("log: %q; expected text or json", c.Log)

@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math"
+	"slices"
 
 	"golang.org/x/mod/sumdb/tlog"
 )
@@ -26,7 +28,7 @@ type Bundle struct {
 	Proof      [][]byte   `json:"proof"` // RFC 6962 audit path of the leaf
 	Row        *BundleRow `json:"row,omitempty"`
 
-	// Summary is for a person's eye. CheckBundle does not look at it.
+	// Summary is for a person's eye. It proves nothing, and CheckBundle refuses one that says something else than what is proven.
 	Summary map[string]string `json:"summary,omitempty"`
 }
 
@@ -50,8 +52,8 @@ type Verdict struct {
 	RowIndex uint64
 }
 
-// CheckBundle verifies a bundle's JSON with nothing but the log's public key. It recomputes everything and believes nothing
-// of Summary.
+// CheckBundle verifies a bundle's JSON with nothing but the log's public key. It recomputes everything. A summary that differs from
+// what is proven is refused: somebody will read it.
 func CheckBundle(data []byte, vkey string) (Verdict, error) {
 	b, err := ParseBundle(data)
 	if err != nil {
@@ -73,7 +75,7 @@ func CheckBundle(data []byte, vkey string) (Verdict, error) {
 	}
 	verdict := Verdict{Origin: cp.Origin, Size: cp.Size, Root: cp.Root, Index: b.Index, Event: leaf.Event, Window: leaf.Window}
 	if b.Row == nil {
-		return verdict, nil
+		return verdict, b.checkSummary(verdict, cp)
 	}
 	if leaf.Window == nil {
 		return Verdict{}, fmt.Errorf("proof: leaf %d is an event, not a window with rows", b.Index)
@@ -89,7 +91,18 @@ func CheckBundle(data []byte, vkey string) (Verdict, error) {
 		return Verdict{}, err
 	}
 	verdict.Row, verdict.RowIndex = &row, b.Row.Index
-	return verdict, nil
+	return verdict, b.checkSummary(verdict, cp)
+}
+
+// checkSummary holds the words for a person against what is proven.
+func (b Bundle) checkSummary(v Verdict, cp Checkpoint) error {
+	proven := Item{Index: v.Index, Event: v.Event, Window: v.Window, Row: v.Row}.summary(cp)
+	for _, key := range slices.Sorted(maps.Keys(b.Summary)) {
+		if b.Summary[key] != proven[key] {
+			return fmt.Errorf("proof: its summary says %s %.100q, but what it proves is %q", key, b.Summary[key], proven[key])
+		}
+	}
+	return nil
 }
 
 // ParseBundle reads a bundle's JSON and verifies nothing; fields it does not know are refused.

@@ -205,8 +205,11 @@ func TestCheckBundleFlips(t *testing.T) {
 	if _, err := CheckBundle(encoded(t, good), other.vkey); err == nil {
 		t.Error("another key of the same name: the bundle passes")
 	}
-	if _, err := CheckBundle(encoded(t, with(func(b *Bundle) { b.Summary = map[string]string{"gateway": "lie"} })), m.vkey); err != nil {
-		t.Errorf("the summary is believed: %v", err)
+	if _, err := CheckBundle(encoded(t, with(func(b *Bundle) { b.Summary = map[string]string{"gateway": "lie"} })), m.vkey); err == nil {
+		t.Error("a summary that lies to its reader passes")
+	}
+	if _, err := CheckBundle(encoded(t, with(func(b *Bundle) { b.Summary = nil })), m.vkey); err != nil {
+		t.Errorf("without a summary: %v", err)
 	}
 }
 

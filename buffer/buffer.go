@@ -37,7 +37,7 @@ var (
 	// ErrExists: Create found a buffer.
 	ErrExists = errors.New("a buffer is here already")
 	// ErrLocked: another process has the buffer open.
-	ErrLocked = errors.New("buffer is in use by another process")
+	ErrLocked = errors.New("buffer is in use by another process: the agent of this state folder runs; stop it first, or ask it with 'wardlink-agent status'")
 	// ErrFull: no space is left under the cap, or on the disk. The source must not be acknowledged; it will send again.
 	ErrFull = errors.New("buffer is full")
 	// ErrClosed: Close was called.

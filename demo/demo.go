@@ -58,7 +58,7 @@ func Run(ctx context.Context, o Options) (Summary, error) {
 	err = t.perform(ctx)
 	if err == nil && o.Keep {
 		t.invite()
-		<-ctx.Done()
+		err = t.watch(ctx)
 	}
 	t.end()
 	switch {
@@ -70,6 +70,15 @@ func Run(ctx context.Context, o Options) (Summary, error) {
 	default:
 		return t.summary, fmt.Errorf("%w\n(logs and data are kept in %s)", err, dir)
 	}
+}
+
+// watch waits for the interrupt, or says what ended by itself.
+func (t *theatre) watch(ctx context.Context) error {
+	err := child.Until(ctx, "an interrupt", t.running(), func(context.Context) (bool, error) { return false, nil })
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
 }
 
 // perform plays within the limit and shows what came out.
@@ -188,7 +197,7 @@ func (t *theatre) startAgents(ctx context.Context) error {
 			return err
 		}
 	}
-	watch := append(t.agents(), t.proc)
+	watch := t.running()
 	err := child.Until(ctx, "enrolment", watch, func(ctx context.Context) (bool, error) {
 		n := 0
 		for _, g := range t.fleet {
@@ -239,7 +248,7 @@ func (t *theatre) stream(ctx context.Context) error {
 		}
 		sent, acked := t.sent()
 		t.stages.progress("%d samples sent, %d acknowledged", sent, acked)
-		for _, p := range append(t.agents(), t.proc) {
+		for _, p := range t.running() {
 			if err := p.Died(); err != nil {
 				cancel()
 				<-ended // its error is the death's consequence
@@ -271,9 +280,11 @@ func (t *theatre) sent() (sent, acknowledged int) {
 	return sent, acknowledged
 }
 
-func (t *theatre) agents() []*child.Process {
-	var ps []*child.Process
+// running are all processes that must not end by themselves.
+func (t *theatre) running() []*child.Process {
+	ps := []*child.Process{t.proc}
 	for _, g := range t.fleet {
+		ps = append(ps, g.tpm.Child)
 		if p := g.process(); p != nil {
 			ps = append(ps, p)
 		}
@@ -284,7 +295,7 @@ func (t *theatre) agents() []*child.Process {
 // settle waits until the agents have delivered everything and the server has opened and logged what it journaled.
 func (t *theatre) settle(ctx context.Context) error {
 	t.stages.begin("delivery")
-	err := child.Until(ctx, "delivery", append(t.agents(), t.proc), func(ctx context.Context) (bool, error) {
+	err := child.Until(ctx, "delivery", t.running(), func(ctx context.Context) (bool, error) {
 		backlog := uint64(0)
 		for _, g := range t.fleet {
 			s, err := g.status(ctx)

@@ -14,6 +14,7 @@ const (
 	longest      = 5 * time.Minute
 	waitingShort = 2 * time.Second // between two polls of a gateway that waits for approval
 	waitingLong  = 10 * time.Second
+	waitingSaid  = time.Hour   // between two log lines that say so
 	glance       = time.Minute // how often the wall clock is looked at: it may have been stepped, or the machine asleep
 )
 
@@ -68,6 +69,7 @@ func (l *renewal) run(ctx context.Context, onIdentity func(*Identity)) error {
 		l.log.Error("the kept identity cannot be used", "error", err)
 		l.trouble(err)
 	}
+	var said time.Time
 	for failures := 0; ; {
 		id, err := l.enrol(ctx)
 		if ctx.Err() != nil {
@@ -75,7 +77,7 @@ func (l *renewal) run(ctx context.Context, onIdentity func(*Identity)) error {
 		}
 		if err == nil {
 			failures = 0
-			l.log.Info("enrolled", "gateway", id.Gateway, "not_after", id.NotAfter)
+			l.log.Info("enrolled", "gateway", id.Gateway, "not_after", id.NotAfter.UTC().Format(time.RFC3339))
 			onIdentity(id)
 			due := NextRenewal(id, l.r)
 			if err := l.until(ctx, due, max(shortest, due.Sub(id.NotBefore))); err != nil {
@@ -88,7 +90,10 @@ func (l *renewal) run(ctx context.Context, onIdentity func(*Identity)) error {
 		var waiting *WaitingError
 		if errors.As(err, &waiting) {
 			failures = 0
-			l.log.Info("waiting for an operator's approval", "fingerprint", waiting.Fingerprint)
+			if time.Since(said) > waitingSaid {
+				said = time.Now()
+				l.log.Info("waiting for an operator's approval", "fingerprint", waiting.Fingerprint)
+			}
 		} else {
 			failures++
 			l.log.Warn("enrolment failed", "error", err, "again_in", pause)

@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	"github.com/goccy/go-yaml"
@@ -86,7 +87,8 @@ func (c Config) Check() error {
 		}
 	}
 	for key, addr := range map[string]string{"gateways": c.Gateways, "hospital": c.Hospital, "operators": c.Operators} {
-		if _, _, err := net.SplitHostPort(addr); err != nil {
+		_, port, err := net.SplitHostPort(addr)
+		if n, perr := strconv.ParseUint(port, 10, 16); err != nil || perr != nil || n > 65535 {
 			return fmt.Errorf("%s: %q; expected address:port such as :8883 or 10.1.2.3:8883", key, addr)
 		}
 	}

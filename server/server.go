@@ -73,8 +73,10 @@ func (s *Server) openConfig() (err error) {
 	if s.cfg, err = LoadConfig(s.dir); err != nil {
 		return err
 	}
-	s.keys, err = keys.Open(s.dir)
-	return err
+	if s.keys, err = keys.Open(s.dir); err != nil {
+		return err
+	}
+	return s.keys.Belong(s.cfg.TrustDomain)
 }
 
 func journalConfig(dir string) journal.Config {

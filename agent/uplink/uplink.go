@@ -182,7 +182,11 @@ func (u *Uplink) Run(ctx context.Context) error {
 			var err error
 			if t, err = u.dial(ctx); err != nil {
 				if ctx.Err() == nil {
-					u.fault(err)
+					if errors.Is(err, errNoIdentity) { // nothing is wrong yet: the gateway is enrolling, or waits for approval
+						u.note(func(s *Status) { s.LastError, s.LastErrorAt = err.Error(), time.Now() })
+					} else {
+						u.fault(err)
+					}
 					u.pause(ctx, &wait, errors.Is(err, errNoIdentity))
 				}
 				continue

@@ -21,14 +21,21 @@ Usage:
   wardlink-agent identity     --config FILE [--json]  show the TPM's endorsement key hash and fingerprint
   wardlink-agent status       --config FILE [--json]  ask the running agent
   wardlink-agent buffer check --config FILE [--json]  check the buffer's files (agent stopped)
-  wardlink-agent version      [--modules]
+  wardlink-agent version      [--modules] [--json]
 
-The default FILE is /etc/wardlink/agent.yaml. The least one that works:
+The default FILE is /etc/wardlink/agent.yaml. All its keys, with their defaults:
 
-  kit: /etc/wardlink/kit.json
-  tpm: /dev/tpmrm0
-  sources:
-    - {id: bed-7, mllp: 127.0.0.1:2575}
+  kit: /etc/wardlink/kit.json         # what 'wardlink provision kit' made
+  state: /var/lib/wardlink-agent      # identity and buffer
+  tpm: /dev/tpmrm0                    # or swtpm:/path/to.sock for an emulated one
+  buffer: {cap: 1GB}                  # bytes on disk; at the cap sources get no acknowledgement
+  log: text                           # or json
+  sources:                            # at least one
+    - id: bed-7                       # part of every observation's key: never reuse or rename
+      mllp: 127.0.0.1:2575            # listen address
+      allow: []                       # peers' networks, such as [10.20.0.0/16]; needed unless mllp is loopback
+      time_zone: UTC                  # of device times that carry none
+      unique_ids: true                # false for a device that repeats message control ids (MSH-10)
 `
 
 type command func(ctx context.Context, args []string, stdout, stderr io.Writer) error
@@ -75,9 +82,12 @@ type usageError struct{ error }
 
 func version(_ context.Context, args []string, stdout, stderr io.Writer) error {
 	fs := flags("version", stderr)
-	modules := fs.Bool("modules", false, "list the linked modules")
+	modules, asJSON := fs.Bool("modules", false, "list the linked modules"), fs.Bool("json", false, "print JSON")
 	if err := parse(fs, args); err != nil {
 		return err
+	}
+	if *asJSON {
+		return printJSON(stdout, build.About("wardlink-agent", *modules))
 	}
 	build.Print(stdout, "wardlink-agent", *modules)
 	return nil

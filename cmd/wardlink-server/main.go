@@ -27,7 +27,7 @@ Usage:
   wardlink-server run      --dir DIR                                       serve until SIGTERM
   wardlink-server operator --dir DIR --name NAME                           make an operator's file
   wardlink-server recovery check --dir DIR                                 prove that the recovery file opens
-  wardlink-server version  [--modules]
+  wardlink-server version  [--modules] [--json]
 
 Two commands for a first look:
 
@@ -189,6 +189,9 @@ func operator(ctx context.Context, args []string, s streams) error {
 	if err := parse(fs, args, dir); err != nil {
 		return err
 	}
+	if *name == "" {
+		return usageError{errors.New("--name is missing: the operator's name, such as jane-doe")}
+	}
 	path, err := server.NewOperator(ctx, *dir, *name)
 	if err != nil {
 		return err
@@ -199,7 +202,7 @@ func operator(ctx context.Context, args []string, s streams) error {
 
 func recovery(_ context.Context, args []string, s streams) error {
 	if len(args) == 0 || args[0] != "check" {
-		return usageError{errors.New("expected 'recovery check'")}
+		return usageError{fmt.Errorf("recovery has no command %q; it has check", strings.Join(args, " "))}
 	}
 	fs, dir := flags("recovery check", s)
 	passFile := fs.String("passphrase-file", "", "read the passphrase from `FILE` (default: standard input)")
@@ -221,6 +224,9 @@ func recovery(_ context.Context, args []string, s streams) error {
 	if err != nil && !errors.Is(err, io.EOF) {
 		return fmt.Errorf("passphrase: %w", err)
 	}
+	if strings.TrimSpace(text) == "" {
+		return errors.New("no passphrase was given; type it, or name a file with --passphrase-file")
+	}
 	if err := keys.CheckRecovery(*dir, strings.TrimSpace(text)); err != nil {
 		return err
 	}
@@ -231,9 +237,12 @@ func recovery(_ context.Context, args []string, s streams) error {
 func version(_ context.Context, args []string, s streams) error {
 	fs := flag.NewFlagSet("wardlink-server version", flag.ContinueOnError)
 	fs.SetOutput(s.err)
-	modules := fs.Bool("modules", false, "list the linked modules")
+	modules, asJSON := fs.Bool("modules", false, "list the linked modules"), fs.Bool("json", false, "print JSON")
 	if err := parse(fs, args, nil); err != nil {
 		return err
+	}
+	if *asJSON {
+		return json.NewEncoder(s.out).Encode(build.About("wardlink-server", *modules))
 	}
 	build.Print(s.out, "wardlink-server", *modules)
 	return nil

@@ -22,30 +22,31 @@ import (
 
 func (t *tool) access() *cobra.Command {
 	var out string
+	var renew bool
 	issue := &cobra.Command{
-		Use: "issue NAME", Short: "Make a service account's client certificate for FHIR (24 h, reads all)", Args: cobra.ExactArgs(1),
+		Use: "issue NAME", Short: "Make a service account's client certificate for FHIR (24 h, reads all)", Args: exactly("account NAME"),
 		Long: "Makes a key here, has the server certify it, and writes NAME.key, NAME.crt and root.crt into a folder.\n" +
-			"The key never leaves this machine.",
+			"The key never leaves this machine. Run it again before the certificate ends: with --renew the folder's files are replaced.",
 		Example: `  wardlink access issue ehr-reader --out ./ehr-reader
   curl --cert ehr-reader/ehr-reader.crt --key ehr-reader/ehr-reader.key --cacert ehr-reader/root.crt \
-    https://localhost:8443/fhir/metadata`,
+    'https://localhost:8443/fhir/Observation?patient.identifier=urn:oid:1.2.3|4711&_count=10'
+  wardlink access issue ehr-reader --renew          # before the 24 h are over, as from a daily timer`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if out == "" {
 				out = args[0]
 			}
-			return t.issue(cmd, args[0], out)
+			return t.issue(cmd, args[0], out, renew)
 		},
 	}
+	issue.Flags().BoolVar(&renew, "renew", false, "replace the files of the former certificate")
 	issue.Flags().StringVar(&out, "out", "", "write into `FOLDER` (default: NAME)")
-	c := &cobra.Command{Use: "access", Short: "Give hospital systems access to records"}
-	c.AddCommand(issue)
-	return c
+	return group("access", "Give hospital systems access to records", issue)
 }
 
-func (t *tool) issue(cmd *cobra.Command, name, out string) error {
+func (t *tool) issue(cmd *cobra.Command, name, out string, renew bool) error {
 	keyFile := filepath.Join(out, name+".key")
-	if _, err := os.Stat(keyFile); !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("%s is there already; name another folder with --out", keyFile)
+	if _, err := os.Stat(keyFile); !renew && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%s is there already; replace it with --renew, or name another folder with --out", keyFile)
 	}
 	c, err := t.client()
 	if err != nil {

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/mod/sumdb/note"
 
 	"wardlink/audit"
 	"wardlink/internal/durable"
@@ -23,9 +24,7 @@ import (
 )
 
 func (t *tool) audit() *cobra.Command {
-	c := &cobra.Command{Use: "audit", Short: "List, verify and prove what happened"}
-	c.AddCommand(t.auditList(), t.auditVerify(), t.auditProve(), t.auditCheck())
-	return c
+	return group("audit", "List, verify and prove what happened", t.auditList(), t.auditVerify(), t.auditProve(), t.auditCheck())
 }
 
 // logFiles finds the log and its public key in a server's directory.
@@ -37,11 +36,19 @@ func logFiles(dir, keyFile string) (log, vkey string, err error) {
 	if err != nil {
 		return "", "", fmt.Errorf("public key: %w; name the file with --key", err)
 	}
-	log = filepath.Join(dir, "log")
-	if _, err := os.Stat(filepath.Join(dir, "checkpoint")); err == nil {
-		log = dir // the log's own directory was named
+	vkey = strings.TrimSpace(string(data))
+	if _, err := note.NewVerifier(vkey); err != nil {
+		return "", "", fmt.Errorf("%s is no log key (%w); expected a file like DIR/public/log.pub", keyFile, err)
 	}
-	return log, strings.TrimSpace(string(data)), nil
+	return logFolder(dir), vkey, nil
+}
+
+// logFolder is the log in a server's directory, or the directory itself where a copy of the log was named.
+func logFolder(dir string) string {
+	if _, err := os.Stat(filepath.Join(dir, "checkpoint")); err == nil {
+		return dir
+	}
+	return filepath.Join(dir, "log")
 }
 
 func (t *tool) auditVerify() *cobra.Command {
@@ -55,6 +62,9 @@ func (t *tool) auditVerify() *cobra.Command {
 		Example: `  wardlink audit verify --dir /var/lib/wardlink
   wardlink audit verify --dir ./copy-of-log --key log.pub --older checkpoint-of-may`,
 		RunE: func(*cobra.Command, []string) error {
+			if dir == "" {
+				return errors.New("--dir is missing: the server's directory, or a copy of its log")
+			}
 			log, vkey, err := logFiles(dir, key)
 			if err != nil {
 				return err
@@ -89,7 +99,6 @@ func (t *tool) auditVerify() *cobra.Command {
 	c.Flags().StringVar(&dir, "dir", "", "the server's `DIR`, or a copy of its log (required)")
 	c.Flags().StringVar(&key, "key", "", "`FILE` of the log's public key (default: DIR/public/log.pub)")
 	c.Flags().StringArrayVar(&older, "older", nil, "`FILE` of a checkpoint kept elsewhere that this log must contain")
-	_ = c.MarkFlagRequired("dir")
 	return c
 }
 
@@ -131,6 +140,9 @@ func (t *tool) auditList() *cobra.Command {
   wardlink audit list --gateway icu-3-bed-7 --publishes
   wardlink audit list --type refused --dir /var/lib/wardlink`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if f.Limit < 1 {
+				return fmt.Errorf("--limit: %d; expected a number from 1", f.Limit)
+			}
 			f.Type, f.Newest = audit.Type(kind), true
 			items := localItems(dir, f)
 			if dir == "" {
@@ -192,11 +204,7 @@ func blankZero(n uint64) string {
 
 func localItems(dir string, f audit.Filter) iter.Seq2[client.AuditItem, error] {
 	return func(yield func(client.AuditItem, error) bool) {
-		log := filepath.Join(dir, "log")
-		if _, err := os.Stat(filepath.Join(dir, "checkpoint")); err == nil {
-			log = dir
-		}
-		for it, err := range audit.List(log, f) {
+		for it, err := range audit.List(logFolder(dir), f) {
 			if err != nil {
 				yield(client.AuditItem{}, err)
 				return
@@ -247,7 +255,7 @@ func (t *tool) remoteItems(ctx context.Context, f audit.Filter) iter.Seq2[client
 
 func (t *tool) auditProve() *cobra.Command {
 	var dir, key, gateway, lane, epoch, out string
-	var number uint64
+	var number int64
 	c := &cobra.Command{
 		Use: "prove --gateway G --lane L --number N", Short: "Write a bundle that proves one publish to anyone", Args: cobra.NoArgs,
 		Long: "Writes a file that holds the access row, its place in the log and the signed checkpoint. 'audit check' verifies it\n" +
@@ -255,11 +263,14 @@ func (t *tool) auditProve() *cobra.Command {
 		Example: `  wardlink audit prove --gateway icu-3-bed-7 --lane vitals --number 12 --out proof.json
   wardlink audit check --key log.pub proof.json`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if gateway == "" || number < 0 {
+				return errors.New("--gateway and --number are needed: whose publish, and which (from 0)")
+			}
 			l, err := telemetry.ParseLane(lane)
 			if err != nil {
 				return err
 			}
-			q := audit.Query{Gateway: gateway, Lane: uint8(l), Number: number}
+			q := audit.Query{Gateway: gateway, Lane: uint8(l), Number: uint64(number)}
 			if epoch != "" {
 				e, err := telemetry.ParseEpoch(epoch)
 				if err != nil {
@@ -268,7 +279,7 @@ func (t *tool) auditProve() *cobra.Command {
 				q.Epoch = (*[16]byte)(&e)
 			}
 			data, err := t.prove(cmd.Context(), dir, key, q, url.Values{
-				"gateway": {gateway}, "lane": {lane}, "number": {strconv.FormatUint(number, 10)}, "epoch": {epoch},
+				"gateway": {gateway}, "lane": {lane}, "number": {strconv.FormatInt(number, 10)}, "epoch": {epoch},
 			})
 			if err != nil {
 				return err
@@ -288,11 +299,10 @@ func (t *tool) auditProve() *cobra.Command {
 	f.StringVar(&dir, "dir", "", "read the log in the server's `DIR` instead of asking the server")
 	f.StringVar(&key, "key", "", "`FILE` of the log's public key (default: DIR/public/log.pub)")
 	f.StringVar(&gateway, "gateway", "", "the `GATEWAY` (required)")
-	f.StringVar(&lane, "lane", "vitals", "alarm, vitals, waveform or self")
-	f.Uint64Var(&number, "number", 0, "batch `NUMBER`")
-	f.StringVar(&epoch, "epoch", "", "the agent's start, 32 hex digits")
+	f.StringVar(&lane, "lane", "vitals", "`LANE`: alarm, vitals, waveform or self")
+	f.Int64Var(&number, "number", -1, "batch `NUMBER` (required)")
+	f.StringVar(&epoch, "epoch", "", "the agent's start, `HEX` (32 digits)")
 	f.StringVar(&out, "out", "", "write to `FILE` instead of standard output")
-	_ = c.MarkFlagRequired("gateway")
 	return c
 }
 
@@ -323,18 +333,21 @@ func (t *tool) prove(ctx context.Context, dir, key string, q audit.Query, query 
 func (t *tool) auditCheck() *cobra.Command {
 	var key string
 	c := &cobra.Command{
-		Use: "check --key FILE BUNDLE", Short: "Check a proof bundle offline", Args: cobra.ExactArgs(1),
+		Use: "check --key FILE BUNDLE", Short: "Check a proof bundle offline", Args: exactly("BUNDLE file"),
 		Example: "  wardlink audit check --key log.pub proof.json",
 		RunE: func(_ *cobra.Command, args []string) error {
-			vkey, err := os.ReadFile(key)
+			if key == "" {
+				return errors.New("--key is missing: the file of the log's public key, as DIR/public/log.pub of the server")
+			}
+			_, vkey, err := logFiles("", key)
 			if err != nil {
-				return fmt.Errorf("public key: %w", err)
+				return err
 			}
 			data, err := os.ReadFile(args[0])
 			if err != nil {
 				return fmt.Errorf("bundle: %w", err)
 			}
-			v, err := audit.CheckBundle(data, strings.TrimSpace(string(vkey)))
+			v, err := audit.CheckBundle(data, vkey)
 			if err != nil {
 				return fmt.Errorf("%s proves nothing: %w", args[0], err)
 			}
@@ -353,6 +366,5 @@ func (t *tool) auditCheck() *cobra.Command {
 		},
 	}
 	c.Flags().StringVar(&key, "key", "", "`FILE` of the log's public key (required)")
-	_ = c.MarkFlagRequired("key")
 	return c
 }

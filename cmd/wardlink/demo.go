@@ -2,6 +2,8 @@ package main
 
 import (
 	"os"
+	"os/signal"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
@@ -25,7 +27,10 @@ func (t *tool) demo() *cobra.Command {
 			if t.json {
 				o.Out = t.err
 			}
-			s, err := demo.Run(cmd.Context(), o)
+			// A closed terminal or pipe ends the demonstration in order, as an interrupt does.
+			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGHUP, syscall.SIGPIPE)
+			defer stop()
+			s, err := demo.Run(ctx, o)
 			if t.json {
 				if jerr := t.printJSON(s); err == nil {
 					err = jerr

@@ -43,26 +43,25 @@ func (t *tool) provision() *cobra.Command {
 			if err := durable.WriteFile(out, data, 0o644); err != nil {
 				return err
 			}
+			if t.json {
+				return t.printJSON(map[string]string{"file": out})
+			}
 			fmt.Fprintf(t.err, "%s: copy it to each gateway's /etc/wardlink/kit.json or its boot partition; it holds no secret\n", out)
 			return nil
 		},
 	}
 	kit.Flags().StringArrayVar(&servers, "server", nil, "`HOST:PORT` by which gateways reach this server, in order (default: the server's names)")
 	kit.Flags().StringVar(&out, "out", "", "write to `FILE` instead of standard output")
-	c := &cobra.Command{Use: "provision", Short: "Prepare what gateways need"}
-	c.AddCommand(kit)
-	return c
+	return group("provision", "Prepare what gateways need", kit)
 }
 
 func (t *tool) gateway() *cobra.Command {
-	c := &cobra.Command{Use: "gateway", Short: "Register, list and approve gateways"}
-	c.AddCommand(t.gatewayImport(), t.gatewayList(), t.gatewayShow(), t.gatewayApprove())
-	return c
+	return group("gateway", "Register, list and approve gateways", t.gatewayImport(), t.gatewayList(), t.gatewayShow(), t.gatewayApprove())
 }
 
 func (t *tool) gatewayImport() *cobra.Command {
 	return &cobra.Command{
-		Use: "import FILE.csv", Short: "Enter gateways from a manifest", Args: cobra.ExactArgs(1),
+		Use: "import FILE.csv", Short: "Enter gateways from a manifest", Args: exactly("FILE.csv"),
 		Long: "Enters gateways from a CSV manifest with the columns id, ek_sha256, site, ward, profile.\n" +
 			"'wardlink-agent identity' prints a gateway's ek_sha256. Rows that are there already are unchanged.",
 		Example: "  wardlink gateway import gateways.csv",
@@ -126,7 +125,11 @@ func (t *tool) gatewayList() *cobra.Command {
 					fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", g.ID, g.State, g.Site, g.Ward, g.Profile, shortEK(g.EK))
 				}
 				for _, q := range list.Waiting {
-					fmt.Fprintf(w, "%s\twaiting\t-\t-\t-\t%s %s, seen %s\n", q.Fingerprint, q.Manufacturer, q.Model, q.LastSeen.Local().Format(time.DateTime))
+					chain := "EK certificate NOT verified"
+					if q.Chain {
+						chain = "EK certificate verified"
+					}
+					fmt.Fprintf(w, "%s\twaiting\t-\t-\t-\t%s %s, %s, seen %s\n", q.Fingerprint, q.Manufacturer, q.Model, chain, q.LastSeen.Local().Format(time.DateTime))
 				}
 				if len(list.Waiting) > 0 {
 					fmt.Fprintln(w, "\nApprove one with: wardlink gateway approve FINGERPRINT --id NAME --ward WARD")
@@ -146,7 +149,7 @@ func shortEK(eks []string) string {
 
 func (t *tool) gatewayShow() *cobra.Command {
 	return &cobra.Command{
-		Use: "show ID", Short: "Show one gateway", Args: cobra.ExactArgs(1),
+		Use: "show ID", Short: "Show one gateway", Args: exactly("gateway ID"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := t.client()
 			if err != nil {
@@ -172,11 +175,14 @@ func (t *tool) gatewayShow() *cobra.Command {
 func (t *tool) gatewayApprove() *cobra.Command {
 	var a client.Approval
 	c := &cobra.Command{
-		Use: "approve FINGERPRINT", Short: "Admit a waiting gateway", Args: cobra.ExactArgs(1),
+		Use: "approve FINGERPRINT", Short: "Admit a waiting gateway", Args: exactly("FINGERPRINT, such as ABCD-EFGH-IJKL-MNOP"),
 		Long: "Admits a TPM from the waiting list as a gateway. Compare the fingerprint with the one that\n" +
 			"'wardlink-agent identity' or 'wardlink-agent status' shows on the box itself.",
 		Example: "  wardlink gateway approve ABCD-EFGH-IJKL-MNOP --id icu-3-bed-7 --site main --ward icu-3",
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if a.ID == "" {
+				return errors.New("--id is missing: the gateway's name, for ever")
+			}
 			c, err := t.client()
 			if err != nil {
 				return err
@@ -196,6 +202,5 @@ func (t *tool) gatewayApprove() *cobra.Command {
 	c.Flags().StringVar(&a.Site, "site", "", "its `SITE`")
 	c.Flags().StringVar(&a.Ward, "ward", "", "its `WARD`")
 	c.Flags().StringVar(&a.Profile, "profile", "default", "what it may publish")
-	_ = c.MarkFlagRequired("id")
 	return c
 }

@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 	"text/tabwriter"
 
@@ -64,6 +65,36 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 // errSaid ends a command whose output has said already what is wrong.
 var errSaid = errors.New("said")
 
+// group is a command that only holds others. A mistyped subcommand is an error: a nightly job with a typo must not succeed.
+func group(use, short string, sub ...*cobra.Command) *cobra.Command {
+	c := &cobra.Command{
+		Use: use, Short: short, FParseErrWhitelist: cobra.FParseErrWhitelist{UnknownFlags: true},
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return nil
+			}
+			var names []string
+			for _, s := range sub {
+				names = append(names, s.Name())
+			}
+			return fmt.Errorf("%s has no command %q; it has %s", cmd.CommandPath(), args[0], strings.Join(names, ", "))
+		},
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	c.AddCommand(sub...)
+	return c
+}
+
+// exactly wants one argument and says what it is.
+func exactly(what string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) != 1 {
+			return fmt.Errorf("%s wants one %s; see '%s --help'", cmd.CommandPath(), what, cmd.CommandPath())
+		}
+		return nil
+	}
+}
+
 func (t *tool) client() (*client.Client, error) { return client.Open(t.operator) }
 
 func (t *tool) printJSON(v any) error {
@@ -84,6 +115,9 @@ func (t *tool) version() *cobra.Command {
 	c := &cobra.Command{
 		Use: "version", Short: "Show the build, its FIPS mode and its modules", Args: cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
+			if t.json {
+				return t.printJSON(build.About("wardlink", modules))
+			}
 			build.Print(t.out, "wardlink", modules)
 			return nil
 		},

@@ -5,25 +5,45 @@ import (
 	"crypto/fips140"
 	"fmt"
 	"io"
+	"maps"
 	"runtime"
 	"runtime/debug"
+	"slices"
 )
 
 // Version is the release; the linker may set it (-X wardlink/internal/build.Version=...).
 var Version = "0.1.0-dev"
 
+// Info is a build.
+type Info struct {
+	Program  string            `json:"program"`
+	Version  string            `json:"version"`
+	Go       string            `json:"go"`
+	Platform string            `json:"platform"`
+	FIPS     string            `json:"fips_140_3_module"` // "off", or its version
+	Modules  map[string]string `json:"modules,omitempty"`
+}
+
+// About is the running build, with its modules if they are wanted.
+func About(program string, modules bool) Info {
+	i := Info{Program: program, Version: Version, Go: runtime.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH, FIPS: "off"}
+	if fips140.Enabled() {
+		i.FIPS = fips140.Version()
+	}
+	if info, ok := debug.ReadBuildInfo(); ok && modules {
+		i.Modules = map[string]string{}
+		for _, m := range info.Deps {
+			i.Modules[m.Path] = m.Version
+		}
+	}
+	return i
+}
+
 // Print writes what a support engineer asks for first. With modules, each linked module follows.
 func Print(w io.Writer, program string, modules bool) {
-	mode := "off"
-	if fips140.Enabled() {
-		mode = "on (" + fips140.Version() + ")"
-	}
-	fmt.Fprintf(w, "%s %s\n  %s %s/%s\n  FIPS 140-3 module: %s\n", program, Version, runtime.Version(), runtime.GOOS, runtime.GOARCH, mode)
-	info, ok := debug.ReadBuildInfo()
-	if !ok || !modules {
-		return
-	}
-	for _, m := range info.Deps {
-		fmt.Fprintf(w, "  %s %s\n", m.Path, m.Version)
+	i := About(program, modules)
+	fmt.Fprintf(w, "%s %s\n  %s %s\n  FIPS 140-3 module: %s\n", i.Program, i.Version, i.Go, i.Platform, i.FIPS)
+	for _, path := range slices.Sorted(maps.Keys(i.Modules)) {
+		fmt.Fprintf(w, "  %s %s\n", path, i.Modules[path])
 	}
 }

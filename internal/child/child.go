@@ -36,8 +36,9 @@ func Start(name, logFile, program string, args ...string) (*Process, error) {
 	defer out.Close()
 	p := &Process{name: name, log: logFile, done: make(chan struct{}), cmd: exec.Command(program, args...)}
 	p.cmd.Stdout, p.cmd.Stderr = out, out
-	// A group of its own, so that an interrupt at the terminal reaches us alone and we end the children in order.
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	// A group of its own, so that an interrupt at the terminal reaches us alone and we end the children in order. Whatever ends us,
+	// they do not outlive us.
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	if err := p.cmd.Start(); err != nil {
 		return nil, fmt.Errorf("%s: %w; 'make build' makes it", name, err)
 	}
@@ -114,7 +115,7 @@ func Output(ctx context.Context, program string, args ...string) ([]byte, error)
 
 // Until asks again and again, until ok, an error, a dead process or the end of ctx.
 func Until(ctx context.Context, what string, watch []*Process, ok func(ctx context.Context) (bool, error)) error {
-	tick := time.NewTicker(50 * time.Millisecond)
+	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	for {
 		done, err := ok(ctx)

@@ -2,7 +2,6 @@
 package swtpm
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -11,6 +10,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"time"
+
+	"wardlink/internal/child"
 )
 
 // Factory manufactures TPMs, with EK certificates by a local CA of its own.
@@ -75,7 +76,7 @@ func (f *Factory) Make(ctx context.Context, state string) error {
 // Process is a running TPM.
 type Process struct {
 	Socket string
-	cmd    *exec.Cmd
+	Child  *child.Process
 }
 
 // Start runs the TPM of a state directory. Its sockets are in sockets, whose path must be short (108 bytes are the limit).
@@ -84,42 +85,36 @@ func Start(ctx context.Context, state, sockets string) (*Process, error) {
 		return nil, fmt.Errorf("swtpm: %w", err)
 	}
 	p := &Process{Socket: filepath.Join(sockets, "s")}
+	if len(p.Socket) > 107 {
+		return nil, fmt.Errorf("swtpm: %s is too long for a Unix socket (108 bytes); set TMPDIR to a short folder, such as /tmp", p.Socket)
+	}
 	ctrl := filepath.Join(sockets, "c")
 	for _, s := range []string{p.Socket, ctrl} {
 		if err := os.Remove(s); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return nil, fmt.Errorf("swtpm: %w", err)
 		}
 	}
-	var log bytes.Buffer
-	p.cmd = exec.Command("swtpm", "socket", "--tpm2", "--tpmstate", "dir="+state,
+	var err error
+	p.Child, err = child.Start("TPM at "+p.Socket, filepath.Join(sockets, "log"), "swtpm", "socket", "--tpm2", "--tpmstate", "dir="+state,
 		"--server", "type=unixio,path="+p.Socket, "--ctrl", "type=unixio,path="+ctrl, "--flags", "not-need-init,startup-clear")
-	p.cmd.Stderr = &log
-	if err := p.cmd.Start(); err != nil {
+	if err != nil {
 		return nil, fmt.Errorf("swtpm: %w", err)
 	}
-	tick := time.NewTicker(5 * time.Millisecond) // the socket appears when swtpm is ready; nothing tells when
-	defer tick.Stop()
 	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
 	defer cancel()
-	for {
-		conn, err := net.Dial("unix", p.Socket)
-		if err == nil {
-			return p, conn.Close()
+	err = child.Until(ctx, "swtpm to listen on "+p.Socket, []*child.Process{p.Child}, func(context.Context) (bool, error) {
+		conn, err := net.Dial("unix", p.Socket) // the socket appears when swtpm is ready; nothing tells when
+		if err != nil {
+			return false, nil
 		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			p.Stop()
-			return nil, fmt.Errorf("swtpm does not listen on %s: %w\n%s", p.Socket, err, log.Bytes())
-		}
+		return true, conn.Close()
+	})
+	if err != nil {
+		p.Stop()
+		return nil, err
 	}
+	return p, nil
 }
 
-// Stop ends the TPM; its state stays.
-func (p *Process) Stop() {
-	_ = p.cmd.Process.Kill() // a TPM must stand a power cut
-	_ = p.cmd.Wait()
-}
-
-// PID is the process id.
-func (p *Process) PID() int { return p.cmd.Process.Pid }
+// Stop ends the TPM as a power cut does, which a TPM must stand; its state stays.
+func (p *Process) Stop() { p.Child.Kill() }

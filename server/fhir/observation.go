@@ -32,12 +32,9 @@ func codingsOf(code telemetry.Code, ucum string, unitUnknown bool) []coding {
 		if !fits(code, ucum, unitUnknown) {
 			item.LOINC = nil
 		}
-		for i, l := range item.LOINC {
-			c := coding{System: systemLOINC, Code: l}
-			if i == 0 {
-				c.Display = item.Name
-			}
-			out = append(out, c)
+		for _, l := range item.LOINC {
+			// No display: it would have to be LOINC's own wording, which the text of the concept need not be.
+			out = append(out, coding{System: systemLOINC, Code: l})
 		}
 		display := code.Name
 		if known {

@@ -26,7 +26,7 @@ var (
 	// ErrExists: Create found a journal.
 	ErrExists = errors.New("a journal is here already")
 	// ErrLocked: another process has the journal open.
-	ErrLocked = errors.New("journal is in use by another process")
+	ErrLocked = errors.New("journal is in use by another process: another wardlink-server runs on this directory")
 	// ErrClosed: Close was called.
 	ErrClosed = errors.New("journal is closed")
 	// ErrInvalid: an entry can never be appended.

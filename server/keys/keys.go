@@ -183,6 +183,15 @@ func pseudonymKey(records seal.PrivateKey) (secret.Bytes, error) {
 	return key, nil
 }
 
+// Belong says whether the keys are those of a trust domain: the root names its own.
+func (k *Keys) Belong(trustDomain string) error {
+	if len(k.Root.URIs) != 1 || k.Root.URIs[0].Host != trustDomain {
+		return fmt.Errorf("trust_domain is %q, but this server's root is of %q; a trust domain cannot be changed: put it back, or make a new server with init",
+			trustDomain, k.Root.Subject.Organization)
+	}
+	return nil
+}
+
 // CheckRecovery proves that the directory's recovery file opens with the passphrase, that the records key in it opens what gateways
 // seal and that the config key in it is the one that this server's kits trust.
 func CheckRecovery(dir, passphrase string) error {

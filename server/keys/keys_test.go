@@ -36,6 +36,15 @@ func TestCreateOpenAndRecover(t *testing.T) {
 	if err := CheckRecovery(dir, pass); err != nil {
 		t.Errorf("recovery check: %v", err)
 	}
+	if err := CheckRecovery(dir, " "+strings.ToUpper(strings.ReplaceAll(pass, "-", " "))+"\n"); err != nil {
+		t.Errorf("the passphrase as somebody types it from paper: %v", err)
+	}
+	if err := k.Belong("ward.example"); err != nil {
+		t.Error(err)
+	}
+	if err := k.Belong("other.example"); err == nil || !strings.Contains(err.Error(), "cannot be changed") {
+		t.Errorf("keys of another trust domain: %v", err)
+	}
 	if err := CheckRecovery(dir, pass+"x"); err == nil {
 		t.Error("a wrong passphrase opens the recovery file")
 	}

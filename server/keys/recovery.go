@@ -66,10 +66,15 @@ func NewPassphrase() string {
 	return strings.Join(groups, "-")
 }
 
+// spoken is a passphrase without what is lost between paper and keyboard: case, hyphens and spaces.
+func spoken(passphrase string) string {
+	return strings.NewReplacer("-", "", " ", "", "\t", "", "\n", "", "\r", "").Replace(strings.ToLower(passphrase))
+}
+
 // WrapRecovery makes the recovery file.
 func WrapRecovery(trustDomain, passphrase string, keys Recovered) ([]byte, error) {
 	// What is measured is what is used: recoveryAEAD trims as well, and sixteen blanks are no passphrase.
-	if len(strings.TrimSpace(passphrase)) < 16 {
+	if len(spoken(passphrase)) < 16 {
 		return nil, errors.New("recovery passphrase: at least 16 characters; leave it out and init makes one")
 	}
 	var salt [16]byte
@@ -138,7 +143,7 @@ func OpenRecovery(data []byte, passphrase string) (Recovered, error) {
 }
 
 func recoveryAEAD(passphrase string, salt []byte, rounds int) (cipher.AEAD, error) {
-	key, err := pbkdf2.Key(sha256.New, strings.TrimSpace(passphrase), salt, rounds, 32)
+	key, err := pbkdf2.Key(sha256.New, spoken(passphrase), salt, rounds, 32)
 	if err != nil {
 		return nil, fmt.Errorf("recovery passphrase: %w", err)
 	}

@@ -208,7 +208,7 @@ func findWaiting(tx *sql.Tx, s string) (ek [32]byte, err error) {
 	}
 	switch found {
 	case 0:
-		return ek, fmt.Errorf("no TPM waits under %.80q (see wardlink gateway list --waiting): %w", s, ErrUnknown)
+		return ek, fmt.Errorf("no TPM waits under %.80q ('wardlink gateway list' shows those that do): %w", s, ErrUnknown)
 	case 1:
 		return ek, nil
 	default:

@@ -13,6 +13,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	"wardlink/internal/spiffe"
@@ -93,6 +94,9 @@ func (c *Client) Stream(ctx context.Context, method, path string, query url.Valu
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {
+		if errors.Is(err, syscall.ECONNREFUSED) {
+			return nil, fmt.Errorf("no server answers at %s (connection refused); start it with 'wardlink-server run --dir DIR', or correct \"server\" in the operator's file", c.base.Host)
+		}
 		var op interface{ Timeout() bool }
 		if errors.As(err, &op) && op.Timeout() {
 			return nil, fmt.Errorf("%w; is the server at %s reachable?", err, c.base.Host)
