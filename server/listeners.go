@@ -43,21 +43,35 @@ func (s *Server) openListeners() (err error) {
 
 func (s *Server) serveGateways(ctx context.Context) error {
 	cert := s.cert("ingest")
+	// Sessions outlive ctx until they are drained: what is journaled is still answered.
+	sessions, cut := context.WithCancel(context.WithoutCancel(ctx))
+	defer cut()
 	port := &gatewayPort{
 		doorway: doorway{
 			ln: s.listeners.gateways, tls: listenerTLS(cert.get, s.keys.Root, "mqtt", "http/1.1"),
 			refuse: s.ingest.Refusals().Add, log: s.log,
 		},
-		mqtt: s.ingest.ServeConn,
+		mqtt: func(_ context.Context, conn net.Conn, state tls.ConnectionState) {
+			s.ingest.ServeConn(sessions, conn, state)
+		},
 		http: &http.Server{
 			Handler: s.ca, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: time.Minute, WriteTimeout: 2 * time.Minute,
 			IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10, ErrorLog: quietHTTP(s.log),
 		},
 	}
-	err := port.run(ctx)
-	drainCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTime)
-	defer cancel()
-	return errors.Join(err, s.ingest.Drain(drainCtx))
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	drained := make(chan error, 1)
+	go func() {
+		<-ctx.Done()
+		limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTime)
+		defer cancel()
+		drained <- s.ingest.Drain(limited)
+		cut()
+	}()
+	err := port.run(ctx) // returns when the last session has ended
+	stop()               // also when the port failed by itself
+	return errors.Join(err, <-drained)
 }
 
 func (s *Server) cert(name string) *serviceCert {

@@ -92,8 +92,11 @@ func (c *CA) refuse(w http.ResponseWriter, r *http.Request, status int, kind, de
 	reply(w, status, enroll.Problem{Type: problemPrefix + kind, Detail: clean(detail)})
 }
 
-// denied journals the refusal of a proven TPM. The refusal stands whether or not that works.
+// denied journals the refusal of a proven TPM. The refusal stands whether or not that works. The peer cannot keep it out of the log by
+// hanging up: its context does not count.
 func (c *CA) denied(ctx context.Context, e audit.Event) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+	defer cancel()
 	e.Type, e.Time, e.Actor, e.Peer, e.Outcome = audit.Refused, c.cfg.Now().UnixMilli(), audit.Actor{ID: "peer"}, peerOf(ctx), audit.Denied
 	if err := c.cfg.Events(ctx, e); err != nil {
 		c.cfg.Log.Error("a refusal could not be journaled", "target", e.Target, "error", err)

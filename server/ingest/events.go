@@ -23,13 +23,14 @@ func (c *session) open(ctx context.Context) error {
 	ev := c.eventOf(audit.SessionOpened, audit.Success)
 	ev.Session = ev.ID
 	ev.Detail = map[string]string{"not_after": c.id.notAfter.UTC().Format(time.RFC3339), "lanes": strconv.Itoa(int(c.lanes.Load()))}
-	if err := record(ctx, c.srv.journal, ev); err != nil {
-		return err
-	}
+	err := record(ctx, c.srv.journal, ev)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.event, c.opened = ev.ID, time.Now()
-	return nil
+	c.event = ev.ID
+	if err == nil {
+		c.opened = time.Now()
+	}
+	return err
 }
 
 // closed journals the end, also when the server is on its way down.

@@ -106,7 +106,7 @@ func FuzzSession(f *testing.F) {
 			}
 		}
 		checkAnswers(t, conn.out.Bytes(), commits)
-		if len(srv.sessions) != 0 || srv.waiting != 0 {
+		if len(srv.sessions) != 0 || len(srv.waiting) != 0 {
 			t.Fatal("the session is still in the table")
 		}
 	})

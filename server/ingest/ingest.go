@@ -120,9 +120,9 @@ type Server struct {
 	refusals *Refusals
 
 	mu       sync.Mutex
-	sessions map[string]*session // by gateway; from CONNECT, before admission, so that no change of the registry slips between
-	pending  map[string]int      // connections without CONNECT, by gateway
-	waiting  int                 // sum of pending
+	sessions map[string]*session   // by gateway; from CONNECT, before admission, so that no change of the registry slips between
+	pending  map[string]int        // connections without CONNECT, by gateway
+	waiting  map[*session]struct{} // all of pending
 	draining bool
 	active   sync.WaitGroup // ServeConn calls
 }
@@ -135,7 +135,7 @@ func New(cfg Config) *Server {
 	}
 	s := &Server{
 		journal: cfg.Journal, registry: cfg.Registry, domain: cfg.TrustDomain, down: cfg.Down, log: log,
-		limits: cfg.Limits.withDefaults(), sessions: make(map[string]*session), pending: make(map[string]int),
+		limits: cfg.Limits.withDefaults(), sessions: make(map[string]*session), pending: make(map[string]int), waiting: make(map[*session]struct{}),
 	}
 	s.metrics = newMetrics(s)
 	s.refusals = newRefusals(cfg.Journal, s.metrics)
@@ -255,6 +255,9 @@ func (s *Server) cutExpired(now time.Time) {
 func (s *Server) Drain(ctx context.Context) error {
 	s.mu.Lock()
 	s.draining = true
+	for c := range s.waiting { // nothing of theirs is under way
+		c.stop(endDraining, true)
+	}
 	s.mu.Unlock()
 	for _, c := range s.all() {
 		c.stop(endDraining, false)

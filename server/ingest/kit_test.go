@@ -165,7 +165,7 @@ func (b *bench) serve(srv *Server) (stop func()) {
 			b.t.Errorf("drain: %v", err)
 		}
 		b.serving.Wait()
-		if n := len(srv.all()) + srv.waiting; n != 0 {
+		if n := len(srv.all()) + len(srv.waiting); n != 0 {
 			b.t.Errorf("%d connections left after the drain", n)
 		}
 	}

@@ -38,7 +38,7 @@ func newMetrics(s *Server) *metrics {
 	}
 	m := &metrics{
 		sessions:     gauge("sessions", "Sessions of gateways.", func() int { return len(s.sessions) }),
-		waiting:      gauge("connections_waiting", "Connections whose CONNECT has not come yet.", func() int { return s.waiting }),
+		waiting:      gauge("connections_waiting", "Connections whose CONNECT has not come yet.", func() int { return len(s.waiting) }),
 		opened:       counter("sessions_opened_total", "Sessions admitted and journaled."),
 		closed:       vec("sessions_closed_total", "Sessions ended.", "reason"),
 		publishVec:   vec("publishes_total", "Batches submitted to the journal.", "lane"),

@@ -132,6 +132,9 @@ func (c *session) batch(p publish, lane telemetry.Lane) error {
 	frame, err := seal.CheckFrame(p.payload)
 	if err != nil {
 		r.reason = reasonFrame
+		if id, ok := seal.Peek(p.payload); ok { // a version that we do not know: the gateway must park it, or it blocks its lane
+			r.frame = &seal.Header{Epoch: id.Epoch, Lane: id.Lane, Number: id.Number}
+		}
 		return r
 	}
 	r.frame = &frame

@@ -100,12 +100,15 @@ func (s *Server) ServeConn(ctx context.Context, conn net.Conn, state tls.Connect
 	}
 	stopWatch := context.AfterFunc(ctx, func() { c.stop(endDraining, true) })
 	defer stopWatch()
-	if !s.knock(c) {
-		c.refused(ctx, reasonPending, id.gateway, nil)
+	if reason := s.knock(c); reason != "" {
+		c.refused(ctx, reason, id.gateway, nil)
 		return
 	}
 	hello, err := c.readConnect()
 	s.enter(c)
+	if c.ended() == endDraining {
+		return // it had not asked for anything yet
+	}
 	if err != nil {
 		c.refuseConnect(ctx, err)
 		return
@@ -113,23 +116,26 @@ func (s *Server) ServeConn(ctx context.Context, conn net.Conn, state tls.Connect
 	c.run(ctx, hello)
 }
 
-// knock counts a connection that has yet to say CONNECT, and says whether there is room for it.
-func (s *Server) knock(c *session) bool {
+// knock counts a connection that has yet to say CONNECT, and says why there is no room for it.
+func (s *Server) knock(c *session) (reason string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.waiting >= s.limits.Pending || s.pending[c.id.gateway] >= s.limits.PendingEach {
-		return false
+	switch {
+	case s.draining:
+		return reasonDraining
+	case len(s.waiting) >= s.limits.Pending || s.pending[c.id.gateway] >= s.limits.PendingEach:
+		return reasonPending
 	}
-	s.waiting++
+	s.waiting[c] = struct{}{}
 	s.pending[c.id.gateway]++
-	return true
+	return ""
 }
 
 // enter ends what knock began.
 func (s *Server) enter(c *session) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.waiting--
+	delete(s.waiting, c)
 	if s.pending[c.id.gateway]--; s.pending[c.id.gateway] == 0 {
 		delete(s.pending, c.id.gateway)
 	}
@@ -275,17 +281,23 @@ func (s *Server) admit(ctx context.Context, c *session) (code byte, reason strin
 		case <-ctx.Done():
 		}
 	}
-	adm, err := s.registry.Admit(ctx, c.id.gateway)
-	switch {
-	case denied(err):
-		return connackDenied, reasonNotAdmitted
-	case err != nil:
-		s.log.Error("registry cannot be asked; a gateway is turned away", "gateway", c.id.gateway, "error", err)
-		return connackUnavailable, reasonRegistry
+	// Asked twice: look may have stored the answer to a change that came between our first answer and our storing it. The second answer is
+	// newer than that, and a change after it is look's again.
+	for range 2 {
+		adm, err := s.registry.Admit(ctx, c.id.gateway)
+		switch {
+		case denied(err):
+			return connackDenied, reasonNotAdmitted
+		case err != nil:
+			s.log.Error("registry cannot be asked; a gateway is turned away", "gateway", c.id.gateway, "error", err)
+			return connackUnavailable, reasonRegistry
+		}
+		c.lanes.Store(uint32(adm.Lanes))
 	}
-	c.lanes.Store(uint32(adm.Lanes))
 	if err := c.open(ctx); err != nil {
 		s.log.Error("session is not journaled; the gateway is turned away", "gateway", c.id.gateway, "error", err)
+		c.stop(endError, false)
+		c.closed(ctx) // the opening may yet turn out to be durable
 		return connackUnavailable, reasonJournal
 	}
 	s.metrics.opened.Inc()

@@ -2,6 +2,7 @@ package ingest
 
 import (
 	"bytes"
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -184,7 +185,12 @@ func TestRefusedBatches(t *testing.T) {
 		told   bool // down/refused names the batch
 	}{
 		{"batch before its sealing record", up, func(*period) []byte { return other.frame(telemetry.LaneVitals, 7, 100) }, reasonSealing, true},
-		{"damaged frame", up, damaged, reasonFrame, false},
+		{"damaged frame", up, damaged, reasonFrame, true},
+		{"frame of a later version", up, func(p *period) []byte {
+			f := p.frame(telemetry.LaneVitals, 7, 100)
+			f[3] = '2'
+			return f
+		}, reasonFrame, true},
 		{"not a frame", up, func(*period) []byte { return []byte("PID|1||4711") }, reasonFrame, false},
 		{"empty payload", up, func(*period) []byte { return nil }, reasonFrame, false},
 		{"alarm on the vitals topic", up, func(p *period) []byte { return p.frame(telemetry.LaneAlarm, 7, 100) }, reasonFrameLane, true},
@@ -338,6 +344,26 @@ func TestDisconnectEndsInPeace(t *testing.T) {
 	eventually(t, "the end is journaled", func() bool { return len(b.journal.events(audit.SessionClosed)) == 1 })
 	if ev := b.journal.events(audit.SessionClosed)[0]; ev.Reason != endDisconnect || ev.Outcome != audit.Success {
 		t.Fatalf("%+v", ev)
+	}
+}
+
+// TestDrainWaitsForNobodyWhoAskedForNothing: a connection without CONNECT must not hold up the server's end.
+func TestDrainWaitsForNobodyWhoAskedForNothing(t *testing.T) {
+	b := newBench(t, Limits{Connect: time.Hour}, "gw-1")
+	c := b.dial(b.ca.gateway("gw-1"))
+	eventually(t, "the connection waits", func() bool {
+		b.srv.mu.Lock()
+		defer b.srv.mu.Unlock()
+		return len(b.srv.waiting) == 1
+	})
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	if err := b.srv.Drain(ctx); err != nil {
+		t.Fatalf("drain: %v", err)
+	}
+	c.conn.Close()
+	if ev := b.journal.events(audit.Refused); len(ev) != 0 {
+		t.Errorf("refused although nothing was asked: %+v", ev)
 	}
 }
 

@@ -237,7 +237,7 @@ func TestHalfOpenConnectionsAreBounded(t *testing.T) {
 			synctest.Wait()
 			b.srv.mu.Lock()
 			defer b.srv.mu.Unlock()
-			return b.srv.waiting
+			return len(b.srv.waiting)
 		}
 		if n := open("gw-1", 50); n != 4 {
 			t.Errorf("%d connections of one gateway wait, expected 4", n)

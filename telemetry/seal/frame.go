@@ -89,6 +89,18 @@ func CheckFrame(frame []byte) (Header, error) {
 	return h, nil
 }
 
+// Peek reads which batch a frame claims to be when CheckFrame refuses it: in every version of the frame, lane, epoch and number stand
+// where they stand in this one, so that a server can name the batch that it refuses. Nothing of it is checked.
+func Peek(frame []byte) (id telemetry.BatchID, ok bool) {
+	if len(frame) < offSealing || string(frame[:3]) != magic[:3] || frame[offLane] >= telemetry.LaneCount {
+		return id, false
+	}
+	id = telemetry.BatchID{
+		Epoch: telemetry.Epoch(frame[offEpoch:]), Lane: telemetry.Lane(frame[offLane]), Number: binary.BigEndian.Uint64(frame[offNumber:]),
+	}
+	return id, id.Number <= math.MaxInt64
+}
+
 // FrameHash is the SHA-256 of a whole frame, as audit rows and proofs hold it.
 func FrameHash(frame []byte) [32]byte { return sha256.Sum256(frame) }
 
