@@ -80,6 +80,8 @@ func Check(dir string) (Report, error) {
 		switch {
 		case strings.HasSuffix(name, segment.DamagedSuffix):
 			r.Damaged = append(r.Damaged, name)
+		case strings.HasSuffix(name, voidSuffix):
+			r.note(name, "its first commit failed: nothing in it was acknowledged, and its numbers were given out again")
 		case strings.HasSuffix(name, segment.TempSuffix):
 			r.note(name, "a segment that was being made; it holds nothing")
 		case ok:

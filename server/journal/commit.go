@@ -3,6 +3,7 @@ package journal
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"time"
@@ -180,8 +181,24 @@ func (j *Journal) clear(first uint64) error {
 		}
 		return durable.SyncDir(j.c.Dir)
 	}
-	j.setAside(s.path, errors.New("its first commit failed"))
-	return nil
+	return j.setVoid(s.path)
+}
+
+// setVoid sets a segment aside of which nothing counts. Its name differs from that of damaged files, because its numbers were never
+// given to anybody: the next segment begins with them, and a start must not pass over them.
+func (j *Journal) setVoid(path string) error {
+	aside := path + voidSuffix
+	for i := 1; ; i++ {
+		if _, err := os.Lstat(aside); errors.Is(err, fs.ErrNotExist) {
+			break
+		}
+		aside = fmt.Sprintf("%s.%d%s", path, i, voidSuffix)
+	}
+	if err := os.Rename(path, aside); err != nil {
+		return err
+	}
+	j.c.Log.Warn("a journal file whose first commit failed was set aside; nothing in it was acknowledged", "path", aside)
+	return durable.SyncDir(j.c.Dir)
 }
 
 // unused says that a segment holds no commit at all.

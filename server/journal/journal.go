@@ -52,12 +52,18 @@ const (
 	lockName         = "lock"
 	cursorName       = "cursors"
 	formatText       = "wardlink journal 1\n"
+	voidSuffix       = ".void" // of a file set aside in which nothing counts
 
 	queueBytes    = 16 << 20 // heads and blobs that wait for a commit
 	commitBytes   = 4 << 20  // heads and blobs of one commit
 	commitEntries = 4096
 	readBytes     = 8 << 20 // heads and blobs of one Read
 	commitPages   = 24      // pages that a commit rewrites or adds besides its value
+
+	// A finished file that cannot be read is tried this often and this long, whichever takes longer, and then passed over: by then it
+	// is no hiccup of the disk, and the log and the records wait behind it while publishes go on.
+	readTries = 8
+	readTime  = 30 * time.Second
 )
 
 func (c Config) withDefaults() (Config, error) {
@@ -183,6 +189,8 @@ type seg struct {
 	writing bool
 	checked bool
 	bad     []error // commits that did not verify; under Journal.reading
+	failed  int     // reads since the last good one; under Journal.reading
+	since   time.Time
 }
 
 const maxBad = 64
@@ -209,7 +217,8 @@ type pending struct {
 func (e Entry) size() int { return len(e.Head) + len(e.Blob) }
 
 // NextID is a new event id, unique for ever: the start second in it is greater than that of every earlier Open of this journal,
-// which is kept durably, so that neither two starts within a second nor a clock that went back repeat one.
+// which is kept durably, so that neither two starts within a second nor a clock that went back repeat one. Where the cursors were
+// lost, it is greater than that of every file that is left.
 func (j *Journal) NextID() audit.EventID {
 	var id audit.EventID
 	binary.BigEndian.PutUint32(id[:], j.c.Node)

@@ -69,6 +69,9 @@ func (j *Journal) loadCursors() error {
 // beginStart picks this run's start second for event ids and makes it durable before any id is given out.
 func (j *Journal) beginStart() error {
 	j.start = max(uint32(j.c.Now().Unix()), j.cursors.start+1)
+	for _, s := range j.segs {
+		j.start = max(j.start, s.header.start+1) // the cursors may have been lost or put back
+	}
 	j.cursors.start = j.start
 	return j.state.Store(j.cursors.encode(j.names()))
 }

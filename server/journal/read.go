@@ -14,7 +14,8 @@ import (
 )
 
 // Read returns committed entries with Seq >= from, in order: at most max, and at most 8 MB beyond the first. None when there are
-// none yet. Sequence numbers have no holes, except where a file was damaged and set aside; Read then goes on behind it.
+// none yet. Sequence numbers have no holes, except where a commit or a file was damaged; Read then goes on behind it. A finished file
+// that the disk does not give is an error for readTries tries and readTime, so that a disk may come back; then it is damaged as well.
 func (j *Journal) Read(from uint64, max int) ([]Entry, error) {
 	r := &reading{from: from, max: max}
 	j.reading.Lock()
@@ -36,7 +37,10 @@ func (j *Journal) Read(from uint64, max int) ([]Entry, error) {
 		}
 		switch {
 		case err == nil:
+			s.failed = 0
 		case errors.Is(err, segment.ErrDamaged):
+			j.drop(s, err)
+		case j.lost(s, err):
 			j.drop(s, err)
 		default:
 			return r.out, fmt.Errorf("journal: %w", err)
@@ -160,6 +164,19 @@ func (j *Journal) shut(s *seg) {
 		j.c.Log.Warn("a segment did not close in order", "path", s.path, "error", err)
 	}
 	s.file = nil
+}
+
+// lost counts a read that failed and says whether the file is to be given up. Under reading.
+func (j *Journal) lost(s *seg, err error) bool {
+	if s.writing || transient(err) {
+		return false
+	}
+	now := j.c.Now()
+	if s.failed++; s.failed == 1 {
+		s.since = now
+	}
+	j.c.Log.Error("a journal file cannot be read", "path", s.path, "tries", s.failed, "error", err)
+	return s.failed >= readTries && now.Sub(s.since) >= readTime
 }
 
 // drop sets a damaged segment aside. One that is being written stays under its name until it is finished: its writer holds it open,

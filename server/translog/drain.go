@@ -56,7 +56,15 @@ type openWindow struct {
 // failed may or may not have reached the log; the next one looks first. After ErrUnsound there must be no next one.
 func (l *Log) turn(ctx context.Context) (more bool, err error) {
 	if l.stale {
+		// A pass that was broken off by ctx may still be adding leaves: then nothing is looked at, let alone removed.
+		if err := ctx.Err(); err != nil {
+			return false, fmt.Errorf("log: a pass that was broken off is not repeated: %w", err)
+		}
 		if err := l.resync(); err != nil {
+			return false, err
+		}
+		// The repeat may cut its windows elsewhere. Once the mark is past them nobody could tell the failed pass's files from lost leaves.
+		if err := l.removeUnused(); err != nil {
 			return false, err
 		}
 	}
@@ -109,8 +117,13 @@ func (l *Log) collect() (p pass, more bool, err error) {
 			return p, false, fmt.Errorf("read journal at %d: %w", p.seq+1, err)
 		}
 		for _, e := range entries {
-			if e.Seq != p.seq+1 {
-				return p, false, l.unsound("the journal jumps from %d to %d: entries are gone that were not logged", p.seq, e.Seq)
+			if e.Seq <= p.seq {
+				return p, false, l.unsound("the journal goes back from %d to %d", p.seq, e.Seq)
+			}
+			if e.Seq > p.seq+1 {
+				if err := l.takeHole(&p, p.seq+1, e.Seq-1); err != nil {
+					return p, false, err
+				}
 			}
 			if err := l.take(&p, e); err != nil {
 				return p, false, err
@@ -182,6 +195,35 @@ func (l *Log) takeUnreadable(p *pass, e journal.Entry, cause error) error {
 		return err
 	}
 	l.takeEvent(p, ev.ID, now, leaf)
+	return nil
+}
+
+// takeHole logs that the journal's entries first to last cannot be read, in one leaf, and the log goes on: the journal promises holes
+// behind what was damaged, and stopping would keep every later act out of the log. Its id follows from the range, so that a repeat
+// is recognised. No window reaches over a hole; so one within a logged window is the loss of what the log says was there.
+func (l *Log) takeHole(p *pass, first, last uint64) error {
+	if err := l.closeWindow(p); err != nil {
+		return err
+	}
+	for _, s := range l.covered {
+		if s.first <= last && first <= s.last {
+			return l.unsound("journal entries %d to %d are gone; its window past the mark over %d to %d holds some of them", first, last, s.first, s.last)
+		}
+	}
+	h := sha256.New()
+	h.Write([]byte("wardlink/hole/1\x00" + l.cfg.Origin + "\x00"))
+	h.Write(binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(nil, first), last))
+	ev := audit.Event{
+		ID: audit.EventID(h.Sum(nil)[:16]), Type: audit.EntryUnreadable, Time: l.cfg.Now().UnixMilli(), Actor: audit.Actor{ID: "server"},
+		Outcome: audit.Failed, Count: last - first + 1, Reason: fmt.Sprintf("journal entries %d..%d unreadable", first, last),
+		Detail: map[string]string{"first": strconv.FormatUint(first, 10), "last": strconv.FormatUint(last, 10)},
+	}
+	l.cfg.Log.Error("journal entries cannot be read; logged as unreadable", "first", first, "last", last)
+	leaf, err := audit.EncodeEvent(ev)
+	if err != nil {
+		return err
+	}
+	l.takeEvent(p, ev.ID, ev.Time, leaf)
 	return nil
 }
 

@@ -30,7 +30,8 @@ type fakeJournal struct {
 	forget  bool // delete entries below the cursor, except the one at it
 	grown   chan struct{}
 	given   [][]byte
-	failSet error // next SetCursor fails with it
+	failSet error  // next SetCursor fails with it
+	lost    uint64 // entries that cut took out
 }
 
 func newFakeJournal() *fakeJournal { return &fakeJournal{first: 1, grown: make(chan struct{})} }
@@ -59,7 +60,7 @@ func (j *fakeJournal) Read(from uint64, max int) ([]journal.Entry, error) {
 func (j *fakeJournal) Wait(ctx context.Context, after uint64) error {
 	for {
 		j.mu.Lock()
-		last, grown := j.first+uint64(len(j.entries))-1, j.grown
+		last, grown := j.end(), j.grown
 		j.mu.Unlock()
 		if last > after {
 			return nil
@@ -88,7 +89,7 @@ func (j *fakeJournal) SetCursor(name string, seq uint64) error {
 		j.failSet = nil
 		return err
 	}
-	if name != "log" || seq < j.cursor || seq >= j.first+uint64(len(j.entries)) {
+	if name != "log" || seq < j.cursor || seq > j.end() {
 		return fmt.Errorf("fake journal: cursor %s from %d to %d", name, j.cursor, seq)
 	}
 	j.cursor = seq
@@ -104,12 +105,15 @@ func (j *fakeJournal) append(t testing.TB, n int) uint64 {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	for range n {
-		j.entries = append(j.entries, makeEntry(t, j.first+uint64(len(j.entries))))
+		j.entries = append(j.entries, makeEntry(t, j.end()+1))
 	}
 	close(j.grown)
 	j.grown = make(chan struct{})
-	return j.first + uint64(len(j.entries)) - 1
+	return j.end()
 }
+
+// end is the last position given out. Under mu.
+func (j *fakeJournal) end() uint64 { return j.first + uint64(len(j.entries)) + j.lost - 1 }
 
 func entryID(seq uint64) audit.EventID {
 	var id audit.EventID

@@ -3,13 +3,15 @@
 //
 // Order of a pass, and what a crash after each step leaves:
 //
-//  1. window files (row hashes, rows) durable: files without a leaf; the next start removes them and makes the windows anew.
+//  1. window files (row hashes, rows) durable: files without a leaf; the next start, or the repeat of a pass that failed, removes
+//     them and makes the windows anew.
 //  2. leaves integrated by Tessera (durable): leaves past the mark; the next start reads them and skips their acts.
 //  3. mark stored (durable): the journal's cursor is behind; nothing is read twice, because the mark decides where reading begins.
 //  4. journal cursor moved: done. Only now may the journal forget the entries.
 //
 // So no act is lost (the journal keeps what the mark does not cover) and none doubled (what the log has past the mark is
-// recognised by event id, windows by their journal range). Package audit verifies all of it from the files alone.
+// recognised by event id, windows by their journal range). What the journal can no longer read is a leaf too: entry.unreadable, one
+// for each entry or hole. Package audit verifies all of it from the files alone.
 package translog
 
 import (
@@ -45,7 +47,7 @@ var (
 	ErrClosed = errors.New("the log's writer has ended")
 )
 
-// Journal is what the log is made of. Sequence numbers start at 1 and have no holes.
+// Journal is what the log is made of. Sequence numbers start at 1 and ascend; a hole stands for entries that were damaged.
 type Journal interface {
 	Read(from uint64, max int) ([]journal.Entry, error) // committed entries with Seq >= from, in order; none is not an error
 	Wait(ctx context.Context, after uint64) error       // until an entry with Seq > after is committed

@@ -1,6 +1,7 @@
 package translog
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -76,13 +77,20 @@ func (l *Log) checkJournal() error {
 		return fmt.Errorf("open log: read journal at %d: %w", l.at.Seq, err)
 	}
 	switch {
-	case len(entries) == 0 && cursor != l.at.Seq:
+	case len(entries) == 0 && cursor != l.at.Seq && !l.journalReaches(l.at.Seq):
 		// Entries are deleted only once the cursor has passed them, so they were never in this journal.
 		return l.unsound("the journal ends before %d, where the mark stands: it was put back or made anew", l.at.Seq)
 	case len(entries) > 0 && entries[0].Seq == l.at.Seq && entries[0].ID != l.at.Entry:
 		return l.unsound("the journal's entry %d is %s, the mark says %s: this is another journal", l.at.Seq, entries[0].ID, l.at.Entry)
 	}
 	return nil
+}
+
+// journalReaches reports whether the journal has given out the number seq, readable or not.
+func (l *Log) journalReaches(seq uint64) bool {
+	ended, cancel := context.WithCancel(context.Background())
+	cancel() // asks without waiting: Wait looks at the journal before it looks at ctx
+	return l.cfg.Journal.Wait(ended, seq-1) == nil
 }
 
 // resync learns what the log holds past the mark: after a start, and after a pass that failed and may or may not have reached the log.
@@ -115,7 +123,7 @@ func (l *Log) resync() error {
 	return nil
 }
 
-// removeUnused deletes the window files of a pass that was killed before its leaves reached the log, and what an interrupted write
+// removeUnused deletes the window files of a pass that was killed or failed before its leaves reached the log, and what an interrupted write
 // left beside them. Only files of journal positions past the mark are touched: their rows are still in the journal.
 func (l *Log) removeUnused() error {
 	used := map[string]bool{}
