@@ -98,14 +98,15 @@ func CheckBundle(data []byte, vkey string) (Verdict, error) {
 func (b Bundle) checkSummary(v Verdict, cp Checkpoint) error {
 	proven := Item{Index: v.Index, Event: v.Event, Window: v.Window, Row: v.Row}.summary(cp)
 	for _, key := range slices.Sorted(maps.Keys(b.Summary)) {
-		if b.Summary[key] != proven[key] {
+		if said, ok := proven[key]; !ok || b.Summary[key] != said {
 			return fmt.Errorf("proof: its summary says %s %.100q, but what it proves is %q", key, b.Summary[key], proven[key])
 		}
 	}
 	return nil
 }
 
-// ParseBundle reads a bundle's JSON and verifies nothing; fields it does not know are refused.
+// ParseBundle reads a bundle's JSON and verifies nothing; fields it does not know are refused, and so is a key that comes twice or in
+// other letters: Go's decoder takes the last of "leaf" and "LEAF", others take the first, and they must not see two proofs in one.
 func ParseBundle(data []byte) (Bundle, error) {
 	if len(data) > MaxBundle {
 		return Bundle{}, fmt.Errorf("proof: more than %d bytes", MaxBundle)
@@ -120,10 +121,56 @@ func ParseBundle(data []byte) (Bundle, error) {
 	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
 		return Bundle{}, errors.New("proof: something follows the JSON object")
 	}
+	if err := checkKeys(json.NewDecoder(bytes.NewReader(data)), ""); err != nil {
+		return Bundle{}, err
+	}
 	if b.Version != bundleVersion {
 		return Bundle{}, fmt.Errorf("proof: version %d; this program knows version %d", b.Version, bundleVersion)
 	}
 	return b, nil
+}
+
+// bundleKeys are the keys of a bundle's objects, exactly as written. The third object, summary, may have any.
+var bundleKeys = map[string][]string{
+	"":    {"wardlink_proof", "checkpoint", "index", "leaf", "proof", "row", "summary"},
+	"row": {"index", "row", "proof"},
+}
+
+// checkKeys walks the JSON value that comes next, which stands under the key name. The value was decoded into a Bundle before, which
+// bounds its depth.
+func checkKeys(dec *json.Decoder, name string) error {
+	token, err := dec.Token()
+	if err != nil {
+		return fmt.Errorf("proof: %w", err)
+	}
+	open, ok := token.(json.Delim)
+	if !ok {
+		return nil
+	}
+	seen := map[string]bool{}
+	for dec.More() {
+		below := "element"
+		if open == '{' {
+			if token, err = dec.Token(); err != nil {
+				return fmt.Errorf("proof: %w", err)
+			}
+			below, _ = token.(string)
+			if known := bundleKeys[name]; known != nil && !slices.Contains(known, below) {
+				return fmt.Errorf("proof: key %.100q is not one of %q, which are in lower case", below, known)
+			}
+			if seen[below] {
+				return fmt.Errorf("proof: key %.100q comes twice", below)
+			}
+			seen[below] = true
+		}
+		if err := checkKeys(dec, below); err != nil {
+			return err
+		}
+	}
+	if _, err := dec.Token(); err != nil {
+		return fmt.Errorf("proof: %w", err)
+	}
+	return nil
 }
 
 // Encode gives the bundle as indented JSON with a newline at its end.

@@ -226,6 +226,40 @@ func TestParseBundleRefuses(t *testing.T) {
 	}
 }
 
+// TestParseBundleKeys: each key once and in its own letters, at every level. Programs differ in which of two they take.
+func TestParseBundleKeys(t *testing.T) {
+	m := newMaker(t)
+	m.window(3)
+	m.publish()
+	good := string(encoded(t, prove(t, m, Query{Gateway: "gw-1", Lane: 1, Number: 2})))
+	if _, err := ParseBundle([]byte(good)); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct{ former, latter string }{
+		{`"leaf":`, `"leaf": "", "leaf":`},
+		{`"leaf":`, `"LEAF": "", "leaf":`},
+		{`"leaf":`, `"Leaf":`},
+		{`"checkpoint":`, `"chec\u212Apoint":`}, // the Kelvin sign folds to k
+		{`"checkpoint":`, `"checkpoint": "x", "checkpoint":`},
+		{`"row": {`, `"row": null, "row": {`},
+		{`"row": {`, `"row": {"Index": 0, `},
+		{`"row": {`, `"row": {"index": 0, `},
+		{`"summary": {`, `"summary": {"act": "x", `},
+		{`"summary": {`, `"summary": {}, "summary": {`},
+	} {
+		changed := strings.Replace(good, c.former, c.latter, 1)
+		if changed == good {
+			t.Errorf("%s is not in the bundle", c.former)
+		}
+		if _, err := ParseBundle([]byte(changed)); err == nil {
+			t.Errorf("%s was parsed", c.latter)
+		}
+	}
+	if _, err := CheckBundle([]byte(strings.Replace(good, `"summary": {`, `"summary": {"Act": "", `, 1)), m.vkey); err == nil {
+		t.Error("a summary of something that is not proven passes")
+	}
+}
+
 // TestCheckpointBase64: the unused last bits of a signature's base64 are not room for a change.
 func TestCheckpointBase64(t *testing.T) {
 	m := newMaker(t)

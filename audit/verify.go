@@ -26,12 +26,12 @@ type Options struct {
 	DetailSince int64
 }
 
-// Report is what Verify found in a log without doubt.
+// Report is what Verify found in a log without doubt. The first group is what the log's key signed, and only that is proven.
 type Report struct {
 	Origin   string
 	Size     uint64 // leaves under the checkpoint
 	Root     tlog.Hash
-	Leaves   uint64 // leaves hashed, the unpublished ones included
+	Leaves   uint64 // leaves hashed; Size when there is no doubt
 	Events   uint64
 	Windows  uint64
 	Rows     uint64 // rows of all windows
@@ -39,9 +39,14 @@ type Report struct {
 	First    int64  // Unix milliseconds of the first leaf and of the latest; 0 when there is none
 	Latest   int64
 
-	Unpublished uint64 // leaves that the writer has integrated and not yet signed for
-	Pending     uint64 // windows whose files lie ready and whose leaf is not in the log yet
-	Strays      uint64 // other files between the windows: leftovers of an interrupted write
+	// Leaves past the checkpoint: whoever can write the directory can put them there, so they are counted apart and prove nothing.
+	Unpublished        uint64 // leaves that the writer has integrated and not yet signed for, by its own tree state
+	UnpublishedEvents  uint64
+	UnpublishedWindows uint64
+	UnpublishedRows    uint64
+
+	Pending uint64 // windows whose files lie ready and whose leaf is not in the log yet
+	Strays  uint64 // other files between the windows: leftovers of an interrupted write
 }
 
 // DoubtError lists why a log does not prove what it says.
@@ -193,8 +198,8 @@ func (v *verifier) leaf(data []byte) {
 	index := v.tree.size
 	hash := tlog.RecordHash(data)
 	v.tree.add(hash)
-	v.report.Leaves++
 	if index < v.cp.Size {
+		v.report.Leaves++
 		v.tiles.add(v, 0, hash)
 		if v.tree.size == v.cp.Size {
 			v.edge()
@@ -208,11 +213,16 @@ func (v *verifier) leaf(data []byte) {
 	}
 	v.ids = append(v.ids, leaf.ID())
 	v.clock(index, leaf.Time())
+	events, windows, rows := &v.report.Events, &v.report.Windows, &v.report.Rows
+	if index >= v.cp.Size {
+		events, windows, rows = &v.report.UnpublishedEvents, &v.report.UnpublishedWindows, &v.report.UnpublishedRows
+	}
 	if leaf.Window == nil {
-		v.report.Events++
+		*events++
 		return
 	}
-	v.report.Windows++
+	*windows++
+	*rows += leaf.Window.Count
 	v.window(index, *leaf.Window)
 }
 
@@ -250,16 +260,17 @@ func (v *verifier) checkRoots() {
 
 // clock follows the leaves' own times. They are the server's word and decide nothing but how long a tail may be.
 func (v *verifier) clock(index uint64, ms int64) {
-	if v.report.First == 0 {
-		v.report.First = ms
-	}
-	v.report.Latest = max(v.report.Latest, ms)
 	if index >= v.cp.Size {
 		if v.tailFirst == 0 || ms < v.tailFirst {
 			v.tailFirst = ms
 		}
 		v.tailLatest = max(v.tailLatest, ms)
+		return
 	}
+	if v.report.First == 0 {
+		v.report.First = ms
+	}
+	v.report.Latest = max(v.report.Latest, ms)
 }
 
 // checkTail doubts a tail that covers much time, unless a writer at work, which has a backlog then, signs for more within seconds.
@@ -287,7 +298,6 @@ func (v *verifier) checkTail(vkey string) {
 func (v *verifier) window(index uint64, w Window) {
 	where := fmt.Sprintf("leaf %d: window over journal %d to %d", index, w.First, w.Last)
 	v.ranges = append(v.ranges, window{w.First, w.Last})
-	v.report.Rows += w.Count
 	if want := WindowID(v.cp.Origin, w.First, w.Last); w.ID != want {
 		v.find("%s: id %s does not follow from its range", where, w.ID)
 	}
@@ -307,7 +317,9 @@ func (v *verifier) window(index uint64, w Window) {
 		v.find("%s: %v", where, err)
 		return
 	}
-	v.report.Detailed += uint64(len(rows))
+	if index < v.cp.Size {
+		v.report.Detailed += uint64(len(rows))
+	}
 	seen := make(map[EventID]bool, len(rows))
 	for _, r := range rows {
 		if seen[r.ID] {

@@ -49,8 +49,27 @@ func TestVerifyTail(t *testing.T) {
 	m.put(WindowFile(2000, 2001, DetailSuffix), []byte{1})
 	m.put("windows/0000000000/000/.x.tmp1", nil)
 	r, err := Verify(m.dir, m.vkey)
-	if err != nil || r.Unpublished != 3 || r.Pending != 1 || r.Strays != 1 || r.Leaves != 258 || r.Size != 255 {
+	if err != nil || r.Unpublished != 3 || r.Pending != 1 || r.Strays != 1 || r.UnpublishedEvents != 3 || r.Leaves != 255 || r.Events != 255 || r.Size != 255 {
 		t.Errorf("%+v, %v", r, err)
+	}
+}
+
+// TestVerifyCountsOnlyWhatIsSigned: who can write the directory, and has no key, can add leaves past the checkpoint and set the
+// writer's tree state. They may be told of, and never as verified.
+func TestVerifyCountsOnlyWhatIsSigned(t *testing.T) {
+	m := newMaker(t)
+	baseLog(m)
+	signed := len(m.leaves)
+	want := Report{Origin: testOrigin, Size: 4, Leaves: 4, Events: 2, Windows: 2, Rows: 8, Detailed: 8, First: testEvent(1).Time, Latest: testEvent(10).Time}
+	m.event()
+	m.window(3)
+	added := m.leaves[signed:]
+	m.leaves = m.leaves[:signed]
+	m.publish(added...)
+	got, err := Verify(m.dir, m.vkey)
+	want.Root, want.Unpublished, want.UnpublishedEvents, want.UnpublishedWindows, want.UnpublishedRows = m.root(m.leaves), 2, 1, 1, 3
+	if err != nil || got != want {
+		t.Errorf("%+v, %v; want %+v", got, err, want)
 	}
 }
 

@@ -93,6 +93,10 @@ func (t *tool) auditVerify() *cobra.Command {
 			return t.table(func(w io.Writer) {
 				fmt.Fprintf(w, "verified\t%s\nleaves\t%d (%d events, %d windows)\npublishes\t%d\nroot\t%s\nlatest\t%s\n",
 					r.Origin, r.Leaves, r.Events, r.Windows, r.Rows, r.Root, time.UnixMilli(r.Latest).UTC().Format(time.RFC3339))
+				if r.Unpublished > 0 {
+					fmt.Fprintf(w, "not signed yet\t%d leaves (%d events, %d windows over %d publishes); they prove nothing\n",
+						r.Unpublished, r.UnpublishedEvents, r.UnpublishedWindows, r.UnpublishedRows)
+				}
 			})
 		},
 	}
@@ -102,23 +106,25 @@ func (t *tool) auditVerify() *cobra.Command {
 	return c
 }
 
-// verifyReport is the JSON form.
+// verifyReport is the JSON form. All counts but unpublished are of what the checkpoint covers.
 type verifyReport struct {
-	Verified bool     `json:"verified"`
-	Origin   string   `json:"origin"`
-	Leaves   uint64   `json:"leaves"`
-	Events   uint64   `json:"events"`
-	Windows  uint64   `json:"windows"`
-	Rows     uint64   `json:"rows"`
-	Root     string   `json:"root"`
-	Latest   int64    `json:"latest_ms"`
-	Findings []string `json:"findings"`
+	Verified    bool     `json:"verified"`
+	Origin      string   `json:"origin"`
+	Size        uint64   `json:"size"` // leaves that the checkpoint says it covers
+	Leaves      uint64   `json:"leaves"`
+	Events      uint64   `json:"events"`
+	Windows     uint64   `json:"windows"`
+	Rows        uint64   `json:"rows"`
+	Root        string   `json:"root"`
+	Latest      int64    `json:"latest_ms"`
+	Unpublished uint64   `json:"unpublished"` // leaves not signed yet
+	Findings    []string `json:"findings"`
 }
 
 func verified(r audit.Report, err error) verifyReport {
 	out := verifyReport{
-		Verified: err == nil, Origin: r.Origin, Leaves: r.Leaves, Events: r.Events, Windows: r.Windows, Rows: r.Rows,
-		Root: r.Root.String(), Latest: r.Latest, Findings: []string{},
+		Verified: err == nil, Origin: r.Origin, Size: r.Size, Leaves: r.Leaves, Events: r.Events, Windows: r.Windows, Rows: r.Rows,
+		Root: r.Root.String(), Latest: r.Latest, Unpublished: r.Unpublished, Findings: []string{},
 	}
 	var doubt *audit.DoubtError
 	switch {
