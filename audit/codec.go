@@ -30,14 +30,18 @@ var (
 		TagsMd:        cbor.TagsForbidden,
 		NilContainers: cbor.NilContainerAsEmpty,
 	}.EncMode())
-	decMode = must(decOptions(cbor.ExtraDecErrorUnknownField).DecMode())
-	// peekMode reads one field of a leaf whose kind is not known yet.
-	peekMode = must(decOptions(cbor.ExtraDecErrorNone).DecMode())
+	decMode = must(decOptions().DecMode())
+	// extraMode reads one field of a leaf whose kind is not known yet, and steps over values that a newer program wrote: its limits
+	// are what such a program must keep to.
+	extraMode = must(cbor.DecOptions{
+		DupMapKey: cbor.DupMapKeyEnforcedAPF, MaxNestedLevels: 8, MaxArrayElements: 1024, MaxMapPairs: 1024,
+		IndefLength: cbor.IndefLengthForbidden, TagsMd: cbor.TagsForbidden,
+	}.DecMode())
 )
 
 // decOptions bound what a decoder allocates before a field is looked at. Nesting is 2 in fact (an event's actor or detail); 4 and 16
 // are the least that the decoder's library lets one ask for.
-func decOptions(extra cbor.ExtraDecErrorCond) cbor.DecOptions {
+func decOptions() cbor.DecOptions {
 	return cbor.DecOptions{
 		DupMapKey:         cbor.DupMapKeyEnforcedAPF,
 		MaxNestedLevels:   4,
@@ -45,7 +49,7 @@ func decOptions(extra cbor.ExtraDecErrorCond) cbor.DecOptions {
 		MaxMapPairs:       maxDetail,
 		IndefLength:       cbor.IndefLengthForbidden,
 		TagsMd:            cbor.TagsForbidden,
-		ExtraReturnErrors: extra,
+		ExtraReturnErrors: cbor.ExtraDecErrorUnknownField,
 	}
 }
 
@@ -67,16 +71,17 @@ func EncodeEvent(ev Event) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("encode event %s: %w", ev.ID, err)
 	}
-	return data, nil
+	return withExtra(data, ev.Extra)
 }
 
-// DecodeEvent reads what EncodeEvent wrote and nothing else: bytes that would be encoded otherwise are refused, so that one act has
-// one leaf hash.
+// DecodeEvent reads what EncodeEvent wrote, by this program or by a newer one whose additions are in Extra then. Known fields that
+// would be encoded otherwise are refused, so that one act has one leaf hash.
 func DecodeEvent(data []byte) (Event, error) {
-	var ev Event
-	if err := decodeStrict(data, MaxLeaf, &ev); err != nil {
+	ev, extra, err := decodeMap[Event](data)
+	if err != nil {
 		return Event{}, fmt.Errorf("event: %w", err)
 	}
+	ev.Extra = extra
 	if err := ev.check(); err != nil {
 		return Event{}, err
 	}
@@ -93,15 +98,20 @@ func EncodeRow(r Row) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("encode row %s: %w", r.ID, err)
 	}
-	return data, nil
+	return withExtra(data, r.Extra)
 }
 
-// DecodeRow reads what EncodeRow wrote and nothing else.
+// DecodeRow reads what EncodeRow wrote, by this program or by a newer one whose further elements are in Extra then.
 func DecodeRow(data []byte) (Row, error) {
+	known, extra, ok := splitRow(data)
+	if !ok {
+		known, extra = data, ""
+	}
 	var r Row
-	if err := decodeStrict(data, MaxRow, &r); err != nil {
+	if err := decodeStrict(known, MaxRow, &r); err != nil {
 		return Row{}, fmt.Errorf("row: %w", err)
 	}
+	r.Extra = extra
 	if err := r.check(); err != nil {
 		return Row{}, err
 	}

@@ -83,6 +83,7 @@ type Event struct {
 	Reason  string            `cbor:"9,keyasint,omitempty"`
 	Count   uint64            `cbor:"10,keyasint,omitempty"` // how many acts or results this event stands for
 	Detail  map[string]string `cbor:"11,keyasint,omitempty"` // bounded: at most 32 keys, values at most 1 KB
+	Extra   Extra             `cbor:"-"`                     // what a newer program added
 }
 
 // Row is one accepted publish within a window: the access detail that a stranger can later hold us to.
@@ -99,4 +100,5 @@ type Row struct {
 	Serial   string   // certificate serial, lower-case hex
 	Peer     string   // ip:port
 	Verdict  string   // "accepted"
+	Extra    Extra    `cbor:"-"` // what a newer program added
 }

@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/fxamacker/cbor/v2"
 	"golang.org/x/mod/sumdb/tlog"
 )
 
@@ -85,8 +86,8 @@ func parseDetail(data []byte) ([][]byte, error) {
 		if len(rows) == MaxWindowRows {
 			return nil, fmt.Errorf("detail: more than %d rows", MaxWindowRows)
 		}
-		var r Row
-		rest, err := decMode.UnmarshalFirst(data[:min(len(data), MaxRow)], &r)
+		var row cbor.RawMessage // decoded later, once its hash is known to be right
+		rest, err := extraMode.UnmarshalFirst(data[:min(len(data), MaxRow)], &row)
 		if err != nil {
 			return nil, fmt.Errorf("detail: row %d: %w", len(rows), err)
 		}

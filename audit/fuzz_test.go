@@ -38,7 +38,10 @@ func FuzzDecodeLeaf(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	seeds(f, must(EncodeEvent(testEvent(1))), must(EncodeWindow(w)), must(EncodeEvent(Event{ID: testID(1), Type: Refused, Outcome: Denied})))
+	more := testEvent(2)
+	more.Extra, w.Extra = Extra(additions), Extra(additions)
+	seeds(f, must(EncodeEvent(testEvent(1))), must(EncodeWindow(w)), must(EncodeEvent(Event{ID: testID(1), Type: Refused, Outcome: Denied})),
+		must(EncodeEvent(more)))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		leaf, err := DecodeLeaf(data)
 		if err != nil {
@@ -71,7 +74,9 @@ func FuzzDecodeEvent(f *testing.F) {
 }
 
 func FuzzDecodeRow(f *testing.F) {
-	seeds(f, mustEncode(f)(EncodeRow(testRow(1))))
+	more := testRow(2)
+	more.Extra = Extra(additions)
+	seeds(f, mustEncode(f)(EncodeRow(testRow(1))), mustEncode(f)(EncodeRow(more)))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		r, err := DecodeRow(data)
 		if err != nil {

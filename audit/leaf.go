@@ -21,6 +21,7 @@ type Window struct {
 	Last  uint64    `cbor:"5,keyasint"` // journal position of the last row; positions between may belong to events
 	Count uint64    `cbor:"6,keyasint"` // rows, 1 to MaxWindowRows
 	Root  tlog.Hash `cbor:"7,keyasint"` // RFC 6962 root of the rows' CBOR, in order of the journal
+	Extra Extra     `cbor:"-"`          // what a newer program added
 }
 
 // WindowID is the event id of the window over the journal's publishes first to last. It follows from the range alone, so that a
@@ -58,7 +59,7 @@ func EncodeWindow(w Window) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("encode window %s: %w", w.ID, err)
 	}
-	return data, nil
+	return withExtra(data, w.Extra)
 }
 
 // check holds for every window, both ways. That the id follows from the range is for the verifier to see, who knows the origin.
@@ -109,7 +110,7 @@ func DecodeLeaf(data []byte) (Leaf, error) {
 		Type Type `cbor:"2,keyasint"`
 	}
 	// The peek is lenient about everything else; whichever kind it is, the strict decoder below has the last word.
-	if err := peekMode.Unmarshal(data, &kind); err != nil {
+	if err := extraMode.Unmarshal(data, &kind); err != nil {
 		return Leaf{}, fmt.Errorf("leaf: not valid CBOR of this form: %w", err)
 	}
 	if kind.Type != windowType {
@@ -119,10 +120,11 @@ func DecodeLeaf(data []byte) (Leaf, error) {
 		}
 		return Leaf{Event: &ev}, nil
 	}
-	var w Window
-	if err := decodeStrict(data, MaxLeaf, &w); err != nil {
+	w, extra, err := decodeMap[Window](data)
+	if err != nil {
 		return Leaf{}, fmt.Errorf("window: %w", err)
 	}
+	w.Extra = extra
 	if err := w.check(); err != nil {
 		return Leaf{}, err
 	}

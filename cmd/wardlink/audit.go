@@ -359,7 +359,7 @@ func (t *tool) auditCheck() *cobra.Command {
 			}
 			item := client.ShowItem(audit.Item{Index: v.Index, Event: v.Event, Row: v.Row})
 			if t.json {
-				return t.printJSON(map[string]any{"proven": item, "origin": v.Origin, "log_size": v.Size})
+				return t.printJSON(map[string]any{"proven": item, "origin": v.Origin, "log_size": v.Size, "additions": additions(v)})
 			}
 			return t.table(func(w io.Writer) {
 				fmt.Fprintf(w, "proven\t%s by %s at %s\n", item.Type, item.Actor, item.Time.Format(time.RFC3339Nano))
@@ -367,10 +367,28 @@ func (t *tool) auditCheck() *cobra.Command {
 				if item.Frame != "" {
 					fmt.Fprintf(w, "frame SHA-256\t%s\n", item.Frame)
 				}
+				for _, text := range additions(v) {
+					fmt.Fprintf(w, "also\t%q\n", text)
+				}
 				fmt.Fprintf(w, "log\t%s, leaf %d of %d\n", v.Origin, v.Index, v.Size)
 			})
 		},
 	}
 	c.Flags().StringVar(&key, "key", "", "`FILE` of the log's public key (required)")
 	return c
+}
+
+// additions shows what a newer server added to leaf and row: proven like the rest, though this program does not know what it means.
+func additions(v audit.Verdict) []string {
+	all := []string{}
+	if v.Event != nil && v.Event.Extra != "" {
+		all = append(all, v.Event.Extra.String())
+	}
+	if v.Window != nil && v.Window.Extra != "" {
+		all = append(all, v.Window.Extra.String())
+	}
+	if v.Row != nil && v.Row.Extra != "" {
+		all = append(all, v.Row.Extra.String())
+	}
+	return all
 }
