@@ -75,7 +75,7 @@ func (a *Agent) prepare() error {
 	if a.intake, err = newIntake(a.buf, a.kit.RecordsKey, epoch, clk, a.log); err != nil {
 		return err
 	}
-	if a.seals, err = openSealings(filepath.Join(a.cfg.State, "sealings"), a.buf.Sealing); err != nil {
+	if a.seals, err = openSealings(filepath.Join(a.cfg.State, "sealings"), a.buf.Sealing, a.log); err != nil {
 		return err
 	}
 	if a.config, err = openConfigStore(filepath.Join(a.cfg.State, "config"), a.kit.ConfigKey, a.log); err != nil {

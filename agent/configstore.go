@@ -23,9 +23,13 @@ type configStore struct {
 }
 
 func openConfigStore(path string, key ed25519.PublicKey, log *slog.Logger) (*configStore, error) {
-	file, data, err := durable.OpenAB(path, telemetry.MaxDocument)
+	file, data, aside, lost, err := durable.OpenABOrAside(path, telemetry.MaxDocument)
 	if err != nil {
 		return nil, fmt.Errorf("configuration: %w", err)
+	}
+	if lost != nil {
+		// Its version is forgotten with it, so until the server sends the newest, an older one that the config key signed would do.
+		log.Error("the stored configuration is lost; the server sends it at the next connection", "set_aside", aside, "error", lost)
 	}
 	return &configStore{key: key, log: log, file: file, stored: data}, nil
 }

@@ -117,9 +117,9 @@ func (s *station) messages() []telemetry.Message {
 		for _, b := range batches {
 			o := openers[b.Sealing]
 			if o == nil {
-				record, ok := s.buf.Sealing(b.Sealing)
-				if !ok {
-					s.t.Fatalf("no sealing record for %x", b.Sealing)
+				record, err := s.buf.Sealing(b.Sealing)
+				if err != nil {
+					s.t.Fatal(err)
 				}
 				r, err := seal.ParseRecord(record)
 				if err != nil {

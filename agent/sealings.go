@@ -3,13 +3,16 @@ package agent
 import (
 	"context"
 	"crypto"
+	"errors"
 	"fmt"
+	"log/slog"
 	"sync"
 	"time"
 
 	"github.com/fxamacker/cbor/v2"
 
 	"wardlink/agent/uplink"
+	"wardlink/buffer"
 	"wardlink/internal/durable"
 	"wardlink/telemetry/seal"
 )
@@ -22,16 +25,23 @@ const maxSealings = 512
 // be read for a moment (no descriptors left) must not cost a batch its turn.
 const missingFor = time.Minute
 
+// missGap is the longest time between two misses of one wait: the uplink asks every 5 s, and 30 s more are allowed for it to be busy.
+// Two unlucky reads hours apart say nothing of what lay between.
+const missGap = 35 * time.Second
+
+// absence is a record's wait: misses from first to last with no gap longer than missGap.
+type absence struct{ first, last time.Time }
+
 // sealings keeps the sealing records that the TPM device key has signed, in an A/B file of their own. Losing the file loses
 // nothing: the unsigned records are with the segments that need them, and are signed again.
 type sealings struct {
-	record func(id [16]byte) ([]byte, bool) // the buffer's unsigned record
+	record func(id [16]byte) ([]byte, error) // the buffer's unsigned record; buffer.ErrNoRecord when it has none
 
 	mu     sync.Mutex
 	file   *durable.AB
 	signed []signedSealing // oldest first
 	signer crypto.Signer   // nil until the gateway has enrolled
-	missed map[[16]byte]time.Time
+	missed map[[16]byte]absence
 }
 
 // sealingsDec bounds what a damaged file can ask for; the file's checksum has been verified before.
@@ -48,15 +58,19 @@ type signedSealing struct {
 	Signed []byte   `cbor:"2,keyasint"`
 }
 
-func openSealings(path string, record func([16]byte) ([]byte, bool)) (*sealings, error) {
-	file, data, err := durable.OpenAB(path, 4<<20)
+func openSealings(path string, record func([16]byte) ([]byte, error), log *slog.Logger) (*sealings, error) {
+	file, data, aside, lost, err := durable.OpenABOrAside(path, 4<<20)
 	if err != nil {
 		return nil, fmt.Errorf("sealing signatures: %w", err)
 	}
-	s := &sealings{file: file, record: record, missed: map[[16]byte]time.Time{}}
+	if lost != nil {
+		log.Error("the sealing signatures are lost and are made again as they are needed", "set_aside", aside, "error", lost)
+	}
+	s := &sealings{file: file, record: record, missed: map[[16]byte]absence{}}
 	if data != nil {
 		if err := sealingsDec.Unmarshal(data, &s.signed); err != nil {
-			s.signed = nil // made again from the buffer's records
+			log.Error("the sealing signatures are of no known format and are made again as they are needed", "path", path, "error", err)
+			s.signed = nil
 		}
 	}
 	return s, nil
@@ -93,9 +107,12 @@ func (s *sealings) get(_ context.Context, id [16]byte) ([]byte, error) {
 	if s.signer == nil {
 		return nil, fmt.Errorf("sealing %x: not enrolled yet, so there is no key to sign it", id)
 	}
-	record, ok := s.record(id)
-	if !ok {
+	record, err := s.record(id)
+	if errors.Is(err, buffer.ErrNoRecord) {
 		return nil, s.miss(id, time.Now())
+	}
+	if err != nil {
+		return nil, fmt.Errorf("sealing %x: its record cannot be read at the moment: %w", id, err)
 	}
 	delete(s.missed, id)
 	signed, err := seal.SignRecord(record, s.signer)
@@ -118,15 +135,17 @@ func (s *sealings) get(_ context.Context, id [16]byte) ([]byte, error) {
 
 // miss says that a record is not in the buffer: for now, or, after missingFor, for good.
 func (s *sealings) miss(id [16]byte, now time.Time) error {
-	first, ok := s.missed[id]
-	if !ok {
-		if len(s.missed) >= maxSealings {
-			clear(s.missed) // bounded; those still missing begin to count again
-		}
-		s.missed[id], first = now, now
+	a, ok := s.missed[id]
+	if !ok && len(s.missed) >= maxSealings {
+		clear(s.missed) // bounded; those still missing begin to count again
 	}
-	if now.Sub(first) < missingFor {
-		return fmt.Errorf("sealing %x: its record cannot be read from the buffer", id)
+	if !ok || now.Sub(a.last) > missGap {
+		a.first = now
+	}
+	a.last = now
+	s.missed[id] = a
+	if now.Sub(a.first) < missingFor {
+		return fmt.Errorf("sealing %x: its record is not found in the buffer", id)
 	}
 	return fmt.Errorf("sealing %x: its record is not in the buffer: %w", id, uplink.ErrNoSealing)
 }

@@ -1,16 +1,24 @@
 package agent
 
 import (
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
 	"errors"
+	"log/slog"
+	"os"
 	"path/filepath"
+	"strings"
+	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"wardlink/agent/uplink"
+	"wardlink/buffer"
+	"wardlink/internal/durable"
 	"wardlink/telemetry"
 	"wardlink/telemetry/seal"
 )
@@ -30,11 +38,11 @@ func TestSealingsAreSignedOnceAndAgainForAnotherKey(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	record := func(id [16]byte) ([]byte, bool) { return period.Record(), id == period.ID() }
+	record := recordOf(period)
 	path := filepath.Join(t.TempDir(), "sealings")
 	open := func() *sealings {
 		t.Helper()
-		s, err := openSealings(path, record)
+		s, err := openSealings(path, record, slog.New(slog.DiscardHandler))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -83,18 +91,122 @@ func TestSealingsAreSignedOnceAndAgainForAnotherKey(t *testing.T) {
 
 // TestAMissingRecordIsGoneOnlyAfterAWhile: what cannot be read for a moment must not park a batch.
 func TestAMissingRecordIsGoneOnlyAfterAWhile(t *testing.T) {
-	s, err := openSealings(filepath.Join(t.TempDir(), "sealings"), func([16]byte) ([]byte, bool) { return nil, false })
+	now := time.Now()
+	for name, c := range map[string]struct {
+		misses []time.Duration
+		gone   bool
+	}{
+		"one":                       {[]time.Duration{0}, false},
+		"half a wait":               {[]time.Duration{0, missingFor / 2}, false},
+		"a whole wait":              {[]time.Duration{0, missingFor / 2, missingFor}, true},
+		"two, hours apart":          {[]time.Duration{0, 3 * time.Hour}, false},
+		"begun anew after a gap":    {[]time.Duration{0, missingFor, missingFor + missGap}, false},
+		"a whole wait after a gap":  {[]time.Duration{0, time.Hour, time.Hour + missGap, time.Hour + 2*missGap}, true},
+		"never a minute at a time":  {[]time.Duration{0, missGap, 3 * missGap, 4 * missGap, 6 * missGap}, false},
+		"asked often, then forever": {[]time.Duration{0, missGap, 2 * missGap, 3 * missGap}, true},
+	} {
+		s, err := openSealings(filepath.Join(t.TempDir(), "sealings"), nil, slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, after := range c.misses {
+			err = s.miss([16]byte{1}, now.Add(after))
+		}
+		if errors.Is(err, uplink.ErrNoSealing) != c.gone {
+			t.Errorf("%s: %v; expected gone for good %t", name, err, c.gone)
+		}
+	}
+}
+
+// TestAnUnreadableRecordNeverParks: only a record that the buffer says it does not have begins to count as missing.
+func TestAnUnreadableRecordNeverParks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		answer := syscall.EIO
+		s, err := openSealings(filepath.Join(t.TempDir(), "sealings"), func([16]byte) ([]byte, error) { return nil, answer }, slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.use(newDeviceKey(t)); err != nil {
+			t.Fatal(err)
+		}
+		for range 100 {
+			if _, err := s.get(t.Context(), [16]byte{1}); !errors.Is(err, answer) || errors.Is(err, uplink.ErrNoSealing) {
+				t.Fatalf("%v; expected the disk's error, which means later", err)
+			}
+			time.Sleep(5 * time.Second) // the bubble's clock
+		}
+		s.record = func([16]byte) ([]byte, error) { return nil, buffer.ErrNoRecord }
+		began := time.Now()
+		for err = nil; !errors.Is(err, uplink.ErrNoSealing); time.Sleep(5 * time.Second) {
+			if _, err = s.get(t.Context(), [16]byte{1}); time.Since(began) > 2*missingFor {
+				t.Fatalf("a record that is not there is still waited for: %v", err)
+			}
+		}
+		if took := time.Since(began); took < missingFor {
+			t.Errorf("given up after %v", took)
+		}
+	})
+}
+
+// TestDamagedCachesDoNotKeepTheAgentFromStarting: both can be had again, and a bedside cannot wait for a person.
+func TestDamagedCachesDoNotKeepTheAgentFromStarting(t *testing.T) {
+	period, err := seal.NewPeriod(newKey(t).Public(), telemetry.Epoch{1}, time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
-	now := time.Now()
-	id := [16]byte{1}
-	for _, c := range []struct {
-		after time.Duration
-		gone  bool
-	}{{0, false}, {missingFor / 2, false}, {missingFor, true}} {
-		if err := s.miss(id, now.Add(c.after)); errors.Is(err, uplink.ErrNoSealing) != c.gone {
-			t.Errorf("after %v: %v; expected gone for good %t", c.after, err, c.gone)
+	dir := t.TempDir()
+	var logged bytes.Buffer
+	log := slog.New(slog.NewTextHandler(&logged, nil))
+	spoil := func(path string) {
+		t.Helper()
+		for _, suffix := range []string{".a", ".b"} {
+			if err := os.WriteFile(path+suffix, []byte("noise "+path), 0o600); err != nil {
+				t.Fatal(err)
+			}
 		}
+	}
+	kept := func(path string) {
+		t.Helper()
+		for _, suffix := range []string{".a", ".b"} {
+			if raw, err := os.ReadFile(path + suffix + durable.DamagedSuffix); err != nil || string(raw) != "noise "+path {
+				t.Errorf("set aside: %q, %v", raw, err)
+			}
+		}
+		if !strings.Contains(logged.String(), path) {
+			t.Errorf("the log does not name %s: %s", path, logged.String())
+		}
+	}
+	path := filepath.Join(dir, "sealings")
+	spoil(path)
+	s, err := openSealings(path, recordOf(period), log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	kept(path)
+	if err := s.use(newDeviceKey(t)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.get(t.Context(), period.ID()); err != nil {
+		t.Errorf("nothing is signed after the loss: %v", err)
+	}
+	path = filepath.Join(dir, "config")
+	spoil(path)
+	c, err := openConfigStore(path, nil, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	kept(path)
+	if c.stored != nil {
+		t.Errorf("a configuration of %d bytes came out of noise", len(c.stored))
+	}
+}
+
+// recordOf is a buffer that holds one sealing record.
+func recordOf(p *seal.Period) func(id [16]byte) ([]byte, error) {
+	return func(id [16]byte) ([]byte, error) {
+		if id != p.ID() {
+			return nil, buffer.ErrNoRecord
+		}
+		return p.Record(), nil
 	}
 }

@@ -176,7 +176,7 @@ func (b *Buffer) begin(l *lane, id ID) error {
 		return fmt.Errorf("append to lane %s: %w", l.name, err)
 	}
 	b.mu.Unlock()
-	s := &seg{summary: summary{header: h, filter: newFilter()}, path: filepath.Join(b.c.Dir, fileName(l.name, h.seq)), writing: true, checked: true}
+	s := &seg{summary: summary{header: h, filter: newFilter()}, path: filepath.Join(b.c.Dir, fileName(l.name, h.seq)), tail: noTail, writing: true, checked: true}
 	file, err := createSegment(s.path, b.c.SegmentSize, h)
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -295,6 +295,7 @@ func putBatch(batches *bbolt.Bucket, h header, it Item) error {
 
 // failed deals with a commit that did not succeed. Whether it is on disk is unknown, so the file is read again as after a crash:
 // what it shows is given out (harmless when the receiver has it twice), and the next segment's header says how many may be there.
+// Known does not count it in this run, because its source was told nothing; its resend is stored as the same message again.
 func (b *Buffer) failed(l *lane, s *seg, items int) {
 	l.current = nil
 	if !s.writing {
@@ -306,10 +307,15 @@ func (b *Buffer) failed(l *lane, s *seg, items int) {
 	s.file, s.writing, s.checked = nil, false, false
 	former := s.summary
 	l.doubt = uint32(items)
-	if err := b.recover(s); err != nil {
-		// It stays with what is known to be in it; what the failed commit may have added is found at the next start.
-		s.summary, s.checked = former, true
-		if !transient(err) {
+	s.tail = 0
+	if former.count > 0 {
+		s.tail = former.last + 1
+	}
+	err := b.recover(s)
+	if err != nil || s.soft {
+		// It stays with what is known to be in it; what the failed commit may have added is looked for again, here or at the next start.
+		s.summary, s.checked, s.soft = former, true, true
+		if err != nil && !b.spares(s, err) {
 			b.aside(s, err)
 		}
 		return

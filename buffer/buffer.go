@@ -44,6 +44,8 @@ var (
 	ErrClosed = errors.New("buffer is closed")
 	// ErrInvalid: an Item can never be appended (no frame, unknown lane, number not greater than the last, too large).
 	ErrInvalid = errors.New("batch is not valid")
+	// ErrNoRecord: no file here holds the sealing record.
+	ErrNoRecord = errors.New("no such sealing record here")
 )
 
 // ID names a batch: numbers ascend within (epoch, lane).
@@ -221,6 +223,7 @@ type Buffer struct {
 	closed  bool
 	disk    int64 // bytes on disk, reservations included
 	damaged []string
+	unread  []unread
 	parked  map[ID]parked
 	handles []*seg // with an open read handle, least recently used first
 
@@ -293,6 +296,7 @@ func (b *Buffer) keep() {
 			return
 		case <-poll.C:
 			b.mu.Lock()
+			b.retry()
 			b.expire()
 			b.mu.Unlock()
 		case <-b.dirtied:

@@ -145,8 +145,8 @@ func TestAppendTakeAckAcrossRestart(t *testing.T) {
 	if len(again) != 2 || again[0].ID.Number != 7 || again[1].ID.Number != 7 {
 		t.Fatalf("after the restart took %v", again)
 	}
-	if r, ok := b.Sealing(epochOf(1001)); !ok || string(r) != "sealing record of the period" {
-		t.Fatalf("sealing record %q, %v", r, ok)
+	if r, err := b.Sealing(epochOf(1001)); err != nil || string(r) != "sealing record of the period" {
+		t.Fatalf("sealing record %q, %v", r, err)
 	}
 	if _, known := b.Known(sha256.Sum256(all[0].Frame)); !known {
 		t.Fatal("a message of an acknowledged batch is not known")

@@ -148,7 +148,7 @@ func openAndDrain(base, dir string) (got map[ID]string, st Stats, err error) {
 		for _, g := range batches {
 			got[g.ID] = string(g.Frame)
 			b.Known([32]byte{byte(len(got))})
-			if _, ok := b.Sealing(g.Sealing); !ok && len(b.Stats().Damaged) == 0 {
+			if _, err := b.Sealing(g.Sealing); err != nil && len(b.Stats().Damaged) == 0 {
 				return nil, st, fmt.Errorf("no sealing record for %s", g.ID)
 			}
 			b.Ack(g.ID)

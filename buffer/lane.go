@@ -3,9 +3,11 @@ package buffer
 import (
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"sync"
 	"syscall"
+	"time"
 
 	"go.etcd.io/bbolt"
 	bbolterrors "go.etcd.io/bbolt/errors"
@@ -45,10 +47,17 @@ type seg struct {
 	at       uint64 // the next number Take looks at
 	taken    ranges
 	released ranges
-	gone     ranges // did not verify
+	gone     ranges        // did not verify
+	tail     uint64        // batches from this number on may have been in the page cache only when they were read: Known skips them
+	soft     bool          // its tail could not be made durable: not finished, not deleted, tried again
+	illWait  time.Duration // not 0: the disk could not read it; it is left alone until illUntil
+	illUntil time.Time
 	waiting  uint64 // batches neither acknowledged nor gone
 	since    int64  // Unix seconds when waiting became 0
 }
+
+// noTail is no number of a batch.
+const noTail = math.MaxUint64
 
 func (s *seg) id(number uint64) ID {
 	return ID{Epoch: s.header.epoch, Lane: s.header.lane, Number: number}
@@ -80,10 +89,17 @@ func (l *lane) acked(epoch [16]byte) *ranges {
 
 // read runs fn over the open segment. The first use of a file in this process checks it.
 func (b *Buffer) read(s *seg, fn func(tx *bbolt.Tx) error) error {
+	if s.resting() {
+		return errIll
+	}
 	if err := b.open(s); err != nil {
 		return err
 	}
-	return s.file.View(fn)
+	err := s.file.View(fn)
+	if err == nil {
+		b.healthy(s)
+	}
+	return err
 }
 
 func (b *Buffer) open(s *seg) error {
@@ -96,7 +112,7 @@ func (b *Buffer) open(s *seg) error {
 		}
 		return nil
 	}
-	open := segment.Open
+	open := disk.open
 	if s.checked {
 		open = segment.Reopen
 	}
@@ -257,8 +273,8 @@ func (b *Buffer) moveAside(path string) string {
 }
 
 // transient says of an error that it lies in this process or machine and not in the file, so that the file must not be set aside.
-// ErrClosed is met between a failed commit and its Append's taking note of it.
+// ErrClosed is met between a failed commit and its Append's taking note of it. EIO is not among them: see ill.
 func transient(err error) bool {
-	return errors.Is(err, segment.ErrClosed) || errors.Is(err, bbolterrors.ErrTimeout) || errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) || errors.Is(err, syscall.ENOMEM) ||
+	return errors.Is(err, errIll) || errors.Is(err, segment.ErrClosed) || errors.Is(err, bbolterrors.ErrTimeout) || errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) || errors.Is(err, syscall.ENOMEM) ||
 		errors.Is(err, syscall.EACCES) || errors.Is(err, syscall.EPERM)
 }

@@ -85,15 +85,16 @@ func (b *Buffer) load() error {
 		}
 	}
 	for id := range b.parked {
-		if int(id.Lane) >= len(b.lanes) || b.lanes[id.Lane].find(id) == nil {
+		// A batch in a file that cannot be read at present stays parked.
+		if int(id.Lane) >= len(b.lanes) || len(b.unread) == 0 && b.lanes[id.Lane].find(id) == nil {
 			delete(b.parked, id)
 		}
 	}
 	return nil
 }
 
-// loadState reads the A/B file. A damaged pair is set aside: forgetting what was acknowledged costs batches sent twice, which the
-// receiver knows by number, while refusing to start would cost new ones.
+// loadState reads the A/B file. A pair that is damaged, or that the disk cannot read, is set aside: forgetting what was acknowledged
+// costs batches sent twice, which the receiver knows by number, while refusing to start would cost new ones.
 func (b *Buffer) loadState() (state, error) {
 	path := filepath.Join(b.c.Dir, stateName)
 	ab, data, err := durable.OpenAB(path, maxState)
@@ -200,9 +201,13 @@ func (b *Buffer) loadFile(name, path string) error {
 		return err
 	}
 	b.disk += size
-	s := &seg{path: path, disk: size}
+	s := &seg{path: path, disk: size, tail: noTail}
 	if err := b.loadSeg(s, l.index, seq); err != nil {
 		b.shut(s)
+		if err = judge(path, err); ill(err) {
+			b.leave(l, seq, path, s.disk, err)
+			return nil
+		}
 		if transient(err) {
 			return err
 		}
@@ -216,7 +221,7 @@ func (b *Buffer) loadFile(name, path string) error {
 
 // loadSeg learns what a file holds: from its summary, or, when its writer did not finish it, from the file, which is then finished.
 func (b *Buffer) loadSeg(s *seg, lane uint8, seq uint64) error {
-	body, err := segment.Summary(s.path)
+	body, err := disk.summary(s.path)
 	if err == nil {
 		if s.summary, err = parseSummary(body); err != nil {
 			return err
@@ -224,6 +229,9 @@ func (b *Buffer) loadSeg(s *seg, lane uint8, seq uint64) error {
 	} else if errors.Is(err, segment.ErrUnfinished) {
 		if err := b.recover(s); err != nil {
 			return err
+		}
+		if s.soft {
+			s.tail = 0 // which commit was the last one does not show
 		}
 	} else {
 		return err
@@ -234,8 +242,18 @@ func (b *Buffer) loadSeg(s *seg, lane uint8, seq uint64) error {
 	return b.settle(s)
 }
 
-// recover reads an unfinished file and finishes it.
+// disk is what can meet a disk that fails. Variables, because no test can make a real one do it.
+var disk = struct {
+	harden  func(path string) error
+	open    func(path string) (*segment.File, error)
+	summary func(path string) ([]byte, error)
+}{segment.Harden, segment.Open, segment.Summary}
+
+// recover reads an unfinished file and finishes it. Before, it makes durable what it is going to read: the last commit may be in the
+// page cache only, and nothing of it may count as Known from there. When that fails the file is soft: it is read, and not finished,
+// since the next start would trust its summary.
 func (b *Buffer) recover(s *seg) error {
+	hard := disk.harden(s.path)
 	info, err := segment.Inspect(s.path)
 	if err != nil {
 		return err
@@ -254,7 +272,11 @@ func (b *Buffer) recover(s *seg) error {
 	if err != nil {
 		return err
 	}
-	s.checked = true
+	s.checked, s.soft = true, hard != nil
+	if s.soft {
+		b.c.Log.Error("the last commit of a segment cannot be made durable; it is tried again, and resends are taken until then", "path", s.path, "error", hard)
+		return nil
+	}
 	b.writeSummary(s)
 	return nil
 }
@@ -272,29 +294,35 @@ func (b *Buffer) writeSummary(s *seg) {
 
 // settle counts how many batches of a segment still wait. Only a segment that is partly acknowledged is read for it.
 func (b *Buffer) settle(s *seg) error {
-	acks := b.lanes[s.header.lane].acks[s.header.epoch]
-	s.at = s.first
-	s.waiting = s.count
-	switch {
-	case s.count == 0, acks.covers(s.first, s.last):
-		s.waiting, s.at = 0, s.last+1
-	case acks.touches(s.first, s.last):
-		err := b.read(s, func(tx *bbolt.Tx) error {
-			return eachNumber(tx, s.first, func(n uint64) error {
-				if acks.has(n) {
-					s.waiting--
-				}
-				return nil
-			})
-		})
-		if err != nil {
-			return err
-		}
+	waiting, err := b.unacked(s)
+	if err != nil {
+		return err
 	}
+	s.at, s.waiting = s.first, waiting
 	if s.waiting == 0 {
-		s.since = b.c.Now().Unix()
+		s.at, s.since = s.last+1, b.c.Now().Unix()
 	}
 	return nil
+}
+
+// unacked is how many batches of a segment are not acknowledged.
+func (b *Buffer) unacked(s *seg) (n uint64, err error) {
+	acks := b.lanes[s.header.lane].acks[s.header.epoch]
+	switch {
+	case s.count == 0, acks.covers(s.first, s.last):
+		return 0, nil
+	case !acks.touches(s.first, s.last):
+		return s.count, nil
+	}
+	err = b.read(s, func(tx *bbolt.Tx) error {
+		return eachNumber(tx, s.first, func(number uint64) error {
+			if !acks.has(number) {
+				n++
+			}
+			return nil
+		})
+	})
+	return n, err
 }
 
 // countIn takes a segment into the lane's counters; segments come in order.

@@ -3,6 +3,7 @@ package buffer
 import (
 	"bytes"
 	"cmp"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -31,19 +32,31 @@ func (b *Buffer) reserve(size int64) error {
 
 // dropOldest deletes the segment that was delivered first; false when there is none.
 func (b *Buffer) dropOldest() bool {
-	var oldest *seg
-	for _, l := range b.lanes {
-		for _, s := range l.segs {
-			if s.deliverable() && (oldest == nil || cmp.Or(cmp.Compare(s.since, oldest.since), cmp.Compare(s.header.seq, oldest.header.seq)) < 0) {
-				oldest = s
+	for {
+		var oldest *seg
+		for _, l := range b.lanes {
+			for _, s := range l.segs {
+				if s.deliverable() && (oldest == nil || cmp.Or(cmp.Compare(s.since, oldest.since), cmp.Compare(s.header.seq, oldest.header.seq)) < 0) {
+					oldest = s
+				}
 			}
 		}
+		if oldest == nil {
+			return false
+		}
+		if b.drop(oldest) {
+			return true
+		}
+		if !oldest.resting() { // else the disk cannot read it, which is no reason to keep the others
+			return false
+		}
 	}
-	return oldest != nil && b.drop(oldest)
 }
 
-// deliverable: the whole segment has arrived, and nobody writes to it.
-func (s *seg) deliverable() bool { return !s.writing && s.waiting == 0 && len(s.gone.spans) == 0 }
+// deliverable: the whole segment has arrived, nobody writes to it, what it holds is known, and the disk reads it.
+func (s *seg) deliverable() bool {
+	return !s.writing && !s.soft && s.waiting == 0 && len(s.gone.spans) == 0 && !s.resting()
+}
 
 // expire deletes what was delivered longer than Keep ago. A clock that was set back only makes files stay longer; one that jumped
 // ahead deletes early what has arrived already.
@@ -81,7 +94,7 @@ func (b *Buffer) drop(s *seg) bool {
 		err = fmt.Errorf("%w: %d batches are not acknowledged though their count says so", segment.ErrDamaged, missing)
 	}
 	if err != nil {
-		if !transient(err) {
+		if !b.spares(s, err) {
 			b.aside(s, err)
 		}
 		return false
@@ -119,7 +132,7 @@ func (b *Buffer) encodeState() []byte {
 			}
 		}
 		for epoch, r := range l.acks {
-			if !live[epoch] {
+			if !live[epoch] && len(b.unread) == 0 { // what cannot be read at present may be of that epoch
 				delete(l.acks, epoch)
 			} else if len(r.spans) > 0 {
 				st.acks = append(st.acks, ackSet{epoch: epoch, lane: l.index, spans: r.spans})
@@ -151,7 +164,7 @@ func (b *Buffer) Known(digest [32]byte) (copies uint32, known bool) {
 					masks[m.Copy] |= m.Mask
 				})
 			})
-			if err != nil && !transient(err) {
+			if err != nil && !b.spares(s, err) {
 				b.aside(s, err)
 			}
 		}
@@ -168,8 +181,8 @@ func (b *Buffer) Known(digest [32]byte) (copies uint32, known bool) {
 func seenIn(tx *bbolt.Tx, s *seg, digest [32]byte, fn func(Seen)) error {
 	batches := tx.Bucket([]byte(bucketBatches))
 	return eachNumber(tx, 0, func(n uint64) error {
-		if n > s.last || s.count == 0 {
-			return nil // flushed, but Append has not returned
+		if n > s.last || s.count == 0 || n >= s.tail {
+			return nil // Append has not returned, or not with nil
 		}
 		eachSeen(batches.Bucket(numberKey(n)).Get([]byte(keySeen)), func(m Seen) {
 			if m.Digest == digest {
@@ -180,13 +193,21 @@ func seenIn(tx *bbolt.Tx, s *seg, digest [32]byte, fn func(Seen)) error {
 	})
 }
 
-// Sealing returns the sealing record with that id, of any batch kept here.
-func (b *Buffer) Sealing(id [16]byte) (record []byte, ok bool) {
+// Sealing returns the sealing record with that id, of any batch kept here. ErrNoRecord: there is none, or none that verifies; any
+// other error says that it could not be looked for everywhere, and may be had later.
+func (b *Buffer) Sealing(id [16]byte) (record []byte, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if b.closed {
+		return nil, fmt.Errorf("sealing record %x: %w", id, ErrClosed)
+	}
+	var later error
+	if len(b.unread) > 0 {
+		later = fmt.Errorf("%s: %w", b.unread[0].path, errIll)
+	}
 	for _, l := range b.lanes {
 		for _, s := range slices.Backward(slices.Clone(l.segs)) {
-			if b.closed || !slices.Contains(s.sealings, id) {
+			if !slices.Contains(s.sealings, id) {
 				continue
 			}
 			err := b.read(s, func(tx *bbolt.Tx) error {
@@ -195,12 +216,22 @@ func (b *Buffer) Sealing(id [16]byte) (record []byte, ok bool) {
 				return err
 			})
 			if err == nil {
-				return record, true
+				return record, nil
+			}
+			if errors.Is(err, errIll) {
+				later = err
+				continue
 			}
 			b.c.Log.Error("a sealing record cannot be read from one segment; others are tried", "path", s.path, "error", err)
+			if b.spares(s, err) {
+				later = err
+			}
 		}
 	}
-	return nil, false
+	if later != nil {
+		return nil, fmt.Errorf("sealing record %x: %w", id, later)
+	}
+	return nil, fmt.Errorf("sealing record %x: %w", id, ErrNoRecord)
 }
 
 // Stats is the buffer at one instant.
@@ -209,6 +240,7 @@ type Stats struct {
 	Disk          int64       `json:"disk"`           // bytes in use and reserved
 	Cap           int64       `json:"cap"`            // bytes at which Append returns ErrFull
 	Damaged       []string    `json:"damaged"`        // base names of files set aside
+	Unread        []string    `json:"unread"`         // base names of files that the disk cannot read at present; they are tried again
 	FlushFailures uint64      `json:"flush_failures"` // times acknowledgements could not be stored
 }
 
@@ -228,7 +260,7 @@ type LaneStats struct {
 func (b *Buffer) Stats() Stats {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	st := Stats{Disk: b.disk, Cap: b.c.Cap, FlushFailures: b.flushFail.Load()}
+	st := Stats{Disk: b.disk, Cap: b.c.Cap, Unread: b.unreadNames(), FlushFailures: b.flushFail.Load()}
 	for _, path := range b.damaged {
 		st.Damaged = append(st.Damaged, filepath.Base(path))
 	}

@@ -15,7 +15,8 @@ const maxState = 256 << 10
 const (
 	maxReason    = 200
 	spanSize     = 16
-	maxParked    = 512
+	parkedSize   = 16 + 1 + 8 + 8 + 1
+	maxParked    = maxState / 2 / parkedSize // 3855
 	stateVersion = 1
 )
 
@@ -94,9 +95,14 @@ func appendParked(b []byte, all map[ID]parked) []byte {
 		return cmp.Or(cmp.Compare(x.Lane, y.Lane), bytes.Compare(x.Epoch[:], y.Epoch[:]), cmp.Compare(x.Number, y.Number))
 	})
 	ids = ids[:min(len(ids), maxParked)]
+	// Ids come before reasons: without its reason a batch is still not sent again.
+	room := maxState/2 - len(ids)*parkedSize
 	b = binary.BigEndian.AppendUint32(b, uint32(len(ids)))
 	for _, id := range ids {
 		p := all[id]
+		if room -= len(p.reason); room < 0 {
+			p.reason, room = "", 0
+		}
 		b = append(append(b, id.Epoch[:]...), id.Lane)
 		b = binary.BigEndian.AppendUint64(b, id.Number)
 		b = binary.BigEndian.AppendUint64(b, uint64(p.at))

@@ -25,12 +25,12 @@ func (b *Buffer) Take(max int) ([]Batch, error) {
 		for i := 0; i < len(l.segs) && !t.full(); {
 			s := l.segs[i]
 			if err := b.takeFrom(s, t); err != nil {
-				if !transient(err) {
+				if !b.spares(s, err) {
 					b.aside(s, err) // and so the next one is at i
 					continue
 				}
 				// Not this time; the other files flow. After a failed commit its Append is about to read the file again.
-				if !errors.Is(err, segment.ErrClosed) {
+				if !errors.Is(err, segment.ErrClosed) && s.illWait == 0 {
 					failed = err
 				}
 			}
@@ -47,6 +47,9 @@ type taking struct {
 	out   []Batch
 	max   int
 	bytes int
+	// The number that is being read: a page that the disk does not give up ends the walk in its middle.
+	number uint64
+	busy   bool
 }
 
 func (t *taking) full() bool { return len(t.out) >= t.max || t.bytes >= takeBytes }
@@ -64,6 +67,10 @@ func (b *Buffer) takeFrom(s *seg, t *taking) error {
 		}
 		return b.walk(tx, s, t)
 	})
+	if t.busy {
+		t.busy = false
+		s.released.add(t.number)
+	}
 	b.settled(s)
 	return err
 }
@@ -104,7 +111,9 @@ func (b *Buffer) walk(tx *bbolt.Tx, s *seg, t *taking) error {
 
 // takeOne reads one batch; one that does not verify is counted as gone and costs its neighbours nothing.
 func (b *Buffer) takeOne(tx *bbolt.Tx, s *seg, number uint64, t *taking) {
+	t.number, t.busy = number, true
 	batch, err := readBatch(tx, s.header, number)
+	t.busy = false
 	if err == nil {
 		err = b.c.Verify(batch.Frame)
 	}

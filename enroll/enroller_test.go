@@ -22,6 +22,7 @@ import (
 	"time"
 
 	"wardlink/enroll/tpm"
+	"wardlink/internal/durable"
 	"wardlink/internal/swtpmtest"
 )
 
@@ -135,7 +136,7 @@ func TestLoad(t *testing.T) {
 }
 
 func TestAccountKeyIsKept(t *testing.T) {
-	e := &Enroller{cfg: Config{Dir: t.TempDir()}}
+	e := &Enroller{cfg: Config{Dir: t.TempDir(), Log: slog.New(slog.DiscardHandler)}}
 	made, err := e.accountKey()
 	if err != nil {
 		t.Fatal(err)
@@ -147,8 +148,15 @@ func TestAccountKeyIsKept(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(e.cfg.Dir, accountFile), []byte("key"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := e.accountKey(); err == nil || !strings.Contains(err.Error(), "remove the file") {
-		t.Errorf("a damaged account key: %v", err)
+	anew, err := e.accountKey()
+	if err != nil || anew.Equal(made) {
+		t.Fatalf("a damaged account key holds up the enrolment: %v", err)
+	}
+	if kept, err := e.accountKey(); err != nil || !anew.Equal(kept) {
+		t.Errorf("the new account key changes: %v", err)
+	}
+	if raw, err := os.ReadFile(filepath.Join(e.cfg.Dir, accountFile+durable.DamagedSuffix)); err != nil || string(raw) != "key" {
+		t.Errorf("set aside: %q, %v", raw, err)
 	}
 }
 

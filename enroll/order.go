@@ -143,7 +143,8 @@ func backoff(n int, _ *http.Request, _ *http.Response) time.Duration {
 	return time.Duration(n) * 200 * time.Millisecond
 }
 
-// accountKey reads the ACME account key, or makes one.
+// accountKey reads the ACME account key, or makes one. A damaged file is set aside: the key proves nothing without an attestation, so
+// a new account costs nothing, and a person on site would.
 func (e *Enroller) accountKey() (*ecdsa.PrivateKey, error) {
 	path := filepath.Join(e.cfg.Dir, accountFile)
 	data, err := os.ReadFile(path)
@@ -160,7 +161,12 @@ func (e *Enroller) accountKey() (*ecdsa.PrivateKey, error) {
 			}
 		}
 	}
-	return nil, fmt.Errorf("account key %s: not a P-256 key in PEM; remove the file, a new account costs nothing", path)
+	aside, err := durable.SetAside(path)
+	if err != nil {
+		return nil, fmt.Errorf("account key %s: not a P-256 key in PEM; remove the file, a new account costs nothing: %w", path, err)
+	}
+	e.cfg.Log.Error("the ACME account key is damaged; a new one is made", "path", path, "set_aside", aside)
+	return newAccountKey(path)
 }
 
 func newAccountKey(path string) (*ecdsa.PrivateKey, error) {

@@ -1,6 +1,7 @@
 package uplink
 
 import (
+	"bytes"
 	"context"
 	"math/rand/v2"
 	"time"
@@ -36,8 +37,9 @@ func (b *backoff) draw(ceiling time.Duration) time.Duration {
 }
 
 // pause waits before the next attempt. An alarm that comes meanwhile shortens a long wait. A missing identity is a local matter that
-// another part of the agent works on: it is looked for every second, and no backoff is built up.
-func (u *Uplink) pause(ctx context.Context, b *backoff, local bool) {
+// another part of the agent works on: it is looked for every second, and no backoff is built up. shown is the certificate of the attempt
+// before: a new one that comes during the wait is tried at once, because the old one, expired or revoked, may have been the trouble.
+func (u *Uplink) pause(ctx context.Context, b *backoff, local bool, shown []byte) {
 	urgency, _ := u.cfg.Buffer.(Urgency)
 	wait := u.timing.least
 	if !local {
@@ -46,6 +48,15 @@ func (u *Uplink) pause(ctx context.Context, b *backoff, local bool) {
 	until := time.Now().Add(wait)
 	timer := time.NewTimer(wait)
 	defer timer.Stop()
+	identity := time.NewTicker(u.timing.identity)
+	defer identity.Stop()
+	sooner := func(ceiling time.Duration) {
+		if time.Until(until) > ceiling {
+			wait := b.draw(ceiling)
+			until = time.Now().Add(wait)
+			timer.Reset(wait)
+		}
+	}
 	for {
 		select {
 		case <-ctx.Done():
@@ -53,10 +64,14 @@ func (u *Uplink) pause(ctx context.Context, b *backoff, local bool) {
 		case <-timer.C:
 			return
 		case <-u.cfg.Buffer.Changed(): // not lost for the link to come: it begins with a Take
-			if urgency != nil && urgency.Urgent() && time.Until(until) > u.timing.urgent {
-				sooner := b.draw(u.timing.urgent)
-				until = time.Now().Add(sooner)
-				timer.Reset(sooner)
+			if urgency != nil && urgency.Urgent() {
+				sooner(u.timing.urgent)
+			}
+		case <-identity.C:
+			// Once for each certificate: one that is refused too must not keep the waits short.
+			if leaf := u.leaf(); leaf != nil && !bytes.Equal(leaf, shown) {
+				shown = leaf
+				sooner(u.timing.least)
 			}
 		}
 	}

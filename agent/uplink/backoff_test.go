@@ -1,6 +1,7 @@
 package uplink
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -109,11 +110,46 @@ func TestAnAlarmShortensAWait(t *testing.T) {
 			a.buf.add(a.ward.batches(a.ward.period(), telemetry.LaneAlarm, 1, 10)...)
 		}()
 		began := time.Now()
-		a.pause(t.Context(), &wait, false)
+		a.pause(t.Context(), &wait, false, a.leaf())
 		if took := time.Since(began); took > 6*time.Second {
 			t.Errorf("waited %s", took)
 		}
 		time.Sleep(time.Second)
+	})
+}
+
+// TestANewCertificateShortensAWait: a gateway whose certificate had expired connects soon after its renewal, not at the backoff's end.
+// The same certificate, seen again and again, shortens nothing.
+func TestANewCertificateShortensAWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := &hospital{t: t, ca: newAuthority(t, "root"), journal: newMemJournal(t), addr: "server:1"}
+		a := newAgent(t, h)
+		a.timing = defaultTiming
+		renewed := newAgent(t, h).cert
+		var shown [][]byte
+		a.open = func(_ context.Context, _ string, cert tls.Certificate) (net.Conn, error) {
+			shown = append(shown, cert.Certificate[0])
+			return nil, errors.New("expired")
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		ran := make(chan error, 1)
+		go func() { ran <- a.Run(ctx) }()
+		time.Sleep(6 * time.Hour)
+		// Right after an attempt, so that a long wait lies ahead: the mean is two and a half minutes.
+		for n := len(shown); n == len(shown); {
+			time.Sleep(time.Millisecond)
+		}
+		before := len(shown)
+		if before > 320 {
+			t.Errorf("%d attempts in 6 hours with one certificate", before)
+		}
+		a.renew(renewed)
+		time.Sleep(a.timing.identity + a.timing.least)
+		if len(shown) == before || !bytes.Equal(shown[len(shown)-1], renewed.Certificate[0]) {
+			t.Errorf("the new certificate was not tried within %v", a.timing.identity+a.timing.least)
+		}
+		cancel()
+		<-ran
 	})
 }
 

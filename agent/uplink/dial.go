@@ -121,6 +121,15 @@ func alerted(err error, names ...string) bool {
 	return false
 }
 
+// leaf is the certificate that the next attempt would show; nil when there is none.
+func (u *Uplink) leaf() []byte {
+	cert, _, err := u.cfg.Identity()
+	if err != nil || len(cert.Certificate) == 0 {
+		return nil
+	}
+	return cert.Certificate[0]
+}
+
 // changed reports whether the identity is another one than t was made with.
 func (u *Uplink) changed(t *transport) bool {
 	cert, gateway, err := u.cfg.Identity()

@@ -178,7 +178,10 @@ func (u *Uplink) Run(ctx context.Context) error {
 	for ctx.Err() == nil {
 		t := next
 		next = nil
-		if t == nil {
+		shown := u.leaf()
+		if t != nil {
+			shown = t.leaf
+		} else {
 			var err error
 			if t, err = u.dial(ctx); err != nil {
 				if ctx.Err() == nil {
@@ -187,7 +190,7 @@ func (u *Uplink) Run(ctx context.Context) error {
 					} else {
 						u.fault(err)
 					}
-					u.pause(ctx, &wait, errors.Is(err, errNoIdentity))
+					u.pause(ctx, &wait, errors.Is(err, errNoIdentity), shown)
 				}
 				continue
 			}
@@ -203,7 +206,7 @@ func (u *Uplink) Run(ctx context.Context) error {
 		}
 		if next == nil && ctx.Err() == nil {
 			// Also after a session that the server ended: who is admitted and then kicked must not hammer.
-			u.pause(ctx, &wait, false)
+			u.pause(ctx, &wait, false, shown)
 		}
 	}
 	if next != nil {

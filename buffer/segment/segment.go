@@ -37,8 +37,8 @@ const PageSize = 4096
 
 // Names of files that are not segments yet, or no more.
 const (
-	TempSuffix    = ".tmp"     // being made; deleted when found at a start
-	DamagedSuffix = ".damaged" // set aside; kept, counted, never opened again by the program
+	TempSuffix    = ".tmp"                // being made; deleted when found at a start
+	DamagedSuffix = durable.DamagedSuffix // set aside; kept, counted, never opened again by the program
 )
 
 var (
@@ -48,6 +48,9 @@ var (
 	ErrClosed = errors.New("segment is closed")
 	// ErrDamaged: the file's content is not what was written.
 	ErrDamaged = errors.New("segment is damaged")
+	// ErrFault comes with an ErrDamaged that was a fault on mapped memory. A disk that does not answer looks the same, so Inspect,
+	// which reads plainly, has the last word.
+	ErrFault = errors.New("mapped page cannot be read")
 	// ErrExists: a file of that name is there already.
 	ErrExists = errors.New("segment exists")
 )
@@ -309,27 +312,21 @@ func guard(fn func() error) (err error) {
 	former := debug.SetPanicOnFault(true)
 	defer debug.SetPanicOnFault(former)
 	defer func() {
-		if r := recover(); r != nil {
-			err = fmt.Errorf("%w: %v", ErrDamaged, r)
+		r := recover()
+		if r == nil {
+			return
 		}
+		if _, fault := r.(interface{ Addr() uintptr }); fault { // as runtime/debug.SetPanicOnFault promises
+			err = fmt.Errorf("%w: %w: %v", ErrDamaged, ErrFault, r)
+			return
+		}
+		err = fmt.Errorf("%w: %v", ErrDamaged, r)
 	}()
 	return fn()
 }
 
 // SetAside renames a damaged segment so that nothing opens it again, and returns the new path. The file is kept as it is.
-func SetAside(path string) (string, error) {
-	aside := path + DamagedSuffix
-	for i := 1; ; i++ {
-		if _, err := os.Lstat(aside); errors.Is(err, fs.ErrNotExist) {
-			break
-		}
-		aside = fmt.Sprintf("%s.%d%s", path, i, DamagedSuffix)
-	}
-	if err := os.Rename(path, aside); err != nil {
-		return "", fmt.Errorf("set aside %s: %w", path, err)
-	}
-	return aside, durable.SyncDir(filepath.Dir(path))
-}
+func SetAside(path string) (string, error) { return durable.SetAside(path) }
 
 // DiskBytes is what a file occupies on disk, allocation included.
 func DiskBytes(path string) (int64, error) {

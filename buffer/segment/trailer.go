@@ -35,12 +35,61 @@ func Checksum(parts ...[]byte) uint32 {
 	return sum
 }
 
+// Harden makes what a closed file shows durable: until it has returned nil, the last commit that can be read may be in the page cache
+// only. The file must not be open for writing.
+//
+// Why: bbolt writes a commit's pages, flushes them, and only then writes the meta page that points to them, and flushes that. When
+// the last flush fails, or the process is killed before it, the new meta page is in the cache, and read from there; after a failed
+// write-back it even counts as clean there, so that another flush alone would succeed and write nothing. Harden therefore writes both
+// meta pages again with the bytes that are read, which makes them dirty, and flushes. The pages that they point to need no such
+// thing: a meta page exists only when the flush of its pages had succeeded, and after a failed flush the file is closed for good, so
+// that no later commit can lean on a page that was lost then.
+//
+// Crash argument: the bytes do not change, so a torn write leaves a page that verified on disk as it was; one that was not on disk yet
+// does not verify, and then the other one counts, as before the call.
+func Harden(path string) error {
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return fmt.Errorf("harden segment: %w", err)
+	}
+	err = harden(f)
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err != nil {
+		return fmt.Errorf("harden segment %s: %w", path, err)
+	}
+	return nil
+}
+
+// metaFile is the part of os.File that hardening needs.
+type metaFile interface {
+	io.ReaderAt
+	io.WriterAt
+	Fd() uintptr
+}
+
+// fdatasync is a variable because no test can make a disk fail its flush.
+var fdatasync = func(f metaFile) error { return syscall.Fdatasync(int(f.Fd())) }
+
+func harden(f metaFile) error {
+	metas := make([]byte, 2*PageSize)
+	if _, err := f.ReadAt(metas, 0); err != nil {
+		return readError(err)
+	}
+	if _, err := f.WriteAt(metas, 0); err != nil {
+		return err
+	}
+	return fdatasync(f)
+}
+
 // Finish gives back the space that a closed segment does not use and writes its summary, durable on return. The file must not be
 // open for writing; it may be finished already.
 //
 // Crash argument: pages in use are not touched. The cut removes only bytes past the high-water mark (or an older summary), and the
 // summary is written after them; half of it does not verify, and the file counts as unfinished and is read page by page, as it
-// would have been without the call. With one meta page that does not verify the file is not cut: its pages are evidence.
+// would have been without the call. With one meta page that does not verify the file is not cut: its pages are evidence. The file is
+// hardened before: whoever finds a summary may take all that it counts for durable.
 func Finish(path string, summary []byte) error {
 	if len(summary) > MaxSummary {
 		return fmt.Errorf("finish segment %s: summary has %d bytes, limit is %d", path, len(summary), MaxSummary)
@@ -60,6 +109,9 @@ func Finish(path string, summary []byte) error {
 }
 
 func finish(f *os.File, summary []byte) error {
+	if err := harden(f); err != nil {
+		return err
+	}
 	stat, err := f.Stat()
 	if err != nil {
 		return err
@@ -82,7 +134,7 @@ func finish(f *os.File, summary []byte) error {
 	if _, err := f.WriteAt(body, end); err != nil {
 		return err
 	}
-	return syscall.Fdatasync(int(f.Fd()))
+	return fdatasync(f)
 }
 
 // Summary reads what Finish wrote; ErrUnfinished when there is none, or none that verifies.

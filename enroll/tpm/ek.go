@@ -89,6 +89,13 @@ func (c *conn) endorsement() (*endorsement, error) {
 		}
 		e.describe(certificate)
 	}
+	// OpenKeys compares with the key files once. A reading after a restart of the TPM must not bring in another EK behind its back,
+	// to which the sessions would then be salted.
+	if c.tpm.pinned == nil {
+		c.tpm.pinned = &e.ek.Hash
+	} else if *c.tpm.pinned != e.ek.Hash {
+		return nil, fmt.Errorf("the EK is another one than before: %w", ErrForeign)
+	}
 	c.tpm.ek = e
 	return e, nil
 }

@@ -47,6 +47,7 @@ type TPM struct {
 	dev     transport.TPMCloser
 	suspect bool // the last operation failed: something may still be loaded
 	ek      *endorsement
+	pinned  *[32]byte // hash of the EK that was read first: it is one TPM, so no later reading may give another
 }
 
 type operation struct {

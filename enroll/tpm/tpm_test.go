@@ -222,6 +222,44 @@ func TestDerivedEKIsTheSameKey(t *testing.T) {
 	}
 }
 
+// TestAnotherEKIsRefusedLater: what answers after a failed load of the saved EK must be the TPM that the key files were compared with.
+func TestAnotherEKIsRefusedLater(t *testing.T) {
+	d := open(t, swtpmtest.Start(t).Path)
+	other := swtpmtest.Manufacture(t).Start(t)
+	if _, err := d.EK(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.do(t.Context(), "change the TPM", func(c *conn) (err error) {
+		made, err := c.deriveEK()
+		if err != nil {
+			return err
+		}
+		c.tpm.ek.persistent, c.tpm.ek.saved = 0, made.saved
+		c.tpm.dev.Close()
+		c.tpm.dev, err = openSocket(strings.TrimPrefix(other.Path, "swtpm:"))
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	load := func() error {
+		return d.do(t.Context(), "load the EK", func(c *conn) error {
+			_, _, release, err := c.loadEK()
+			if err == nil {
+				release()
+			}
+			return err
+		})
+	}
+	if err := load(); err == nil {
+		t.Fatal("another TPM loaded the saved EK")
+	}
+	for range 2 {
+		if err := load(); !errors.Is(err, ErrForeign) {
+			t.Errorf("the EK of another TPM: %v; expected ErrForeign", err)
+		}
+	}
+}
+
 func TestForeignStateIsRefused(t *testing.T) {
 	home := swtpmtest.Start(t)
 	dir := t.TempDir()

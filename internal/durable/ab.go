@@ -44,6 +44,9 @@ type AB struct {
 var abNames = [abSuffix]string{".a", ".b"}
 
 // OpenAB reads the pair. data is nil when never stored; max is the greatest length of data in bytes. It writes nothing.
+//
+// A copy that is there but cannot be read (no descriptors, no permission, a bad sector) is an error even when its twin is whole: it
+// may be the newest, and going on with the twin would give out the former value and let the next Store overwrite the newest.
 func OpenAB(path string, max int) (f *AB, data []byte, err error) {
 	f = &AB{path: path, max: max}
 	newest, faults := -1, []error{}
@@ -54,8 +57,7 @@ func OpenAB(path string, max int) (f *AB, data []byte, err error) {
 		}
 		f.born[i] = true
 		if err != nil {
-			faults = append(faults, err)
-			continue
+			return nil, nil, fmt.Errorf("read %s.a and .b: %w", path, err)
 		}
 		generation, value, err := parseAB(raw, max)
 		if err != nil {
@@ -74,6 +76,28 @@ func OpenAB(path string, max int) (f *AB, data []byte, err error) {
 	}
 	f.next = 1 - newest
 	return f, data, nil
+}
+
+// OpenABOrAside is OpenAB for a value that can be had again, so that its loss must not stop a start: a pair that is damaged, or that
+// the disk cannot read, is set aside under the names in aside, and the pair is empty. lost says why; it is nil when nothing was lost.
+// Faults of this process or machine (no descriptors, no permission) stay errors: the files may be whole.
+func OpenABOrAside(path string, max int) (f *AB, data []byte, aside []string, lost, err error) {
+	f, data, err = OpenAB(path, max)
+	if !errors.Is(err, ErrDamaged) && !errors.Is(err, syscall.EIO) {
+		return f, data, nil, nil, err
+	}
+	lost = err
+	for _, suffix := range abNames {
+		to, err := SetAside(path + suffix)
+		switch {
+		case err == nil:
+			aside = append(aside, to)
+		case !errors.Is(err, fs.ErrNotExist):
+			return nil, nil, aside, lost, err
+		}
+	}
+	f, data, err = OpenAB(path, max)
+	return f, data, aside, lost, err
 }
 
 // Store makes data the pair's value. It is durable on return; on an error the former value stands, or after a crash perhaps data.

@@ -56,6 +56,27 @@ func WriteFile(path string, data []byte, perm fs.FileMode) (err error) {
 	return SyncDir(dir)
 }
 
+// DamagedSuffix ends the name of a file that was set aside.
+const DamagedSuffix = ".damaged"
+
+// SetAside renames a damaged file so that nothing opens it again, and returns the new path. The file is kept as it is, beside those
+// of the same name that were set aside before.
+func SetAside(path string) (string, error) {
+	aside := path + DamagedSuffix
+	for i := 1; ; i++ {
+		if _, err := os.Lstat(aside); errors.Is(err, fs.ErrNotExist) {
+			break
+		} else if err != nil {
+			return "", fmt.Errorf("set aside %s: %w", path, err)
+		}
+		aside = fmt.Sprintf("%s.%d%s", path, i, DamagedSuffix)
+	}
+	if err := os.Rename(path, aside); err != nil {
+		return "", fmt.Errorf("set aside %s: %w", path, err)
+	}
+	return aside, SyncDir(filepath.Dir(path))
+}
+
 // SyncDir makes the directory's names durable: what was created, renamed or removed in it before the call stays so.
 func SyncDir(dir string) error {
 	d, err := os.Open(dir)

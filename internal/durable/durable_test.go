@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -157,6 +158,61 @@ func TestABDamageIsNotEmptiness(t *testing.T) {
 	}
 	if _, _, err := OpenAB(path, 100); !errors.Is(err, ErrDamaged) {
 		t.Fatalf("a flipped bit in the only copy: %v; want ErrDamaged", err)
+	}
+}
+
+// TestAnUnreadableCopyIsNotTheOlderValue: the newest copy is there but cannot be read. Giving out the older one would be a silent step
+// back, and its next Store would overwrite the newest.
+func TestAnUnreadableCopyIsNotTheOlderValue(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "ab")
+	f, _, err := OpenAB(path, 100)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, v := range []string{"older", "newest"} {
+		if err := f.Store([]byte(v)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// A directory opens and cannot be read, whoever asks.
+	newest := path + ".b"
+	if err := errors.Join(os.Rename(newest, newest+".kept"), os.Mkdir(newest, 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	_, data, err := OpenAB(path, 100)
+	if !errors.Is(err, syscall.EISDIR) || errors.Is(err, ErrDamaged) || data != nil {
+		t.Fatalf("%q, %v; want the error of the read", data, err)
+	}
+	if _, _, aside, _, err := OpenABOrAside(path, 100); !errors.Is(err, syscall.EISDIR) || len(aside) > 0 {
+		t.Fatalf("set aside %v, %v; want nothing touched", aside, err)
+	}
+	if err := errors.Join(os.Remove(newest), os.Rename(newest+".kept", newest)); err != nil {
+		t.Fatal(err)
+	}
+	if _, data, err := OpenAB(path, 100); err != nil || string(data) != "newest" {
+		t.Fatalf("%q, %v", data, err)
+	}
+}
+
+func TestADamagedPairIsSetAsideEachTime(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "ab")
+	for i := range 3 {
+		if err := os.WriteFile(path+".a", []byte("noise"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		f, data, aside, lost, err := OpenABOrAside(path, 100)
+		if err != nil || data != nil || len(aside) != 1 || !errors.Is(lost, ErrDamaged) {
+			t.Fatalf("time %d: %q, %v, %v, %v", i, data, aside, lost, err)
+		}
+		if err := f.Store([]byte("value")); err != nil {
+			t.Fatal(err)
+		}
+		if _, data, _, lost, err := OpenABOrAside(path, 100); err != nil || lost != nil || string(data) != "value" {
+			t.Fatalf("time %d: then %q, %v, %v", i, data, lost, err)
+		}
+	}
+	if kept, err := filepath.Glob(path + "*" + DamagedSuffix); err != nil || len(kept) != 3 {
+		t.Fatalf("kept %v, %v; want all three", kept, err)
 	}
 }
 
