@@ -277,7 +277,35 @@ func TestAnUnreadableStartKeepsWhatIsKnown(t *testing.T) {
 			if got := takeAll(t, b); len(got) != int(waiting) {
 				t.Fatalf("took %d of %d", len(got), waiting)
 			}
+			// The headers of what follows still count alike; Check, when the test is over, compares them.
+			for n := uint64(1); len(b.lanes[1].segs) < 6; n++ {
+				if err := b.Append([]Item{itemOf(2, 1, n, 9000)}); err != nil {
+					t.Fatal(err)
+				}
+			}
 		})
+	}
+}
+
+// TestAcksOfAnUnreadableFileAreKept: no other file is of its epoch, and the state is stored while it cannot be read.
+func TestAcksOfAnUnreadableFileAreKept(t *testing.T) {
+	failDisk(t)
+	c, b := fresh(t)
+	if err := b.Append([]Item{itemOf(1, 1, 0, 100), itemOf(1, 1, 1, 100)}); err != nil {
+		t.Fatal(err)
+	}
+	b.Ack(takeAll(t, b)[0].ID)
+	if err := b.Close(); err != nil {
+		t.Fatal(err)
+	}
+	disk.summary = func(path string) ([]byte, error) { return nil, eio(path) }
+	b = mustOpen(t, c)
+	if err := b.Close(); err != nil {
+		t.Fatal(err)
+	}
+	disk.summary = segment.Summary
+	if got := takeAll(t, mustOpen(t, c)); len(got) != 1 || got[0].ID.Number != 1 {
+		t.Fatalf("took %s; want the one that was not acknowledged", idsOf(got))
 	}
 }
 

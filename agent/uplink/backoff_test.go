@@ -148,6 +148,11 @@ func TestANewCertificateShortensAWait(t *testing.T) {
 		if len(shown) == before || !bytes.Equal(shown[len(shown)-1], renewed.Certificate[0]) {
 			t.Errorf("the new certificate was not tried within %v", a.timing.identity+a.timing.least)
 		}
+		before = len(shown)
+		time.Sleep(6 * time.Hour)
+		if n := len(shown) - before; n > 320 {
+			t.Errorf("%d attempts in 6 hours with a new certificate that is refused too", n)
+		}
 		cancel()
 		<-ran
 	})
