@@ -167,8 +167,12 @@ func (j *Journal) loadSeg(s *seg, first uint64) error {
 	return nil
 }
 
-// recover reads an unfinished file and finishes it.
+// recover reads an unfinished file and finishes it. It hardens the file before it reads: what the page cache shows and the disk may not
+// hold must not be given to the log and the records, which would then know more than the journal after a power cut.
 func (j *Journal) recover(s *seg) error {
+	if err := segment.Harden(s.path); err != nil {
+		return err
+	}
 	info, err := segment.Inspect(s.path)
 	if err != nil {
 		return err
