@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -126,8 +127,19 @@ func TestANewCertificateShortensAWait(t *testing.T) {
 		a := newAgent(t, h)
 		a.timing = defaultTiming
 		renewed := newAgent(t, h).cert
+		var mu sync.Mutex
 		var shown [][]byte
+		attempts := func() (n int, last []byte) {
+			mu.Lock()
+			defer mu.Unlock()
+			if n = len(shown); n > 0 {
+				last = shown[n-1]
+			}
+			return n, last
+		}
 		a.open = func(_ context.Context, _ string, cert tls.Certificate) (net.Conn, error) {
+			mu.Lock()
+			defer mu.Unlock()
 			shown = append(shown, cert.Certificate[0])
 			return nil, errors.New("expired")
 		}
@@ -136,21 +148,21 @@ func TestANewCertificateShortensAWait(t *testing.T) {
 		go func() { ran <- a.Run(ctx) }()
 		time.Sleep(6 * time.Hour)
 		// Right after an attempt, so that a long wait lies ahead: the mean is two and a half minutes.
-		for n := len(shown); n == len(shown); {
+		before, _ := attempts()
+		for n := before; n == before; before, _ = attempts() {
 			time.Sleep(time.Millisecond)
 		}
-		before := len(shown)
 		if before > 320 {
 			t.Errorf("%d attempts in 6 hours with one certificate", before)
 		}
 		a.renew(renewed)
 		time.Sleep(a.timing.identity + a.timing.least)
-		if len(shown) == before || !bytes.Equal(shown[len(shown)-1], renewed.Certificate[0]) {
+		after, last := attempts()
+		if after == before || !bytes.Equal(last, renewed.Certificate[0]) {
 			t.Errorf("the new certificate was not tried within %v", a.timing.identity+a.timing.least)
 		}
-		before = len(shown)
 		time.Sleep(6 * time.Hour)
-		if n := len(shown) - before; n > 320 {
+		if n, _ := attempts(); n-after > 320 {
 			t.Errorf("%d attempts in 6 hours with a new certificate that is refused too", n)
 		}
 		cancel()
