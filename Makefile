@@ -15,6 +15,7 @@ demo: need build ## one monitor, one gateway, one proof; about a minute after th
 	bin/wardlink demo
 
 test: need ## all tests, with a real TPM emulator (at most 8 minutes)
+	@scripts/recording --say
 	go test -timeout 8m ./...
 
 check: need build lint race ## the long checks: lint, race detector, a real recording where there is one

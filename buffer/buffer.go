@@ -24,7 +24,6 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"wardlink/buffer/segment"
@@ -195,16 +194,12 @@ func readFormat(dir string) ([]string, error) {
 
 // lock takes the directory's lock; it ends with the process, however that ends.
 func lock(dir string, how int) (*os.File, error) {
-	f, err := os.OpenFile(filepath.Join(dir, lockName), os.O_RDONLY|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("lock buffer: %w", err)
+	f, err := durable.Lock(filepath.Join(dir, lockName), how)
+	if errors.Is(err, durable.ErrLocked) {
+		return nil, fmt.Errorf("buffer %s: %w", dir, ErrLocked)
 	}
-	if err := syscall.Flock(int(f.Fd()), how|syscall.LOCK_NB); err != nil {
-		_ = f.Close()
-		if errors.Is(err, syscall.EWOULDBLOCK) {
-			return nil, fmt.Errorf("buffer %s: %w", dir, ErrLocked)
-		}
-		return nil, fmt.Errorf("lock buffer %s: %w", dir, err)
+	if err != nil {
+		return nil, fmt.Errorf("buffer: %w", err)
 	}
 	return f, nil
 }

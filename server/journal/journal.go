@@ -12,7 +12,6 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"wardlink/audit"
@@ -133,16 +132,12 @@ func readFormat(dir string) error {
 }
 
 func lock(dir string, how int) (*os.File, error) {
-	f, err := os.OpenFile(filepath.Join(dir, lockName), os.O_RDONLY|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("lock journal: %w", err)
+	f, err := durable.Lock(filepath.Join(dir, lockName), how)
+	if errors.Is(err, durable.ErrLocked) {
+		return nil, fmt.Errorf("journal %s: %w", dir, ErrLocked)
 	}
-	if err := syscall.Flock(int(f.Fd()), how|syscall.LOCK_NB); err != nil {
-		_ = f.Close()
-		if errors.Is(err, syscall.EWOULDBLOCK) {
-			return nil, fmt.Errorf("journal %s: %w", dir, ErrLocked)
-		}
-		return nil, fmt.Errorf("lock journal %s: %w", dir, err)
+	if err != nil {
+		return nil, fmt.Errorf("journal: %w", err)
 	}
 	return f, nil
 }

@@ -32,6 +32,7 @@ import (
 	"golang.org/x/mod/sumdb/note"
 
 	"wardlink/audit"
+	"wardlink/internal/durable"
 	"wardlink/server/journal"
 )
 
@@ -279,16 +280,12 @@ func openTessera(ctx context.Context, cfg Config) (*tessera.Appender, func(conte
 // lockDir takes the exclusive lock that makes this process the log's one writer. The kernel gives it back when the process ends,
 // however it ends.
 func lockDir(dir string) (*os.File, error) {
-	f, err := os.OpenFile(filepath.Join(dir, stateDir, lockName), os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("lock log: %w", err)
+	f, err := durable.Lock(filepath.Join(dir, stateDir, lockName), syscall.LOCK_EX)
+	if errors.Is(err, durable.ErrLocked) {
+		return nil, fmt.Errorf("log %s: %w", dir, ErrLocked)
 	}
-	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-		_ = f.Close()
-		if errors.Is(err, syscall.EWOULDBLOCK) {
-			return nil, fmt.Errorf("log %s: %w", dir, ErrLocked)
-		}
-		return nil, fmt.Errorf("lock log %s: %w", dir, err)
+	if err != nil {
+		return nil, fmt.Errorf("log: %w", err)
 	}
 	return f, nil
 }
