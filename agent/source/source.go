@@ -32,7 +32,7 @@ var ErrFull = errors.New("buffer is full")
 type Stats struct {
 	Connections   int       `json:"connections"`    // open now
 	Received      uint64    `json:"received"`       // whole messages read
-	Acknowledged  uint64    `json:"acknowledged"`   // messages whose acknowledgement was written, or that wanted none
+	Acknowledged  uint64    `json:"acknowledged"`   // messages whose acknowledgement was written (counted just after), or that wanted none
 	NotUnderstood uint64    `json:"not_understood"` // messages that travel on with their bytes as they came, since not all of them was understood
 	Refused       uint64    `json:"refused"`        // answered AR or CR: no frame, no MSH, or over-long
 	Failed        uint64    `json:"failed"`         // not acknowledged because Accept failed
