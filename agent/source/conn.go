@@ -46,12 +46,12 @@ func (c *conn) serve(ctx context.Context) {
 			}
 		case errors.Is(err, hl7.ErrTooLong):
 			c.s.warn("long", "Refused an over-long message", "peer", c.c.RemoteAddr(), "limit", c.s.cfg.MaxMessage)
-			c.refuse(raw, "message is too long")
+			c.refuse(raw, RefusedLong)
 			c.hangUp()
 			return
 		case errors.Is(err, hl7.ErrFraming):
 			c.s.warn("framing", "Refused bytes that are no MLLP frame; expected <VT>message<FS><CR>", "peer", c.c.RemoteAddr())
-			if faults++; !c.refuse(raw, "message is not framed by MLLP") || faults >= maxFaults {
+			if faults++; !c.refuse(raw, RefusedFrame) || faults >= maxFaults {
 				c.hangUp()
 				return
 			}
@@ -103,7 +103,7 @@ func (c *conn) message(ctx context.Context, raw []byte) bool {
 	m, err := hl7.Understand(raw, hl7.Options{Source: s.cfg.ID, Zone: s.cfg.Zone})
 	if err != nil {
 		s.warn("msh", "Refused a message without usable MSH segment", "peer", c.c.RemoteAddr())
-		return c.refuse(raw, "message has no usable MSH segment")
+		return c.refuse(raw, RefusedHeader)
 	}
 	if len(m.Problems) > 0 {
 		s.notUnderstood.Add(1)

@@ -28,6 +28,13 @@ type Accept func(ctx context.Context, d Delivery) error
 // held back for a while before it is closed, so that devices that resend at once do not spin.
 var ErrFull = errors.New("buffer is full")
 
+// What a device reads in MSA-3 when its message is refused (AR or CR). Nothing else is.
+const (
+	RefusedLong   = "message is too long"
+	RefusedFrame  = "message is not framed by MLLP"
+	RefusedHeader = "message has no usable MSH segment"
+)
+
 // Stats are a source's counters since its start.
 type Stats struct {
 	Connections   int       `json:"connections"`    // open now

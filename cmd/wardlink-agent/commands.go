@@ -198,5 +198,6 @@ func bufferCheck(_ context.Context, args []string, stdout, stderr io.Writer) err
 func printJSON(w io.Writer, v any) error {
 	enc := json.NewEncoder(w)
 	enc.SetIndent("", "  ")
+	enc.SetEscapeHTML(false) // it is for a terminal or a script, and HL7 is full of ampersands
 	return enc.Encode(v)
 }

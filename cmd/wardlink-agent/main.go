@@ -20,10 +20,18 @@ Usage:
   wardlink-agent run          --config FILE           serve until SIGTERM
   wardlink-agent identity     --config FILE [--json]  show the TPM's endorsement key hash and fingerprint
   wardlink-agent status       --config FILE [--json]  ask the running agent
+  wardlink-agent hl7 try FILE [--json]                show what a device's messages become, field by field (- reads standard input)
   wardlink-agent buffer check --config FILE [--json]  check the buffer's files (agent stopped)
   wardlink-agent version      [--modules] [--json]
 
-The default FILE is /etc/wardlink/agent.yaml. All its keys, with their defaults:
+hl7 try needs nothing else of a gateway and sends nothing: MLLP frames or plain messages, lines ending in CR, LF or both.
+  --source-time-zone ZONE     of device times that name none (Europe/Berlin); default UTC
+  --odd                       only messages that were not wholly understood
+  exit code                   0 all understood, 1 a message or the file is not readable, 2 something was not understood
+
+  wardlink-agent hl7 try monitor.hl7
+
+The default configuration FILE is /etc/wardlink/agent.yaml. All its keys, with their defaults:
 
   kit: /etc/wardlink/kit.json         # what 'wardlink provision kit' made
   state: /var/lib/wardlink-agent      # identity and buffer
@@ -43,12 +51,13 @@ type command func(ctx context.Context, args []string, stdout, stderr io.Writer) 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
+	os.Exit(run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
 }
 
-// run is the program: exit code 0 done, 1 failed, 2 wrong usage.
-func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
-	commands := map[string]command{"run": runAgent, "identity": identity, "status": status, "buffer": bufferCheck, "version": version}
+// run is the program: exit code 0 done, 1 failed, 2 wrong usage; a command whose code is its verdict returns one.
+func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	commands := map[string]command{"run": runAgent, "identity": identity, "status": status, "buffer": bufferCheck, "version": version,
+		"hl7": hl7Try(stdin)}
 	if len(args) == 0 {
 		fmt.Fprint(stderr, usage)
 		return 2
@@ -63,11 +72,17 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		return 2
 	}
 	err := cmd(ctx, args[1:], stdout, stderr)
+	var v verdict
 	switch {
 	case err == nil:
 		return 0
 	case errors.Is(err, flag.ErrHelp):
 		return 0
+	case errors.As(err, &v):
+		if v.error != nil {
+			fmt.Fprintf(stderr, "wardlink-agent: %v\n", v.error)
+		}
+		return v.code
 	case errors.As(err, new(usageError)):
 		fmt.Fprintf(stderr, "wardlink-agent: %v\n", err)
 		return 2
@@ -79,6 +94,27 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 
 // usageError is a mistake in the command line.
 type usageError struct{ error }
+
+// verdict ends the program with a code that says what a command found. Its error, if any, is printed.
+type verdict struct {
+	code int
+	error
+}
+
+func (v verdict) Error() string {
+	if v.error == nil {
+		return ""
+	}
+	return v.error.Error()
+}
+
+// asVerdict keeps a mistake in the command line from looking like a finding: there it is 1, like everything that could not be done.
+func asVerdict(err error) error {
+	if err == nil || errors.Is(err, flag.ErrHelp) {
+		return err
+	}
+	return verdict{1, err}
+}
 
 func version(_ context.Context, args []string, stdout, stderr io.Writer) error {
 	fs := flags("version", stderr)
@@ -100,14 +136,25 @@ func flags(name string, stderr io.Writer) *flag.FlagSet {
 }
 
 func parse(fs *flag.FlagSet, args []string) error {
-	if err := fs.Parse(args); err != nil {
-		if errors.Is(err, flag.ErrHelp) {
-			return err
+	_, err := parseWith(fs, args, 0)
+	return err
+}
+
+// parseWith takes flags before and after at most the given number of arguments.
+func parseWith(fs *flag.FlagSet, args []string, most int) (rest []string, err error) {
+	for {
+		if err := fs.Parse(args); err != nil {
+			if errors.Is(err, flag.ErrHelp) {
+				return nil, err
+			}
+			return nil, usageError{err}
 		}
-		return usageError{err}
+		if fs.NArg() == 0 {
+			return rest, nil
+		}
+		if len(rest) == most {
+			return nil, usageError{fmt.Errorf("unexpected argument %q", fs.Arg(0))}
+		}
+		rest, args = append(rest, fs.Arg(0)), fs.Args()[1:]
 	}
-	if fs.NArg() > 0 {
-		return usageError{fmt.Errorf("unexpected argument %q", fs.Arg(0))}
-	}
-	return nil
 }
