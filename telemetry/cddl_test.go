@@ -25,6 +25,16 @@ func TestTagsFollowTheCDDL(t *testing.T) {
 		"extra":    reflect.TypeFor[wireExtra](),
 		"problem":  reflect.TypeFor[wireProblem](),
 		"refusal":  reflect.TypeFor[wireRefusal](),
+
+		"report-batch": reflect.TypeFor[wireReportBatch](),
+		"report":       reflect.TypeFor[wireReport](),
+		"source":       reflect.TypeFor[wireSource](),
+		"lane":         reflect.TypeFor[wireLane](),
+		"spans":        reflect.TypeFor[wireSpans](),
+		"identity":     reflect.TypeFor[wireIdentity](),
+		"uplink":       reflect.TypeFor[wireUplink](),
+		"buffer":       reflect.TypeFor[wireBuffer](),
+		"clock":        reflect.TypeFor[wireClock](),
 	} {
 		var want []string
 		for i := range typ.NumField() {

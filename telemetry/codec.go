@@ -26,7 +26,13 @@ func Encode(b Batch) ([]byte, error) {
 	plain := buffers.Get().(*bytes.Buffer)
 	defer buffers.Put(plain)
 	plain.Reset()
-	if err := encoding.MarshalToBuffer(newWireBatch(&b), plain); err != nil {
+	var wire any
+	if b.Report != nil {
+		wire = newWireReportBatch(&b)
+	} else {
+		wire = newWireBatch(&b)
+	}
+	if err := encoding.MarshalToBuffer(wire, plain); err != nil {
 		return nil, fmt.Errorf("encode batch: %w", err)
 	}
 	if plain.Len() > MaxPlain {
@@ -51,6 +57,13 @@ func Decode(data []byte) (Batch, error) {
 	cborBytes, err := unpack(data, plain)
 	if err != nil {
 		return Batch{}, fmt.Errorf("decode batch: %w", err)
+	}
+	if bytes.HasPrefix(cborBytes, reportPrefix) {
+		b, err := decodeReport(cborBytes)
+		if err != nil {
+			return Batch{}, fmt.Errorf("decode batch: %w", err)
+		}
+		return b, nil
 	}
 	var w wireBatch
 	if err := unmarshal(cborBytes, &w); err != nil {

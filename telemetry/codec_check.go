@@ -8,6 +8,12 @@ import (
 // check holds a batch to the limits and to what the format can say. Encode and Decode share it, so that whatever one side makes
 // the other accepts.
 func (b *Batch) check() error {
+	if b.Report != nil {
+		if len(b.Messages) > 0 {
+			return errors.New("a report travels by itself, without messages")
+		}
+		return b.Report.check()
+	}
 	if len(b.Messages) == 0 {
 		return errors.New("no message")
 	}

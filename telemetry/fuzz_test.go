@@ -18,6 +18,13 @@ func FuzzDecode(f *testing.F) {
 		f.Add(append([]byte{codecPlain}, plain...))
 	}
 	f.Add(mustEncode(f, vitals(3, 2)))
+	report := exampleReport()
+	f.Add(mustEncode(f, report))
+	plain, err := encoding.Marshal(newWireReportBatch(&report))
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(append([]byte{codecPlain}, plain...))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		b, err := Decode(data)
 		if err != nil {

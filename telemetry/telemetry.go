@@ -77,10 +77,11 @@ type Stamp struct {
 	Mono int64 // milliseconds since the kernel booted (CLOCK_BOOTTIME), meaningful only together with Batch.Boot
 }
 
-// Batch is what one seal covers and one PUBLISH carries.
+// Batch is what one seal covers and one PUBLISH carries: messages or, on LaneSelf, a report.
 type Batch struct {
 	Boot     [16]byte // the kernel's boot id: Stamp.Mono values of one boot are comparable
 	Messages []Message
+	Report   *Report // alone, without messages
 }
 
 // Message is one message of a source, understood as far as we can. Source, Digest and Copy are its key within its gateway. Every text
