@@ -17,14 +17,15 @@ func TestTagsFollowTheCDDL(t *testing.T) {
 		t.Fatal(err)
 	}
 	for rule, typ := range map[string]reflect.Type{
-		"batch":    reflect.TypeFor[wireBatch](),
-		"context":  reflect.TypeFor[wireContext](),
-		"messages": reflect.TypeFor[wireMessages](),
-		"times":    reflect.TypeFor[wireTimes](),
-		"series":   reflect.TypeFor[wireSeries](),
-		"extra":    reflect.TypeFor[wireExtra](),
-		"problem":  reflect.TypeFor[wireProblem](),
-		"refusal":  reflect.TypeFor[wireRefusal](),
+		"batch":     reflect.TypeFor[wireBatch](),
+		"context":   reflect.TypeFor[wireContext](),
+		"messages":  reflect.TypeFor[wireMessages](),
+		"times":     reflect.TypeFor[wireTimes](),
+		"series":    reflect.TypeFor[wireSeries](),
+		"waveforms": reflect.TypeFor[wireWaveforms](),
+		"extra":     reflect.TypeFor[wireExtra](),
+		"problem":   reflect.TypeFor[wireProblem](),
+		"refusal":   reflect.TypeFor[wireRefusal](),
 
 		"report-batch": reflect.TypeFor[wireReportBatch](),
 		"report":       reflect.TypeFor[wireReport](),

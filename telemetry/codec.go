@@ -82,7 +82,7 @@ func Decode(data []byte) (Batch, error) {
 // RawOnly is the form of a message that always encodes, for one whose understood form does not: the message as it came, and a
 // problem that says so. raw is at most MaxMessage bytes.
 func RawOnly(m Message, raw []byte) Message {
-	m.Observations = nil
+	m.Observations, m.Waveforms = nil, nil
 	m.Raw = raw
 	m.Problems = []Problem{{Where: "message", Reason: "too large to be carried as understood"}}
 	return m

@@ -20,12 +20,20 @@ func (b *Batch) check() error {
 	if len(b.Messages) > MaxMessages {
 		return fmt.Errorf("%d messages, at most %d: %w", len(b.Messages), MaxMessages, ErrTooLarge)
 	}
-	var rows, problems int
+	var rows, waves, samples, problems int
 	var texts sum
 	for i := range b.Messages {
 		m := &b.Messages[i]
 		if rows += len(m.Observations); rows > MaxRows {
 			return fmt.Errorf("more than %d observations: %w", MaxRows, ErrTooLarge)
+		}
+		if waves += len(m.Waveforms); waves > MaxRows {
+			return fmt.Errorf("more than %d waveforms: %w", MaxRows, ErrTooLarge)
+		}
+		for j := range m.Waveforms {
+			if samples += len(m.Waveforms[j].Samples); samples > MaxSamples {
+				return fmt.Errorf("more than %d samples: %w", MaxSamples, ErrTooLarge)
+			}
 		}
 		if problems += len(m.Problems); problems > MaxRows {
 			return fmt.Errorf("more than %d problems: %w", MaxRows, ErrTooLarge)
@@ -36,7 +44,11 @@ func (b *Batch) check() error {
 		if err := m.checkOrder(i); err != nil {
 			return err
 		}
+		if err := m.checkWaveforms(i); err != nil {
+			return err
+		}
 		texts.message(m)
+		texts.waveforms(m)
 	}
 	if texts.longest > MaxText {
 		return fmt.Errorf("a text of %d bytes, at most %d: %w", texts.longest, MaxText, ErrTooLarge)

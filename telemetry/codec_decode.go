@@ -17,8 +17,11 @@ type ref struct {
 // batch turns the tables back into messages. Every index and length is checked here; nothing of the wire form is trusted.
 func (w *wireBatch) batch() (Batch, error) {
 	var b Batch
-	if w.Version != batchVersion {
-		return b, fmt.Errorf("version %d is unknown; expected %d", w.Version, batchVersion)
+	if w.Version < batchVersion || w.Version > batchLatest {
+		return b, fmt.Errorf("version %d is unknown; expected %d to %d", w.Version, batchVersion, batchLatest)
+	}
+	if need := w.needs(); w.Version < need {
+		return b, fmt.Errorf("a batch of version %d with keys of version %d", w.Version, need)
 	}
 	if len(w.Boot) != len(b.Boot) {
 		return b, fmt.Errorf("boot id has %d bytes; expected %d", len(w.Boot), len(b.Boot))
@@ -33,6 +36,9 @@ func (w *wireBatch) batch() (Batch, error) {
 		return b, err
 	}
 	w.observations(messages, refs)
+	if err := w.waveforms(messages); err != nil {
+		return b, err
+	}
 	if err := w.extras(messages); err != nil {
 		return b, err
 	}

@@ -14,6 +14,7 @@ type tables struct {
 	times    map[deviceTime]int64
 	series   map[seriesKey]int
 	columns  []columns // one for each of wire.Series
+	waves    waveTables
 }
 
 type deviceTime struct {
@@ -71,6 +72,9 @@ func newWireBatch(b *Batch) *wireBatch {
 		for j := range m.Observations {
 			t.observation(int64(i), context, &m.Observations[j])
 		}
+		for j := range m.Waveforms {
+			t.waveform(int64(i), context, &m.Waveforms[j])
+		}
 		t.extra(uint32(i), m)
 	}
 	t.wire.Messages = wireMessages{
@@ -78,6 +82,8 @@ func newWireBatch(b *Batch) *wireBatch {
 		ControlIDs: collapse(w.ControlIDs), SentAt: collapse(w.SentAt),
 	}
 	t.finish()
+	t.finishWaveforms()
+	t.wire.Version = t.wire.needs()
 	return t.wire
 }
 
@@ -110,7 +116,7 @@ func (t *tables) observation(message int64, context uint32, o *Observation) {
 		})
 	}
 	c := &t.columns[i]
-	time := t.time(o)
+	time := t.time(o.Time, o.At)
 	c.message = append(c.message, message-c.lastMessage)
 	c.time = append(c.time, time-c.lastTime)
 	c.lastMessage, c.lastTime = message, time
@@ -121,8 +127,8 @@ func (t *tables) observation(message int64, context uint32, o *Observation) {
 	c.marks = append(c.marks, byte(o.Marks))
 }
 
-func (t *tables) time(o *Observation) int64 {
-	key := deviceTime{text: o.Time, at: o.At}
+func (t *tables) time(sent string, at int64) int64 {
+	key := deviceTime{text: sent, at: at}
 	i, ok := t.times[key]
 	if !ok {
 		if t.wire.Times == nil {
@@ -130,8 +136,8 @@ func (t *tables) time(o *Observation) int64 {
 		}
 		i = int64(len(t.wire.Times.Texts))
 		t.times[key] = i
-		t.wire.Times.Texts = append(t.wire.Times.Texts, text(o.Time))
-		t.wire.Times.At = append(t.wire.Times.At, o.At)
+		t.wire.Times.Texts = append(t.wire.Times.Texts, text(sent))
+		t.wire.Times.At = append(t.wire.Times.At, at)
 	}
 	return i
 }

@@ -61,6 +61,11 @@ func (r random) batch() Batch {
 			m.Observations = append(m.Observations, o)
 			index += 1 + uint32(r.IntN(2))*uint32(r.IntN(1000))
 		}
+		for range r.IntN(3) {
+			w := r.waveform(pool[r.IntN(len(pool))])
+			w.Index, index = index, index+1
+			m.Waveforms = append(m.Waveforms, w)
+		}
 		if r.IntN(3) == 0 {
 			m.Raw = []byte("MSH|^~\\&|\xff\xfe" + r.text())
 			m.Problems = []Problem{{Where: "OBX[3]-6", Reason: "unit is not known"}, {Reason: r.text()}}
@@ -218,7 +223,8 @@ func valid() wireBatch {
 
 func TestDecodeRefuses(t *testing.T) {
 	tests := map[string]func(w *wireBatch){
-		"version":               func(w *wireBatch) { w.Version = 2 },
+		"version":               func(w *wireBatch) { w.Version = 3 },
+		"version 0":             func(w *wireBatch) { w.Version = 0 },
 		"boot":                  func(w *wireBatch) { w.Boot = w.Boot[:15] },
 		"no messages":           func(w *wireBatch) { w.Messages.Digests, w.Series = nil, nil },
 		"half a digest":         func(w *wireBatch) { w.Messages.Digests = w.Messages.Digests[:80] },
@@ -304,7 +310,7 @@ func TestDecodeRefusesForeignCBOR(t *testing.T) {
 		"indefinite map": {codecPlain, 0xbf, 0xff},
 		"tag":            append([]byte{codecPlain, 0xc1}, plain...),
 		"duplicate key":  {codecPlain, 0xa2, 0x01, 0x01, 0x01, 0x01},
-		"unknown key":    packed(t, map[int]any{1: 1, 2: b.Boot, 3: b.Contexts, 4: b.Messages, 5: b.Times, 6: b.Series, 8: []int{}}),
+		"unknown key":    packed(t, map[int]any{1: 1, 2: b.Boot, 3: b.Contexts, 4: b.Messages, 5: b.Times, 6: b.Series, 31: []int{}}),
 		"text key":       packed(t, map[any]any{1: 1, 2: b.Boot, 3: b.Contexts, 4: b.Messages, "6": b.Series}),
 		"deep":           append([]byte{codecPlain, 0xa1, 0x03}, bytes.Repeat([]byte{0x81}, 5000)...),
 		"huge array":     {codecPlain, 0xa1, 0x03, 0x9a, 0xff, 0xff, 0xff, 0xff},

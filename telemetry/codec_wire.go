@@ -7,8 +7,12 @@ import (
 	"github.com/fxamacker/cbor/v2"
 )
 
-// batchVersion is the first key of every batch. A reader refuses any other: it must not guess at what it would drop.
-const batchVersion = 1
+// The versions of a batch, its first key. A reader refuses any other: it must not guess at what it would drop. Version 2 has keys that
+// version 1 has not; a batch that needs none of them is of version 1, which every reader that was ever released can read.
+const (
+	batchVersion = 1
+	batchLatest  = 2
+)
 
 // The codec bytes that lead an encoded batch. 2 is reserved for deflate with a preset dictionary.
 const (
@@ -29,6 +33,16 @@ type wireBatch struct {
 	Times    *wireTimes    `cbor:"5,keyasint,omitempty"`
 	Series   []wireSeries  `cbor:"6,keyasint,omitempty"`
 	Extras   []wireExtra   `cbor:"7,keyasint,omitempty"`
+
+	Waveforms []wireWaveforms `cbor:"8,keyasint,omitempty"` // version 2
+}
+
+// needs is the least version that can say what the batch holds.
+func (w *wireBatch) needs() uint64 {
+	if len(w.Waveforms) > 0 {
+		return batchLatest
+	}
+	return batchVersion
 }
 
 // wireContext is what the messages of one source about one patient share.

@@ -85,7 +85,7 @@ type Batch struct {
 }
 
 // Message is one message of a source, understood as far as we can. Source, Digest and Copy are its key within its gateway. Every text
-// here and below is UTF-8; the observations stand in ascending order of Index.
+// here and below is UTF-8; observations and waveforms stand in ascending order of Index, which no two things of a message share.
 type Message struct {
 	Source     string   // source id from the agent's configuration
 	Digest     [32]byte // SHA-256 of the message's bytes as framed
@@ -99,6 +99,7 @@ type Message struct {
 	Patient    Patient
 
 	Observations []Observation
+	Waveforms    []Waveform
 
 	// Raw is the whole message as it came when not all of it was understood, so that a mapping can be mended later; else nil.
 	Raw      []byte
@@ -168,7 +169,7 @@ const (
 	MaxFrame    = 256 << 10 // bytes of one sealed batch
 	MaxPlain    = 1 << 20   // bytes of one batch's CBOR once inflated
 	MaxMessages = 4096      // messages of one batch
-	MaxRows     = 65536     // observations of one batch
+	MaxRows     = 65536     // observations of one batch, and waveforms
 	MaxText     = 64 << 10  // bytes of one text field
 	MaxExpanded = 16 << 20  // bytes of all texts of one batch, each counted wherever it stands once decoded
 	MaxDocument = 64 << 10  // bytes of one down document or sealing record

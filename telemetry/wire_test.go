@@ -2,12 +2,15 @@ package telemetry_test
 
 import (
 	"bytes"
+	"compress/flate"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"encoding/hex"
 	"encoding/json"
+	"io"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -32,7 +35,7 @@ func examples(t *testing.T) map[string][]byte {
 		}
 		found[string(m[1])] = data
 	}
-	for _, name := range []string{"header", "frame", "sealing-record", "signed-sealing-record", "plaintext", "batch", "refusal", "report-batch"} {
+	for _, name := range []string{"header", "frame", "sealing-record", "signed-sealing-record", "plaintext", "batch", "waveform-batch", "refusal", "report-batch"} {
 		if found[name] == nil {
 			t.Fatalf("WIRE.md has no example of a %s", name)
 		}
@@ -111,6 +114,24 @@ func TestExamplesOfWire(t *testing.T) {
 	}
 	equal(t, "batch", again, fromFrame)
 
+	waves, err := telemetry.Decode(append([]byte{0}, ex["waveform-batch"]...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	wave := waves.Messages[0].Waveforms[0]
+	if want := []int32{12, 13, telemetry.MissingSample, -5, -105}; !slices.Equal(wave.Samples, want) || wave.Period != "2" || wave.Factor != "0.001" {
+		t.Errorf("the waveform reads as %+v", wave)
+	}
+	again, err = telemetry.Encode(waves)
+	if err != nil {
+		t.Fatal(err)
+	}
+	unpacked, err := io.ReadAll(flate.NewReader(bytes.NewReader(again[1:])))
+	if err != nil {
+		t.Fatal(err)
+	}
+	equal(t, "batch of waveforms", unpacked, ex["waveform-batch"])
+
 	refusal, err := telemetry.DecodeRefusal(ex["refusal"])
 	if err != nil || refusal.Epoch != header.Epoch || refusal.Lane != header.Lane || refusal.Number != header.Number {
 		t.Errorf("refusal %+v, %v", refusal, err)
@@ -172,13 +193,17 @@ func rules(t *testing.T) map[string]rule {
 // The examples hold no key that wire.cddl does not name, and none is missing: read by a decoder that knows nothing of our types.
 func TestExamplesFollowTheCDDL(t *testing.T) {
 	all, ex := rules(t), examples(t)
-	for _, name := range []string{"signed-sealing-record", "sealing-record", "batch", "report-batch", "refusal"} {
+	for _, name := range []string{"signed-sealing-record", "sealing-record", "batch", "waveform-batch", "report-batch", "refusal"} {
 		var value any
 		if err := cbor.Unmarshal(ex[name], &value); err != nil {
 			t.Fatal(err)
 		}
 		used := make(map[string]bool)
-		follow(t, all, name, value, used)
+		rule := strings.TrimPrefix(name, "waveform-")
+		follow(t, all, rule, value, used)
+		if name == "waveform-batch" && !used["waveforms"] {
+			t.Error("the batch of waveforms shows none")
+		}
 		if name == "report-batch" && len(used) != 8 {
 			t.Errorf("the report shows only %v of the eight kinds of map that a gateway without a trusted time sends", used)
 		}
