@@ -85,7 +85,7 @@ func ParseConfig(data []byte) (Config, error) {
 	if len(c.Sources) == 0 {
 		return Config{}, errors.New("sources: none; add one such as {id: bed-7, mllp: 127.0.0.1:2575}")
 	}
-	seen := map[string]int{}
+	seen, ports := map[string]int{}, map[string]int{}
 	for i, s := range c.Sources {
 		if err := s.check(); err != nil {
 			return Config{}, fmt.Errorf("sources[%d]: %w", i, err)
@@ -94,6 +94,10 @@ func ParseConfig(data []byte) (Config, error) {
 			return Config{}, fmt.Errorf("sources[%d].id: %q is sources[%d]'s already; ids are part of every observation's key", i, s.ID, j)
 		}
 		seen[s.ID] = i
+		if j, dup := ports[s.MLLP]; dup && !strings.HasSuffix(s.MLLP, ":0") {
+			return Config{}, fmt.Errorf("sources[%d].mllp: %q is sources[%d]'s already; devices may share one source, two sources cannot share a port", i, s.MLLP, j)
+		}
+		ports[s.MLLP] = i
 	}
 	return c, nil
 }

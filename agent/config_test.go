@@ -57,6 +57,7 @@ func TestConfigErrorsNameKeyAndMend(t *testing.T) {
 		{"id", replace("bed-7", "Bed 7"), "sources[0]: id"},
 		{"log", goodConfig + "log: loud\n", "text or json"},
 		{"doubled", goodConfig + "  - {id: bed-7, mllp: '127.0.0.1:1'}\n", "sources[1].id"},
+		{"doubled port", goodConfig + "  - {id: bed-8, mllp: '10.20.0.1:2575', allow: [10.0.0.0/8]}\n", "sources[1].mllp"},
 	} {
 		if _, err := ParseConfig([]byte(c.text)); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: error %v; expected one that says %q", c.name, err, c.want)

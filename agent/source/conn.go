@@ -39,8 +39,7 @@ func (c *conn) serve(ctx context.Context) {
 		switch {
 		case err == nil:
 			faults = 0 // only faults in a row tell that the peer does not speak MLLP
-			c.s.received.Add(1)
-			c.s.lastReceived.Store(time.Now().UnixNano())
+			c.s.noteMessage(time.Now())
 			if !c.message(ctx, raw) {
 				return
 			}

@@ -37,25 +37,30 @@ type Config struct {
 	// Backoff is how long a connection is held back when the buffer is full. It doubles with each further refusal, up to 30 times
 	// itself, and starts anew once a message was accepted: 1 s.
 	Backoff time.Duration
+	// Reopen is how long after a failure the port is tried again. It doubles up to 30 times itself: 1 s.
+	Reopen time.Duration
 }
 
 // MLLP listens for HL7 v2 devices.
 type MLLP struct {
-	cfg      Config
-	listener net.Listener
-	slots    chan struct{} // one token for each open connection
+	cfg   Config
+	slots chan struct{} // one token for each open connection
 
 	received, acknowledged, notUnderstood, refused atomic.Uint64
 	failed, notAllowed, overLimit                  atomic.Uint64
 	lastReceived                                   atomic.Int64 // Unix nanoseconds
 	full                                           atomic.Int32 // refusals for want of room in a row
 
-	mu     sync.Mutex
-	warned map[string]time.Time // when a kind of warning was last logged
+	mu       sync.Mutex
+	listener net.Listener         // nil while the port cannot be had
+	trouble  string               // why it cannot
+	lately   rate                 // of messages
+	warned   map[string]time.Time // when a kind of warning was last logged
 }
 
-// NewMLLP checks cfg and opens the listener, so that a port in use is known at once. Devices are served once Run is called; Run
-// also closes the listener.
+// NewMLLP checks cfg, whose faults are errors, and opens the port. A port that cannot be had is no error: it may be free, or the
+// address may be there, in a minute, and neither the other sources nor the uplink depend on it. Stats tell, and Run tries again.
+// Devices are served once Run is called; Run also closes the listener.
 func NewMLLP(cfg Config) (*MLLP, error) {
 	if cfg.ID == "" {
 		return nil, errors.New("config: sources[].id is missing; expected a name for this source, such as bed-12")
@@ -79,16 +84,30 @@ func NewMLLP(cfg Config) (*MLLP, error) {
 	cfg.Log = cfg.Log.With("source", cfg.ID)
 	defaults(&cfg)
 
-	l, err := net.Listen("tcp", cfg.Listen)
+	s := &MLLP{cfg: cfg, slots: make(chan struct{}, cfg.MaxConns), warned: map[string]time.Time{}}
+	if err := s.listen(); err != nil {
+		cfg.Log.Error("Devices cannot connect: the port cannot be opened; it is tried again", "error", err)
+	}
+	return s, nil
+}
+
+// listen opens the port, and notes why it cannot.
+func (s *MLLP) listen() error {
+	l, err := net.Listen("tcp", s.cfg.Listen)
 	if err != nil {
-		return nil, fmt.Errorf("config: sources[].mllp of source %s: %w; choose an address of this machine and a free port", cfg.ID, err)
-	}
-	// What localhost means is up to the machine's hosts file.
-	if addr := peerAddr(l.Addr()); len(cfg.Allow) == 0 && !addr.IsLoopback() {
+		err = explain(s.cfg.Listen, err)
+	} else if len(s.cfg.Allow) == 0 && !peerAddr(l.Addr()).IsLoopback() { // what localhost means is up to the machine's hosts file
 		_ = l.Close() // nothing was served
-		return nil, needAllow(cfg)
+		err = needAllow(s.cfg)
 	}
-	return &MLLP{cfg: cfg, listener: l, slots: make(chan struct{}, cfg.MaxConns), warned: map[string]time.Time{}}, nil
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err != nil {
+		s.trouble = err.Error()
+		return err
+	}
+	s.listener, s.trouble = l, ""
+	return nil
 }
 
 func needAllow(cfg Config) error {
@@ -106,6 +125,7 @@ func defaults(cfg *Config) {
 		{&cfg.WriteTimeout, 10 * time.Second},
 		{&cfg.StopTimeout, 10 * time.Second},
 		{&cfg.Backoff, time.Second},
+		{&cfg.Reopen, time.Second},
 	} {
 		if *d.value <= 0 {
 			*d.value = d.usual
@@ -119,16 +139,30 @@ func defaults(cfg *Config) {
 	}
 }
 
-// Addr is the address that devices connect to.
-func (s *MLLP) Addr() net.Addr { return s.listener.Addr() }
+// Addr is the address that devices connect to; nil while the port cannot be had.
+func (s *MLLP) Addr() net.Addr {
+	if l := s.open(); l != nil {
+		return l.Addr()
+	}
+	return nil
+}
+
+func (s *MLLP) open() net.Listener {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.listener
+}
 
 // Stats are the counters now.
 func (s *MLLP) Stats() Stats {
 	st := Stats{
 		Connections: len(s.slots), Received: s.received.Load(), Acknowledged: s.acknowledged.Load(),
 		NotUnderstood: s.notUnderstood.Load(), Refused: s.refused.Load(), Failed: s.failed.Load(),
-		NotAllowed: s.notAllowed.Load(), OverLimit: s.overLimit.Load(),
+		NotAllowed: s.notAllowed.Load(), OverLimit: s.overLimit.Load(), Address: s.cfg.Listen,
 	}
+	s.mu.Lock()
+	st.Listening, st.Trouble, st.LastMinute = s.listener != nil, s.trouble, s.lately.within(time.Now())
+	s.mu.Unlock()
 	if ns := s.lastReceived.Load(); ns != 0 {
 		st.LastReceived = time.Unix(0, ns)
 	}
@@ -142,11 +176,15 @@ func (s *MLLP) Run(ctx context.Context) error {
 	defer open.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	defer context.AfterFunc(ctx, func() { _ = s.listener.Close() })() // Accept returns with net.ErrClosed
-	defer s.listener.Close()
+	listener := s.await(ctx)
+	if listener == nil {
+		return nil
+	}
+	defer context.AfterFunc(ctx, func() { _ = listener.Close() })() // Accept returns with net.ErrClosed
+	defer listener.Close()
 
 	for pause := time.Duration(0); ; {
-		c, err := s.listener.Accept()
+		c, err := listener.Accept()
 		switch {
 		case err == nil:
 			pause = 0
@@ -179,6 +217,22 @@ func (s *MLLP) Run(ctx context.Context) error {
 			newConn(s, c).serve(ctx)
 		})
 	}
+}
+
+// await gives the open port, and tries to have it until ctx ends; then it is nil.
+func (s *MLLP) await(ctx context.Context) net.Listener {
+	for pause := s.cfg.Reopen; s.open() == nil; pause = min(2*pause, 30*s.cfg.Reopen) {
+		wait(ctx, pause)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err := s.listen(); err != nil {
+			s.warn("listen", "Devices cannot connect: the port cannot be opened; it is tried again", "error", err)
+		} else {
+			s.cfg.Log.Info("The port is open now; devices can connect", "address", s.cfg.Listen)
+		}
+	}
+	return s.open()
 }
 
 // allowed tells whether a peer is on the allow list. Without a list the listener is on loopback, which others cannot reach.

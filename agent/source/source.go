@@ -46,4 +46,9 @@ type Stats struct {
 	NotAllowed    uint64    `json:"not_allowed"`    // connections from addresses outside the allow list
 	OverLimit     uint64    `json:"over_limit"`     // connections beyond MaxConns
 	LastReceived  time.Time `json:"last_received"`  // of the last whole message; zero before the first
+	LastMinute    uint64    `json:"last_minute"`    // whole messages within the last minute
+
+	Address   string `json:"address"`           // as configured
+	Listening bool   `json:"listening"`         // devices can connect
+	Trouble   string `json:"trouble,omitempty"` // why they cannot, and the mend
 }
