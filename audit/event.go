@@ -48,6 +48,8 @@ const (
 	AuditRead       Type = "audit.read"
 	RegistryRead    Type = "registry.read"
 	BatchDead       Type = "batch.dead"       // a batch failed to open three times
+	BatchReopened   Type = "batch.reopened"   // dead batches are tried again; Count says how many, Detail which
+	BatchesRead     Type = "batches.read"     // the list of dead batches was read; no contents are in it
 	BatchConflict   Type = "batch.conflict"   // two frames under one batch number; Detail holds both hashes
 	RecordsGap      Type = "records.gap"      // a restored database lacks journal entries that the journal no longer has; Detail holds the first and last
 	EpochConflict   Type = "epoch.conflict"   // one epoch under two gateways

@@ -141,7 +141,7 @@ func (s *Server) openServices() (err error) {
 	s.api = api.New(api.Config{
 		TrustDomain: s.cfg.TrustDomain, Servers: s.gatewayAddresses(), Root: s.keys.Root, RecordsKey: s.keys.Records.Public(),
 		ConfigKey: s.configPublic(), LogDir: logDir(s.dir), LogVerifier: s.keys.LogVerifier, Registry: s.registry,
-		Journal: s.journal, Refusals: s.ingest.Refusals(), CA: s.ca, Status: s.status, Ready: s.ready, Metrics: s.metrics(), Log: s.log,
+		Journal: s.journal, Refusals: s.ingest.Refusals(), CA: s.ca, Records: s.records, Status: s.status, Ready: s.ready, Metrics: s.metrics(), Log: s.log,
 	})
 	return nil
 }

@@ -40,6 +40,7 @@ type Config struct {
 	Journal     *journal.Journal
 	Refusals    Refusals
 	CA          *ca.CA
+	Records     Records
 	Status      func(ctx context.Context) (client.Status, error)
 	Ready       func(ctx context.Context) error // nil when every part works
 	Metrics     http.Handler
@@ -77,6 +78,9 @@ func New(cfg Config) *API {
 		"POST /v1/gateways/import":   a.importGateways,
 		"POST /v1/gateways/approve":  a.approveGateway,
 		"POST /v1/access":            a.issueAccess,
+		"GET /v1/records/dead":       a.deadBatches,
+		"POST /v1/records/reopen":    a.reopenBatches,
+		"GET /v1/records/reopen/{n}": a.reopening,
 		"GET /v1/audit":              a.listAudit,
 		"GET /v1/audit/proof":        a.proveAudit,
 		"GET /v1/audit/log-verifier": a.logVerifier,

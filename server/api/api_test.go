@@ -19,6 +19,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -31,6 +32,7 @@ import (
 	"wardlink/server/ca"
 	"wardlink/server/journal"
 	"wardlink/server/keys"
+	"wardlink/server/records"
 	"wardlink/server/registry"
 	"wardlink/server/sqldb"
 )
@@ -75,7 +77,7 @@ func newOffice(t *testing.T) *office {
 	check(journal.Create(jc))
 	o.journal, err = journal.Open(jc)
 	check(err)
-	migrations := append(append(sqldb.OutboxMigrations(), registry.Migrations()...), api.Migrations()...)
+	migrations := slices.Concat(sqldb.OutboxMigrations(), registry.Migrations(), api.Migrations(), records.Migrations())
 	check(sqldb.Create(filepath.Join(dir, "db"), migrations...))
 	db, err := sqldb.Open(filepath.Join(dir, "db"), migrations...)
 	check(err)
@@ -92,11 +94,15 @@ func newOffice(t *testing.T) *office {
 	})
 	check(err)
 	o.outbox, o.db = outbox, db
+	recs, err := records.New(records.Config{
+		DB: db, Outbox: outbox, Journal: o.journal, Registry: o.reg, Key: o.keys.Records, Pseudonym: o.keys.Pseudonym, Log: log,
+	})
+	check(err)
 	o.configs = &api.Configs{DB: db, Outbox: outbox, Registry: o.reg, Key: o.keys.Config, Now: time.Now}
 	o.api = api.New(api.Config{
 		TrustDomain: domain, Servers: []string{"localhost:8883"}, Root: o.keys.Root, RecordsKey: o.keys.Records.Public(),
 		ConfigKey: o.keys.Config.Public().(ed25519.PublicKey), LogDir: filepath.Join(dir, "log"), LogVerifier: o.keys.LogVerifier,
-		Registry: o.reg, Journal: o.journal, Refusals: &o.counted, CA: authority,
+		Registry: o.reg, Journal: o.journal, Refusals: &o.counted, CA: authority, Records: recs,
 		Status:  func(context.Context) (client.Status, error) { return client.Status{Ready: true}, nil },
 		Ready:   func(context.Context) error { return nil },
 		Metrics: http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic("metrics are broken") }),

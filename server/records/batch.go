@@ -251,25 +251,25 @@ func (r *Records) uncount(ctx context.Context, todo []*work) {
 	}
 }
 
-// retry looks at what is pending.
-func (r *Records) retry(ctx context.Context) error {
+// retry looks at what is pending. more says that there may be more than one look takes.
+func (r *Records) retry(ctx context.Context) (more bool, err error) {
 	if err := r.retrySealings(ctx); err != nil {
-		return err
+		return false, err
 	}
 	todo, err := r.due(ctx)
 	if err != nil {
-		return err
+		return false, err
 	}
 	if len(todo) == 0 {
-		return nil
+		return false, nil
 	}
 	for _, w := range todo {
 		w.again = true
 	}
 	if err := r.settleAll(ctx, todo, 0); err != nil {
-		return err
+		return false, err
 	}
-	return r.outbox.Flush(ctx)
+	return len(todo) == retryBatches, r.outbox.Flush(ctx)
 }
 
 // due reads the pending batches whose time has come, with the frames that were kept for them.

@@ -77,10 +77,12 @@ func (r *Records) tryNext(tx *sql.Tx, stream, number int64) error {
 	}{
 		{`INSERT INTO batch_conflicts (stream, number, frame, seq, received, tried, data)
 			SELECT b.stream, b.number, b.frame, b.seq, b.received, 1, f.frame
-			FROM batches b JOIN batch_frames f ON f.stream = b.stream AND f.number = b.number WHERE b.stream = $1 AND b.number = $2`,
+			FROM batches b LEFT JOIN batch_frames f ON f.stream = b.stream AND f.number = b.number WHERE b.stream = $1 AND b.number = $2`,
 			[]any{stream, number}},
 		{"DELETE FROM batch_conflicts WHERE stream = $1 AND number = $2 AND frame = $3", []any{stream, number, hash}},
-		{"UPDATE batch_frames SET frame = $3 WHERE stream = $1 AND number = $2", []any{stream, number, data}},
+		{"INSERT INTO batch_frames (stream, number, frame) VALUES ($1, $2, $3) ON CONFLICT (stream, number) DO UPDATE SET frame = excluded.frame",
+			[]any{stream, number, data}},
+		{"DELETE FROM frames_unkept WHERE stream = $1 AND number = $2", []any{stream, number}},
 		{`UPDATE batches SET frame = $3, sealing = $4, seq = $5, received = $6, state = $7, attempts = 0, due = 0, reason = ''
 			WHERE stream = $1 AND number = $2`, []any{stream, number, hash, sealing, seq, received, statePending}},
 	} {

@@ -26,15 +26,20 @@ import (
 	"wardlink/server/journal"
 	"wardlink/server/registry"
 	"wardlink/server/sqldb"
+	"wardlink/telemetry"
 	"wardlink/telemetry/seal"
 )
 
-//go:embed sqlite_0001.sql
-var schema1 string
+var (
+	//go:embed sqlite_0001.sql
+	schema1 string
+	//go:embed retention_0001.sql
+	retention1 string
+)
 
-// Migrations is the records' schema.
+// Migrations is the records' schema, and that of their retention (which applies after it).
 func Migrations() []sqldb.Migration {
-	return []sqldb.Migration{{Domain: "records", Version: 1, SQL: schema1}}
+	return []sqldb.Migration{{Domain: "records", Version: 1, SQL: schema1}, {Domain: "retention", Version: 1, SQL: retention1}}
 }
 
 // Consumer is the name of the records' cursor in the journal.
@@ -63,6 +68,9 @@ type Config struct {
 	Pseudonym secret.Bytes    // key of PatientID, at least 16 bytes
 	Log       *slog.Logger
 	Now       func() time.Time // nil: time.Now
+
+	GatewayRoom int64 // bytes of frames kept that could not be opened, of one gateway; 0: 256 MB
+	Room        int64 // and of all gateways; 0: 4 GB
 }
 
 // Tuning that nobody needs to set.
@@ -84,10 +92,13 @@ type Records struct {
 	registry Registry
 	log      *slog.Logger
 	now      func() time.Time
+	decode   func([]byte) (telemetry.Batch, error) // telemetry.Decode, but in tests of what a fault in it costs
 
-	in      *interner
-	openers *openers
-	passed  uint64 // where the journal's cursor stood when Run began
+	in                *interner
+	openers           *openers
+	gatewayRoom, room int64 // see dead.go
+
+	passed uint64 // where the journal's cursor stood when Run began
 
 	behind atomic.Int64 // Unix milliseconds at which the server received what is being settled; 0 when nothing waits
 }
@@ -102,10 +113,17 @@ func New(cfg Config) (*Records, error) {
 	}
 	r := &Records{
 		db: cfg.DB, outbox: cfg.Outbox, journal: cfg.Journal, registry: cfg.Registry, log: cfg.Log, now: cfg.Now,
-		in: newInterner(cfg.Pseudonym), openers: newOpeners(cfg.Key),
+		in: newInterner(cfg.Pseudonym), openers: newOpeners(cfg.Key), decode: telemetry.Decode,
+		gatewayRoom: cfg.GatewayRoom, room: cfg.Room,
 	}
 	if r.now == nil {
 		r.now = time.Now
+	}
+	if r.gatewayRoom == 0 {
+		r.gatewayRoom = defaultGatewayRoom
+	}
+	if r.room == 0 {
+		r.room = defaultRoom
 	}
 	return r, nil
 }
@@ -131,8 +149,12 @@ func (r *Records) Run(ctx context.Context) error {
 	for ctx.Err() == nil {
 		if now := r.now(); now.Sub(lastRetry) >= retryInterval || now.Before(lastRetry) {
 			lastRetry = now
-			if err := r.retry(ctx); err != nil && !r.pause(ctx, "records cannot retry", err) {
+			more, err := r.retry(ctx)
+			if err != nil && !r.pause(ctx, "records cannot retry", err) {
 				return nil
+			}
+			if more { // what is new gets its turn first
+				lastRetry = time.Time{}
 			}
 		}
 		next, err := r.pass(ctx, cursor)
@@ -144,6 +166,9 @@ func (r *Records) Run(ctx context.Context) error {
 		}
 		if next != cursor {
 			cursor = next
+			continue
+		}
+		if lastRetry.IsZero() {
 			continue
 		}
 		// Wake up for what is pending as well as for what is new.
@@ -239,7 +264,9 @@ type Stats struct {
 	Messages     int64
 	Observations int64
 	Pending      int64         // batches that wait for a sealing record or their next attempt
-	Dead         int64         // batches that failed for good; their frames are kept
+	Dead         int64         // batches that failed for good
+	DeadUnkept   int64         // those of them whose frames are in the journal only, since their gateway's room is full
+	KeptBytes    int64         // of the frames of pending and dead batches
 	Conflicts    int64         // second frames under one batch number
 	Parts        int64         // rows that name parts of devices, which are no observations
 	Missing      int64         // journal entries that neither this database nor the journal has any more, at most
@@ -251,8 +278,10 @@ func (r *Records) Stats(ctx context.Context) (s Stats, err error) {
 	err = r.db.QueryRow(ctx, `SELECT t.batches, t.messages, t.observations,
 		(SELECT COUNT(*) FROM batches WHERE state <> 2 AND state IN (0, 1)),
 		(SELECT COUNT(*) FROM batches WHERE state <> 2 AND state = 3),
-		(SELECT COUNT(*) FROM batch_conflicts), (SELECT COALESCE(SUM(last - first + 1), 0) FROM journal_gaps), t.parts
-		FROM records_totals t`).Scan(&s.Batches, &s.Messages, &s.Observations, &s.Pending, &s.Dead, &s.Conflicts, &s.Missing, &s.Parts)
+		(SELECT COUNT(*) FROM batch_conflicts), (SELECT COALESCE(SUM(last - first + 1), 0) FROM journal_gaps), t.parts,
+		(SELECT COUNT(*) FROM frames_unkept), (SELECT COALESCE(SUM(bytes), 0) FROM frames_kept)
+		FROM records_totals t`).Scan(&s.Batches, &s.Messages, &s.Observations, &s.Pending, &s.Dead, &s.Conflicts, &s.Missing, &s.Parts,
+		&s.DeadUnkept, &s.KeptBytes)
 	if err != nil {
 		return Stats{}, fmt.Errorf("records: %w", err)
 	}

@@ -111,7 +111,10 @@ func (r *Records) judgeSealing(ctx context.Context, tx *sql.Tx, k sealingKey, ha
 	}
 	_, err = tx.Exec(`UPDATE batches SET due = 0 WHERE state = 0 AND sealing = $1
 		AND stream IN (SELECT id FROM streams WHERE gateway = $2)`, k.id[:], k.gateway)
-	return err
+	if err != nil {
+		return err
+	}
+	return r.reviveWaiting(tx, k)
 }
 
 // verify is the one decision that a sealing record is its gateway's: the signer's key is in the registry's history as that

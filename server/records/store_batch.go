@@ -64,7 +64,7 @@ func (r *Records) open(ctx context.Context, w *work) (o *opened) {
 		o.err = &failure{reason: "its seal does not open"}
 		return o
 	}
-	if o.batch, err = telemetry.Decode(plain); err != nil {
+	if o.batch, err = r.decode(plain); err != nil {
 		o.batch, o.err = telemetry.Batch{}, &failure{reason: "its contents cannot be decoded"}
 	}
 	return o
@@ -150,26 +150,35 @@ func (r *Records) settle(tx *sql.Tx, o *opened, total *totals) error {
 	case errors.Is(o.err, errNotYet):
 		// It was not opened; it is looked at again when its sealing record has come, and every few minutes in any case.
 		attempts, due = attempts-1, r.now().Add(5*time.Minute)
+		if r.now().Sub(time.UnixMilli(o.received)) > keyWait {
+			state = stateDead
+		}
 	case errors.As(o.err, &f) && f.final, attempts >= maxAttempts:
 		state = stateDead
+	}
+	kept, err := r.keepFrame(tx, o.gateway, o.stream, int64(o.number), o.frame)
+	if err != nil {
+		return err
+	}
+	if !kept {
+		state = stateDead // a frame that is not in the database cannot wait there for its next attempt
 	}
 	if _, err := tx.Exec("UPDATE batches SET state = $1, attempts = $2, due = $3, reason = $4 WHERE stream = $5 AND number = $6",
 		state, attempts, due.UnixMilli(), reason, o.stream, int64(o.number)); err != nil {
 		return err
 	}
-	if _, err := tx.Exec("INSERT INTO batch_frames (stream, number, frame) VALUES ($1, $2, $3) ON CONFLICT (stream, number) DO NOTHING",
-		o.stream, int64(o.number), o.frame); err != nil {
-		return err
-	}
 	if state != stateDead {
 		return nil
 	}
-	r.log.Error("batch is dead; its frame is kept", "batch", o.work.String(), "reason", reason)
+	detail := map[string]string{
+		"epoch": o.epoch.String(), "lane": o.lane.String(), "number": fmt.Sprint(o.number), "frame_sha256": fmt.Sprintf("%x", o.hash),
+	}
+	if !kept {
+		detail["frame"] = "in the journal only: the room for batches that cannot be opened is full"
+	}
+	r.log.Error("batch is dead; its frame is kept", "batch", o.work.String(), "reason", reason, "in_database", kept)
 	if err := r.outbox.Add(tx, audit.Event{
-		Type: audit.BatchDead, Actor: audit.Actor{ID: "server"}, Target: o.gateway, Outcome: audit.Failed, Reason: reason,
-		Detail: map[string]string{
-			"epoch": o.epoch.String(), "lane": o.lane.String(), "number": fmt.Sprint(o.number), "frame_sha256": fmt.Sprintf("%x", o.hash),
-		},
+		Type: audit.BatchDead, Actor: audit.Actor{ID: "server"}, Target: o.gateway, Outcome: audit.Failed, Reason: reason, Detail: detail,
 	}); err != nil {
 		return err
 	}
