@@ -18,18 +18,6 @@ import (
 
 var operator = audit.Actor{ID: "spiffe://ward.example/operator/jane", Serial: "07"}
 
-// settleWith runs r until done holds and the journal is consumed.
-func (f *fixture) settleWith(what string, r *records.Records, done func(records.Stats) bool) {
-	f.t.Helper()
-	f.run(what, r, func() bool {
-		s, err := r.Stats(f.ctx)
-		if err != nil {
-			f.t.Fatal(err)
-		}
-		return done(s) && f.journal.Cursor(records.Consumer) == uint64(f.journal.Len())
-	})
-}
-
 // bounded opens records whose room for frames is small.
 func (f *fixture) bounded(gateway, all int64) *records.Records {
 	f.t.Helper()

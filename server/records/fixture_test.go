@@ -146,13 +146,22 @@ func (f *fixture) open() *records.Records {
 // until runs the records until done holds and all of the journal is consumed.
 func (f *fixture) until(what string, done func(records.Stats) bool) {
 	f.t.Helper()
-	r := f.open()
+	f.settleWith(what, f.open(), done)
+}
+
+// settleWith runs r until done holds, the journal is consumed and every event is in it.
+func (f *fixture) settleWith(what string, r *records.Records, done func(records.Stats) bool) {
+	f.t.Helper()
 	f.run(what, r, func() bool {
 		s, err := r.Stats(f.ctx)
 		if err != nil {
 			f.t.Fatal(err)
 		}
-		return done(s) && f.journal.Cursor(records.Consumer) == uint64(f.journal.Len())
+		var events int
+		if err := f.db.QueryRow(f.ctx, "SELECT COUNT(*) FROM events_out").Scan(&events); err != nil {
+			f.t.Fatal(err)
+		}
+		return done(s) && events == 0 && f.journal.Cursor(records.Consumer) == uint64(f.journal.Len())
 	})
 }
 
