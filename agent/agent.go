@@ -43,6 +43,8 @@ type Agent struct {
 	identity *enroll.Identity
 	waiting  string // fingerprint while the hospital has not approved this gateway
 	tpmState string // what holds up the identity, for status; "" when nothing does
+	revoked  string // why the hospital has cut this gateway off, in its words; "" while it has not
+	renew    func() // asks for a new certificate soon; nil until the identity is at work
 }
 
 // New opens the buffer and prepares every part, so that whatever is wrong with configuration, kit or disk is said before the first
@@ -104,7 +106,7 @@ func (a *Agent) prepare() error {
 	a.intake.open = a.connections
 	a.link, err = uplink.New(uplink.Config{
 		Servers: a.kit.Servers, Server: a.serverID(), Roots: a.kit.Pool(), Identity: a.credentials,
-		Buffer: urgentBuffer{a.buf}, Sealing: a.seals.get, Down: a.down, Log: a.log,
+		Buffer: urgentBuffer{a.buf}, Sealing: a.seals.get, Down: a.down, NotAdmitted: a.notAdmitted, Log: a.log,
 	})
 	return err
 }
@@ -205,6 +207,9 @@ func (a *Agent) runIdentity(ctx context.Context) error {
 		<-ctx.Done()
 		return nil
 	}
+	a.mu.Lock()
+	a.renew = e.Hurry
+	a.mu.Unlock()
 	if err := e.Run(ctx, a.useIdentity, a.identityTrouble); err != nil && ctx.Err() == nil {
 		a.setTPMState(err.Error())
 		a.log.Error("identity ended; telemetry is buffered", "error", err)
@@ -253,7 +258,7 @@ func (a *Agent) useIdentity(id *enroll.Identity) {
 		return
 	}
 	a.mu.Lock()
-	a.identity, a.waiting, a.tpmState = id, "", ""
+	a.identity, a.waiting, a.tpmState, a.revoked = id, "", "", ""
 	a.mu.Unlock()
 	a.log.Info("identity in use", "gateway", id.Gateway, "not_after", id.NotAfter.UTC().Format(time.RFC3339))
 }
@@ -263,11 +268,24 @@ func (a *Agent) identityTrouble(err error) {
 	var w *enroll.WaitingError
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if errors.As(err, &w) {
+	var r *enroll.RevokedError
+	switch {
+	case errors.As(err, &w):
 		a.waiting, a.tpmState = w.Fingerprint, ""
-		return
+	case errors.As(err, &r):
+		a.revoked, a.tpmState = r.Error(), ""
+	default: // what was known of a revocation stays: the hospital has not said otherwise
+		a.tpmState = err.Error()
 	}
-	a.tpmState = err.Error()
+}
+
+// notAdmitted is told that the hospital does not let the certificate in. Renewing it says why, or mends it.
+func (a *Agent) notAdmitted() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.renew != nil {
+		a.renew()
+	}
 }
 
 func (a *Agent) setTPMState(s string) {

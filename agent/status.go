@@ -19,8 +19,9 @@ import (
 // Status is what a running agent says of itself: no patient, no value, no key.
 type Status struct {
 	Gateway   string                  `json:"gateway"`  // "" until enrolled
-	Identity  string                  `json:"identity"` // "enrolled", "waiting for approval", or what is in the way
+	Identity  string                  `json:"identity"` // "enrolled", "waiting for approval", "revoked by the hospital: ...", or what is in the way
 	Waiting   string                  `json:"waiting,omitempty"`
+	Revoked   bool                    `json:"revoked"` // the hospital has cut this gateway off; what is taken in is kept
 	NotAfter  *time.Time              `json:"not_after,omitempty"`
 	Kit       string                  `json:"kit"`
 	Epoch     string                  `json:"epoch"`
@@ -43,9 +44,13 @@ func (a *Agent) status() Status {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	switch {
-	case a.identity != nil:
+	if a.identity != nil {
 		s.Gateway, s.NotAfter = a.identity.Gateway, &a.identity.NotAfter
+	}
+	switch {
+	case a.revoked != "":
+		s.Identity, s.Revoked = a.revoked, true
+	case a.identity != nil:
 	case a.waiting != "":
 		s.Identity, s.Waiting = "waiting for approval", a.waiting
 	case a.tpmState != "":

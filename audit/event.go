@@ -38,6 +38,7 @@ const (
 	RefusedPeers    Type = "refused.peers"    // refusals before a proven identity, aggregated per peer prefix, reason and minute
 	GatewayImported Type = "gateway.imported" // an operator entered a gateway
 	GatewayApproved Type = "gateway.approved" // an operator admitted a waiting gateway
+	GatewayRevoked  Type = "gateway.revoked"  // an operator cut a gateway off; Detail holds the serials of its certificates that were valid
 	GatewayWaiting  Type = "gateway.waiting"  // an unknown TPM proved its EK and waits
 	AKCertified     Type = "ak.certified"     // the attestation CA certified an attestation key
 	CertIssued      Type = "certificate.issued"

@@ -11,6 +11,8 @@ import (
 	"io"
 	"mime"
 	"net/http"
+	"strings"
+	"unicode"
 
 	"wardlink/enroll/tpm"
 	"wardlink/enroll/verify"
@@ -20,6 +22,9 @@ import (
 
 // WaitingProblem is the type of the problem document (RFC 9457) by which the attestation CA says that a gateway waits for approval.
 const WaitingProblem = "urn:wardlink:waiting"
+
+// RevokedProblem is the type by which it says that an operator has revoked the gateway; Detail is the operator's reason.
+const RevokedProblem = "urn:wardlink:revoked"
 
 // Problem is a problem document as the attestation CA answers it.
 type Problem struct {
@@ -131,7 +136,22 @@ func problem(path string, answer *http.Response, data []byte) error {
 	if p.Type == WaitingProblem && p.Fingerprint != "" {
 		return &WaitingError{Fingerprint: p.Fingerprint}
 	}
+	if p.Type == RevokedProblem {
+		return &RevokedError{Reason: printable(p.Detail)}
+	}
 	return fmt.Errorf("%s: the server answers %d %s: %q", path, answer.StatusCode, p.Type, p.Detail)
+}
+
+// printable makes a peer's words fit for one line of a terminal.
+func printable(s string) string {
+	const longest = 300
+	s = strings.ToValidUTF8(s[:min(len(s), longest)], "")
+	return strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return '?'
+		}
+		return r
+	}, s)
 }
 
 var (

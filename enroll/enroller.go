@@ -36,6 +36,18 @@ func (e *WaitingError) Error() string {
 	return "the gateway waits for approval under the fingerprint " + e.Fingerprint + "; run: wardlink gateway approve " + e.Fingerprint
 }
 
+// RevokedError: an operator has revoked this gateway. It gets no certificate until an operator takes that back.
+type RevokedError struct {
+	Reason string // the operator's; may be empty
+}
+
+func (e *RevokedError) Error() string {
+	if e.Reason == "" {
+		return "revoked by the hospital"
+	}
+	return "revoked by the hospital: " + e.Reason
+}
+
 // Config is what an Enroller needs. Every field is required.
 type Config struct {
 	TPM         *tpm.TPM
@@ -48,8 +60,9 @@ type Config struct {
 
 // Enroller obtains and renews this gateway's certificate. Its methods are safe for concurrent use; enrolments run one at a time.
 type Enroller struct {
-	cfg  Config
-	http *http.Client
+	cfg   Config
+	http  *http.Client
+	hurry chan struct{} // one place: an ask that waits stands for all
 
 	mu   sync.Mutex // held for a whole enrolment
 	keys *tpm.Keys
@@ -81,7 +94,7 @@ func New(cfg Config) (*Enroller, error) {
 	}
 	client := *cfg.HTTP
 	client.Transport = boundedTransport{client.Transport}
-	return &Enroller{cfg: cfg, http: &client}, nil
+	return &Enroller{cfg: cfg, http: &client, hurry: make(chan struct{}, 1)}, nil
 }
 
 // openKeys opens the key files. They are made only on a gateway that never held a certificate: lost keys on an enrolled one are an

@@ -14,8 +14,9 @@ const (
 	longest      = 5 * time.Minute
 	waitingShort = 2 * time.Second // between two polls of a gateway that waits for approval
 	waitingLong  = 10 * time.Second
-	waitingSaid  = time.Hour   // between two log lines that say so
-	glance       = time.Minute // how often the wall clock is looked at: it may have been stepped, or the machine asleep
+	waitingSaid  = time.Hour       // between two log lines that say so
+	hurried      = 3 * time.Second // between two renewals that Hurry asked for
+	glance       = time.Minute     // how often the wall clock is looked at: it may have been stepped, or the machine asleep
 )
 
 // NextRenewal is when to renew: half of the certificate's life, and up to a tenth more, so that a fleet switched on together does not
@@ -39,12 +40,21 @@ func jitter(r *rand.Rand, d time.Duration) time.Duration {
 // Run keeps this gateway enrolled: it loads or obtains the certificate, renews it at half its life, for ever, and tells onIdentity
 // of each. It gives up only when ctx ends; failures are logged, told to onTrouble (which may be nil) and repeated with full jitter
 // between one second and five minutes, and while an operator's approval is awaited (a *WaitingError) after two to ten seconds.
-// Both functions are called from one goroutine and must not block for long.
+// Both functions are called from one goroutine and must not block for long. Hurry cuts the wait for the next renewal short.
 func (e *Enroller) Run(ctx context.Context, onIdentity func(*Identity), onTrouble func(error)) error {
 	if onTrouble == nil {
 		onTrouble = func(error) {}
 	}
-	return (&renewal{load: e.Load, enrol: e.Enroll, log: e.cfg.Log, trouble: onTrouble}).run(ctx, onIdentity)
+	return (&renewal{load: e.Load, enrol: e.Enroll, log: e.cfg.Log, trouble: onTrouble, hurry: e.hurry}).run(ctx, onIdentity)
+}
+
+// Hurry makes Run renew soon instead of at half the certificate's life: for when the hospital does not admit the certificate. Asking
+// for another one brings it, or the reason why there is none. It never blocks, and makes nothing hot: three seconds lie between two.
+func (e *Enroller) Hurry() {
+	select {
+	case e.hurry <- struct{}{}:
+	default:
+	}
 }
 
 // renewal is the loop, apart from TPM and network.
@@ -53,6 +63,7 @@ type renewal struct {
 	trouble     func(error)
 	log         *slog.Logger
 	r           *rand.Rand // nil: the global one
+	hurry       <-chan struct{}
 }
 
 func (l *renewal) run(ctx context.Context, onIdentity func(*Identity)) error {
@@ -79,6 +90,10 @@ func (l *renewal) run(ctx context.Context, onIdentity func(*Identity)) error {
 			failures = 0
 			l.log.Info("enrolled", "gateway", id.Gateway, "not_after", id.NotAfter.UTC().Format(time.RFC3339))
 			onIdentity(id)
+			select {
+			case <-l.hurry: // it was about the certificate before
+			default:
+			}
 			due := NextRenewal(id, l.r)
 			if err := l.until(ctx, due, max(shortest, due.Sub(id.NotBefore))); err != nil {
 				return err
@@ -118,7 +133,8 @@ func (l *renewal) pause(err error, failures int) time.Duration {
 }
 
 // until waits for the wall clock to reach due or for after to pass, whichever comes first. A fresh certificate is timed by after: a
-// wall clock that is wrong must not make renewal hot. The wall clock counts only if it was before due when the wait began.
+// wall clock that is wrong must not make renewal hot. The wall clock counts only if it was before due when the wait began. Hurry leaves
+// at most a short wait.
 func (l *renewal) until(ctx context.Context, due time.Time, after time.Duration) error {
 	begun := time.Now()
 	trusted := begun.Before(due)
@@ -128,7 +144,15 @@ func (l *renewal) until(ctx context.Context, due time.Time, after time.Duration)
 		if left <= 0 || trusted && !time.Now().Before(due) {
 			return ctx.Err()
 		}
-		if err := sleep(ctx, min(left, glance)); err != nil {
+		timer := time.NewTimer(min(left, glance))
+		select {
+		case <-timer.C:
+		case <-l.hurry:
+			after = min(after, hurried)
+		case <-ctx.Done():
+		}
+		timer.Stop()
+		if err := ctx.Err(); err != nil {
 			return err
 		}
 	}

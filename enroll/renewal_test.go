@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"math/rand/v2"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -19,6 +20,7 @@ type script struct {
 	at    []time.Duration // since begun, of each enrolment
 	seen  int             // identities told
 	told  []error
+	hurry chan struct{}
 }
 
 // fresh is a certificate as a server whose clock agrees would issue it.
@@ -41,6 +43,7 @@ func (s *script) run(d time.Duration, load func() (*Identity, error), enrol func
 		trouble: func(err error) { s.told = append(s.told, err) },
 		log:     slog.New(slog.DiscardHandler),
 		r:       rand.New(rand.NewPCG(1, 2)),
+		hurry:   s.hurry,
 	}
 	if err := loop.run(ctx, func(*Identity) { s.seen++ }); !errors.Is(err, context.DeadlineExceeded) {
 		s.t.Fatalf("the loop ended: %v", err)
@@ -156,6 +159,48 @@ func TestUnusableStateIsToldAndRetried(t *testing.T) {
 		s.run(time.Minute, func() (*Identity, error) { return nil, lost }, func(int) (*Identity, error) { return nil, lost })
 		if s.seen != 0 || len(s.told) != len(s.at)+1 || !errors.Is(s.told[0], lost) {
 			t.Errorf("told %v, enrolled at %v", s.told, s.at)
+		}
+	})
+}
+
+// TestHurry: a certificate that the hospital does not admit is renewed soon, and however often that is asked, never hot.
+func TestHurry(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &script{t: t, hurry: make(chan struct{}, 1)}
+		time.AfterFunc(time.Hour, func() { s.hurry <- struct{}{} })
+		s.run(2*time.Hour, none, func(int) (*Identity, error) { return fresh(), nil })
+		if len(s.at) != 2 || s.at[1] != time.Hour {
+			t.Errorf("enrolled at %v; expected at once when hurried", s.at)
+		}
+	})
+	synctest.Test(t, func(t *testing.T) {
+		e := &Enroller{hurry: make(chan struct{}, 1)}
+		s := &script{t: t, hurry: e.hurry}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		var asking sync.WaitGroup
+		defer asking.Wait()
+		asking.Go(func() {
+			for ctx.Err() == nil {
+				e.Hurry()
+				time.Sleep(10 * time.Millisecond)
+			}
+		})
+		s.run(time.Minute, none, func(int) (*Identity, error) { return fresh(), nil })
+		if len(s.at) < 18 || len(s.at) > 21 {
+			t.Errorf("enrolled at %v; expected every three seconds", s.at)
+		}
+	})
+}
+
+// TestRevokedBacksOff: a revoked gateway goes on asking, ever more seldom, so that it is back when the hospital takes it back.
+func TestRevokedBacksOff(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &script{t: t, hurry: make(chan struct{}, 1)}
+		s.run(24*time.Hour, none, func(int) (*Identity, error) { return nil, &RevokedError{Reason: "stolen"} })
+		var revoked *RevokedError
+		if len(s.at) < 24*12 || len(s.at) > 24*60 || !errors.As(s.told[0], &revoked) {
+			t.Errorf("%d attempts in a day, told %v", len(s.at), s.told[0])
 		}
 	})
 }

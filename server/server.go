@@ -97,7 +97,7 @@ func (s *Server) openStores() (err error) {
 	if s.outbox, err = sqldb.NewOutbox(s.db, s.journal, nil); err != nil {
 		return err
 	}
-	s.registry, err = registry.New(registry.Config{DB: s.db, Outbox: s.outbox})
+	s.registry, err = registry.New(registry.Config{DB: s.db, Outbox: s.outbox, Changed: func() { s.ingest.Nudge() }})
 	return err
 }
 

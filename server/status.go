@@ -65,11 +65,14 @@ type caRegistry struct{ r *registry.Registry }
 
 func (c caRegistry) ByEK(ctx context.Context, ek [32]byte) (string, error) {
 	g, err := c.r.ByEK(ctx, ek)
+	revoked := (*registry.RevokedError)(nil)
 	switch {
+	case errors.As(err, &revoked):
+		return g.ID, &ca.RevokedError{Reason: revoked.Reason}
 	case errors.Is(err, registry.ErrUnknown):
 		return "", fmt.Errorf("%w: %w", ca.ErrUnknown, err)
 	case errors.Is(err, registry.ErrNotActive):
-		return "", fmt.Errorf("%w: %w", ca.ErrNotActive, err)
+		return g.ID, fmt.Errorf("%w: %w", ca.ErrNotActive, err)
 	case err != nil:
 		return "", err
 	}
@@ -83,9 +86,13 @@ func (c caRegistry) Wait(ctx context.Context, w ca.Waiting) error {
 }
 
 func (c caRegistry) AddKey(ctx context.Context, k ca.Key) error {
-	return c.r.AddKey(ctx, registry.Key{
+	err := c.r.AddKey(ctx, registry.Key{
 		Gateway: k.Gateway, SPKI: k.SPKI, Public: k.Public, Serial: k.Serial, NotBefore: k.NotBefore, NotAfter: k.NotAfter,
 	})
+	if errors.Is(err, registry.ErrNotActive) {
+		return fmt.Errorf("%w: %w", ca.ErrNotActive, err)
+	}
+	return err
 }
 
 // quietHTTP keeps net/http's own log, which names peers of failed handshakes, at debug.

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	paho "github.com/eclipse/paho.mqtt.golang"
+	"github.com/eclipse/paho.mqtt.golang/packets"
 
 	"wardlink/buffer"
 	"wardlink/telemetry"
@@ -107,6 +108,9 @@ func (l *link) connect(ctx context.Context) error {
 		return fmt.Errorf("server %s: no CONNACK within %s", l.t.server, l.u.timing.handshake)
 	}
 	if err := token.Error(); err != nil {
+		if errors.Is(err, packets.ErrorRefusedNotAuthorised) && l.u.cfg.NotAdmitted != nil {
+			l.u.cfg.NotAdmitted()
+		}
 		if errors.Is(err, io.EOF) {
 			err = fmt.Errorf("it closed the connection instead of admitting this gateway; its audit log says why (%w)", err)
 		}

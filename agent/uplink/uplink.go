@@ -63,7 +63,10 @@ type Config struct {
 	// Down takes the documents that the server pushes, except refusals. It must not block for long: meanwhile nothing is sent. nil
 	// drops them.
 	Down func(doc telemetry.Doc, body []byte)
-	Log  *slog.Logger // nil discards
+	// NotAdmitted is called when the server does not admit this gateway's certificate (CONNACK 5), which has no room for a reason: who
+	// has issued it can say more. It must not block; it may be nil.
+	NotAdmitted func()
+	Log         *slog.Logger // nil discards
 }
 
 // timing are the product's waits, in one place so that tests can see them end.

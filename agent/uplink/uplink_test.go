@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -261,9 +262,14 @@ func TestErrorsTeach(t *testing.T) {
 			h := newHospital(t)
 			a := newAgentAt(t, h, func(h *hospital, a *agent) { tc.setUp(h, a) })
 			a.buf.add(a.ward.batches(a.ward.period(), telemetry.LaneVitals, 1, 50)...)
+			var asked atomic.Bool
+			a.cfg.NotAdmitted = func() { asked.Store(true) }
 			a.start()
 			eventually(t, "an error shows", func() bool { return a.Status().LastError != "" })
 			s := a.Status()
+			if asked.Load() != (tc.name == "not admitted") {
+				t.Errorf("that the gateway is not admitted was told: %t", asked.Load())
+			}
 			for _, part := range tc.says {
 				if !strings.Contains(s.LastError, part) {
 					t.Errorf("%q does not say %q", s.LastError, part)

@@ -56,7 +56,8 @@ func (t *tool) provision() *cobra.Command {
 }
 
 func (t *tool) gateway() *cobra.Command {
-	return group("gateway", "Register, list and approve gateways", t.gatewayImport(), t.gatewayList(), t.gatewayShow(), t.gatewayApprove())
+	return group("gateway", "Register, list, approve and revoke gateways",
+		t.gatewayImport(), t.gatewayList(), t.gatewayShow(), t.gatewayApprove(), t.gatewayRevoke())
 }
 
 func (t *tool) gatewayImport() *cobra.Command {
@@ -122,7 +123,11 @@ func (t *tool) gatewayList() *cobra.Command {
 			return t.table(func(w io.Writer) {
 				fmt.Fprintln(w, "GATEWAY\tSTATE\tSITE\tWARD\tPROFILE\tEK")
 				for _, g := range list.Gateways {
-					fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", g.ID, g.State, g.Site, g.Ward, g.Profile, shortEK(g.EK))
+					note := ""
+					if r := g.Revoked; r != nil {
+						note = fmt.Sprintf(", revoked %s by %s: %s", r.At.Local().Format(time.DateTime), shortActor(r.By), r.Reason)
+					}
+					fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s%s\n", g.ID, g.State, orDash(g.Site), orDash(g.Ward), g.Profile, shortEK(g.EK), note)
 				}
 				for _, q := range list.Waiting {
 					chain := "EK certificate NOT verified"
@@ -167,9 +172,64 @@ func (t *tool) gatewayShow() *cobra.Command {
 				for _, ek := range g.EK {
 					fmt.Fprintf(w, "EK SHA-256\t%s\n", ek)
 				}
+				if r := g.Revoked; r != nil {
+					showRevocation(w, *r)
+				}
 			})
 		},
 	}
+}
+
+func showRevocation(w io.Writer, r client.Revocation) {
+	fmt.Fprintf(w, "revoked\t%s\nby\t%s\nreason\t%s\n", r.At.Local().Format(time.RFC3339), r.By, r.Reason)
+	for _, serial := range r.Serials {
+		fmt.Fprintf(w, "certificate\t%s was valid, and is of no more use\n", serial)
+	}
+}
+
+func orDash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}
+
+func (t *tool) gatewayRevoke() *cobra.Command {
+	var in client.RevokeRequest
+	c := &cobra.Command{
+		Use: "revoke ID --reason TEXT", Short: "Cut a gateway off, now: session, certificate and renewal", Args: exactly("gateway ID"),
+		Long: "Cuts a gateway off: its session ends within two seconds, its certificates are of no more use here, and it gets no new one.\n" +
+			"What it buffers stays on the gateway, sealed. The reason stands in the audit log and is shown by the gateway's own status:\n" +
+			"name no patient in it. It works when the journal cannot be written; the event follows. Revoking again changes nothing.",
+		Example: `  wardlink gateway revoke icu-3-bed-7 --reason "stolen from the ward on Monday"`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if strings.TrimSpace(in.Reason) == "" {
+				return errors.New("--reason is missing: it stands in the audit log, and the gateway shows it")
+			}
+			c, err := t.client()
+			if err != nil {
+				return err
+			}
+			var out client.RevokeAnswer
+			if err := c.Post(cmd.Context(), "/v1/gateways/"+url.PathEscape(args[0])+"/revoke", in, &out); err != nil {
+				return err
+			}
+			if !out.Journaled {
+				fmt.Fprintf(t.err, "wardlink: %s is revoked, but the server cannot write its journal: the event follows once it can; see to its disk\n", out.Gateway)
+			}
+			if t.json {
+				return t.printJSON(out)
+			}
+			if out.Already {
+				fmt.Fprintf(t.out, "%s was revoked already\n", out.Gateway)
+			} else {
+				fmt.Fprintf(t.out, "%s is revoked: its session is cut, and it gets no certificate any more\n", out.Gateway)
+			}
+			return t.table(func(w io.Writer) { showRevocation(w, out.Revocation) })
+		},
+	}
+	c.Flags().StringVar(&in.Reason, "reason", "", "why, one line of `TEXT` (required)")
+	return c
 }
 
 func (t *tool) gatewayApprove() *cobra.Command {

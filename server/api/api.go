@@ -71,19 +71,20 @@ func New(cfg Config) *API {
 		return nil
 	}))
 	for pattern, h := range map[string]handler{
-		"GET /v1/status":             a.status,
-		"GET /v1/kit":                a.kit,
-		"GET /v1/gateways":           a.listGateways,
-		"GET /v1/gateways/{id}":      a.showGateway,
-		"POST /v1/gateways/import":   a.importGateways,
-		"POST /v1/gateways/approve":  a.approveGateway,
-		"POST /v1/access":            a.issueAccess,
-		"GET /v1/records/dead":       a.deadBatches,
-		"POST /v1/records/reopen":    a.reopenBatches,
-		"GET /v1/records/reopen/{n}": a.reopening,
-		"GET /v1/audit":              a.listAudit,
-		"GET /v1/audit/proof":        a.proveAudit,
-		"GET /v1/audit/log-verifier": a.logVerifier,
+		"GET /v1/status":                a.status,
+		"GET /v1/kit":                   a.kit,
+		"GET /v1/gateways":              a.listGateways,
+		"GET /v1/gateways/{id}":         a.showGateway,
+		"POST /v1/gateways/import":      a.importGateways,
+		"POST /v1/gateways/approve":     a.approveGateway,
+		"POST /v1/access":               a.issueAccess,
+		"GET /v1/records/dead":          a.deadBatches,
+		"POST /v1/records/reopen":       a.reopenBatches,
+		"GET /v1/records/reopen/{n}":    a.reopening,
+		"GET /v1/audit":                 a.listAudit,
+		"GET /v1/audit/proof":           a.proveAudit,
+		"GET /v1/audit/log-verifier":    a.logVerifier,
+		"POST /v1/gateways/{id}/revoke": a.revokeGateway,
 	} {
 		a.mux.Handle(pattern, a.operator(h))
 	}

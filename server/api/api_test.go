@@ -13,6 +13,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -265,6 +266,62 @@ func TestRefusedApprovalsAreInTheJournal(t *testing.T) {
 		if log := o.events(); strings.Count(log, c.event) != 1 {
 			t.Errorf("%s: not one event %q in\n%s", c.name, c.event, log)
 		}
+	}
+}
+
+// TestRevoke: what an operator hears, and that each try leaves its event.
+func TestRevoke(t *testing.T) {
+	o := newOffice(t)
+	op := o.certificate(spiffe.Operator, "op", domain)
+	if _, err := o.reg.Import(t.Context(), audit.Actor{ID: "test"}, "", []registry.Gateway{{ID: "icu-7", EKs: [][32]byte{{1}}}, {ID: "icu-8", EKs: [][32]byte{{2}}}}); err != nil {
+		t.Fatal(err)
+	}
+	revoke := func(id, body string) (int, client.RevokeAnswer, string) {
+		t.Helper()
+		got := o.do(op, "POST", "/v1/gateways/"+id+"/revoke", "application/json", body)
+		var out client.RevokeAnswer
+		if got.Code == 200 {
+			if err := json.Unmarshal(got.Body.Bytes(), &out); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return got.Code, out, got.Body.String()
+	}
+	if code, _, body := revoke("icu-7", `{"reason":" "}`); code != 400 || !strings.Contains(body, "reason") {
+		t.Errorf("without a reason: %d %s", code, body)
+	}
+	if code, _, body := revoke("icu-9", `{"reason":"stolen"}`); code != 404 || !strings.Contains(body, "icu-9") {
+		t.Errorf("an unknown gateway: %d %s", code, body)
+	}
+	code, out, body := revoke("icu-7", `{"reason":"stolen"}`)
+	if code != 200 || out.Already || !out.Journaled || out.Gateway != "icu-7" || out.By != "spiffe://"+domain+"/operator/op" || out.Reason != "stolen" {
+		t.Errorf("%d %s", code, body)
+	}
+	if code, again, body := revoke("icu-7", `{"reason":"lost"}`); code != 200 || !again.Already || again.Reason != "stolen" {
+		t.Errorf("again: %d %s", code, body)
+	}
+	if got := o.do(op, "GET", "/v1/gateways/icu-7", "", ""); !strings.Contains(got.Body.String(), `"state":"revoked"`) || !strings.Contains(got.Body.String(), `"reason":"stolen"`) {
+		t.Errorf("show: %s", got.Body)
+	}
+	if got := o.do(o.certificate(spiffe.Access, "ehr", domain), "POST", "/v1/gateways/icu-8/revoke", "application/json", `{"reason":"x"}`); got.Code != 403 {
+		t.Errorf("a service account revokes: %d", got.Code)
+	}
+	log := o.events()
+	if strings.Count(log, "gateway.revoked icu-7 success") != 2 || strings.Count(log, `gateway.revoked "icu-9" denied`) != 1 {
+		t.Errorf("events:\n%s", log)
+	}
+	// A journal that is gone keeps nobody in.
+	if err := o.journal.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if code, out, body := revoke("icu-8", `{"reason":"stolen"}`); code != 200 || out.Journaled {
+		t.Errorf("without a journal: %d %s", code, body)
+	}
+	if _, err := o.reg.Admit(t.Context(), "icu-8"); !errors.Is(err, registry.ErrRevoked) {
+		t.Errorf("without a journal, it is admitted: %v", err)
+	}
+	if n, err := o.outbox.Waiting(t.Context()); err != nil || n != 1 {
+		t.Errorf("%d events wait, %v; expected the revocation's", n, err)
 	}
 }
 

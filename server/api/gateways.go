@@ -69,7 +69,43 @@ func shown(g registry.Gateway) client.Gateway {
 	for _, ek := range g.EKs {
 		out.EK = append(out.EK, hex.EncodeToString(ek[:]))
 	}
+	if g.Revoked != nil {
+		r := revocation(g.ID, *g.Revoked)
+		out.Revoked = &r
+	}
 	return out
+}
+
+func revocation(gateway string, r registry.Revocation) client.Revocation {
+	return client.Revocation{Gateway: gateway, At: r.At, By: r.By, Reason: r.Reason, Serials: append([]string{}, r.Serials...)}
+}
+
+// revokeGateway cuts a gateway off. It is the one act that is answered although its event is not journaled: whoever holds a stolen
+// gateway must not be protected by a full disk. The event waits in the database, and the answer says so.
+func (a *API) revokeGateway(w http.ResponseWriter, r *http.Request, who who) error {
+	var in client.RevokeRequest
+	if err := readJSON(r, &in); err != nil {
+		return err
+	}
+	if err := registry.CheckReason(in.Reason); err != nil {
+		return badRequest{err}
+	}
+	id := r.PathValue("id")
+	rev, again, err := a.Registry.Revoke(r.Context(), who.actor, who.peer, id, in.Reason)
+	late := errors.Is(err, registry.ErrLate)
+	switch {
+	case late:
+		a.Log.Error("a gateway is revoked, and the event cannot be journaled yet", "gateway", id, "error", err)
+	case errors.Is(err, registry.ErrUnknown):
+		denied := audit.Event{Type: audit.GatewayRevoked, Target: fmt.Sprintf("%.64q", id), Outcome: audit.Denied, Reason: "no such gateway"}
+		if jerr := a.event(r, who, denied); jerr != nil {
+			return jerr
+		}
+		return fmt.Errorf("%w; 'wardlink gateway list' shows those that are there", err)
+	case err != nil:
+		return err
+	}
+	return writeJSON(w, client.RevokeAnswer{Revocation: revocation(id, rev), Already: again, Journaled: !late})
 }
 
 func (a *API) importGateways(w http.ResponseWriter, r *http.Request, who who) error {

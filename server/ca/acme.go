@@ -1,6 +1,7 @@
 package ca
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"crypto/x509"
@@ -56,7 +57,7 @@ func (g *guarded) UpdateChallenge(ctx context.Context, ch *acme.Challenge) error
 		if errors.As(err, &refused) {
 			// The refusal is stored with the challenge, where the client looks for it; an error here would be answered and forgotten.
 			ch.Status, ch.ValidatedAt, ch.Error = acme.StatusInvalid, "", refused
-			g.ca.denied(ctx, audit.Event{Target: clean(ch.Value), Reason: clean(refused.Detail)})
+			g.ca.denied(ctx, refusalOf(err, clean(ch.Value)))
 		} else if err != nil {
 			return err
 		} else if !g.attested.add(ch.AuthorizationID, ek) {
@@ -89,7 +90,11 @@ func (g *guarded) judge(ctx context.Context, ch *acme.Challenge) (ek [32]byte, e
 // admitted asks the registry whether the EK is that gateway's, now.
 func (g *guarded) admitted(ctx context.Context, ek [32]byte, gateway string) error {
 	owner, err := g.ca.cfg.Registry.ByEK(ctx, ek)
+	revoked := (*RevokedError)(nil)
 	switch {
+	case errors.As(err, &revoked) && owner == gateway:
+		return &refusedGateway{g.ca.gateway(gateway), revokedReason,
+			refusedBy(acme.ErrorUnauthorizedType, "%s is revoked by the hospital: %s", gateway, revoked.Reason)}
 	case errors.Is(err, ErrUnknown), errors.Is(err, ErrNotActive):
 		return refusedBy(acme.ErrorUnauthorizedType, "the registry does not admit %s now", gateway)
 	case err != nil:
@@ -98,6 +103,41 @@ func (g *guarded) admitted(ctx context.Context, ek [32]byte, gateway string) err
 		return refusedBy(acme.ErrorUnauthorizedType, "this TPM is not the gateway %s", gateway)
 	}
 	return nil
+}
+
+// refusedGateway is a refusal of whom the attestation has proven to be a gateway: actor and reason are for the log.
+type refusedGateway struct {
+	actor  audit.Actor
+	reason string
+	answer *acme.Error
+}
+
+func (r *refusedGateway) Error() string { return r.reason }
+
+// Unwrap gives what is answered.
+func (r *refusedGateway) Unwrap() error { return r.answer }
+
+// refusalOf is the event of a refusal. The target is the gateway that was named; the actor is nobody unless that is proven.
+func refusalOf(err error, target string) audit.Event {
+	ev := audit.Event{Target: target, Reason: clean(err.Error())}
+	var gateway *refusedGateway
+	var refused *acme.Error
+	if errors.As(err, &gateway) {
+		ev.Actor, ev.Reason = gateway.actor, gateway.reason
+	} else if errors.As(err, &refused) {
+		ev.Reason = clean(refused.Detail)
+	}
+	return ev
+}
+
+// withheld journals that a certificate was refused at the last moment, and gives what is answered.
+func (g *guarded) withheld(ctx context.Context, gateway string, err error) error {
+	var refused *acme.Error
+	if !errors.As(err, &refused) {
+		return err
+	}
+	g.ca.denied(ctx, refusalOf(err, gateway))
+	return refused
 }
 
 // CreateCertificate is smallstep's last step before the order shows its certificate. The certificate is signed but nobody can fetch
@@ -118,7 +158,7 @@ func (g *guarded) CreateCertificate(ctx context.Context, cert *acme.Certificate)
 	}
 	// Asked again: between attestation and certificate lie minutes in which an operator may have suspended the gateway.
 	if err := g.admitted(ctx, ek, gateway); err != nil {
-		return err
+		return g.withheld(ctx, gateway, err)
 	}
 	id := spiffe.ID{TrustDomain: g.ca.cfg.TrustDomain, Kind: spiffe.Gateway, Name: gateway}
 	if err := checkSVID(cert.Leaf, id); err != nil {
@@ -128,7 +168,10 @@ func (g *guarded) CreateCertificate(ctx context.Context, cert *acme.Certificate)
 	// proven issuance would have no key to verify sealing records with.
 	if err := g.ca.cfg.Registry.AddKey(ctx, Key{Gateway: gateway, SPKI: sha256.Sum256(cert.Leaf.RawSubjectPublicKeyInfo),
 		Public: cert.Leaf.RawSubjectPublicKeyInfo, Serial: Serial(cert.Leaf),
-		NotBefore: cert.Leaf.NotBefore, NotAfter: cert.Leaf.NotAfter}); err != nil {
+		NotBefore: cert.Leaf.NotBefore, NotAfter: cert.Leaf.NotAfter}); errors.Is(err, ErrNotActive) {
+		// Revoked since it was asked a moment ago: the registry says why.
+		return g.withheld(ctx, gateway, cmp.Or(g.admitted(ctx, ek, gateway), err))
+	} else if err != nil {
 		return fmt.Errorf("certificate for %s is withheld, its key could not be recorded: %w", id, err)
 	}
 	if err := g.ca.issued(ctx, audit.Actor{ID: id.String()}, peerOf(ctx), id, cert.Leaf); err != nil {

@@ -81,9 +81,16 @@ func (c *CA) secret(w http.ResponseWriter, r *http.Request) {
 		c.wait(w, r, verified)
 		return
 	case errors.Is(err, ErrNotActive):
-		c.denied(ctx, audit.Event{Target: enroll.Fingerprint(verified.EK), Reason: "gateway is not active",
-			Detail: map[string]string{"ek_sha256": hex.EncodeToString(verified.EK[:])}})
-		reply(w, http.StatusForbidden, enroll.Problem{Type: problemPrefix + "not-active", Detail: "this gateway may not have a certificate now; ask an operator"})
+		ev := audit.Event{Actor: c.gateway(gateway), Target: enroll.Fingerprint(verified.EK), Reason: "gateway is not active",
+			Detail: map[string]string{"ek_sha256": hex.EncodeToString(verified.EK[:])}}
+		problem := enroll.Problem{Type: problemPrefix + "not-active", Detail: "this gateway may not have a certificate now; ask an operator"}
+		// The reason is told to nobody but the TPM itself, which has just proven its EK.
+		if revoked := (*RevokedError)(nil); errors.As(err, &revoked) {
+			ev.Reason = revokedReason
+			problem = enroll.Problem{Type: enroll.RevokedProblem, Title: "revoked", Detail: revoked.Reason}
+		}
+		c.denied(ctx, ev)
+		reply(w, http.StatusForbidden, problem)
 		return
 	case err != nil:
 		c.unavailable(w, "registry", err)

@@ -27,11 +27,12 @@ import (
 
 // Registry is what the CA asks. An adapter maps the registry's own errors to the two below.
 type Registry interface {
-	// ByEK names the gateway that owns an endorsement key (SHA-256 of its PKIX DER): ErrUnknown, ErrNotActive.
+	// ByEK names the gateway that owns an endorsement key (SHA-256 of its PKIX DER): ErrUnknown; the name and ErrNotActive, a
+	// *RevokedError among them.
 	ByEK(ctx context.Context, ek [32]byte) (gateway string, err error)
 	// Wait puts a TPM that has proven its EK into the list for an operator to approve.
 	Wait(ctx context.Context, w Waiting) error
-	// AddKey keeps a device key and its certificate, durably.
+	// AddKey keeps a device key and its certificate, durably; ErrNotActive when its gateway may not have one now.
 	AddKey(ctx context.Context, k Key) error
 }
 
@@ -41,6 +42,14 @@ var (
 	// ErrNotActive: its gateway may not have a certificate now.
 	ErrNotActive = errors.New("gateway is not active")
 )
+
+// RevokedError is the ErrNotActive of a gateway that an operator cut off, for the reason that he gave.
+type RevokedError struct{ Reason string }
+
+func (e *RevokedError) Error() string { return "gateway is revoked: " + e.Reason }
+
+// Unwrap gives ErrNotActive.
+func (e *RevokedError) Unwrap() error { return ErrNotActive }
 
 // Waiting is a TPM that has proven its EK, which nobody has entered.
 type Waiting struct {

@@ -32,9 +32,11 @@ type registryFake struct {
 	mu      sync.Mutex
 	active  map[[32]byte]string
 	blocked map[[32]byte]bool
+	revoked map[[32]byte]string // reasons
 	waiting map[[32]byte]Waiting
 	keys    map[[32]byte]Key
 	fail    error
+	late    func() // revokes just before a key is entered
 }
 
 func (r *registryFake) ByEK(_ context.Context, ek [32]byte) (string, error) {
@@ -43,8 +45,11 @@ func (r *registryFake) ByEK(_ context.Context, ek [32]byte) (string, error) {
 	if r.fail != nil {
 		return "", r.fail
 	}
+	if reason, ok := r.revoked[ek]; ok {
+		return r.active[ek], &RevokedError{reason}
+	}
 	if r.blocked[ek] {
-		return "", ErrNotActive
+		return r.active[ek], ErrNotActive
 	}
 	if id, ok := r.active[ek]; ok {
 		return id, nil
@@ -67,6 +72,10 @@ func (r *registryFake) AddKey(_ context.Context, k Key) error {
 	defer r.mu.Unlock()
 	if r.fail != nil {
 		return r.fail
+	}
+	if r.late != nil {
+		r.late()
+		return ErrNotActive
 	}
 	if old, ok := r.keys[k.SPKI]; ok && old.Gateway != k.Gateway {
 		return errors.New("key of another gateway")
@@ -112,7 +121,7 @@ func newHospital(t *testing.T, adjust func(*Config)) *hospital {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := &hospital{t: t, root: root, registry: &registryFake{active: map[[32]byte]string{}, blocked: map[[32]byte]bool{},
+	h := &hospital{t: t, root: root, registry: &registryFake{active: map[[32]byte]string{}, blocked: map[[32]byte]bool{}, revoked: map[[32]byte]string{},
 		waiting: map[[32]byte]Waiting{}, keys: map[[32]byte]Key{}}}
 	roots, intermediates := ekTrust(t)
 	cfg := Config{TrustDomain: domain, DNSNames: []string{"127.0.0.1"}, Roots: []*x509.Certificate{root}, Issuing: issuing, IssuingKey: issuingKey,

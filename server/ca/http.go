@@ -12,6 +12,7 @@ import (
 
 	"wardlink/audit"
 	"wardlink/enroll"
+	"wardlink/internal/spiffe"
 )
 
 // Bounds of what this handler does at a time and takes in.
@@ -92,12 +93,26 @@ func (c *CA) refuse(w http.ResponseWriter, r *http.Request, status int, kind, de
 	reply(w, status, enroll.Problem{Type: problemPrefix + kind, Detail: clean(detail)})
 }
 
+// revokedReason is why a revoked gateway is refused, in the log. Why it was revoked stands in the event of the revocation.
+const revokedReason = "gateway is revoked"
+
+// gateway is the actor of an act whose TPM has proven to be that gateway's; "" is a peer of which no more is known.
+func (c *CA) gateway(name string) audit.Actor {
+	if name == "" {
+		return audit.Actor{ID: "peer"}
+	}
+	return audit.Actor{ID: spiffe.ID{TrustDomain: c.cfg.TrustDomain, Kind: spiffe.Gateway, Name: name}.String()}
+}
+
 // denied journals the refusal of a proven TPM. The refusal stands whether or not that works. The peer cannot keep it out of the log by
 // hanging up: its context does not count.
 func (c *CA) denied(ctx context.Context, e audit.Event) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 	defer cancel()
-	e.Type, e.Time, e.Actor, e.Peer, e.Outcome = audit.Refused, c.cfg.Now().UnixMilli(), audit.Actor{ID: "peer"}, peerOf(ctx), audit.Denied
+	e.Type, e.Time, e.Peer, e.Outcome = audit.Refused, c.cfg.Now().UnixMilli(), peerOf(ctx), audit.Denied
+	if e.Actor.ID == "" {
+		e.Actor = c.gateway("")
+	}
 	if err := c.cfg.Events(ctx, e); err != nil {
 		c.cfg.Log.Error("a refusal could not be journaled", "target", e.Target, "error", err)
 	}

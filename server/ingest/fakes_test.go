@@ -214,10 +214,11 @@ type fakeRegistry struct {
 	err      error
 	lanes    map[string]uint8
 	inactive map[string]bool
+	revoked  map[string]bool
 }
 
 func newRegistry(gateways ...string) *fakeRegistry {
-	r := &fakeRegistry{lanes: make(map[string]uint8), inactive: make(map[string]bool)}
+	r := &fakeRegistry{lanes: make(map[string]uint8), inactive: make(map[string]bool), revoked: make(map[string]bool)}
 	for _, g := range gateways {
 		r.lanes[g] = 0x0f
 	}
@@ -235,6 +236,8 @@ func (r *fakeRegistry) Admit(ctx context.Context, gateway string) (registry.Admi
 		return registry.Admission{}, ctx.Err()
 	case !known:
 		return registry.Admission{}, fmt.Errorf("gateway %s: %w", gateway, registry.ErrUnknown)
+	case r.revoked[gateway]:
+		return registry.Admission{}, &registry.RevokedError{Gateway: gateway, Reason: "stolen"}
 	case r.inactive[gateway]:
 		return registry.Admission{}, fmt.Errorf("gateway %s: %w", gateway, registry.ErrNotActive)
 	}

@@ -118,6 +118,7 @@ type Server struct {
 	limits   Limits
 	metrics  *metrics
 	refusals *Refusals
+	nudged   chan struct{} // one place: a nudge that waits stands for all
 
 	mu       sync.Mutex
 	sessions map[string]*session   // by gateway; from CONNECT, before admission, so that no change of the registry slips between
@@ -136,6 +137,7 @@ func New(cfg Config) *Server {
 	s := &Server{
 		journal: cfg.Journal, registry: cfg.Registry, domain: cfg.TrustDomain, down: cfg.Down, log: log,
 		limits: cfg.Limits.withDefaults(), sessions: make(map[string]*session), pending: make(map[string]int), waiting: make(map[*session]struct{}),
+		nudged: make(chan struct{}, 1),
 	}
 	s.metrics = newMetrics(s)
 	s.refusals = newRefusals(cfg.Journal, s.metrics)
@@ -169,34 +171,44 @@ func (s *Server) Sessions() []SessionInfo {
 }
 
 // Run polls the registry's revision and flushes the aggregated refusals until ctx ends. Sessions of gateways that are no longer
-// admitted are cut within two polls. While the registry cannot be asked the sessions go on, for at most Limits.Blind; then all are
-// cut, since a revocation could hide behind the silence. It returns nil.
+// admitted are cut within two polls, and at once after a Nudge. While the registry cannot be asked the sessions go on, for at most
+// Limits.Blind; then all are cut, since a revocation could hide behind the silence. Cutting never waits for the journal. It returns nil.
 func (s *Server) Run(ctx context.Context) error {
+	var flushing sync.WaitGroup // apart from the polls: a journal that hangs must not hide a revocation
+	flushing.Go(func() { s.refusals.run(ctx, s.log) })
+	defer flushing.Wait()
 	poll := time.NewTicker(s.limits.Poll)
 	defer poll.Stop()
-	flush := time.NewTicker(time.Minute)
-	defer flush.Stop()
+	again := time.NewTicker(time.Minute)
+	defer again.Stop()
 	revision := int64(-1)
 	seen := time.Now()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-flush.C:
-			if err := s.refusals.flush(ctx); err != nil {
-				s.log.Error("aggregated refusals are not journaled yet", "error", err)
-			}
+		case <-again.C:
 			revision = -1 // a gateway's validity also ends by the clock, which moves no revision
+			continue
 		case <-poll.C:
-			now, err := s.look(ctx, revision)
-			if err == nil {
-				revision, seen = now, time.Now()
-			} else if ctx.Err() == nil && time.Since(seen) >= s.limits.Blind {
-				s.log.Error("registry cannot be asked; all sessions are cut", "since", seen, "error", err)
-				s.cutAll(endBlind)
-			}
-			s.cutExpired(time.Now())
+		case <-s.nudged:
 		}
+		now, err := s.look(ctx, revision)
+		if err == nil {
+			revision, seen = now, time.Now()
+		} else if ctx.Err() == nil && time.Since(seen) >= s.limits.Blind {
+			s.log.Error("registry cannot be asked; all sessions are cut", "since", seen, "error", err)
+			s.cutAll(endBlind)
+		}
+		s.cutExpired(time.Now())
+	}
+}
+
+// Nudge makes Run look at the registry now instead of at its next poll: for changes that this process has made itself. It never blocks.
+func (s *Server) Nudge() {
+	select {
+	case s.nudged <- struct{}{}:
+	default:
 	}
 }
 

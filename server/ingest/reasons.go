@@ -42,6 +42,7 @@ const (
 	reasonKind        = "certificate is not a gateway's"
 	reasonExpired     = "certificate has expired"
 	reasonNotAdmitted = "gateway is not admitted by the registry"
+	reasonRevoked     = "gateway is revoked"
 	reasonRegistry    = "registry cannot be asked"
 	reasonJournal     = "journal cannot be written"
 	reasonOverflow    = "other"

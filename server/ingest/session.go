@@ -286,6 +286,8 @@ func (s *Server) admit(ctx context.Context, c *session) (code byte, reason strin
 	for range 2 {
 		adm, err := s.registry.Admit(ctx, c.id.gateway)
 		switch {
+		case errors.Is(err, registry.ErrRevoked):
+			return connackDenied, reasonRevoked
 		case denied(err):
 			return connackDenied, reasonNotAdmitted
 		case err != nil:

@@ -192,6 +192,45 @@ func TestRevokedGatewayIsCut(t *testing.T) {
 	})
 }
 
+// TestNudgeCutsAtOnce: a change that this process made itself is not waited for.
+func TestNudgeCutsAtOnce(t *testing.T) {
+	inBubble(t, Limits{}, func(t *testing.T, b *pipeBench) {
+		c := b.session("gw-1", 10*time.Hour, 0)
+		b.reg.change(func() { b.reg.revoked["gw-1"] = true })
+		b.srv.Nudge()
+		b.srv.Nudge() // never blocks
+		if took, why := b.lives(c); took != 0 || why != endRevoked {
+			t.Errorf("cut after %s (%s)", took, why)
+		}
+		again := b.open("gw-1", 10*time.Hour)
+		again.send(connectPacket("gw-1", 0))
+		again.expectConnack(connackDenied)
+		ev := b.journal.events(audit.Refused)
+		if len(ev) != 1 || ev[0].Reason != reasonRevoked || ev[0].Actor.ID != "spiffe://"+domain+"/gateway/gw-1" {
+			t.Errorf("refused: %+v", ev)
+		}
+	})
+}
+
+// TestRevocationDoesNotWaitForTheJournal: sessions are cut while no event can be written and aggregated refusals hang on the way.
+func TestRevocationDoesNotWaitForTheJournal(t *testing.T) {
+	inBubble(t, Limits{}, func(t *testing.T, b *pipeBench) {
+		c := b.session("gw-1", 10*time.Hour, 0)
+		b.journal.set(func() { b.journal.held = true })
+		b.srv.Refusals().Add(&net.TCPAddr{IP: net.IPv4(10, 0, 0, 1), Port: 1}, "handshake failed")
+		time.Sleep(2 * time.Minute) // the refusals' flush hangs by now
+		b.reg.change(func() { b.reg.revoked["gw-1"] = true })
+		if took, _ := b.lives(c); took > time.Second {
+			t.Errorf("cut after %s", took)
+		}
+		b.journal.set(func() { b.journal.held = false })
+		synctest.Wait()
+		if ev := b.journal.events(audit.SessionClosed); len(ev) != 1 || ev[0].Reason != endRevoked {
+			t.Errorf("closed: %+v", ev)
+		}
+	})
+}
+
 func TestLanesChangeInASession(t *testing.T) {
 	inBubble(t, Limits{}, func(t *testing.T, b *pipeBench) {
 		c := b.session("gw-1", 10*time.Hour, 0)
@@ -286,6 +325,37 @@ func TestRefusalsAreAggregated(t *testing.T) {
 		}
 		if got := prefixOf(&net.TCPAddr{IP: net.ParseIP("::ffff:192.0.2.9"), Port: 5}); got != "192.0.2.0/24" {
 			t.Errorf("prefix %s", got)
+		}
+	})
+}
+
+// TestFirstRefusalIsSoonInTheLog: who is attacked sees it within seconds; the thousand that follow cost one event more.
+func TestFirstRefusalIsSoonInTheLog(t *testing.T) {
+	inBubble(t, Limits{}, func(t *testing.T, b *pipeBench) {
+		time.Sleep(time.Until(time.Now().Truncate(time.Minute).Add(time.Minute))) // a minute's begin
+		peer := &net.TCPAddr{IP: net.IPv4(10, 0, 0, 1), Port: 1}
+		b.srv.Refusals().Add(peer, "handshake failed")
+		time.Sleep(tellRefusals)
+		synctest.Wait()
+		if ev := b.journal.events(audit.RefusedPeers); len(ev) != 1 || ev[0].Count != 1 || ev[0].Actor.ID != "peer" || ev[0].Reason != "handshake failed" {
+			t.Fatalf("after %s: %+v", tellRefusals, ev)
+		}
+		for range 20 {
+			for range 50 {
+				b.srv.Refusals().Add(peer, "handshake failed")
+			}
+			time.Sleep(time.Second)
+		}
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if ev := b.journal.events(audit.RefusedPeers); len(ev) != 2 || ev[1].Count != 1000 {
+			t.Errorf("%d events: %+v", len(ev), ev)
+		}
+		r := b.srv.Refusals()
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if r.bytes != 0 || len(r.kinds) != 0 {
+			t.Errorf("%d bytes and %d kinds are held once all is told", r.bytes, len(r.kinds))
 		}
 	})
 }

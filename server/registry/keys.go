@@ -22,7 +22,8 @@ type Key struct {
 }
 
 // AddKey enters a key and its certificate into the gateway's history, before the certificate is handed out: a sealing record that
-// the key signs must find it. Entering the same again is harmless. A key of another gateway is ErrConflict. The act itself is the
+// the key signs must find it. Entering the same again is harmless. A key of another gateway is ErrConflict, and a gateway that may not
+// have a certificate now ErrNotActive: no certificate can slip past a revocation that it races. The act itself is the
 // issuing of the certificate, which the CA journals; AddKey adds no event.
 func (r *Registry) AddKey(ctx context.Context, k Key) error {
 	if sha256.Sum256(k.Public) != k.SPKI {
@@ -32,7 +33,11 @@ func (r *Registry) AddKey(ctx context.Context, k Key) error {
 		return errors.New("device key: expected a certificate serial of 1 to 64 hex digits")
 	}
 	err := r.db.Write(ctx, func(tx *sql.Tx) error {
-		if _, err := get(tx, k.Gateway); err != nil {
+		g, err := get(tx, k.Gateway)
+		if err == nil {
+			err = g.admissible(r.now())
+		}
+		if err != nil {
 			return err
 		}
 		now := r.now().UnixMilli()

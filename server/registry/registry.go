@@ -23,9 +23,12 @@ import (
 //go:embed sqlite_0001.sql
 var schema1 string
 
-// Migrations is the registry's schema.
+//go:embed revocations_0001.sql
+var revocations1 string
+
+// Migrations is the registry's schema. Domains are migrated in the order of their names: the revocations may name the registry's tables.
 func Migrations() []sqldb.Migration {
-	return []sqldb.Migration{{Domain: "registry", Version: 1, SQL: schema1}}
+	return []sqldb.Migration{{Domain: "registry", Version: 1, SQL: schema1}, {Domain: "revocations", Version: 1, SQL: revocations1}}
 }
 
 // What callers branch on.
@@ -35,7 +38,7 @@ var (
 	ErrConflict  = errors.New("conflicts with the registry")
 )
 
-// State of a gateway. Only Active is reached today; the others are reserved in the schema.
+// State of a gateway. Only Active and Revoked are reached today; the others are reserved in the schema.
 type State string
 
 // The states.
@@ -44,6 +47,7 @@ const (
 	Suspended      State = "suspended"
 	Quarantined    State = "quarantined"
 	Decommissioned State = "decommissioned"
+	Revoked        State = "revoked" // there is a Revocation, whatever the state was before
 )
 
 // DefaultProfile is the profile of a gateway whose manifest names none.
@@ -70,8 +74,9 @@ type Gateway struct {
 	NotBefore, NotAfter time.Time
 
 	// Set by the registry.
-	State State
-	Added time.Time
+	State   State
+	Added   time.Time
+	Revoked *Revocation // nil unless State is Revoked
 }
 
 // check says what is wrong with an entered gateway and how to mend it.
@@ -103,6 +108,9 @@ type Config struct {
 	Now    func() time.Time
 	// MaxWaiting bounds the list of waiting TPMs; 0 means 10,000.
 	MaxWaiting int
+	// Changed is called after each change of who may do what, as soon as it stands and before its event is in the journal: so that a
+	// node need not wait for its next look at the revision. It must not block; it may be nil.
+	Changed func()
 }
 
 // Registry is safe for concurrent use. Every method that changes something writes its audit event in the same transaction and
@@ -112,6 +120,7 @@ type Registry struct {
 	outbox     *sqldb.Outbox
 	now        func() time.Time
 	maxWaiting int
+	changed    func()
 }
 
 // New makes the registry of a database.
@@ -119,9 +128,12 @@ func New(cfg Config) (*Registry, error) {
 	if cfg.DB == nil || cfg.Outbox == nil {
 		return nil, errors.New("registry: DB and Outbox are required")
 	}
-	r := &Registry{db: cfg.DB, outbox: cfg.Outbox, now: cfg.Now, maxWaiting: cfg.MaxWaiting}
+	r := &Registry{db: cfg.DB, outbox: cfg.Outbox, now: cfg.Now, maxWaiting: cfg.MaxWaiting, changed: cfg.Changed}
 	if r.now == nil {
 		r.now = time.Now
+	}
+	if r.changed == nil {
+		r.changed = func() {}
 	}
 	if r.maxWaiting <= 0 {
 		r.maxWaiting = 10_000
@@ -129,22 +141,29 @@ func New(cfg Config) (*Registry, error) {
 	return r, nil
 }
 
-// change runs fn in a write transaction that raises the revision if fn says that who may do what has changed, and flushes the
-// events that fn added.
-func (r *Registry) change(ctx context.Context, fn func(tx *sql.Tx) (changed bool, err error)) error {
-	err := r.db.Write(ctx, func(tx *sql.Tx) error {
-		changed, err := fn(tx)
-		if err != nil || !changed {
+// commit runs fn in a write transaction that raises the revision if fn says that who may do what has changed.
+func (r *Registry) commit(ctx context.Context, fn func(tx *sql.Tx) (changed bool, err error)) error {
+	changed := false
+	err := r.db.Write(ctx, func(tx *sql.Tx) (err error) {
+		if changed, err = fn(tx); err != nil || !changed {
 			return err
 		}
 		_, err = tx.Exec("UPDATE registry_state SET revision = revision + 1")
 		return err
 	})
-	if err != nil {
+	if err == nil && changed {
+		r.changed()
+	}
+	return err
+}
+
+// change commits fn and flushes the events that it added.
+func (r *Registry) change(ctx context.Context, fn func(tx *sql.Tx) (changed bool, err error)) error {
+	if err := r.commit(ctx, fn); err != nil {
 		return err
 	}
 	if err := r.outbox.Flush(ctx); err != nil {
-		return fmt.Errorf("the change is made, but its event is not in the journal yet: %w", err)
+		return fmt.Errorf("the change is made, but %w: %w", ErrLate, err)
 	}
 	return nil
 }
@@ -157,15 +176,25 @@ func (r *Registry) Revision(ctx context.Context) (rev int64, err error) {
 	return rev, nil
 }
 
-const gatewayColumns = "g.id, g.site, g.ward, g.profile, g.state, g.not_before, g.not_after, g.added"
+const (
+	gatewayColumns = "g.id, g.site, g.ward, g.profile, g.state, g.not_before, g.not_after, g.added, v.at, v.actor, v.reason, v.serials"
+	gatewayTables  = "gateways g LEFT JOIN revocations v ON v.gateway = g.id"
+)
 
 type scanner interface{ Scan(dest ...any) error }
 
 func scanGateway(row scanner, more ...any) (Gateway, error) {
 	var g Gateway
 	var notBefore, notAfter, added int64
-	err := row.Scan(append([]any{&g.ID, &g.Site, &g.Ward, &g.Profile, &g.State, &notBefore, &notAfter, &added}, more...)...)
+	var at sql.NullInt64
+	var actor, reason, serials sql.NullString
+	err := row.Scan(append([]any{&g.ID, &g.Site, &g.Ward, &g.Profile, &g.State, &notBefore, &notAfter, &added,
+		&at, &actor, &reason, &serials}, more...)...)
 	g.NotBefore, g.NotAfter, g.Added = instant(notBefore), instant(notAfter), instant(added)
+	if at.Valid {
+		g.State = Revoked
+		g.Revoked = &Revocation{At: instant(at.Int64), By: actor.String, Reason: reason.String, Serials: strings.Fields(serials.String)}
+	}
 	return g, err
 }
 
@@ -186,7 +215,7 @@ func millis(t time.Time) int64 {
 
 // List gives all gateways in the order of their ids.
 func (r *Registry) List(ctx context.Context) ([]Gateway, error) {
-	rows, err := r.db.Query(ctx, "SELECT "+gatewayColumns+", e.ek FROM gateways g JOIN gateway_eks e ON e.gateway = g.id ORDER BY g.id, e.ek")
+	rows, err := r.db.Query(ctx, "SELECT "+gatewayColumns+", e.ek FROM "+gatewayTables+" JOIN gateway_eks e ON e.gateway = g.id ORDER BY g.id, e.ek")
 	if err != nil {
 		return nil, fmt.Errorf("registry: %w", err)
 	}
@@ -226,7 +255,7 @@ func (r *Registry) Get(ctx context.Context, id string) (g Gateway, err error) {
 }
 
 func get(q querier, id string) (Gateway, error) {
-	g, err := scanGateway(q.QueryRow("SELECT "+gatewayColumns+" FROM gateways g WHERE g.id = $1", id))
+	g, err := scanGateway(q.QueryRow("SELECT "+gatewayColumns+" FROM "+gatewayTables+" WHERE g.id = $1", id))
 	if errors.Is(err, sql.ErrNoRows) {
 		return Gateway{}, fmt.Errorf("gateway %.64q: %w", id, ErrUnknown)
 	}
@@ -248,8 +277,8 @@ func get(q querier, id string) (Gateway, error) {
 	return g, rows.Err()
 }
 
-// ByEK gives the gateway that owns an endorsement key: ErrUnknown when nobody entered it, ErrNotActive when its gateway may not
-// have a certificate now.
+// ByEK gives the gateway that owns an endorsement key: ErrUnknown when nobody entered it; the gateway and ErrNotActive, a
+// *RevokedError among them, when it may not have a certificate now.
 func (r *Registry) ByEK(ctx context.Context, ek [32]byte) (Gateway, error) {
 	var id string
 	err := r.db.QueryRow(ctx, "SELECT gateway FROM gateway_eks WHERE ek = $1", ek[:]).Scan(&id)
@@ -268,6 +297,8 @@ func (r *Registry) ByEK(ctx context.Context, ek [32]byte) (Gateway, error) {
 
 func (g *Gateway) admissible(now time.Time) error {
 	switch {
+	case g.Revoked != nil:
+		return &RevokedError{g.ID, g.Revoked.Reason}
 	case g.State != Active:
 		return fmt.Errorf("gateway %s is %s: %w", g.ID, g.State, ErrNotActive)
 	case !g.NotBefore.IsZero() && now.Before(g.NotBefore), !g.NotAfter.IsZero() && now.After(g.NotAfter):
@@ -282,7 +313,7 @@ type Admission struct {
 	Lanes   uint8 // bit per telemetry.Lane that it may publish on
 }
 
-// Admit says what a gateway may do now: ErrUnknown, ErrNotActive, or its admission.
+// Admit says what a gateway may do now: ErrUnknown, ErrNotActive (a *RevokedError among them), or its admission.
 func (r *Registry) Admit(ctx context.Context, gateway string) (Admission, error) {
 	g, err := r.Get(ctx, gateway)
 	if err != nil {

@@ -21,7 +21,9 @@ import (
 type fixture struct {
 	*registry.Registry
 	journal *sqldbtest.Journal
+	outbox  *sqldb.Outbox
 	clock   time.Time
+	told    int // of changes
 	ctx     context.Context
 }
 
@@ -36,7 +38,8 @@ func setup(t *testing.T, maxWaiting int) *fixture {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if f.Registry, err = registry.New(registry.Config{DB: db, Outbox: outbox, Now: now, MaxWaiting: maxWaiting}); err != nil {
+	f.outbox = outbox
+	if f.Registry, err = registry.New(registry.Config{DB: db, Outbox: outbox, Now: now, MaxWaiting: maxWaiting, Changed: func() { f.told++ }}); err != nil {
 		t.Fatal(err)
 	}
 	return f

@@ -11,6 +11,29 @@ type Gateway struct {
 	Profile string   `json:"profile"`
 	State   string   `json:"state"`
 	EK      []string `json:"ek_sha256"` // hex
+
+	Revoked *Revocation `json:"revoked,omitempty"` // set when State is "revoked"
+}
+
+// Revocation says that a gateway was cut off.
+type Revocation struct {
+	Gateway string    `json:"gateway"`
+	At      time.Time `json:"at"`
+	By      string    `json:"by"` // the operator's SPIFFE id
+	Reason  string    `json:"reason"`
+	Serials []string  `json:"serials"` // of its certificates that were valid; hex
+}
+
+// RevokeRequest cuts a gateway off.
+type RevokeRequest struct {
+	Reason string `json:"reason"`
+}
+
+// RevokeAnswer is what came of it.
+type RevokeAnswer struct {
+	Revocation
+	Already   bool `json:"already"`   // it was revoked before: that revocation is shown, and stands
+	Journaled bool `json:"journaled"` // false: it stands, and its event waits for a journal that cannot be written
 }
 
 // Waiting is a TPM that proved itself and is nobody's gateway yet.

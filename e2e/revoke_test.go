@@ -1,0 +1,128 @@
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"wardlink/internal/child"
+)
+
+// TestRevokedGateway: an operator's command cuts a live session; the gateway gets no certificate any more, says why, and keeps what
+// its monitors send.
+func TestRevokedGateway(t *testing.T) {
+	h := newHospital(t)
+	b := h.newBox("box", h.kit())
+	var id struct {
+		EK string `json:"ek_sha256"`
+	}
+	if err := json.Unmarshal(h.must("wardlink-agent", "identity", "--json", "--config", b.config()), &id); err != nil {
+		t.Fatal(err)
+	}
+	csv := filepath.Join(h.dir, "gateways.csv")
+	if err := os.WriteFile(csv, []byte("id,ek_sha256,site,ward,profile\nicu-7,"+id.EK+",s,w,default\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	h.must("wardlink", "--operator", h.operator(), "gateway", "import", csv)
+	b.start()
+	b.send("M1")
+	h.await("delivery", func(ctx context.Context) (bool, error) {
+		s, err := b.status(ctx)
+		return err == nil && s.Uplink.Connected && s.waiting() == 0, nil
+	})
+	ctx := t.Context()
+	if _, err := child.Output(ctx, program("wardlink"), "--operator", h.operator(), "gateway", "revoke", "icu-7"); err == nil || !strings.Contains(err.Error(), "--reason") {
+		t.Errorf("without a reason: %v", err)
+	}
+	if _, err := child.Output(ctx, program("wardlink"), "--operator", h.operator(), "gateway", "revoke", "icu-9", "--reason", "x"); err == nil || !strings.Contains(err.Error(), "icu-9") {
+		t.Errorf("an unknown gateway: %v", err)
+	}
+	said := string(h.must("wardlink", "--operator", h.operator(), "gateway", "revoke", "icu-7", "--reason", "stolen from the ward"))
+	if !strings.Contains(said, "icu-7 is revoked") || !strings.Contains(said, "stolen from the ward") {
+		t.Errorf("the command says %q", said)
+	}
+	h.await("the gateway's own words", func(ctx context.Context) (bool, error) {
+		s, err := b.status(ctx)
+		return err == nil && !s.Uplink.Connected && s.Identity == "revoked by the hospital: stolen from the ward", nil
+	})
+	if ack := b.send("M2"); !strings.Contains(ack, "MSA|CA|M2") {
+		t.Errorf("acknowledgement %q; expected a revoked gateway to go on buffering", ack)
+	}
+	if s, err := b.status(ctx); err != nil || s.waiting() == 0 || s.Gateway != "icu-7" {
+		t.Errorf("%+v, %v; expected the message in the buffer", s, err)
+	}
+	var list struct {
+		Gateways []struct {
+			State   string `json:"state"`
+			Revoked struct {
+				By      string   `json:"by"`
+				Reason  string   `json:"reason"`
+				Serials []string `json:"serials"`
+			} `json:"revoked"`
+		} `json:"gateways"`
+	}
+	h.ask(&list, "gateway", "list")
+	g := list.Gateways[0]
+	if g.State != "revoked" || g.Revoked.By != "spiffe://ward.example/operator/operator" || g.Revoked.Reason != "stolen from the ward" || len(g.Revoked.Serials) != 1 {
+		t.Errorf("list: %+v", g)
+	}
+	// Everything is in the log, with actor and reason: the act, the cut, the refused connection, the refused renewal.
+	want := map[string]string{
+		"gateway.revoked": "spiffe://ward.example/operator/operator", "session.closed": "spiffe://ward.example/gateway/icu-7",
+		"refused": "spiffe://ward.example/gateway/icu-7",
+	}
+	h.await("the log", func(ctx context.Context) (bool, error) {
+		for kind, actor := range want {
+			items := h.audit("--type", kind)
+			found := false
+			for _, it := range items {
+				found = found || it.Actor == actor && (kind == "gateway.revoked" || strings.Contains(it.Reason, "revoked"))
+			}
+			if !found {
+				return false, nil
+			}
+		}
+		connects, renewals := 0, 0
+		for _, it := range h.audit("--type", "refused") {
+			if it.Target == "icu-7" {
+				connects++
+			} else if strings.Contains(it.Reason, "revoked") {
+				renewals++
+			}
+		}
+		return connects > 0 && renewals > 0, nil
+	})
+}
+
+type auditItem struct {
+	Leaf    uint64 `json:"leaf"`
+	Type    string `json:"type"`
+	Actor   string `json:"actor"`
+	Target  string `json:"target"`
+	Outcome string `json:"outcome"`
+	Reason  string `json:"reason"`
+}
+
+// audit lists the log as a security officer would.
+func (h *hospital) audit(args ...string) (items []auditItem) {
+	h.t.Helper()
+	out := h.must("wardlink", append([]string{"audit", "list", "--json", "--dir", h.server()}, args...)...)
+	for dec := json.NewDecoder(strings.NewReader(string(out))); dec.More(); {
+		var it auditItem
+		if err := dec.Decode(&it); err != nil {
+			h.t.Fatal(err)
+		}
+		items = append(items, it)
+	}
+	return items
+}
+
+func (s boxStatus) waiting() (n int) {
+	for _, l := range s.Buffer.Lanes {
+		n += l.Waiting
+	}
+	return n
+}
