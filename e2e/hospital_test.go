@@ -51,6 +51,15 @@ func freeAddr(t *testing.T) string {
 
 func newHospital(t *testing.T) *hospital {
 	t.Helper()
+	h := initHospital(t)
+	h.run()
+	h.must("wardlink", "--operator", h.operator(), "provision", "kit", "--server", h.gateways, "--out", h.kit())
+	return h
+}
+
+// initHospital makes a server and does not start it.
+func initHospital(t *testing.T) *hospital {
+	t.Helper()
 	h := &hospital{t: t, dir: folder(t), gateways: freeAddr(t), hospital: freeAddr(t), operators: freeAddr(t)}
 	var err error
 	if h.factory, err = swtpm.NewFactory(filepath.Join(h.dir, "tpm")); err != nil {
@@ -58,8 +67,6 @@ func newHospital(t *testing.T) *hospital {
 	}
 	h.must("wardlink-server", "init", "--dir", h.server(), "--trust-domain", "ward.example", "--name", "localhost", "--name", "127.0.0.1",
 		"--gateways", h.gateways, "--hospital", h.hospital, "--operators", h.operators)
-	h.run()
-	h.must("wardlink", "--operator", h.operator(), "provision", "kit", "--server", h.gateways, "--out", h.kit())
 	return h
 }
 
@@ -300,7 +307,8 @@ func TestServerSaysWhatIsInItsWay(t *testing.T) {
 	second := filepath.Join(h.dir, "second")
 	h.must("wardlink-server", "init", "--dir", second, "--name", "localhost",
 		"--gateways", h.gateways, "--hospital", freeAddr(t), "--operators", freeAddr(t))
-	if _, err := child.Output(ctx, program("wardlink-server"), "run", "--dir", second); err == nil || !strings.Contains(err.Error(), "change 'gateways:'") {
+	if _, err := child.Output(ctx, program("wardlink-server"), "run", "--dir", second); err == nil || !strings.Contains(err.Error(), "change 'gateways:'") ||
+		!strings.Contains(err.Error(), "taken by wardlink-server (process ") || !strings.Contains(err.Error(), "exit status 1") {
 		t.Errorf("a second server on one port: %v", err)
 	}
 }

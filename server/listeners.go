@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"wardlink/audit"
+	"wardlink/internal/listener"
 	"wardlink/internal/spiffe"
 	"wardlink/server/ca"
 )
@@ -26,7 +27,7 @@ func (s *Server) openListeners() (err error) {
 		{"hospital", s.cfg.Hospital, &s.listeners.hospital},
 		{"operators", s.cfg.Operators, &s.listeners.operators},
 	} {
-		ln, err := net.Listen("tcp", l.addr)
+		ln, err := listener.Listen(l.addr)
 		if err != nil {
 			return fmt.Errorf("%s: %w; change '%s:' in %s or end the program that holds the port", l.key, err, l.key, filepath.Join(s.dir, ConfigFile))
 		}

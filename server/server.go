@@ -49,6 +49,7 @@ type Server struct {
 	records  *records.Records
 	fhir     http.Handler
 	api      *api.API
+	owed     owed
 
 	listeners struct{ gateways, hospital, operators net.Listener }
 	closers   []func() error // in order of opening
@@ -155,7 +156,7 @@ func (s *Server) openCA() error {
 		TrustDomain: s.cfg.TrustDomain, DNSNames: s.cfg.Names, Roots: []*x509.Certificate{s.keys.Root},
 		Issuing: s.keys.Issuing, IssuingKey: s.keys.IssuingKey, Attestation: s.keys.Attestation, AttestationKey: s.keys.AttestationKey,
 		Dir: caDir(s.dir), EKRoots: roots, EKIntermediates: inter, Registry: caRegistry{s.registry}, Log: s.log,
-		Events: func(ctx context.Context, ev audit.Event) error { return journal.AppendEvent(ctx, s.journal, ev) },
+		Events: s.caEvent,
 		Refused: func(peer, reason string) {
 			if addr, err := net.ResolveTCPAddr("tcp", peer); err == nil {
 				s.ingest.Refusals().Add(addr, reason)
@@ -203,12 +204,12 @@ func loadTrust(dir string) (roots, intermediates *x509.CertPool, err error) {
 // Run serves until ctx ends. Then the listeners end first, what was journaled is opened and logged, and the stores close.
 func (s *Server) Run(ctx context.Context) (err error) {
 	defer func() { err = errors.Join(err, s.close()) }()
+	// A journal or a database that cannot be written now keeps nothing from starting: what needs them is refused until they can be, and
+	// cutting off a gateway must be possible meanwhile.
 	if err := s.outbox.Flush(ctx); err != nil {
-		return fmt.Errorf("events of the former run: %w", err)
+		s.log.Error("events of the former run wait in the database", "error", err)
 	}
-	if err := s.event(ctx, audit.ServerStarted); err != nil {
-		return err
-	}
+	s.own(ctx, audit.Event{Type: audit.ServerStarted, Detail: map[string]string{"version": build.Version}})
 	s.log.Info("server started", "trust_domain", s.cfg.TrustDomain, "gateways", s.listeners.gateways.Addr().String(),
 		"hospital", s.listeners.hospital.Addr().String(), "operators", s.listeners.operators.Addr().String())
 
@@ -243,20 +244,27 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	return errors.Join(err, consumers.Wait())
 }
 
+// tellInterval is how often a fault that lasts is told.
+const tellInterval = 30 * time.Second
+
 // outboxTime is how long an event of another process, such as 'wardlink-server operator', may lie in the database.
 const outboxTime = 2 * time.Second
 
-// flushOutbox moves events that no act of this process is waiting for. A failure is only told: the acts that wait flush themselves,
+// flushOutbox moves events that no act of this process is waiting for, and those that the server owes. A failure is only told: the acts that wait flush themselves,
 // and readiness watches the journal.
 func (s *Server) flushOutbox(ctx context.Context) error {
 	tick := time.NewTicker(outboxTime)
 	defer tick.Stop()
+	var told time.Time
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
-			if err := s.outbox.Flush(ctx); err != nil && ctx.Err() == nil {
+			if err := errors.Join(s.settle(ctx), s.outbox.Flush(ctx)); err == nil {
+				told = time.Time{}
+			} else if ctx.Err() == nil && time.Since(told) >= tellInterval {
+				told = time.Now()
 				s.log.Error("events wait in the database", "error", err)
 			}
 		}

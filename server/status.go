@@ -15,6 +15,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"wardlink/internal/build"
+	"wardlink/server/api"
 	"wardlink/server/api/client"
 	"wardlink/server/ca"
 	"wardlink/server/registry"
@@ -30,9 +31,12 @@ func (s *Server) status(ctx context.Context) (client.Status, error) {
 	if err != nil {
 		return client.Status{}, err
 	}
-	tl := s.translog.Stats()
+	tl, notReady := s.translog.Stats(), ""
+	if err := s.ready(ctx); err != nil {
+		notReady = err.Error()
+	}
 	return client.Status{
-		Version: build.Version, Started: s.started, Ready: s.ready(ctx) == nil, Sessions: len(s.ingest.Sessions()),
+		Version: build.Version, Started: s.started, Ready: notReady == "", NotReady: notReady, Sessions: len(s.ingest.Sessions()),
 		Gateways: gateways, Waiting: waiting, JournalSeq: s.journal.Stats().Committed, RecordsSeq: s.journal.Cursor("records"),
 		LogSeq: tl.Signed, LogSize: tl.Published,
 		Stored: uint64(st.Batches), Pending: uint64(st.Pending), Dead: uint64(st.Dead),
@@ -42,16 +46,28 @@ func (s *Server) status(ctx context.Context) (client.Status, error) {
 // maxLag is how far behind the log may be before the server is not ready.
 const maxLag = time.Minute
 
+// readyTime bounds a health probe; the database's readers wait at most 5 s for another process.
+const readyTime = 6 * time.Second
+
 // ready is nil when every part does its work.
 func (s *Server) ready(ctx context.Context) error {
-	if _, err := s.registry.Revision(ctx); err != nil {
-		return err
-	}
+	ctx, cancel := context.WithTimeout(ctx, readyTime)
+	defer cancel()
 	if err := s.journal.Health(); err != nil {
-		return fmt.Errorf("the last commit failed: %w", err)
+		return &api.NotReady{Part: "journal", Err: err}
 	}
-	if lag := s.translog.Stats().Lag; lag > maxLag {
-		return fmt.Errorf("transparency log is %s behind", lag)
+	if _, err := s.registry.Revision(ctx); err != nil {
+		return &api.NotReady{Part: "registry", Err: err}
+	}
+	if err := s.records.Held(); err != nil {
+		return &api.NotReady{Part: "records", Err: err}
+	}
+	tl := s.translog.Stats()
+	if tl.Failing != nil {
+		return &api.NotReady{Part: "log", Err: tl.Failing}
+	}
+	if tl.Lag > maxLag {
+		return &api.NotReady{Part: "log", Err: fmt.Errorf("it is %s behind", tl.Lag)}
 	}
 	return nil
 }

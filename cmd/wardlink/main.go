@@ -143,6 +143,9 @@ func (t *tool) status() *cobra.Command {
 			}
 			return t.table(func(w io.Writer) {
 				fmt.Fprintf(w, "version\t%s\nready\t%t\ngateways\t%d registered, %d waiting, %d connected\n", s.Version, s.Ready, s.Gateways, s.Waiting, s.Sessions)
+				if s.NotReady != "" {
+					fmt.Fprintf(w, "not ready\t%s\n", s.NotReady)
+				}
 				fmt.Fprintf(w, "journal\t%d entries; records passed %d, log passed %d\n", s.JournalSeq, s.RecordsSeq, s.LogSeq)
 				fmt.Fprintf(w, "log\t%d leaves\nbatches\t%d stored, %d pending, %d dead\n", s.LogSize, s.Stored, s.Pending, s.Dead)
 			})

@@ -1,5 +1,6 @@
 // Package api is the operators' API: JSON over HTTP, mutual TLS, one route for each act of the operator's tool. Each act is journaled
-// before it is answered. It also answers health probes, which need no certificate and tell nothing.
+// before it is answered. It also answers health probes, which need no certificate and tell no more than which
+// part of the server is ill.
 package api
 
 import (
@@ -15,6 +16,7 @@ import (
 	"net/http"
 	"net/netip"
 	"runtime/debug"
+	"sync/atomic"
 	"time"
 
 	"wardlink/audit"
@@ -42,7 +44,7 @@ type Config struct {
 	CA          *ca.CA
 	Records     Records
 	Status      func(ctx context.Context) (client.Status, error)
-	Ready       func(ctx context.Context) error // nil when every part works
+	Ready       func(ctx context.Context) error // nil when every part works; else a *NotReady
 	Metrics     http.Handler
 	Log         *slog.Logger
 }
@@ -55,7 +57,8 @@ type Refusals interface {
 // API is the handler.
 type API struct {
 	Config
-	mux *http.ServeMux
+	mux  *http.ServeMux
+	told atomic.Pointer[string] // what the last probe was told
 }
 
 // maxBody bounds a request: a manifest of 200,000 rows is the largest.
@@ -187,10 +190,33 @@ func (a *API) unproven(r *http.Request) {
 	a.Refusals.Add(peer, reason)
 }
 
+// NotReady names the part that does not do its work. A probe is told the part alone; why is for operators and the log.
+type NotReady struct {
+	Part string // one of a few constants
+	Err  error
+}
+
+// Error names the part and why.
+func (n *NotReady) Error() string { return n.Part + ": " + n.Err.Error() }
+
+// Unwrap gives why.
+func (n *NotReady) Unwrap() error { return n.Err }
+
 func (a *API) readyz(w http.ResponseWriter, r *http.Request) {
-	if err := a.Ready(r.Context()); err != nil {
+	text := "ready"
+	err := a.Ready(r.Context())
+	if err != nil {
+		text = "not ready"
+		if part := (*NotReady)(nil); errors.As(err, &part) {
+			text += ": " + part.Part
+		}
+	}
+	// Only what is new is told: anybody may probe, and none shall fill the log of the process.
+	if former := a.told.Swap(&text); err != nil && (former == nil || *former != text) {
 		a.Log.Warn("not ready", "error", err)
-		http.Error(w, "not ready", http.StatusServiceUnavailable)
+	}
+	if err != nil {
+		http.Error(w, text, http.StatusServiceUnavailable)
 		return
 	}
 	fmt.Fprintln(w, "ready")

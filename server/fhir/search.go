@@ -8,6 +8,7 @@ import (
 	"slices"
 
 	"wardlink/server/records"
+	"wardlink/server/sqldb"
 )
 
 // failed turns an error into an answer: what the client has to mend is said to it, everything else only to the log.
@@ -22,6 +23,9 @@ func (s *Server) failed(err error) *answer {
 		return refuse(http.StatusBadRequest, "too-costly", "too costly", "too many kinds of readings match; name codes")
 	}
 	s.cfg.Log.Error("records cannot be read", "error", err)
+	if sqldb.Environment(err) { // the machine's trouble passes, and then the same request is good
+		return refuse(http.StatusServiceUnavailable, "transient", "records unavailable", "the records cannot be read now; try again later")
+	}
 	return refuse(http.StatusInternalServerError, "exception", "records unavailable", "the records cannot be read; see the server's log")
 }
 

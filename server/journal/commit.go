@@ -29,8 +29,35 @@ func (j *Journal) run(notes chan<- group) {
 		if last {
 			return
 		}
-		<-j.more
+		j.idle()
 	}
+}
+
+// probeInterval is how often a journal that cannot be written is tried while nobody submits anything.
+const probeInterval = 2 * time.Second
+
+// idle waits for something to commit. After a failed commit it also tries, now and then, whether a segment can be begun again: whoever
+// asks for Health sends no traffic to a node that is ill, and the disk's recovery must not wait for traffic.
+func (j *Journal) idle() {
+	if j.current != nil || j.Health() == nil {
+		<-j.more
+		return
+	}
+	t := time.NewTimer(probeInterval)
+	defer t.Stop()
+	select {
+	case <-j.more:
+		return
+	case <-t.C:
+	}
+	// A segment that was begun is a commit that was flushed; it stays and takes what comes next.
+	if err := j.begin(j.committed + 1); err != nil {
+		_ = j.failed(err) // told there
+		return
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.mended()
 }
 
 type group struct {
@@ -110,7 +137,7 @@ func (j *Journal) commit(batch []pending) error {
 		batch[i].seq = first + uint64(i)
 	}
 	j.committed = first + uint64(len(batch)) - 1
-	j.broken = nil
+	j.mended()
 	s.last = j.committed
 	s.bytes += size
 	close(j.advanced)
@@ -118,13 +145,32 @@ func (j *Journal) commit(batch []pending) error {
 	return nil
 }
 
+// tellInterval is how often a fault that lasts is told: a fleet that knocks at a full disk must not fill the log of the process, too.
+const tellInterval = 30 * time.Second
+
 func (j *Journal) failed(err error) error {
+	now := time.Now()
 	j.mu.Lock()
 	j.failures++
+	tell := j.broken == nil || j.broken.Error() != err.Error() && now.Sub(j.told) >= time.Second || now.Sub(j.told) >= tellInterval
+	if tell {
+		j.told = now
+	}
 	j.broken = err
+	failures := j.failures
 	j.mu.Unlock()
-	j.c.Log.Error("the journal cannot be written; nothing is acknowledged", "dir", j.c.Dir, "error", err)
+	if tell {
+		j.c.Log.Error("the journal cannot be written; nothing is acknowledged", "dir", j.c.Dir, "error", err, "failures", failures)
+	}
 	return fmt.Errorf("journal: %w", err)
+}
+
+// mended ends a fault. Under mu.
+func (j *Journal) mended() {
+	if j.broken != nil {
+		j.c.Log.Info("the journal can be written again", "dir", j.c.Dir, "failures", j.failures)
+	}
+	j.broken = nil
 }
 
 // begin finishes the current segment and creates the next.

@@ -167,6 +167,7 @@ type Journal struct {
 	damaged   []string
 	failures  uint64
 	broken    error // of the last commit, nil when it was good
+	told      time.Time
 
 	storing sync.Mutex
 	state   *durable.AB

@@ -82,6 +82,7 @@ const (
 	retryBatches  = 64                     // of one look
 	keyInterval   = 2 * time.Second        // after which a sealing record whose key is unknown is tried again
 	errorPause    = 500 * time.Millisecond // after the database or the journal failed
+	tellInterval  = 30 * time.Second       // between two words about a fault that lasts
 )
 
 // Records is the consumer. Its exported methods are safe for concurrent use; Run is called once.
@@ -100,7 +101,9 @@ type Records struct {
 
 	passed uint64 // where the journal's cursor stood when Run began
 
-	behind atomic.Int64 // Unix milliseconds at which the server received what is being settled; 0 when nothing waits
+	told   time.Time             // of Run alone
+	held   atomic.Pointer[error] // why nothing is settled now; nil while all goes well
+	behind atomic.Int64          // Unix milliseconds at which the server received what is being settled; 0 when nothing waits
 }
 
 // New makes the consumer; Run starts it.
@@ -164,6 +167,7 @@ func (r *Records) Run(ctx context.Context) error {
 			}
 			continue
 		}
+		r.held.Store(nil)
 		if next != cursor {
 			cursor = next
 			continue
@@ -189,7 +193,12 @@ func (r *Records) pause(ctx context.Context, what string, err error) bool {
 	if ctx.Err() != nil {
 		return false
 	}
-	r.log.Error(what, "error", err)
+	// What lasts is told now and then: a full disk must not be filled by the words about it.
+	if now := r.now(); r.held.Load() == nil || now.Sub(r.told) >= tellInterval || now.Before(r.told) {
+		r.told = now
+		r.log.Error(what, "error", err)
+	}
+	r.held.Store(&err)
 	t := time.NewTimer(errorPause)
 	defer t.Stop()
 	select {
@@ -243,6 +252,14 @@ func (r *Records) pass(ctx context.Context, cursor uint64) (uint64, error) {
 		}
 	}
 	return last, nil
+}
+
+// Held says why nothing can be settled now; nil while all goes well. What waits is safe in the journal.
+func (r *Records) Held() error {
+	if err := r.held.Load(); err != nil {
+		return *err
+	}
+	return nil
 }
 
 // publicKey reads a device key of the registry.

@@ -14,6 +14,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"time"
 
 	_ "modernc.org/sqlite" // registers the "sqlite" driver
 )
@@ -155,9 +156,26 @@ func openHandle(path string, pragmas []string, txlock string, conns int) (*sql.D
 	return db, nil
 }
 
-// Write runs fn in a transaction of the single writer and commits it durably. If fn returns an error nothing of it remains.
+// turnTime bounds how long a write waits for its turn. While another process holds the file locked each turn takes busy_timeout, and
+// without a bound whoever asks would queue behind all who asked before.
+const turnTime = 5 * time.Second
+
+var errTurn = errors.New("the writes before this one do not end")
+
+// Write runs fn in a transaction of the single writer and commits it durably. If fn returns an error nothing of it remains. It waits at
+// most 5 s for the writes before it and 5 s for another process that holds the file locked.
 func (d *DB) Write(ctx context.Context, fn func(tx *sql.Tx) error) (err error) {
-	tx, err := d.writer.BeginTx(ctx, nil)
+	turn, cancel := context.WithTimeoutCause(ctx, turnTime, errTurn)
+	defer cancel()
+	conn, err := d.writer.Conn(turn)
+	if err != nil {
+		if ctx.Err() == nil && errors.Is(context.Cause(turn), errTurn) {
+			err = busy(d.path, errTurn)
+		}
+		return explain(d.path, err)
+	}
+	defer func() { _ = conn.Close() }() // gives it back
+	tx, err := conn.BeginTx(ctx, nil)
 	if err != nil {
 		return explain(d.path, err)
 	}

@@ -48,6 +48,11 @@ func explain(path string, err error) error {
 	return err
 }
 
+// busy is the error of a write that never had its turn.
+func busy(path string, err error) error {
+	return &explained{error: fmt.Errorf("database %s: %s: %w", path, mends[sqlite3.SQLITE_BUSY], err), environment: true}
+}
+
 // Environment reports whether err comes from the machine (disk full, file locked, I/O error) and not from what was to be
 // written, so that trying the same again later makes sense and blaming the data does not.
 func Environment(err error) bool {

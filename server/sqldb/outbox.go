@@ -3,7 +3,6 @@ package sqldb
 import (
 	"context"
 	"database/sql"
-	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -221,7 +220,9 @@ func (o *Outbox) append(ctx context.Context, rows []waiting, have map[audit.Even
 	for range sent {
 		select {
 		case r := <-results:
-			failed = errors.Join(failed, r.err)
+			if failed == nil { // a commit fails all of its entries alike
+				failed = r.err
+			}
 			top = max(top, r.seq)
 		case <-ctx.Done():
 			return 0, ctx.Err()

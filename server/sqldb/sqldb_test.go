@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"wardlink/server/sqldb"
 	"wardlink/server/sqldb/sqldbtest"
@@ -242,4 +244,45 @@ func TestReadIsOneSnapshot(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+}
+
+// TestWriteWaitsABoundedTime: writes behind one that does not end fail together, and say so as a condition of the machine.
+func TestWriteWaitsABoundedTime(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "db")
+	if err := sqldb.Create(path); err != nil {
+		t.Fatal(err)
+	}
+	synctest.Test(t, func(t *testing.T) {
+		db, err := sqldb.Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer db.Close()
+		holding, release, ended := make(chan struct{}), make(chan struct{}), make(chan error, 1)
+		go func() {
+			ended <- db.Write(t.Context(), func(*sql.Tx) error { close(holding); <-release; return nil })
+		}()
+		<-holding
+		began, errs := time.Now(), make(chan error, 3)
+		for range cap(errs) {
+			go func() { errs <- db.Write(t.Context(), func(*sql.Tx) error { return errors.New("it had its turn") }) }()
+		}
+		for range cap(errs) {
+			if err := <-errs; !sqldb.Environment(err) || !strings.Contains(err.Error(), "locked") {
+				t.Errorf("%v; expected a database that is busy", err)
+			}
+		}
+		if waited := time.Since(began); waited != 5*time.Second {
+			t.Errorf("waited %v; expected 5 s for all together", waited)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if err := db.Write(ctx, func(*sql.Tx) error { return nil }); !errors.Is(err, context.Canceled) || sqldb.Environment(err) {
+			t.Errorf("%v; expected the caller's own end", err)
+		}
+		close(release)
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
 }

@@ -28,6 +28,8 @@ type Stats struct {
 	// Lag is how long the oldest act of the latest pass took, or has been waiting so far, from its own time to a signed checkpoint.
 	// Entries that no pass has read yet are not known here; they wait Interval longer at most.
 	Lag time.Duration
+	// Failing is the error of the last pass, nil when it was good. What it did not log waits in the journal.
+	Failing error
 }
 
 // Stats reports the state now.
@@ -102,6 +104,9 @@ func (l *Log) loop(ctx, work context.Context) error {
 		began := time.Now()
 		more, err := l.turn(work)
 		pause := l.cfg.Interval - time.Since(began)
+		l.mu.Lock()
+		l.state.Failing = err
+		l.mu.Unlock()
 		switch {
 		case errors.Is(err, ErrUnsound):
 			return err

@@ -83,6 +83,7 @@ type Status struct {
 	Version    string    `json:"version"`
 	Started    time.Time `json:"started"`
 	Ready      bool      `json:"ready"`
+	NotReady   string    `json:"not_ready,omitempty"` // which part does not do its work, and why
 	Sessions   int       `json:"sessions"`
 	Gateways   int       `json:"gateways"`
 	Waiting    int       `json:"waiting"`
