@@ -57,6 +57,18 @@ const (
 	EntryUnreadable Type = "entry.unreadable" // the log's writer could not read a journal entry; Detail holds its kind, position and head's SHA-256
 )
 
+// What becomes of alerts.
+const (
+	AlertRaised      Type = "alert.raised"        // an alert opened, or its severity rose; Target is type/subject, Detail holds id and severity
+	AlertResolved    Type = "alert.resolved"      // its condition ended; Count says how often it was raised meanwhile
+	AlertAcked       Type = "alert.acknowledged"  // an operator took it on; Reason is the note
+	AlertSilenced    Type = "alert.silenced"      // an operator silenced alerts; Target holds the patterns, Detail the end
+	AlertUnsilenced  Type = "alert.unsilenced"    // an operator ended a silence early
+	AlertDelivered   Type = "alert.delivered"     // messages that a target took, per target and minute
+	AlertUndelivered Type = "alert.undeliverable" // messages that a target will not get, per target, reason and minute
+	AlertTested      Type = "alert.tested"        // an operator had a test message sent; Reason says what the target answered
+)
+
 // Outcome of an act.
 type Outcome string
 

@@ -15,6 +15,7 @@ import (
 	"github.com/goccy/go-yaml"
 
 	"wardlink/internal/spiffe"
+	"wardlink/server/alerts"
 )
 
 // ConfigFile is the configuration's name within the server's directory.
@@ -31,7 +32,8 @@ type Config struct {
 		Cert string `yaml:"cert"` // PEM file of the hospital's own server certificate; default: one of our CA
 		Key  string `yaml:"key"`
 	} `yaml:"hospital_tls"`
-	Log string `yaml:"log"` // text (default) or json
+	Log    string          `yaml:"log"`    // text (default) or json
+	Alerts alerts.Settings `yaml:"alerts"` // targets, and when the watchers raise; without targets alerts are rows and events alone
 }
 
 // DefaultConfig is what init starts from.
@@ -97,6 +99,9 @@ func (c Config) Check() error {
 	}
 	if (c.HospitalTLS.Cert == "") != (c.HospitalTLS.Key == "") {
 		return errors.New("hospital_tls: give both cert and key, or neither")
+	}
+	if err := c.Alerts.Check(); err != nil {
+		return fmt.Errorf("alerts: %w", err)
 	}
 	return nil
 }

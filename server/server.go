@@ -18,6 +18,7 @@ import (
 
 	"wardlink/audit"
 	"wardlink/internal/build"
+	"wardlink/server/alerts"
 	"wardlink/server/api"
 	"wardlink/server/ca"
 	"wardlink/server/fhir"
@@ -47,6 +48,7 @@ type Server struct {
 	ingest   *ingest.Server
 	translog *translog.Log
 	records  *records.Records
+	alerts   *alerts.Alerts
 	fhir     http.Handler
 	api      *api.API
 	owed     owed
@@ -133,6 +135,9 @@ func (s *Server) openServices() (err error) {
 	}); err != nil {
 		return err
 	}
+	if s.alerts, err = s.openAlerts(); err != nil {
+		return err
+	}
 	if s.fhir, err = fhir.New(fhir.Config{
 		Store: records.NewStore(s.db, s.keys.Pseudonym), Journal: s.journal, Pseudonym: s.keys.Pseudonym, TrustDomain: s.cfg.TrustDomain,
 		Access: s.registry, Refusals: s.ingest.Refusals(), Log: s.log,
@@ -142,7 +147,7 @@ func (s *Server) openServices() (err error) {
 	s.api = api.New(api.Config{
 		TrustDomain: s.cfg.TrustDomain, Servers: s.gatewayAddresses(), Root: s.keys.Root, RecordsKey: s.keys.Records.Public(),
 		ConfigKey: s.configPublic(), LogDir: logDir(s.dir), LogVerifier: s.keys.LogVerifier, Registry: s.registry,
-		Journal: s.journal, Refusals: s.ingest.Refusals(), CA: s.ca, Records: s.records, Status: s.status, Ready: s.ready, Metrics: s.metrics(), Log: s.log,
+		Journal: s.journal, Refusals: s.ingest.Refusals(), CA: s.ca, Records: s.records, Alerts: s.alerts, Status: s.status, Ready: s.ready, Metrics: s.metrics(), Log: s.log,
 	})
 	return nil
 }
@@ -219,6 +224,7 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	consumers, cctx := errgroup.WithContext(consumerCtx)
 	consumers.Go(func() error { return s.translog.Run(cctx) })
 	consumers.Go(func() error { return s.records.Run(cctx) })
+	consumers.Go(func() error { return s.runAlerts(cctx) })
 
 	front, fctx := errgroup.WithContext(ctx)
 	front.Go(func() error { return s.serveGateways(fctx) })

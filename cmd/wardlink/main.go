@@ -48,7 +48,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	}
 	root.PersistentFlags().StringVar(&t.operator, "operator", client.DefaultCredentials(), "the operator's `FILE`, which 'wardlink-server init' made")
 	root.PersistentFlags().BoolVar(&t.json, "json", false, "print JSON")
-	root.AddCommand(t.provision(), t.gateway(), t.access(), t.records(), t.audit(), t.status(), t.demo(), t.version())
+	root.AddCommand(t.provision(), t.gateway(), t.access(), t.records(), t.audit(), t.alerts(), t.status(), t.demo(), t.version())
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)

@@ -22,6 +22,7 @@ import (
 	"wardlink/audit"
 	"wardlink/enroll"
 	"wardlink/internal/spiffe"
+	"wardlink/server/alerts"
 	"wardlink/server/api/client"
 	"wardlink/server/ca"
 	"wardlink/server/journal"
@@ -43,6 +44,7 @@ type Config struct {
 	Refusals    Refusals
 	CA          *ca.CA
 	Records     Records
+	Alerts      *alerts.Alerts
 	Status      func(ctx context.Context) (client.Status, error)
 	Ready       func(ctx context.Context) error // nil when every part works; else a *NotReady
 	Metrics     http.Handler
@@ -91,6 +93,9 @@ func New(cfg Config) *API {
 	} {
 		a.mux.Handle(pattern, a.operator(h))
 	}
+	for pattern, h := range a.alertRoutes() {
+		a.mux.Handle(pattern, a.operator(h))
+	}
 	return a
 }
 
@@ -129,9 +134,11 @@ func (a *API) operator(h handler) http.Handler {
 		case err == nil:
 		case errors.As(err, &bad):
 			writeProblem(w, http.StatusBadRequest, "bad request", bad.Error())
+		case errors.Is(err, alerts.ErrBad):
+			writeProblem(w, http.StatusBadRequest, "bad request", err.Error())
 		case errors.As(err, &large):
 			writeProblem(w, http.StatusRequestEntityTooLarge, "request is too large", fmt.Sprintf("at most %d bytes", large.Limit))
-		case errors.Is(err, registry.ErrUnknown):
+		case errors.Is(err, registry.ErrUnknown), errors.Is(err, alerts.ErrUnknown):
 			writeProblem(w, http.StatusNotFound, "not found", err.Error())
 		case errors.Is(err, registry.ErrConflict):
 			writeProblem(w, http.StatusConflict, "conflict", err.Error())

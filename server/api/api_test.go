@@ -28,6 +28,7 @@ import (
 	"wardlink/audit"
 	"wardlink/enroll"
 	"wardlink/internal/spiffe"
+	"wardlink/server/alerts"
 	"wardlink/server/api"
 	"wardlink/server/api/client"
 	"wardlink/server/ca"
@@ -48,6 +49,7 @@ type office struct {
 	reg     *registry.Registry
 	journal *journal.Journal
 	keys    *keys.Keys
+	alerts  *alerts.Alerts
 	outbox  *sqldb.Outbox
 	db      *sqldb.DB
 	counted counter
@@ -78,7 +80,7 @@ func newOffice(t *testing.T) *office {
 	check(journal.Create(jc))
 	o.journal, err = journal.Open(jc)
 	check(err)
-	migrations := slices.Concat(sqldb.OutboxMigrations(), registry.Migrations(), api.Migrations(), records.Migrations())
+	migrations := slices.Concat(sqldb.OutboxMigrations(), registry.Migrations(), api.Migrations(), records.Migrations(), alerts.Migrations())
 	check(sqldb.Create(filepath.Join(dir, "db"), migrations...))
 	db, err := sqldb.Open(filepath.Join(dir, "db"), migrations...)
 	check(err)
@@ -100,10 +102,12 @@ func newOffice(t *testing.T) *office {
 	})
 	check(err)
 	o.configs = &api.Configs{DB: db, Outbox: outbox, Registry: o.reg, Key: o.keys.Config, Now: time.Now}
+	o.alerts, err = alerts.New(alerts.Config{DB: db, Outbox: outbox, NextID: o.journal.NextID, Server: domain, Log: log})
+	check(err)
 	o.api = api.New(api.Config{
 		TrustDomain: domain, Servers: []string{"localhost:8883"}, Root: o.keys.Root, RecordsKey: o.keys.Records.Public(),
 		ConfigKey: o.keys.Config.Public().(ed25519.PublicKey), LogDir: filepath.Join(dir, "log"), LogVerifier: o.keys.LogVerifier,
-		Registry: o.reg, Journal: o.journal, Refusals: &o.counted, CA: authority, Records: recs,
+		Registry: o.reg, Journal: o.journal, Refusals: &o.counted, CA: authority, Records: recs, Alerts: o.alerts,
 		Status:  func(context.Context) (client.Status, error) { return client.Status{Ready: true}, nil },
 		Ready:   func(context.Context) error { return nil },
 		Metrics: http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic("metrics are broken") }),

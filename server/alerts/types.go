@@ -1,0 +1,134 @@
+package alerts
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Severity orders alerts. A target takes those from its minimum on.
+type Severity int
+
+// The severities.
+const (
+	Notice   Severity = 1
+	Warning  Severity = 2 // look today
+	Critical Severity = 3 // data is at risk, or already late: look now
+)
+
+var severityNames = map[Severity]string{Notice: "notice", Warning: "warning", Critical: "critical"}
+
+// String is the severity's name.
+func (s Severity) String() string { return severityNames[s] }
+
+// ParseSeverity reads notice, warning or critical.
+func ParseSeverity(name string) (Severity, error) {
+	for s, n := range severityNames {
+		if n == name {
+			return s, nil
+		}
+	}
+	return 0, fmt.Errorf("severity %.40q; expected notice, warning or critical", name)
+}
+
+// Type names a kind of alert. The list is closed: a reader of the log, a receiver's rule and an operator's silence can rely on it.
+type Type string
+
+// The types.
+const (
+	GatewaySilent   Type = "gateway-silent"
+	GapOpen         Type = "gap-open"
+	BatchDead       Type = "batch-dead"
+	BatchParked     Type = "batch-parked"
+	CertificateLate Type = "certificate-late"
+	RefusalsMany    Type = "refusals-many"
+	DiskLow         Type = "disk-low"
+	BackupOld       Type = "backup-old"
+	JournalFails    Type = "journal-fails"
+	DatabaseFails   Type = "database-fails"
+	LogLags         Type = "log-lags"
+	RecordsLag      Type = "records-lag"
+	ClockJumped     Type = "clock-jumped"
+	TargetFails     Type = "target-fails"
+	WatchBlind      Type = "watch-blind"
+)
+
+// Kind is what is known about a type before it is ever raised.
+type Kind struct {
+	Type     Type
+	Severity Severity      // where it starts; a sender may raise it higher
+	Repeat   time.Duration // until targets are told again of one that is open and not acknowledged
+	Subject  string        // what the subject is
+	Meaning  string        // one sentence
+	Mend     string        // one sentence
+}
+
+var kinds = []Kind{
+	{GatewaySilent, Warning, 4 * time.Hour, "gateway",
+		"A gateway that was connected has had no session for longer than is usual.",
+		"Look at its power, network and 'wardlink-agent doctor'; what its monitors send meanwhile is kept on the box."},
+	{GapOpen, Critical, 4 * time.Hour, "gateway",
+		"Batch numbers of a gateway are missing and its own reports do not account for them.",
+		"'wardlink trace --gateway ID' shows where they stopped; do not wipe the gateway, its buffer may hold them."},
+	{BatchDead, Critical, 24 * time.Hour, "gateway",
+		"Batches of a gateway could not be opened three times; they are kept.",
+		"'wardlink records dead' says why; mend that and try again with 'wardlink records reopen'."},
+	{BatchParked, Critical, 24 * time.Hour, "gateway",
+		"The server refused batches of a gateway, which keeps them and does not send them again by itself.",
+		"'wardlink audit list --type refused --gateway ID' says why; mend that, then restart the agent so that it sends them again."},
+	{CertificateLate, Warning, 12 * time.Hour, "gateway",
+		"A gateway should have renewed its certificate and has not.",
+		"Look at 'wardlink-agent status' on the gateway; when the certificate ends it cannot connect, and it enrols again by itself once it can."},
+	{RefusalsMany, Warning, time.Hour, "network or gateway",
+		"One network or gateway was refused more often than the limit allows within a minute.",
+		"'wardlink audit list --type refused.peers' and '--type refused' name the reasons: a wrong configuration, or somebody who tries doors."},
+	{DiskLow, Warning, 4 * time.Hour, "place in the server's directory",
+		"The server's disk is filling up; when it is full gateways get no acknowledgements and keep their data.",
+		"Free space, enlarge the file system, or shorten retention; 'wardlink-server size' says what a year needs."},
+	{BackupOld, Warning, 24 * time.Hour, "backup",
+		"The last backup is older than it may be.",
+		"Look at the job that writes the stamp file named by 'alerts.backup_stamp'."},
+	{JournalFails, Critical, 30 * time.Minute, "server",
+		"The journal cannot be written: nothing is acknowledged to gateways and nothing may be read.",
+		"The server's log names the error; usually the disk is full or ill."},
+	{DatabaseFails, Critical, 30 * time.Minute, "server",
+		"The database cannot be written: batches stay in the journal and are not visible to the hospital.",
+		"The server's log names the error; usually the disk is full or another program holds the file."},
+	{LogLags, Warning, time.Hour, "server",
+		"The transparency log is behind the journal.",
+		"Look at the server's log and at the load of its disk."},
+	{RecordsLag, Critical, time.Hour, "server",
+		"Batches wait to be opened for longer than is usual: the hospital sees old data.",
+		"Look at the server's log; a batch also waits while the key of its gateway is unknown."},
+	{ClockJumped, Warning, 24 * time.Hour, "server",
+		"The server's clock moved against the time that passed.",
+		"Look at the server's time synchronisation; certificates, retention and times of readings depend on it."},
+	{TargetFails, Warning, 4 * time.Hour, "target",
+		"A target of alerts takes no messages; they wait in the spool.",
+		"'wardlink alerts test --target NAME' says what it answers."},
+	{WatchBlind, Warning, 4 * time.Hour, "watcher",
+		"Something that should be watched cannot be looked at.",
+		"The server's log names the error."},
+}
+
+// Kinds are all types in a fixed order.
+func Kinds() []Kind { return slices.Clone(kinds) }
+
+// KindOf gives what is known about a type.
+func KindOf(t Type) (Kind, bool) {
+	for _, k := range kinds {
+		if k.Type == t {
+			return k, true
+		}
+	}
+	return Kind{}, false
+}
+
+func typeNames() string {
+	names := make([]string, len(kinds))
+	for i, k := range kinds {
+		names[i] = string(k.Type)
+	}
+	return strings.Join(names, ", ")
+}
