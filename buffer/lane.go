@@ -33,6 +33,7 @@ type lane struct {
 	formerEpoch    [16]byte
 	formerNext     uint64
 	lost           uint64 // batches that did not verify or were in files set aside since the start
+	missing        map[[16]byte]*missing
 }
 
 // seg is what memory holds of one segment: a few hundred bytes and its filter, whatever the number of batches.
@@ -250,6 +251,7 @@ func (b *Buffer) aside(s *seg, cause error) {
 	}
 	l.segs = slices.DeleteFunc(l.segs, func(o *seg) bool { return o == s })
 	l.lost += s.waiting
+	l.miss(s)
 	for id := range b.parked {
 		if id.Lane == s.header.lane && id.Epoch == s.header.epoch && s.holds(id.Number) {
 			delete(b.parked, id)

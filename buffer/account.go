@@ -1,0 +1,222 @@
+package buffer
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+
+	"go.etcd.io/bbolt"
+
+	"wardlink/buffer/segment"
+)
+
+// Run is a run of batch numbers, both ends included.
+type Run struct{ First, Last uint64 }
+
+// Account is what one lane has of one epoch.
+type Account struct {
+	Epoch   [16]byte
+	Lane    uint8
+	Next    uint64 // 1 more than the greatest number that a readable file holds; 0 when none does
+	Waiting uint64 // batches that are not acknowledged, parked ones included
+	Parked  uint64
+	Bytes   uint64 // of the frames that wait, about: files count in proportion
+
+	Held []Run // the numbers that wait, ascending
+	Lost []Run // numbers of batches that did not verify, or waited in files that were set aside since the start, ascending
+	// Upper bounds name numbers besides that were used up and hold nothing.
+	HeldUpper, LostUpper bool
+}
+
+// Accounts gives the account of every epoch of which something waits, was lost, or was appended since the start, by lane and epoch. It
+// reads no file. What lies in files that the disk cannot read at present (Stats.Unread) is in none of them.
+func (b *Buffer) Accounts() []Account {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var out []Account
+	for _, l := range b.lanes {
+		byEpoch := map[[16]byte]*Account{}
+		of := func(epoch [16]byte) *Account {
+			a := byEpoch[epoch]
+			if a == nil {
+				a = &Account{Epoch: epoch, Lane: l.index}
+				byEpoch[epoch] = a
+			}
+			return a
+		}
+		for epoch := range l.next {
+			of(epoch)
+		}
+		for epoch, m := range l.missing {
+			a := of(epoch)
+			a.LostUpper = m.upper
+			a.Lost = runs(m.numbers.spans)
+		}
+		for _, s := range l.segs {
+			if s.count == 0 || s.waiting == 0 && len(s.gone.spans) == 0 && byEpoch[s.header.epoch] == nil {
+				continue
+			}
+			of(s.header.epoch).add(s, l.acks[s.header.epoch])
+		}
+		for id := range b.parked {
+			if a := byEpoch[id.Epoch]; a != nil && id.Lane == l.index {
+				a.Parked++
+			}
+		}
+		for _, a := range byEpoch {
+			a.Held, a.Lost = joined(a.Held), joined(a.Lost)
+			out = append(out, *a)
+		}
+	}
+	slices.SortFunc(out, func(x, y Account) int {
+		return cmp.Or(cmp.Compare(x.Lane, y.Lane), slices.Compare(x.Epoch[:], y.Epoch[:]))
+	})
+	return out
+}
+
+func (a *Account) add(s *seg, acks *ranges) {
+	a.Next = max(a.Next, s.last+1)
+	for _, g := range s.gone.spans {
+		a.Lost = append(a.Lost, Run{g.from, g.to})
+	}
+	if s.waiting == 0 {
+		return
+	}
+	a.Waiting += s.waiting
+	a.Bytes += s.bytes / s.count * s.waiting
+	held := subtract(subtract([]Run{{s.first, s.last}}, acks), &s.gone)
+	a.Held = append(a.Held, held...)
+	a.HeldUpper = a.HeldUpper || size(held) != s.waiting
+}
+
+// missing are numbers that were lost since the start.
+type missing struct {
+	numbers ranges
+	upper   bool
+}
+
+// miss notes what a segment that leaves the lane takes with it. Under mu.
+func (l *lane) miss(s *seg) {
+	if s.count == 0 || s.waiting == 0 && len(s.gone.spans) == 0 {
+		return
+	}
+	m := l.missing[s.header.epoch]
+	if m == nil {
+		m = &missing{}
+		if l.missing == nil {
+			l.missing = map[[16]byte]*missing{}
+		}
+		l.missing[s.header.epoch] = m
+	}
+	lost := subtract([]Run{{s.first, s.last}}, l.acks[s.header.epoch])
+	m.upper = m.upper || size(lost) != s.waiting+s.gone.size()
+	all := runs(m.numbers.spans)
+	m.numbers.spans = nil
+	for _, r := range joined(append(all, lost...)) {
+		m.numbers.spans = append(m.numbers.spans, span{r.First, r.Last})
+	}
+}
+
+// Oldest gives the frame of a lane's batch that has waited longest; nil when none waits, or when the disk does not give it.
+func (b *Buffer) Oldest(lane uint8) []byte {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed || int(lane) >= len(b.lanes) {
+		return nil
+	}
+	l := b.lanes[lane]
+	for _, s := range l.segs {
+		if s.waiting == 0 || s.count == 0 {
+			continue
+		}
+		first := subtract(subtract([]Run{{s.first, s.last}}, l.acks[s.header.epoch]), &s.gone)
+		if len(first) == 0 {
+			continue
+		}
+		var frame []byte
+		err := b.read(s, func(tx *bbolt.Tx) error {
+			batches := tx.Bucket([]byte(bucketBatches))
+			if batches == nil {
+				return fmt.Errorf("%w: no batches bucket", segment.ErrDamaged)
+			}
+			// A number that was used up and holds nothing is passed over.
+			k, _ := batches.Cursor().Seek(numberKey(first[0].First))
+			if len(k) == 8 && beUint64(k) <= s.last {
+				frame = slices.Clone(batches.Bucket(k).Get([]byte(keyFrame)))
+			}
+			return nil
+		})
+		if err != nil { // Take meets it too, and deals with it
+			return nil
+		}
+		return frame
+	}
+	return nil
+}
+
+// Withdraw takes back a batch that Append has taken and that is not given out at the moment, as if it had arrived: its maker has put a
+// newer one in its place. It tells whether it did. A crash within a second may give it out all the same.
+func (b *Buffer) Withdraw(id ID) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed || int(id.Lane) >= len(b.lanes) {
+		return false
+	}
+	l := b.lanes[id.Lane]
+	s := l.find(id)
+	if s == nil || s.taken.has(id.Number) || s.gone.has(id.Number) || !l.acked(id.Epoch).add(id.Number) {
+		return false
+	}
+	delete(b.parked, id)
+	s.released.remove(id.Number)
+	s.waiting--
+	b.touch()
+	b.settled(s)
+	return true
+}
+
+// subtract takes a set out of ascending runs.
+func subtract(from []Run, set *ranges) (out []Run) {
+	if set == nil {
+		return from
+	}
+	for _, r := range from {
+		for i := set.after(r.First); i < len(set.spans) && set.spans[i].from <= r.Last; i++ {
+			if s := set.spans[i]; s.from > r.First {
+				out = append(out, Run{r.First, s.from - 1})
+			}
+			r.First = set.spans[i].to + 1
+		}
+		if r.First <= r.Last {
+			out = append(out, r)
+		}
+	}
+	return out
+}
+
+// joined sorts runs and joins those that touch.
+func joined(in []Run) (out []Run) {
+	slices.SortFunc(in, func(x, y Run) int { return cmp.Compare(x.First, y.First) })
+	for _, r := range in {
+		if n := len(out); n > 0 && r.First <= out[n-1].Last+1 {
+			out[n-1].Last = max(out[n-1].Last, r.Last)
+			continue
+		}
+		out = append(out, r)
+	}
+	return out
+}
+
+func runs(spans []span) (out []Run) {
+	for _, s := range spans {
+		out = append(out, Run{s.from, s.to})
+	}
+	return out
+}
+
+func size(in []Run) (n uint64) {
+	for _, r := range in {
+		n += r.Last - r.First + 1
+	}
+	return n
+}
