@@ -37,6 +37,7 @@ type Agent struct {
 	config  *configStore
 	sources []*source.MLLP
 	link    *uplink.Uplink
+	reports *reporter
 	started time.Time
 
 	mu       sync.Mutex
@@ -104,6 +105,7 @@ func (a *Agent) prepare() error {
 		a.sources = append(a.sources, m)
 	}
 	a.intake.open = a.connections
+	a.reports = &reporter{agent: a}
 	a.link, err = uplink.New(uplink.Config{
 		Servers: a.kit.Servers, Server: a.serverID(), Roots: a.kit.Pool(), Identity: a.credentials,
 		Buffer: urgentBuffer{a.buf}, Sealing: a.seals.get, Down: a.down, NotAdmitted: a.notAdmitted, Log: a.log,
@@ -170,8 +172,10 @@ func (a *Agent) Run(ctx context.Context) error {
 	g.Go(func() error { return a.link.Run(gctx) })
 	g.Go(func() error { return a.runIdentity(gctx) })
 	g.Go(func() error { return a.serveStatus(gctx) })
+	g.Go(func() error { return a.reports.run(gctx) })
 	err := g.Wait()
 	a.log.Info("agent stops")
+	a.reports.last()
 	stopIntake()
 	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
 		err = nil

@@ -43,8 +43,10 @@ type intake struct {
 	mu     sync.Mutex
 	period *seal.Period
 	counts Counts
+	lanes  [telemetry.LaneCount]laneAccount
+	fault  fault
 
-	next [telemetry.LaneCount]uint64 // owned by run
+	next [telemetry.LaneCount]uint64 // owned by run, but for LaneSelf's, which is the reporter's
 }
 
 // Counts are the intake's totals since the agent started.
@@ -184,6 +186,7 @@ func (in *intake) collect(ctx context.Context, first *waiting) []*waiting {
 // commit seals one batch for each lane touched, appends them in one call and answers everybody. Copies of one message within the
 // batch are kept once.
 func (in *intake) commit(ws []*waiting) {
+	before := in.next
 	var lanes [telemetry.LaneCount]telemetry.Batch
 	var seen [telemetry.LaneCount][]buffer.Seen
 	inBatch := map[[32]byte]bool{}
@@ -202,6 +205,9 @@ func (in *intake) commit(ws []*waiting) {
 		seen[w.lane] = append(seen[w.lane], buffer.Seen{Digest: w.key, Copy: w.msg.Copy, Mask: 1 << w.lane})
 	}
 	items, err := in.sealAll(&lanes, &seen)
+	if err != nil {
+		in.spend(before, err)
+	}
 	if err != nil && len(ws) > 1 {
 		// One message that cannot be sealed must not hold up its neighbours.
 		in.commit(ws[:len(ws)/2])
@@ -215,7 +221,11 @@ func (in *intake) commit(ws []*waiting) {
 		return
 	}
 	if err == nil {
-		err = in.buf.Append(items)
+		if err = in.buf.Append(items); err != nil {
+			in.spend(before, err)
+		} else {
+			in.kept(items)
+		}
 	}
 	in.count(func(c *Counts) {
 		if err != nil {

@@ -59,18 +59,23 @@ func newStation(t *testing.T, dir string, key seal.PrivateKey) *station {
 	if err != nil {
 		t.Fatal(err)
 	}
+	s := &station{t: t, in: in, buf: buf, key: key, stop: runIntake(t, in, buf)}
+	t.Cleanup(s.stop)
+	return s
+}
+
+// runIntake runs an intake until the function that it gives is called, which closes the buffer too.
+func runIntake(t *testing.T, in *intake, buf *buffer.Buffer) (stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() { defer close(done); _ = in.run(ctx) }()
-	s := &station{t: t, in: in, buf: buf, key: key, stop: sync.OnceFunc(func() {
+	return sync.OnceFunc(func() {
 		cancel()
 		<-done
 		if err := buf.Close(); err != nil {
 			t.Error(err)
 		}
-	})}
-	t.Cleanup(s.stop)
-	return s
+	})
 }
 
 func newKey(t *testing.T) seal.PrivateKey {
@@ -102,9 +107,23 @@ func (s *station) accept(raw []byte) error {
 }
 
 // messages opens everything in the buffer as the hospital would.
-func (s *station) messages() []telemetry.Message {
+func (s *station) messages() (out []telemetry.Message) {
 	s.t.Helper()
-	var out []telemetry.Message
+	for _, o := range s.open() {
+		out = append(out, o.batch.Messages...)
+	}
+	return out
+}
+
+// openedBatch is a batch as the hospital sees it.
+type openedBatch struct {
+	id    buffer.ID
+	batch telemetry.Batch
+}
+
+// open takes and opens every batch that is not out already.
+func (s *station) open() (out []openedBatch) {
+	s.t.Helper()
 	openers := map[[16]byte]*seal.Opener{}
 	for {
 		batches, err := s.buf.Take(64)
@@ -138,7 +157,7 @@ func (s *station) messages() []telemetry.Message {
 			if err != nil {
 				s.t.Fatal(err)
 			}
-			out = append(out, batch.Messages...)
+			out = append(out, openedBatch{b.ID, batch})
 		}
 	}
 }

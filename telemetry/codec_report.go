@@ -49,6 +49,7 @@ type wireSource struct {
 	FailedAt        int64  `cbor:"12,keyasint,omitempty"`
 	Unwelcome       uint64 `cbor:"13,keyasint,omitempty"`
 	UnwelcomeAt     int64  `cbor:"14,keyasint,omitempty"`
+	Deaf            bool   `cbor:"15,keyasint,omitempty"`
 }
 
 type wireLane struct {

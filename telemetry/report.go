@@ -43,6 +43,7 @@ type SourceReport struct {
 	FailedAt        int64
 	Unwelcome       uint64 // connections closed: not on the allow list, or too many
 	UnwelcomeAt     int64
+	Deaf            bool // its port cannot be opened at present
 }
 
 // LaneReport is one lane of this epoch or, while the buffer still holds something of it, of a former one.

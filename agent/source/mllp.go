@@ -46,9 +46,9 @@ type MLLP struct {
 	cfg   Config
 	slots chan struct{} // one token for each open connection
 
-	received, acknowledged, notUnderstood, refused atomic.Uint64
-	failed, notAllowed, overLimit                  atomic.Uint64
-	lastReceived                                   atomic.Int64 // Unix nanoseconds
+	received, acknowledged, notUnderstood, refused tally
+	failed, notAllowed, overLimit                  tally
+	rhythm                                         rhythm
 	full                                           atomic.Int32 // refusals for want of room in a row
 
 	mu       sync.Mutex
@@ -159,12 +159,14 @@ func (s *MLLP) Stats() Stats {
 		Connections: len(s.slots), Received: s.received.Load(), Acknowledged: s.acknowledged.Load(),
 		NotUnderstood: s.notUnderstood.Load(), Refused: s.refused.Load(), Failed: s.failed.Load(),
 		NotAllowed: s.notAllowed.Load(), OverLimit: s.overLimit.Load(), Address: s.cfg.Listen,
+		LastReceived: s.received.at(), LastNotUnderstood: s.notUnderstood.at(), LastRefused: s.refused.at(), LastFailed: s.failed.at(),
+		LastUnwelcome: s.notAllowed.at(), Usual: s.rhythm.usual(),
 	}
 	s.mu.Lock()
 	st.Listening, st.Trouble, st.LastMinute = s.listener != nil, s.trouble, s.lately.within(time.Now())
 	s.mu.Unlock()
-	if ns := s.lastReceived.Load(); ns != 0 {
-		st.LastReceived = time.Unix(0, ns)
+	if over := s.overLimit.at(); over.After(st.LastUnwelcome) {
+		st.LastUnwelcome = over
 	}
 	return st
 }

@@ -37,7 +37,7 @@ func (r *rate) within(now time.Time) (n uint64) {
 // noteMessage counts a whole message.
 func (s *MLLP) noteMessage(now time.Time) {
 	s.received.Add(1)
-	s.lastReceived.Store(now.UnixNano())
+	s.rhythm.note(now)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.lately.add(now)

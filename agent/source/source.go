@@ -51,4 +51,10 @@ type Stats struct {
 	Address   string `json:"address"`           // as configured
 	Listening bool   `json:"listening"`         // devices can connect
 	Trouble   string `json:"trouble,omitempty"` // why they cannot, and the mend
+
+	LastNotUnderstood time.Time     `json:"last_not_understood"` // zero before the first, as all that follow
+	LastRefused       time.Time     `json:"last_refused"`
+	LastFailed        time.Time     `json:"last_failed"`
+	LastUnwelcome     time.Time     `json:"last_unwelcome"` // of NotAllowed and OverLimit
+	Usual             time.Duration `json:"usual_ns"`       // usual time from one message to the next; 0 while too few have come
 }

@@ -361,6 +361,13 @@ func (l *link) acknowledge() {
 		return
 	}
 	l.u.cfg.Buffer.Ack(l.more...)
-	l.u.note(func(s *Status) { s.Acknowledged += uint64(len(l.more)) })
+	l.u.note(func(s *Status) {
+		s.Acknowledged += uint64(len(l.more))
+		now := time.Now()
+		for _, id := range l.more {
+			s.Lanes[id.Lane].Acknowledged++
+			s.Lanes[id.Lane].AckedAt = now
+		}
+	})
 	l.more = l.more[:0]
 }

@@ -83,7 +83,12 @@ func (l *link) send(ctx context.Context, b buffer.Batch) error {
 		return err
 	}
 	l.bytes += len(b.Frame)
-	l.u.note(func(s *Status) { s.Published++ })
+	l.u.note(func(s *Status) {
+		s.Published++
+		lane := &s.Lanes[b.ID.Lane]
+		lane.Published++
+		lane.PublishedAt = time.Now()
+	})
 	return nil
 }
 

@@ -121,6 +121,17 @@ type Status struct {
 	Acknowledged uint64 `json:"acknowledged"` // batches that the hospital has
 	Parked       uint64 `json:"parked"`       // batches refused, or damaged
 	Dropped      uint64 `json:"dropped"`      // documents that came faster than they could be taken
+
+	Fault string                           `json:"fault"` // class of the last error, a constant text without address or cause; "" before the first
+	Lanes [telemetry.LaneCount]LaneTraffic `json:"lanes"`
+}
+
+// LaneTraffic is what of one lane went out and was acknowledged.
+type LaneTraffic struct {
+	Published    uint64    `json:"published"`
+	PublishedAt  time.Time `json:"published_at"` // zero before the first
+	Acknowledged uint64    `json:"acknowledged"`
+	AckedAt      time.Time `json:"acknowledged_at"` // zero before the first
 }
 
 // New checks the configuration. Nothing is started before Run.
@@ -166,7 +177,7 @@ func (u *Uplink) fault(err error) {
 	text := err.Error()
 	u.mu.Lock()
 	again := u.status.LastError == text
-	u.status.LastError, u.status.LastErrorAt = text, time.Now()
+	u.status.LastError, u.status.LastErrorAt, u.status.Fault = text, time.Now(), class(err)
 	u.mu.Unlock()
 	if !again {
 		u.log.Warn("uplink", "error", err)
@@ -189,7 +200,7 @@ func (u *Uplink) Run(ctx context.Context) error {
 			if t, err = u.dial(ctx); err != nil {
 				if ctx.Err() == nil {
 					if errors.Is(err, errNoIdentity) { // nothing is wrong yet: the gateway is enrolling, or waits for approval
-						u.note(func(s *Status) { s.LastError, s.LastErrorAt = err.Error(), time.Now() })
+						u.note(func(s *Status) { s.LastError, s.LastErrorAt, s.Fault = err.Error(), time.Now(), class(err) })
 					} else {
 						u.fault(err)
 					}

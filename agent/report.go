@@ -1,0 +1,316 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"wardlink/buffer"
+	"wardlink/internal/build"
+	"wardlink/telemetry"
+	"wardlink/telemetry/seal"
+)
+
+// When reports are made. A report is about 0.5 KB on the wire: 0.8 MB a day at one a minute, which a metered link can bear. Without a
+// connection nobody would read more of them, and the disk would wear.
+const (
+	reportEvery  = time.Minute
+	reportUnwell = 10 * time.Second // while the connection stands and something is wrong
+	reportLook   = time.Second      // how often it is looked whether something of note has changed
+)
+
+// backlogOfNote is how many batches may wait for a connection that stands before that counts as wrong.
+const backlogOfNote = 256
+
+// reporter sends the agent's account of itself on lane self (WIRE.md, "Report"). It seals and stores its batches beside the intake, so
+// that telemetry never waits for it, and it alone uses that lane's numbers.
+//
+// At most one report is unsent: once a newer one is durable, the older is withdrawn, unless it is on its way. A crash in between
+// sends both. A report that cannot be stored is given up; the next one says so.
+type reporter struct {
+	agent *Agent
+
+	next   uint64          // number of the next report
+	void   telemetry.Spans // reports that were withdrawn, or could not be stored
+	unsent buffer.ID
+	any    bool // there is an unsent one, as far as is known
+	made   time.Time
+	seen   notable // what the last report said
+}
+
+// notable is what a report does not wait a minute to say.
+type notable struct {
+	identity  telemetry.IdentityState
+	fault     string // of the identity
+	connected bool
+	failures  uint64 // batches that could not be kept
+	damaged   int
+	parked    uint64
+	config    uint64
+	firsts    int // sources that have brought something
+	deaf      int // sources whose port cannot be opened
+}
+
+// run reports until ctx ends.
+func (r *reporter) run(ctx context.Context) error {
+	tick := time.NewTicker(reportLook)
+	defer tick.Stop()
+	for {
+		now := time.Now()
+		if r.due(r.agent.status(), now) {
+			r.send(now)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+// last makes the epoch's last report, once the sources have stopped: it says what the epoch assigned. The next start sends it.
+func (r *reporter) last() { r.send(time.Now()) }
+
+// due tells whether it is time for a report.
+func (r *reporter) due(s Status, now time.Time) bool {
+	age := now.Sub(r.made)
+	switch {
+	case r.made.IsZero(), age >= reportEvery, age < 0, r.notable(s) != r.seen:
+		return true
+	}
+	return age >= reportUnwell && s.Uplink.Connected && r.unwell(s)
+}
+
+func (r *reporter) notable(s Status) notable {
+	lanes, _ := r.agent.intake.accounts()
+	n := notable{
+		identity: identityState(s), fault: identityFault(s), connected: s.Uplink.Connected, damaged: len(s.Buffer.Damaged),
+		parked: s.Uplink.Parked, config: s.ConfigSet,
+	}
+	for lane, a := range lanes {
+		if telemetry.Lane(lane) != telemetry.LaneSelf && a.failed > 0 {
+			n.failures++ // the first of a lane; those after it, which may be many a second, are told in time
+		}
+	}
+	for _, src := range s.Sources {
+		if src.Received > 0 {
+			n.firsts++
+		}
+		if !src.Listening {
+			n.deaf++
+		}
+	}
+	return n
+}
+
+// unwell tells whether something is wrong that an operator may be watching.
+func (r *reporter) unwell(s Status) bool {
+	_, f := r.agent.intake.accounts()
+	waiting := uint64(0)
+	for _, l := range s.Buffer.Lanes {
+		waiting += l.Waiting - min(l.Parked, l.Waiting)
+	}
+	return identityState(s) != telemetry.IdentityEnrolled || waiting > backlogOfNote || s.Buffer.Disk > s.Buffer.Cap/10*9 ||
+		!f.at.IsZero() && time.Since(f.at) < reportEvery || len(s.Buffer.Unread) > 0
+}
+
+// send makes a report, durably, in the place of one that is still unsent.
+func (r *reporter) send(now time.Time) {
+	s := r.agent.status()
+	r.made, r.seen = now, r.notable(s)
+	number := r.next
+	r.next++ // used up whatever happens
+	void := r.void
+	if r.any {
+		void = r.voided(r.unsent.Number)
+	}
+	id := buffer.ID{Epoch: r.agent.intake.epoch, Lane: uint8(telemetry.LaneSelf), Number: number}
+	if err := r.store(id, r.agent.report(s, number+1, void)); err != nil {
+		r.void = r.voided(number)
+		r.agent.log.Warn("the agent's report of itself is not stored; the next one follows", "error", err)
+		return
+	}
+	if r.any && r.agent.buf.Withdraw(r.unsent) {
+		r.void = void
+	}
+	r.unsent, r.any = id, true
+}
+
+func (r *reporter) voided(number uint64) telemetry.Spans {
+	runs := append([]telemetry.Span(nil), r.void.Runs...)
+	return telemetry.NewSpans(append(runs, telemetry.Span{First: number, Last: number}), r.void.Upper)
+}
+
+func (r *reporter) store(id buffer.ID, report *telemetry.Report) error {
+	in := r.agent.intake
+	plain, err := telemetry.Encode(telemetry.Batch{Boot: in.clock.boot, Report: report})
+	if err != nil {
+		return fmt.Errorf("report: %w", err)
+	}
+	for tries := 0; ; tries++ {
+		period, err := in.currentPeriod()
+		if err != nil {
+			return fmt.Errorf("report: %w", err)
+		}
+		frame, err := period.Seal(seal.Header{
+			Lane: telemetry.LaneSelf, Number: id.Number, Wall: report.At.Wall, Mono: report.At.Mono,
+		}, plain)
+		if errors.Is(err, seal.ErrOver) && tries < 3 {
+			continue // the intake began another period meanwhile
+		}
+		if err != nil {
+			return fmt.Errorf("report: %w", err)
+		}
+		return r.agent.buf.Append([]buffer.Item{{ID: id, Frame: frame, Sealing: period.ID(), Record: period.Record()}})
+	}
+}
+
+// report gathers what the agent knows of itself. assigned is how many reports this epoch has made, this one included.
+func (a *Agent) report(s Status, assigned uint64, void telemetry.Spans) *telemetry.Report {
+	lanes, f := a.intake.accounts()
+	r := &telemetry.Report{
+		Agent: build.Version, At: a.intake.clock.stamp(), Started: millis(s.Started), Config: s.ConfigSet,
+		Identity: telemetry.IdentityReport{State: identityState(s), Fault: identityFault(s)},
+		Uplink: telemetry.UplinkReport{
+			Connected: s.Uplink.Connected, Since: millis(s.Uplink.Since), Connects: s.Uplink.Connects, InFlight: uint64(s.Uplink.InFlight),
+			Fault: s.Uplink.Fault, FaultAt: millis(s.Uplink.LastErrorAt),
+		},
+		Buffer: telemetry.BufferReport{
+			Used: uint64(s.Buffer.Disk), Cap: uint64(s.Buffer.Cap), DiskFree: diskFree(a.cfg.State),
+			Damaged: uint64(len(s.Buffer.Damaged)), Unread: uint64(len(s.Buffer.Unread)), Fault: f.class, FaultAt: millis(f.at),
+		},
+	}
+	r.At.Wall = clampInstant(r.At.Wall)
+	if s.NotAfter != nil {
+		r.Identity.NotAfter = millis(*s.NotAfter)
+	}
+	r.Sources = sourceReports(s)
+	self := &lanes[telemetry.LaneSelf]
+	self.assigned, self.void = assigned, void
+	r.Lanes = laneReports(a.intake.epoch, lanes, s, a.buf.Accounts())
+	a.oldest(r.Lanes)
+	return r
+}
+
+// oldest says since when each lane has something waiting, in the account of the epoch that the batch is of.
+func (a *Agent) oldest(lanes []telemetry.LaneReport) {
+	for lane := range telemetry.Lane(telemetry.LaneCount) {
+		h, err := seal.CheckFrame(a.buf.Oldest(uint8(lane)))
+		if err != nil {
+			continue
+		}
+		for i := range lanes {
+			l := &lanes[i]
+			if l.Lane == lane && l.Waiting > 0 && (l.Epoch == h.Epoch || l.Epoch == telemetry.Epoch{} && h.Epoch == a.intake.epoch) {
+				l.Oldest = h.Wall
+			}
+		}
+	}
+}
+
+// sourceReports are ascending by id, and as many as a report holds.
+func sourceReports(s Status) (out []telemetry.SourceReport) {
+	for _, id := range slices.Sorted(maps.Keys(s.Sources)) {
+		if len(out) == telemetry.MaxSources {
+			break
+		}
+		st := s.Sources[id]
+		out = append(out, telemetry.SourceReport{
+			ID: id, Connections: uint64(st.Connections), Received: st.Received, ReceivedAt: millis(st.LastReceived),
+			Interval: uint64(max(0, st.Usual.Milliseconds())), Acknowledged: st.Acknowledged,
+			NotUnderstood: st.NotUnderstood, NotUnderstoodAt: millis(st.LastNotUnderstood), Refused: st.Refused, RefusedAt: millis(st.LastRefused),
+			Failed: st.Failed, FailedAt: millis(st.LastFailed), Unwelcome: st.NotAllowed + st.OverLimit, UnwelcomeAt: millis(st.LastUnwelcome),
+			Deaf: !st.Listening,
+		})
+	}
+	return out
+}
+
+// laneReports joins what the intake counted, what the network took and what the buffer holds: this epoch's lanes that were used, then
+// what is left of former epochs.
+func laneReports(epoch telemetry.Epoch, lanes [telemetry.LaneCount]laneAccount, s Status, held []buffer.Account) (out []telemetry.LaneReport) {
+	for lane := range lanes {
+		a, out1 := &lanes[lane], s.Uplink.Lanes[lane]
+		l := telemetry.LaneReport{
+			Lane: telemetry.Lane(lane), Assigned: a.assigned, Sealed: a.sealed, SealedAt: millis(a.sealedAt), Failed: a.failed, FailedAt: millis(a.failedAt),
+			Published: out1.Published, LastOut: millis(out1.PublishedAt), Arrived: out1.Acknowledged, LastIn: millis(out1.AckedAt), Void: a.void,
+		}
+		if l.Assigned == 0 && l.Published == 0 {
+			continue
+		}
+		out = append(out, l)
+	}
+	for _, h := range held {
+		var l *telemetry.LaneReport
+		if telemetry.Epoch(h.Epoch) == epoch {
+			for i := range out {
+				if out[i].Lane == telemetry.Lane(h.Lane) {
+					l = &out[i]
+				}
+			}
+		} else if len(out) < telemetry.MaxLanes && (h.Waiting > 0 || len(h.Lost) > 0) {
+			out = append(out, telemetry.LaneReport{Epoch: h.Epoch, Lane: telemetry.Lane(h.Lane), Assigned: h.Next})
+			l = &out[len(out)-1]
+		}
+		if l == nil {
+			continue
+		}
+		l.Waiting, l.Parked, l.Bytes = h.Waiting, h.Parked, h.Bytes
+		l.Held, l.Lost = spans(h.Held, h.HeldUpper), spans(h.Lost, h.LostUpper)
+	}
+	return out
+}
+
+func spans(runs []buffer.Run, upper bool) telemetry.Spans {
+	var in []telemetry.Span
+	for _, r := range runs {
+		in = append(in, telemetry.Span{First: r.First, Last: r.Last})
+	}
+	return telemetry.NewSpans(in, upper && len(in) > 0)
+}
+
+func identityState(s Status) telemetry.IdentityState {
+	switch {
+	case s.Gateway != "":
+		return telemetry.IdentityEnrolled
+	case s.Waiting != "":
+		return telemetry.IdentityWaiting
+	}
+	return telemetry.IdentityNone
+}
+
+// identityFault is constant: what holds an enrolment up can quote paths and addresses, and stays in the agent's own status.
+func identityFault(s Status) string {
+	if identityState(s) == telemetry.IdentityNone && s.Identity != "enrolling" {
+		return "no identity; 'wardlink-agent status' on the gateway says why"
+	}
+	return ""
+}
+
+// millis is an instant as reports hold it: 0 for none.
+func millis(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return clampInstant(t.UnixMilli())
+}
+
+// clampInstant keeps a clock that is far out within what a report can say.
+func clampInstant(ms int64) int64 { return min(max(ms, 0), maxInstant) }
+
+// maxInstant is the end of the year 9999 in Unix milliseconds.
+const maxInstant = 253402300799999
+
+// diskFree is what an ordinary user can still write below dir, in bytes; 0 when nobody knows.
+func diskFree(dir string) uint64 {
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return 0
+	}
+	return st.Bavail * uint64(st.Bsize)
+}
