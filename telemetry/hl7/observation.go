@@ -8,7 +8,7 @@ import (
 	"wardlink/telemetry/codes"
 )
 
-// obx makes an observation of one OBX segment, f[k] being OBX-k. Whatever is wrong with it stays within it.
+// obx takes one OBX segment, f[k] being OBX-k. Whatever is wrong with it stays within it.
 func (u *understanding) obx(f []string) {
 	// The index counts every OBX, also those that become no observation: with the message's key it names the reading for ever, and a
 	// mapping mended later must find the same numbers.
@@ -17,9 +17,25 @@ func (u *understanding) obx(f []string) {
 	if i >= MaxObservations || u.foreign {
 		return
 	}
+	if !u.hold(i, f) {
+		u.observation(i, f)
+	}
+}
+
+// observation makes an observation of one OBX segment.
+func (u *understanding) observation(i uint32, f []string) {
+	o := u.head(i, f)
+	u.code(&o, f[3])
+	u.value(&o, f[5])
+	u.time(&o, f[14])
+	u.msg.Observations = append(u.msg.Observations, o)
+}
+
+// head is what an OBX says beside its code, value and time.
+func (u *understanding) head(i uint32, f []string) telemetry.Observation {
 	d := u.d
 	text := func(s string, k int) string { return u.fit(s, telemetry.MaxText, "OBX[%d]-%d", i, k) }
-	o := telemetry.Observation{
+	return telemetry.Observation{
 		Index:  i,
 		Type:   text(d.scalar(f[2]), 2),
 		SubID:  text(d.asSent(f[4]), 4),
@@ -29,16 +45,15 @@ func (u *understanding) obx(f []string) {
 		Status: text(d.scalar(f[11]), 11),
 		Device: text(d.asSent(f[18]), 18),
 	}
-	u.code(&o, f[3])
-	u.value(&o, f[5])
-	u.time(&o, f[14])
-	u.msg.Observations = append(u.msg.Observations, o)
 }
 
 // code reads OBX-3: identifier, text and system, and the same three again for an alternate code.
 func (u *understanding) code(o *telemetry.Observation, field string) {
 	var c [6]string
 	split(first(field, u.d.rep), u.d.comp, c[:])
+	if u.d.suffix(field) != "" {
+		c[0] = first(c[0], u.d.sub)
+	}
 	for k := range c {
 		c[k] = u.fit(u.d.unescape(c[k]), telemetry.MaxText, "OBX[%d]-3", o.Index)
 	}
@@ -142,7 +157,11 @@ func (u *understanding) value(o *telemetry.Observation, field string) {
 		o.Value = u.d.asSent(field)
 	default: // SN, NA and MA carry numbers in a structure of their own, ED whole documents
 		o.Value = u.d.asSent(field)
-		u.problem("value type is not read", "OBX[%d]-2", i)
+		if u.unread != "" {
+			u.problem(u.unread, "OBX[%d]-5", i)
+		} else {
+			u.problem("value type is not read", "OBX[%d]-2", i)
+		}
 	}
 	o.Value = u.fit(o.Value, telemetry.MaxText, "OBX[%d]-5", i)
 	o.Unit.UCUM = u.unit(o.Unit.Sent)
@@ -264,6 +283,10 @@ func (u *understanding) time(o *telemetry.Observation, field string) {
 	case u.reported.text != "":
 		c = &u.reported
 	}
+	u.timeOf(o, *c)
+}
+
+func (u *understanding) timeOf(o *telemetry.Observation, c clock) {
 	o.Time, o.At = c.text, c.at
 	if !c.ok {
 		o.Marks |= telemetry.MarkTimeUnread

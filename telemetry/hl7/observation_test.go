@@ -50,7 +50,7 @@ func TestOneOBX(t *testing.T) {
 		"same measure":            {"OBX|1|NM|150037^MDC_PRESS_BLD_ART_SYS^MDC||80|mmHg", "150037 80 mm[Hg] marks 0", ""},
 		"no code":                 {"OBX|1|NM|||80|bpm", "0 80 /min marks 4", "OBX[0]-3 code is missing"},
 		"no type":                 {"OBX|1||" + hr + "||80|" + sys, "147842 80 /min marks 0", "OBX[0]-2 value type is missing"},
-		"array":                   {"OBX|1|NA|131329^^MDC||1^2^3|mV", "131329 1^2^3 mV marks 0", "OBX[0]-2 value type is not read"},
+		"array":                   {"OBX|1|NA|131329^^MDC||1^2^3|mV", "131329 1^2^3 mV marks 0", "OBX[0]-5 array has neither channel definition nor sampling rate"},
 		"structured numeric":      {"OBX|1|SN|" + hr + "||>^80|" + sys, "147842 >^80 /min marks 0", "OBX[0]-2 value type is not read"},
 		"nothing at all":          {"OBX", "0   marks 5", "OBX[0]-3 code is missing"},
 		"text":                    {`OBX|1|ST|` + hr + `||a\F\b\X41\\Zx\\X4\`, `147842 a|bA\Zx\\X4\  marks 0`, ""},

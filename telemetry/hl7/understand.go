@@ -81,12 +81,22 @@ func Understand(raw []byte, o Options) (telemetry.Message, error) {
 	return *m, nil
 }
 
-// LaneOf is the lane in which a message travels: ORU^R40 (IHE PCD-04) reports alarms.
+// LaneOf is the lane in which a message travels: ORU^R40 (IHE PCD-04) reports alarms; what holds waveforms and no other reading goes
+// where it can hold up none.
 func LaneOf(m telemetry.Message) telemetry.Lane {
-	if m.Type == "ORU^R40" || strings.HasPrefix(m.Type, "ORU^R40^") {
+	switch {
+	case isReport(m.Type, "R40"):
 		return telemetry.LaneAlarm
+	case isWaveform(&m):
+		return telemetry.LaneWaveform
 	}
 	return telemetry.LaneVitals
+}
+
+// isReport tells an observation report (ORU) of a trigger event by its MSH-9.
+func isReport(msh9, event string) bool {
+	rest, ok := strings.CutPrefix(msh9, "ORU^"+event)
+	return ok && (rest == "" || rest[0] == '^')
 }
 
 // understanding is one message half read.
@@ -103,6 +113,11 @@ type understanding struct {
 	patients  bool   // a PID was read
 	foreign   bool   // the segments at hand belong to another patient than Message.Patient
 	truncated bool   // problems beyond maxProblems are not listed
+
+	channels map[string]*channel // by sub id, as CD defined them; nil for one that cannot be read
+	starts   map[string]clock    // by sub id, of a waveform's first sample, as TIM gave them
+	held     []held              // of the OBR at hand
+	unread   string              // why the array at hand is no waveform
 }
 
 // clock is a time as sent and as read.
@@ -183,9 +198,11 @@ func (u *understanding) segments(rest string) {
 			split(segment, u.d.field, f[:])
 			u.obx(f[:])
 		case "OBR":
+			u.release()
 			split(segment, u.d.field, f[:8])
 			u.reported = u.clock(u.fit(u.d.asSent(f[7]), maxTime, "segment[%d]-7", n))
 		case "PID":
+			u.release()
 			split(segment, u.d.field, f[:4])
 			u.pid(f[3], segment)
 		case "PV1":
@@ -198,6 +215,10 @@ func (u *understanding) segments(rest string) {
 				u.problem("segment is not read", "segment[%d]", n)
 			}
 		}
+	}
+	u.endWaveforms()
+	if len(u.msg.Observations) == 0 {
+		u.msg.Observations = nil
 	}
 	if u.index > MaxObservations {
 		u.problem("more OBX segments than are read", "OBX[%d]", MaxObservations)
@@ -228,7 +249,7 @@ func (u *understanding) pid(pid3, segment string) {
 		authority = strings.ReplaceAll(authority, string(d.sub), "^")
 	}
 	authority = u.fit(null(delims{'|', '^', d.rep, d.esc, 0}.asSent(authority)), telemetry.MaxText, "PID-3.4")
-	if !u.patients && len(u.msg.Observations) == 0 {
+	if !u.patients && len(u.msg.Observations) == 0 && len(u.msg.Waveforms) == 0 {
 		u.patients = true
 		u.msg.Patient.ID, u.msg.Patient.Authority = id, authority
 		return

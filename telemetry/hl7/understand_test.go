@@ -318,6 +318,11 @@ func TestWorstCases(t *testing.T) {
 		"long time, many OBX": fill(msh+"OBR|1||||||"+strings.Repeat("9", 30000)+"\r", "OBX|\r"),
 		"many segments":       fill(msh, "Z\r"),
 		"text that grows":     fill(msh+"OBX|1|ST|147842^^MDC||", "\xe9"),
+		"many arrays":         fill(msh+"OBX|1|CD|1^a^MDC|1|1&"+strings.Repeat("l", 300)+"^^1&"+strings.Repeat("u", 300)+"^^1000\r"+"OBR\r", "OBX|||\r"+"OBX||NA||1|1\r"),
+		"many attributes":     fill(msh, "OBX||NA|\rOBX|||^MDC_ATTR_X\r"),
+		"one sub id":          fill(msh, "OBX||NA||1.1|1\rOBX||NM|0^MDC_ATTR_SAMP_RATE|1.1.1|9\r"),
+		"many definitions":    fill(msh, "OBX||CD|||^^1.00000000001&a^.0000001&5.00000001^9\r"),
+		"one long row":        fill(msh+"OBX|1|CD|1^a^MDC|1|^^1&mV^^1000\rOBX|1|NA|1^a^MDC|1|", "^"),
 		"one long MSH":        fill("MSH|^~\\&|", "|"),
 		"long control id":     fill("MSH|^~\\&|||||||ORU^R01|", "x"),
 	} {
@@ -350,6 +355,19 @@ func check(t *testing.T, m telemetry.Message) (size int) {
 		if len(m.Problems) == 0 && o.Marks&(telemetry.MarkUnknownCode|telemetry.MarkUnknownUnit|telemetry.MarkTimeUnread) != 0 {
 			t.Errorf("marks %d without a problem", o.Marks)
 		}
+	}
+	for i, w := range m.Waveforms {
+		texts = append(texts, w.Type, w.Code.ID, w.Code.Name, w.Code.Sys, w.Label, w.Unit.Sent, w.Unit.UCUM, w.SubID, w.Flags, w.Status, w.Time, w.Device,
+			w.Period, w.Factor, w.Origin, w.Lower, w.Upper)
+		if i > 0 && w.Index <= m.Waveforms[i-1].Index {
+			t.Errorf("index %d follows %d", w.Index, m.Waveforms[i-1].Index)
+		}
+		if len(m.Problems) == 0 && w.Marks&(telemetry.MarkUnknownCode|telemetry.MarkUnknownUnit|telemetry.MarkTimeUnread) != 0 {
+			t.Errorf("marks %d without a problem", w.Marks)
+		}
+	}
+	if _, err := telemetry.Encode(telemetry.Batch{Messages: []telemetry.Message{m}}); err != nil && !errors.Is(err, telemetry.ErrTooLarge) {
+		t.Errorf("does not encode: %v", err)
 	}
 	for _, p := range m.Problems {
 		texts = append(texts, p.Where, p.Reason)
