@@ -54,6 +54,7 @@ type Counts struct {
 	Messages      uint64 `json:"messages"`       // durably buffered
 	Resent        uint64 `json:"resent"`         // came again and were known
 	Observations  uint64 `json:"observations"`   //
+	Waveforms     uint64 `json:"waveforms"`      // chunks of one channel's samples
 	NotUnderstood uint64 `json:"not_understood"` // messages kept raw, in whole or part
 	Batches       uint64 `json:"batches"`        //
 	Failed        uint64 `json:"failed"`         // batches whose commit failed: their numbers are void
@@ -190,7 +191,7 @@ func (in *intake) commit(ws []*waiting) {
 	var lanes [telemetry.LaneCount]telemetry.Batch
 	var seen [telemetry.LaneCount][]buffer.Seen
 	inBatch := map[[32]byte]bool{}
-	var observations, raw, messages uint64
+	var observations, waveforms, raw, messages uint64
 	for _, w := range ws {
 		if inBatch[w.key] {
 			continue
@@ -198,6 +199,7 @@ func (in *intake) commit(ws []*waiting) {
 		inBatch[w.key] = true
 		messages++
 		observations += uint64(len(w.msg.Observations))
+		waveforms += uint64(len(w.msg.Waveforms))
 		if w.msg.Raw != nil {
 			raw++
 		}
@@ -234,6 +236,7 @@ func (in *intake) commit(ws []*waiting) {
 		}
 		c.Messages += messages
 		c.Observations += observations
+		c.Waveforms += waveforms
 		c.NotUnderstood += raw
 		c.Batches += uint64(len(items))
 	})
@@ -268,7 +271,7 @@ func (in *intake) sealAll(lanes *[telemetry.LaneCount]telemetry.Batch, seen *[te
 		in.next[lane]++ // used up whatever happens next: a number never names two plaintexts
 		count := 0
 		for _, m := range b.Messages {
-			count += len(m.Observations)
+			count += len(m.Observations) + len(m.Waveforms)
 		}
 		now := in.clock.stamp()
 		frame, err := period.Seal(seal.Header{
