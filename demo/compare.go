@@ -15,6 +15,7 @@ import (
 // The code systems by which the hospital's answer is read.
 const (
 	systemMDC      = "urn:iso:std:iso:11073:10101"
+	systemLocal    = "urn:wardlink:code-system:" + bedside.LocalSystem // what the monitor names itself
 	systemUCUM     = "http://unitsofmeasure.org"
 	systemSecurity = "http://terminology.hl7.org/CodeSystem/v3-ActReason"
 	testData       = "HTEST" // meta.security of data that describes no patient's present state
@@ -27,24 +28,24 @@ const maxExamples = 10
 type Fetch func(ctx context.Context, url string) ([]byte, error)
 
 // Comparison is what a monitor's account and the hospital's answer agree and disagree on. Readings are matched one to one:
-// two sent readings of one code and instant want two stored ones.
+// two sent readings of one code and instant want two stored ones. Each sample of a waveform counts as a reading does.
 type Comparison struct {
-	Sent         int // readings with a value that the monitor sent
+	Sent         int // readings with a value, and samples, that the monitor sent
 	Acknowledged int // those of them whose message was acknowledged
 	Stored       int // those of them found with value, unit and time exactly as sent, acknowledged or not
 	NoReadings   NoReadings
 
 	Missing    int // acknowledged, but not there
 	Duplicates int // there once more than sent
-	Mismatched int // there at that code and time, but with another value or unit
-	Unexpected int // there, but no reading of that code and time was sent; or not readable at all
-	Unmarked   int // there, but not marked as test data
+	Mismatched int // there at that code and time, but with another value, scale or unit
+	Unexpected int // there, but no reading or sample of that code and time was sent; or not readable at all
+	Unmarked   int // Observations that are there, but not marked as test data
 
 	Examples []string // what the first few disagreements are
 }
 
-// NoReadings counts what was sent as "no reading". It has no value that could be compared: what is compared is that the hospital
-// has it at that code and time, with a reason for its absence and no value.
+// NoReadings counts what was sent as "no reading", and missing samples. They have no value that could be compared: what is compared is
+// that the hospital has them at that code and time, a reading with a reason for its absence and no value, a sample as missing.
 type NoReadings struct {
 	Sent, Acknowledged, Stored, Missing int
 }
@@ -119,9 +120,29 @@ func resolve(page, link string) (string, error) {
 	return to.String(), nil
 }
 
+// code is what was measured, in the hospital's terms.
+type code struct{ system, value string }
+
+func codeOf(c bedside.Code) code {
+	if c.MDC == 0 {
+		return code{systemLocal, c.Local}
+	}
+	return code{systemMDC, strconv.FormatUint(uint64(c.MDC), 10)}
+}
+
+// unitOf is a unit in the form in which two of them are compared: a UCUM code, or what is none.
+func unitOf(m bedside.Measure) string {
+	if m.Unit == "" {
+		return bareUnit(m.Text)
+	}
+	return m.Unit
+}
+
+func bareUnit(text string) string { return fmt.Sprintf("%q without a code", text) }
+
 // instant is where a reading belongs: a code at a time.
 type instant struct {
-	mdc  uint32
+	code code
 	time int64 // Unix milliseconds
 }
 
@@ -143,13 +164,15 @@ type slot struct {
 type matcher struct {
 	slots  map[instant][]*slot
 	misfit map[instant][]measured
+	waves  map[code][]*stretch
 	result Comparison
 }
 
 func newMatcher(account *bedside.Account) *matcher {
 	m := &matcher{slots: map[instant][]*slot{}, misfit: map[instant][]measured{}}
+	m.expectWaves(account)
 	for r := range account.Readings() {
-		s := &slot{measured: measured{r.Value, r.Unit}, acknowledged: r.Acknowledged}
+		s := &slot{measured: measured{r.Value, unitOf(r.Measure)}, acknowledged: r.Acknowledged}
 		sent, acknowledged := &m.result.Sent, &m.result.Acknowledged
 		if r.None() {
 			s.measured = measured{}
@@ -159,7 +182,7 @@ func newMatcher(account *bedside.Account) *matcher {
 		if r.Acknowledged {
 			*acknowledged++
 		}
-		at := instant{r.MDC, r.Time}
+		at := instant{codeOf(r.Code), r.Time}
 		m.slots[at] = append(m.slots[at], s)
 	}
 	for _, slots := range m.slots {
@@ -203,6 +226,10 @@ func (m *matcher) observation(raw json.RawMessage) {
 	var o observation
 	if err := json.Unmarshal(raw, &o); err != nil {
 		m.differ(&m.result.Unexpected, "an entry is not readable: %v", err)
+		return
+	}
+	if o.ValueSampledData != nil {
+		m.wave(&o)
 		return
 	}
 	at, got, err := o.read()
@@ -250,6 +277,7 @@ func (m *matcher) finish() Comparison {
 			}
 		}
 	}
+	m.missWaves()
 	return m.result
 }
 
@@ -273,14 +301,29 @@ func (m *matcher) settle(at instant, got measured) {
 
 // differ counts a disagreement and keeps it as an example if there are few so far.
 func (m *matcher) differ(count *int, format string, args ...any) {
-	*count++
+	m.differBy(1, count, format, args...)
+}
+
+// differBy counts several disagreements of which one example is enough.
+func (m *matcher) differBy(n int, count *int, format string, args ...any) {
+	if n == 0 {
+		return
+	}
+	*count += n
 	if len(m.result.Examples) < maxExamples {
 		m.result.Examples = append(m.result.Examples, fmt.Sprintf(format, args...))
 	}
 }
 
+func (c code) String() string {
+	if c.system == systemMDC {
+		return "MDC " + c.value
+	}
+	return strconv.Quote(c.value)
+}
+
 func (i instant) String() string {
-	return fmt.Sprintf("MDC %d at %s", i.mdc, time.UnixMilli(i.time).UTC().Format("2006-01-02T15:04:05.000Z"))
+	return fmt.Sprintf("%s at %s", i.code, time.UnixMilli(i.time).UTC().Format("2006-01-02T15:04:05.000Z"))
 }
 
 func (m measured) String() string {

@@ -34,6 +34,24 @@ type concept struct {
 	Coding []coding `json:"coding"`
 }
 
+type quantity struct {
+	Value  json.RawMessage `json:"value"` // the number's own text; a number in quotes keeps its quotes and so differs
+	Unit   string          `json:"unit"`
+	System string          `json:"system"`
+	Code   string          `json:"code"`
+}
+
+// unit is the quantity's unit in the form of unitOf. One of no or another system is still a unit: it is compared, and will not agree.
+func (q *quantity) unit() string {
+	switch {
+	case q.System == systemUCUM:
+		return q.Code
+	case q.System == "" && q.Code == "":
+		return bareUnit(q.Unit)
+	}
+	return fmt.Sprintf("%s of system %q", q.Code, q.System)
+}
+
 type observation struct {
 	ResourceType string `json:"resourceType"`
 	ID           string `json:"id"`
@@ -42,53 +60,73 @@ type observation struct {
 	} `json:"meta"`
 	Code              concept `json:"code"`
 	EffectiveDateTime string  `json:"effectiveDateTime"`
-	ValueQuantity     *struct {
-		Value  json.RawMessage `json:"value"` // the number's own text; a number in quotes keeps its quotes and so differs
-		System string          `json:"system"`
-		Code   string          `json:"code"`
-	} `json:"valueQuantity"`
-	DataAbsentReason *concept `json:"dataAbsentReason"`
+	EffectivePeriod   struct {
+		Start string `json:"start"`
+		End   string `json:"end"`
+	} `json:"effectivePeriod"`
+	ValueQuantity    *quantity    `json:"valueQuantity"`
+	ValueSampledData *sampledData `json:"valueSampledData"`
+	DataAbsentReason *concept     `json:"dataAbsentReason"`
 }
 
-// read gives what the Observation says, or why it says nothing that could be compared.
+// read gives what the Observation of a reading says, or why it says nothing that could be compared.
 func (o *observation) read() (instant, measured, error) {
-	if o.ResourceType != "Observation" {
-		return instant{}, measured{}, fmt.Errorf("resourceType is %q; expected Observation", o.ResourceType)
-	}
-	i := slices.IndexFunc(o.Code.Coding, func(c coding) bool { return c.System == systemMDC })
-	if i < 0 {
-		return instant{}, measured{}, errors.New("no code of " + systemMDC)
-	}
-	mdc, err := strconv.ParseUint(o.Code.Coding[i].Code, 10, 32)
+	c, err := o.code()
 	if err != nil {
-		return instant{}, measured{}, fmt.Errorf("MDC code: %w", err)
+		return instant{}, measured{}, err
 	}
-	effective, err := time.Parse(time.RFC3339Nano, o.EffectiveDateTime)
-	if err != nil {
+	at := instant{code: c}
+	if at.time, err = milliseconds(o.EffectiveDateTime); err != nil {
 		return instant{}, measured{}, fmt.Errorf("effectiveDateTime: %w", err)
 	}
-	// Cutting it off would let two different instants agree.
-	if effective.Nanosecond()%int(time.Millisecond) != 0 {
-		return instant{}, measured{}, errors.New("effectiveDateTime is finer than the millisecond that was sent")
-	}
-	// The offset may be any: an instant is compared, not its spelling.
-	at := instant{uint32(mdc), effective.UnixMilli()}
-
-	absent := o.DataAbsentReason != nil && len(o.DataAbsentReason.Coding) > 0
-	// A value in no or another unit system is still a value: it is compared, and its unit will not agree.
+	absent := o.absent()
 	switch q := o.ValueQuantity; {
 	case q != nil && absent:
 		return at, measured{}, errors.New("it has a value and a reason for having none")
 	case q != nil && len(q.Value) == 0:
 		return at, measured{}, errors.New("it has a valueQuantity without a value")
-	case q != nil && q.System != systemUCUM:
-		return at, measured{string(q.Value), fmt.Sprintf("%s of system %q", q.Code, q.System)}, nil
 	case q != nil:
-		return at, measured{string(q.Value), q.Code}, nil
+		return at, measured{string(q.Value), q.unit()}, nil
 	case absent:
 		return at, measured{}, nil
 	}
 	return at, measured{}, errors.New("it has neither a value nor a reason for having none")
+}
+
+func (o *observation) absent() bool {
+	return o.DataAbsentReason != nil && len(o.DataAbsentReason.Coding) > 0
+}
+
+// code is what was measured: the MDC code, or where there is none the monitor's own.
+func (o *observation) code() (code, error) {
+	if o.ResourceType != "Observation" {
+		return code{}, fmt.Errorf("resourceType is %q; expected Observation", o.ResourceType)
+	}
+	for _, system := range []string{systemMDC, systemLocal} {
+		i := slices.IndexFunc(o.Code.Coding, func(c coding) bool { return c.System == system })
+		if i < 0 {
+			continue
+		}
+		value := o.Code.Coding[i].Code
+		if _, err := strconv.ParseUint(value, 10, 32); err != nil && system == systemMDC {
+			return code{}, fmt.Errorf("MDC code: %w", err)
+		}
+		return code{system, value}, nil
+	}
+	return code{}, errors.New("no code of " + systemMDC + " or " + systemLocal)
+}
+
+// milliseconds reads a FHIR dateTime or instant. The offset may be any: an instant is compared, not its spelling.
+func milliseconds(text string) (int64, error) {
+	at, err := time.Parse(time.RFC3339Nano, text)
+	if err != nil {
+		return 0, err
+	}
+	// Cutting it off would let two different instants agree.
+	if at.Nanosecond()%int(time.Millisecond) != 0 {
+		return 0, errors.New("it is finer than the millisecond that was sent")
+	}
+	return at.UnixMilli(), nil
 }
 
 func (o *observation) marked() bool {

@@ -19,8 +19,15 @@ const base = "https://hospital.test:8443"
 // account makes a written account of the given reading lines readable again: the tests choose every byte of it.
 func account(t *testing.T, readings ...string) *bedside.Account {
 	t.Helper()
-	head := fmt.Sprintf(`{"patient":{"id":"WL0001","namespace":"WARDSIM","oid":"2.25.1234"},"messages":1,"messages_acknowledged":1,"readings":%d}`, len(readings))
-	a, err := bedside.ReadAccount(strings.NewReader(head + "\n" + strings.Join(readings, "\n")))
+	return fullAccount(t, readings, nil)
+}
+
+// fullAccount is account with arrays.
+func fullAccount(t testing.TB, readings, waves []string) *bedside.Account {
+	t.Helper()
+	head := fmt.Sprintf(`{"patient":{"id":"WL0001","namespace":"WARDSIM","oid":"2.25.1234"},"messages":1,"messages_acknowledged":1,"readings":%d,"waves":%d}`,
+		len(readings), len(waves))
+	a, err := bedside.ReadAccount(strings.NewReader(head + "\n" + strings.Join(append(readings, waves...), "\n")))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -34,6 +41,7 @@ const (
 	sentHROther = `{"mdc":147842,"unit":"/min","value":"73.0","time":1767225600123,"acknowledged":true}`
 	sentSpO2    = `{"mdc":150456,"unit":"%","value":"97.10","time":1767225600123,"acknowledged":true}`
 	sentNone    = `{"mdc":150021,"unit":"mm[Hg]","time":1767225600123,"acknowledged":true}`
+	sentLocal   = `{"local":"Urine","unit_text":"furlong","value":"7.25","time":1767225600123,"acknowledged":true}`
 )
 
 // stored is an Observation as a server writes it. Each test alters the text of a good one.
@@ -47,6 +55,8 @@ var (
 	hr   = stored("147842", `"valueQuantity":{"value":72.0,"unit":"/min","system":"http://unitsofmeasure.org","code":"/min"}`)
 	hr73 = strings.Replace(hr, "72.0", "73.0", 1)
 	spo2 = stored("150456", `"valueQuantity":{"value":97.10,"unit":"%","system":"http://unitsofmeasure.org","code":"%"}`)
+	own  = strings.NewReplacer("urn:iso:std:iso:11073:10101", "urn:wardlink:code-system:99WARDSIM", `"code":"Hz"`, "").Replace(
+		stored("Urine", `"valueQuantity":{"value":7.25,"unit":"furlong"}`))
 	none = stored("150021", `"dataAbsentReason":{"coding":[{"system":"http://terminology.hl7.org/CodeSystem/data-absent-reason","code":"error"}]}`)
 )
 
@@ -104,6 +114,11 @@ func TestCompare(t *testing.T) {
 		"other resource":        {all, altered(`"resourceType":"Observation"`, `"resourceType":"Patient"`), unread},
 		"garbage":               {all, []string{"7", spo2, none}, unread},
 		"not marked":            {all, altered("HTEST", "TREAT"), with(good, func(c *Comparison) { c.Unmarked = 1 })},
+		"no code, no unit":      {[]string{sentLocal}, []string{own}, Comparison{Sent: 1, Acknowledged: 1, Stored: 1}},
+		"its unit coded":        {[]string{sentLocal}, []string{strings.Replace(own, `"furlong"`, `"furlong","system":"http://unitsofmeasure.org","code":"furlong"`, 1)}, Comparison{Sent: 1, Acknowledged: 1, Mismatched: 1}},
+		"its unit another":      {[]string{sentLocal}, []string{strings.Replace(own, `"furlong"`, `"mile"`, 1)}, Comparison{Sent: 1, Acknowledged: 1, Mismatched: 1}},
+		"its code another":      {[]string{sentLocal}, []string{strings.Replace(own, `"code":"Urine"`, `"code":"urine"`, 1)}, Comparison{Sent: 1, Acknowledged: 1, Missing: 1, Unexpected: 1}},
+		"its code MDC's":        {[]string{sentLocal}, []string{stored("7", `"valueQuantity":{"value":7.25,"unit":"furlong"}`)}, Comparison{Sent: 1, Acknowledged: 1, Missing: 1, Unexpected: 1}},
 		"never sent":            {[]string{sentHR}, []string{hr, spo2}, Comparison{Sent: 1, Acknowledged: 1, Stored: 1, Unexpected: 1}},
 
 		"not acknowledged, absent":  {[]string{sentHRLost}, nil, Comparison{Sent: 1}},
@@ -202,6 +217,7 @@ func TestComparisonAdd(t *testing.T) {
 func FuzzPage(f *testing.F) {
 	f.Add([]byte(searchset("", hr, spo2, none)))
 	f.Add([]byte(searchset("https://hospital.test/next", hr, hr)))
+	f.Add([]byte(searchset("", wave("II", 0), wave("II", 1), wave("MCL1", 0))))
 	f.Add([]byte(`{"resourceType":"Bundle","entry":[{"resource":null},{"resource":{"valueQuantity":null}}]}`))
 	f.Fuzz(func(t *testing.T, body []byte) {
 		m := newMatcher(&bedside.Account{})
@@ -210,6 +226,15 @@ func FuzzPage(f *testing.F) {
 		}
 		// Against an empty account nothing may count as found.
 		if got := m.finish(); got.Stored != 0 || got.NoReadings.Stored != 0 || got.Missing != 0 || got.Mismatched != 0 {
+			t.Errorf("%+v", got)
+		}
+		// Against a full one nothing may count as found more often than sent, and all that was acknowledged is found, altered or missing.
+		m = newMatcher(fullAccount(t, []string{sentHR, sentNone}, sentWaves()))
+		if _, err := m.page(body); err != nil {
+			t.Fatal(err)
+		}
+		got := m.finish()
+		if got.Stored > got.Sent || got.NoReadings.Stored > got.NoReadings.Sent || got.Stored+got.Missing+got.Mismatched < got.Acknowledged {
 			t.Errorf("%+v", got)
 		}
 	})

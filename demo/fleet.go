@@ -12,7 +12,6 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 	"time"
 
@@ -195,14 +194,8 @@ func (g *gateway) status(ctx context.Context) (agentStatus, error) {
 func (g *gateway) plugMonitor(o Options, i int) error {
 	var src bedside.Source
 	if o.Recording != "" {
-		rec, err := bedside.OpenRecording(strings.TrimSuffix(o.Recording, ".hea"))
-		if err != nil {
-			return err
-		}
-		g.rows = rec.Rows()
-		if src, err = rec.Replay(time.Now()); err != nil {
-			return err
-		}
+		g.rows = o.recording.Rows()
+		src = o.recording.Replay(o.recording.EndOf(time.Now(), o.Speed))
 	} else {
 		g.rows = o.Minutes * 60
 		from := time.Now().Add(-time.Duration(g.rows) * time.Second).Truncate(time.Second)
@@ -213,6 +206,7 @@ func (g *gateway) plugMonitor(o Options, i int) error {
 		Address: g.mllp,
 		Patient: bedside.Patient{ID: fmt.Sprintf("WL%04d", i+1), Namespace: "WARDSIM", OID: "2.25.1234"},
 		Ward:    g.ward, Bed: fmt.Sprintf("%02d", i+1), Device: 0x00126C00000000 + uint64(i+1), Source: src,
+		Speed: o.Speed,
 	})
 	return err
 }

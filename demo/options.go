@@ -6,7 +6,6 @@ package demo
 import (
 	"errors"
 	"io"
-	"strings"
 	"time"
 
 	"wardlink/demo/bedside"
@@ -14,7 +13,8 @@ import (
 
 // Options of a demonstration.
 type Options struct {
-	Recording string        // path of a PhysioNet numerics record to replay; "" simulates
+	Recording string        // path of a PhysioNet record to replay, numerics or waveforms; "" simulates
+	Speed     float64       // seconds of a recording for each that passes: 1 is real time; 0 is as fast as it is acknowledged
 	Minutes   int           // simulated minutes for each monitor, one row a second; 0 is 10
 	Gateways  int           // each with a TPM and a monitor of its own; 0 is 1
 	Summary   string        // file for the summary; "" writes none
@@ -26,6 +26,8 @@ type Options struct {
 
 	// Inspect, where set, is called with the folder of the demonstration once everything is shown and still runs. Tests use it.
 	Inspect func(dir string) error
+
+	recording *bedside.Recording // of Recording, read once for all monitors
 }
 
 // maxGateways bounds the processes that one machine is asked to run.
@@ -46,14 +48,22 @@ func (o *Options) check() error {
 	}
 	rows := o.Minutes * 60
 	if o.Recording != "" {
-		rec, err := bedside.OpenRecording(strings.TrimSuffix(o.Recording, ".hea"))
-		if err != nil {
+		var err error
+		if o.recording, err = bedside.OpenRecording(o.Recording); err != nil {
 			return err // said before a TPM is made
 		}
-		rows = rec.Rows()
+		rows = o.recording.Rows()
 	}
-	if o.Limit == 0 {
+	switch {
+	case !(o.Speed >= 0 && o.Speed <= 1000):
+		return errors.New("--speed: expected 1 for real time, up to 1000, or 0 for as fast as it is acknowledged")
+	case o.Speed > 0 && o.recording == nil:
+		return errors.New("--speed: it is a recording's; name one with --recording")
+	case o.Limit == 0:
 		o.Limit = limit(rows, o.Gateways)
+		if o.Speed > 0 {
+			o.Limit += time.Duration(float64(o.recording.Length()) / o.Speed)
+		}
 	}
 	return nil
 }

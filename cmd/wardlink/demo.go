@@ -19,6 +19,7 @@ func (t *tool) demo() *cobra.Command {
 			"and proves one publish. Exits 1 unless nothing is missing, doubled or different and the log verifies.",
 		Example: `  wardlink demo
   wardlink demo --recording ~/physionet/s00001-2896-10-10-00-31n
+  wardlink demo --recording ~/physionet/03700181 --speed 1
   wardlink demo --gateways 5 --minutes 3 --summary summary.json
   wardlink demo --keep`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -40,7 +41,8 @@ func (t *tool) demo() *cobra.Command {
 		},
 	}
 	f := c.Flags()
-	f.StringVar(&o.Recording, "recording", "", "replay a PhysioNet numerics record (`PATH` of its .hea, without the suffix)")
+	f.StringVar(&o.Recording, "recording", "", "replay a PhysioNet record, numerics or waveforms (`PATH` of its .hea, without the suffix)")
+	f.Float64Var(&o.Speed, "speed", 0, "replay `SECONDS` of the recording each second: 1 is real time, 0 as fast as it is acknowledged")
 	f.IntVar(&o.Minutes, "minutes", 10, "simulated `MINUTES` of each monitor, a row a second")
 	f.IntVar(&o.Gateways, "gateways", 1, "how many `GATEWAYS`, each with a TPM and a monitor")
 	f.StringVar(&o.Summary, "summary", "", "write the figures as JSON to `FILE`")

@@ -1,28 +1,50 @@
 package bedside
 
 import (
-	"bufio"
-	"bytes"
-	"encoding/json"
-	"fmt"
-	"io"
 	"iter"
 	"sync"
 )
 
-// Account is a monitor's own list of every reading that it sent. It is safe for concurrent use.
+// Account is a monitor's own list of everything that it sent. It is safe for concurrent use.
 type Account struct {
 	patient Patient
 
 	mu       sync.Mutex
 	readings []Reading
+	waves    []SentWave
 	totals   Totals
+}
+
+// Code is what was measured: an MDC code, or where it is 0 a code of LocalSystem.
+type Code struct {
+	MDC   uint32 `json:"mdc,omitempty"`
+	Local string `json:"local,omitempty"`
+}
+
+func codeOf(s Signal) Code {
+	if s.MDC == 0 {
+		return Code{Local: s.Name}
+	}
+	return Code{MDC: s.MDC}
+}
+
+// Measure is the unit that the hospital should read: a UCUM code, or for a unit that has none a text alone.
+type Measure struct {
+	Unit string `json:"unit,omitempty"`
+	Text string `json:"unit_text,omitempty"`
+}
+
+func measureOf(u Unit) Measure {
+	if u.UCUM == "" {
+		return Measure{Text: u.Label}
+	}
+	return Measure{Unit: u.UCUM}
 }
 
 // Reading is one sent reading.
 type Reading struct {
-	MDC          uint32 `json:"mdc"`
-	Unit         string `json:"unit"`            // the UCUM code that the hospital should read
+	Code
+	Measure
 	Value        string `json:"value,omitempty"` // decimal text as sent; "" was sent as "no reading"
 	Time         int64  `json:"time"`            // Unix milliseconds
 	Acknowledged bool   `json:"acknowledged"`    // its message's acknowledgement (CA or AA) came
@@ -31,7 +53,19 @@ type Reading struct {
 // None tells whether it was sent as "no reading".
 func (r Reading) None() bool { return r.Value == "" }
 
-// Totals count an account's readings; those sent as "no reading" are counted apart.
+// SentWave is one sent array. Its samples share the recording's memory.
+type SentWave struct {
+	Wave
+	Acknowledged bool
+}
+
+// Code is what was measured.
+func (w SentWave) Code() Code { return codeOf(w.Signal) }
+
+// Measure is the unit of a sample's value.
+func (w SentWave) Measure() Measure { return measureOf(w.Signal.Unit) }
+
+// Totals count an account's readings and samples together; those sent as "no reading", or as missing, are counted apart.
 type Totals struct {
 	Messages, MessagesAcknowledged     int
 	Sent, Acknowledged                 int
@@ -49,38 +83,46 @@ func (a *Account) Totals() Totals {
 }
 
 // Readings goes through the readings in the order they were sent. It may be used while the monitor runs.
-func (a *Account) Readings() iter.Seq[Reading] {
-	return func(yield func(Reading) bool) {
+func (a *Account) Readings() iter.Seq[Reading] { return each(&a.mu, &a.readings) }
+
+// Waves goes through the arrays in the order they were sent. It may be used while the monitor runs.
+func (a *Account) Waves() iter.Seq[SentWave] { return each(&a.mu, &a.waves) }
+
+// each goes through a list that is only ever added to.
+func each[T any](mu *sync.Mutex, list *[]T) iter.Seq[T] {
+	at := func(i int) (v T, ok bool) {
+		mu.Lock()
+		defer mu.Unlock()
+		if ok = i < len(*list); ok {
+			v = (*list)[i]
+		}
+		return v, ok
+	}
+	return func(yield func(T) bool) {
 		for i := 0; ; i++ {
-			r, ok := a.at(i)
-			if !ok || !yield(r) {
+			v, ok := at(i)
+			if !ok || !yield(v) {
 				return
 			}
 		}
 	}
 }
 
-func (a *Account) at(i int) (Reading, bool) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if i >= len(a.readings) {
-		return Reading{}, false
-	}
-	return a.readings[i], true
-}
-
-// entry names one message's readings within the account.
-type entry struct{ from, to int }
+// entry names one message's readings and arrays within the account.
+type entry struct{ readings, waves [2]int }
 
 // send enters a row whose bytes are about to leave. Until it is acknowledged the receiver may have it or not.
 func (a *Account) send(row Row) entry {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	e := entry{from: len(a.readings)}
+	e := entry{readings: [2]int{len(a.readings)}, waves: [2]int{len(a.waves)}}
 	for _, v := range row.Values {
-		a.add(Reading{MDC: v.Signal.MDC, Unit: v.Signal.Unit.UCUM, Value: v.Text, Time: row.At.UnixMilli()})
+		a.add(Reading{Code: codeOf(v.Signal), Measure: measureOf(v.Signal.Unit), Value: v.Text, Time: row.At.UnixMilli()})
 	}
-	e.to = len(a.readings)
+	for _, w := range row.Waves {
+		a.addWave(SentWave{Wave: w})
+	}
+	e.readings[1], e.waves[1] = len(a.readings), len(a.waves)
 	a.totals.Messages++
 	return e
 }
@@ -88,114 +130,49 @@ func (a *Account) send(row Row) entry {
 func (a *Account) acknowledge(e entry) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	for i := e.from; i < e.to; i++ {
+	for i := e.readings[0]; i < e.readings[1]; i++ {
 		a.readings[i].Acknowledged = true
-		a.countAcknowledged(a.readings[i])
+		a.countAcknowledged(a.readings[i].count())
+	}
+	for i := e.waves[0]; i < e.waves[1]; i++ {
+		a.waves[i].Acknowledged = true
+		a.countAcknowledged(a.waves[i].count())
 	}
 	a.totals.MessagesAcknowledged++
 }
 
 func (a *Account) add(r Reading) {
 	a.readings = append(a.readings, r)
+	a.countSent(r.count())
+}
+
+func (a *Account) addWave(w SentWave) {
+	a.waves = append(a.waves, w)
+	a.countSent(w.count())
+}
+
+func (r Reading) count() (valid, none int) {
 	if r.None() {
-		a.totals.NoReadings++
-	} else {
-		a.totals.Sent++
+		return 0, 1
 	}
+	return 1, 0
 }
 
-func (a *Account) countAcknowledged(r Reading) {
-	if r.None() {
-		a.totals.NoReadingsAcknowledged++
-	} else {
-		a.totals.Acknowledged++
+func (w SentWave) count() (valid, none int) {
+	for i := range w.Samples {
+		if w.Missing(i) {
+			none++
+		}
 	}
+	return len(w.Samples) - none, none
 }
 
-// accountHead is the first line of a written account. Readings is the number of lines that follow: an account that lost its
-// end must not pass for a shorter one.
-type accountHead struct {
-	Patient              Patient `json:"patient"`
-	Messages             int     `json:"messages"`
-	MessagesAcknowledged int     `json:"messages_acknowledged"`
-	Readings             int     `json:"readings"`
+func (a *Account) countSent(valid, none int) {
+	a.totals.Sent += valid
+	a.totals.NoReadings += none
 }
 
-// Write writes the account as JSON lines, a head and then one line for each reading, for ReadAccount in another process.
-func (a *Account) Write(w io.Writer) error {
-	a.mu.Lock()
-	head := accountHead{a.patient, a.totals.Messages, a.totals.MessagesAcknowledged, len(a.readings)}
-	a.mu.Unlock()
-
-	buf := bufio.NewWriter(w)
-	enc := json.NewEncoder(buf)
-	if err := enc.Encode(head); err != nil {
-		return fmt.Errorf("write account: %w", err)
-	}
-	// Readings are only ever added, so the first head.Readings of them are there even while the monitor goes on.
-	for i := range head.Readings {
-		r, _ := a.at(i)
-		if err := enc.Encode(r); err != nil {
-			return fmt.Errorf("write account: %w", err)
-		}
-	}
-	if err := buf.Flush(); err != nil {
-		return fmt.Errorf("write account: %w", err)
-	}
-	return nil
-}
-
-// Limits of a written account, in bytes.
-const (
-	maxAccountLine = 4096
-	maxAccountText = 256 // one text field
-)
-
-// ReadAccount reads what Write wrote. It refuses an account that is not whole.
-func ReadAccount(r io.Reader) (*Account, error) {
-	lines := bufio.NewScanner(r)
-	lines.Buffer(nil, maxAccountLine)
-	var head accountHead
-	a := &Account{}
-	for n := 0; lines.Scan(); n++ {
-		var reading Reading
-		var into any = &reading
-		if n == 0 {
-			into = &head
-		}
-		if err := strictJSON(lines.Bytes(), into); err != nil {
-			return nil, fmt.Errorf("read account: line %d: %w", n+1, err)
-		}
-		if n == 0 {
-			continue
-		}
-		if len(reading.Value) > maxAccountText || len(reading.Unit) > maxAccountText {
-			return nil, fmt.Errorf("read account: line %d: value or unit is longer than %d bytes", n+1, maxAccountText)
-		}
-		a.add(reading)
-		if reading.Acknowledged {
-			a.countAcknowledged(reading)
-		}
-	}
-	if err := lines.Err(); err != nil {
-		return nil, fmt.Errorf("read account: %w", err)
-	}
-	p := head.Patient
-	if len(p.ID)+len(p.Namespace)+len(p.OID) > maxAccountText {
-		return nil, fmt.Errorf("read account: the patient's names are longer than %d bytes", maxAccountText)
-	}
-	if p.ID == "" || head.Readings != len(a.readings) {
-		return nil, fmt.Errorf("read account: it is not whole: %d of %d readings; did the monitor end before it wrote all?",
-			len(a.readings), head.Readings)
-	}
-	a.patient = p
-	a.totals.Messages, a.totals.MessagesAcknowledged = head.Messages, head.MessagesAcknowledged
-	return a, nil
-}
-
-// strictJSON refuses fields that it does not know: a misspelt "acknowledged" would turn a loss into something permitted.
-func strictJSON(line []byte, into any) error {
-	dec := json.NewDecoder(bytes.NewReader(line))
-	dec.DisallowUnknownFields()
-	return dec.Decode(into)
+func (a *Account) countAcknowledged(valid, none int) {
+	a.totals.Acknowledged += valid
+	a.totals.NoReadingsAcknowledged += none
 }

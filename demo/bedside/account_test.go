@@ -25,16 +25,43 @@ func TestAccount(t *testing.T) {
 		t.Errorf("%+v", got)
 	}
 	readings := slices.Collect(a.Readings())
-	if want := (Reading{MDC: 147842, Unit: "/min", Value: "61", Time: 1000}); len(readings) != 6 || readings[2] != want {
+	if want := (Reading{Code: Code{MDC: 147842}, Measure: Measure{Unit: "/min"}, Value: "61", Time: 1000}); len(readings) != 6 || readings[2] != want {
 		t.Errorf("%+v", readings)
 	}
-	if want := (Reading{MDC: 150456, Unit: "%", Time: 2000, Acknowledged: true}); readings[5] != want || !readings[5].None() {
+	if want := (Reading{Code: Code{MDC: 150456}, Measure: Measure{Unit: "%"}, Time: 2000, Acknowledged: true}); readings[5] != want || !readings[5].None() {
 		t.Errorf("%+v", readings[5])
+	}
+}
+
+// waveRow is two arrays: a lead with a missing sample, and one that only has a name.
+func waveRow(at int64) Row {
+	lead := &Channel{1, waveOf("II", "mV", 1), "0.001", 0, "500", -2048, 2047}
+	other := &Channel{2, waveOf("Nasal & oral", "furlong", 2), "0.0257201646", -7, "62.5", -32768, 32767}
+	return Row{At: time.UnixMilli(at), Waves: []Wave{
+		{lead, time.UnixMilli(at), []int32{12, 13, -2048, -5}},
+		{other, time.UnixMilli(at + 8), []int32{-32768, 32767}},
+	}}
+}
+
+func TestAccountOfWaves(t *testing.T) {
+	a := testAccount()
+	a.acknowledge(a.send(waveRow(5000)))
+	a.send(waveRow(6000))
+	want := Totals{Messages: 5, MessagesAcknowledged: 3, Sent: 11, Acknowledged: 6, NoReadings: 7, NoReadingsAcknowledged: 4}
+	if got := a.Totals(); got != want {
+		t.Errorf("%+v", got)
+	}
+	waves := slices.Collect(a.Waves())
+	if len(waves) != 4 || waves[1].Code() != (Code{Local: "Nasal & oral"}) || waves[1].Measure() != (Measure{Text: "furlong"}) ||
+		waves[0].Code() != (Code{MDC: 131330}) || waves[0].Measure() != (Measure{Unit: "mV"}) || !waves[1].Acknowledged || waves[2].Acknowledged {
+		t.Errorf("%+v", waves)
 	}
 }
 
 func TestAccountGoesThroughAFile(t *testing.T) {
 	a := testAccount()
+	a.acknowledge(a.send(waveRow(5000)))
+	a.send(waveRow(6000))
 	var file bytes.Buffer
 	if err := a.Write(&file); err != nil {
 		t.Fatal(err)
@@ -43,6 +70,10 @@ func TestAccountGoesThroughAFile(t *testing.T) {
 	b, err := ReadAccount(&file)
 	if err != nil {
 		t.Fatal(err)
+	}
+	var again bytes.Buffer
+	if err := b.Write(&again); err != nil || again.String() != whole {
+		t.Errorf("%v\n%s became\n%s", err, whole, again.String())
 	}
 	if b.Totals() != a.Totals() || b.Patient() != a.Patient() || !slices.Equal(slices.Collect(b.Readings()), slices.Collect(a.Readings())) {
 		t.Errorf("%+v became %+v", a.Totals(), b.Totals())
@@ -78,7 +109,9 @@ func TestAccountIsReadWhileItGrows(t *testing.T) {
 
 func FuzzReadAccount(f *testing.F) {
 	var file bytes.Buffer
-	if err := testAccount().Write(&file); err != nil {
+	whole := testAccount()
+	whole.acknowledge(whole.send(waveRow(5000)))
+	if err := whole.Write(&file); err != nil {
 		f.Fatal(err)
 	}
 	f.Add(file.Bytes())

@@ -1,6 +1,7 @@
 package bedside
 
 import (
+	"math"
 	"strings"
 	"testing"
 	"time"
@@ -30,6 +31,27 @@ func TestMessage(t *testing.T) {
 	}
 	if next, _ := w.message(Row{At: written}, written); next == id {
 		t.Errorf("control id %s came twice", id)
+	}
+}
+
+// A message of waveforms, byte for byte: two OBX for each array, missing samples empty, also at the ends.
+func TestWaveMessage(t *testing.T) {
+	w := testWriter(time.UTC)
+	row := waveRow(written.UnixMilli() - 1000)
+	row.Waves[1].Samples = []int32{-32768, 4, -32768}
+	_, got := w.message(row, written)
+	want := strings.Join([]string{
+		`MSH|^~\&|BEDSIDE^0123456789ABCDEF^EUI-64|WARDSIM|||20260101000000.123+0000||ORU^W01^ORU_W01|ABC-1|T|2.6|||AL|NE||UNICODE UTF-8`,
+		`PID|||WL0001^^^WARDSIM&2.25.1234&ISO^MR||^^^^^^U`,
+		`PV1||I|ICU^^BED-1`,
+		`OBR|1||ABC-1^BEDSIDE^0123456789ABCDEF^EUI-64|182777000^monitoring of patient^SCT|||20251231235959.123+0000`,
+		`OBX|1|CD|131330&CHN^MDC_ECG_ELEC_POTL_II^MDC|1.9.1.1|1&II^II&^0.001&266418&MDC_DIM_MILLI_VOLT&MDC^1&0&0^500^-2048&2047||||||F|||20251231235959.123+0000`,
+		`OBX|2|NA|131330&WAV^MDC_ECG_ELEC_POTL_II^MDC|1.9.1.1|12^13^^-5||||||F|||20251231235959.123+0000`,
+		`OBX|3|CD|Nasal \T\ oral&CHN^Nasal \T\ oral^99WARDSIM|1.9.1.2|2&Nasal \T\ oral^Nasal \T\ oral&^0.0257201646&furlong&furlong&99WARDSIM^1&-7&0^62.5^-32768&32767||||||F|||20251231235959.131+0000`,
+		`OBX|4|NA|Nasal \T\ oral&WAV^Nasal \T\ oral^99WARDSIM|1.9.1.2|^4^||||||F|||20251231235959.131+0000`,
+		``}, "\r")
+	if string(got) != want {
+		t.Errorf("got\n%s\nwant\n%s", strings.ReplaceAll(string(got), "\r", "\n"), strings.ReplaceAll(want, "\r", "\n"))
 	}
 }
 
@@ -63,6 +85,8 @@ func TestNewRefuses(t *testing.T) {
 		"no authority":       {func(c *Config) { c.Patient.OID = "" }, "authority"},
 		"a segment in a bed": {func(c *Config) { c.Bed = "1\rOBX|1" }, "control character"},
 		"negative timeout":   {func(c *Config) { c.AckTimeout = -1 }, "timeout"},
+		"negative speed":     {func(c *Config) { c.Speed = -1 }, "speed"},
+		"no number of speed": {func(c *Config) { c.Speed = math.NaN() }, "speed"},
 	} {
 		cfg := testConfig(rows(1))
 		tc.alter(&cfg)

@@ -1,9 +1,9 @@
-// Package bedside is a bedside monitor that owes nothing to the product it feeds. It has its own HL7 v2.6 (IHE PCD-01) writer,
-// its own physiological simulator, its own reader of PhysioNet numerics recordings, its own MLLP client, and it keeps its own
+// Package bedside is a bedside monitor that owes nothing to the product it feeds. It has its own HL7 v2.6 writer (IHE PCD-01 for readings,
+// chapter 7's waveforms), its own physiological simulator, its own reader of PhysioNet recordings, its own MLLP client, and it keeps its own
 // account of what it sent and what was acknowledged. It imports nothing of wardlink, so that whoever compares its account with
 // what the hospital reads compares two things that were made apart.
 //
-// A Source gives rows of readings, the monitor writes each row as one message, sends it, and waits for that message's
+// A Source gives rows of readings or of waveforms, the monitor writes each row as one message, sends it, and waits for that message's
 // acknowledgement before it sends the next. What is not acknowledged is sent again with the same bytes, over a new connection.
 //
 // Every message is marked as training data (MSH-11 = T): nothing that this package sends is a patient's present state.
@@ -39,6 +39,10 @@ type Config struct {
 	// whose rows lie in the past is sent as fast as acknowledgements allow, and one that starts now runs in real time.
 	Source Source
 
+	// Speed is how fast rows follow each other, in seconds of their own time for each second that passes: 1 is real time. 0 sends
+	// as fast as acknowledgements allow.
+	Speed float64
+
 	AckTimeout time.Duration // how long one dial, or one message with its acknowledgement, may take; 0 is 10 s
 	Log        *slog.Logger  // nil discards
 
@@ -59,10 +63,22 @@ func (p Patient) System() string { return "urn:oid:" + p.OID }
 // Source is a sequence of rows, oldest first.
 type Source = iter.Seq[Row]
 
-// Row is what a monitor measures at one instant; it becomes one message.
+// Row becomes one message: the readings of one instant, or waveforms of about a second. It has one of the two.
 type Row struct {
-	At     time.Time // milliseconds count, finer parts are cut off
+	At     time.Time // of the readings, or of the earliest sample; milliseconds count, finer parts are cut off
 	Values []Value
+	Waves  []Wave
+}
+
+// complete is when the last of the row is measured. A monitor cannot send it before.
+func (r Row) complete() time.Time {
+	at := r.At
+	for _, w := range r.Waves {
+		if end := w.At.Add(w.Span()); end.After(at) {
+			at = end
+		}
+	}
+	return at
 }
 
 // Value is one measured value of a row.
@@ -128,6 +144,8 @@ func (c *Config) check() error {
 		return errors.New("patient: expected an id and the OID of its assigning authority")
 	case c.AckTimeout < 0:
 		return fmt.Errorf("acknowledgement timeout %s is negative", c.AckTimeout)
+	case !(c.Speed >= 0 && c.Speed <= maxSpeed):
+		return fmt.Errorf("speed %g: expected 0 to %g", c.Speed, float64(maxSpeed))
 	}
 	for _, text := range []string{c.Patient.ID, c.Patient.Namespace, c.Patient.OID, c.Ward, c.Bed} {
 		// A carriage return in a field would begin a new segment.
@@ -137,6 +155,9 @@ func (c *Config) check() error {
 	}
 	return nil
 }
+
+// maxSpeed is more than any link can keep up with.
+const maxSpeed = 1e6
 
 func loopback(host string) bool {
 	addr, err := netip.ParseAddr(host)
@@ -148,8 +169,17 @@ func loopback(host string) bool {
 // Run is called once.
 func (m *Monitor) Run(ctx context.Context) error {
 	defer m.client.close()
+	var began, first time.Time
 	for row := range m.cfg.Source {
-		if err := waitUntil(ctx, row.At); err != nil {
+		due := row.complete()
+		if first.IsZero() {
+			began, first = time.Now(), due
+		}
+		if m.cfg.Speed > 0 {
+			passed := time.Duration(float64(due.Sub(first)) / m.cfg.Speed)
+			due = later(due, began.Add(passed))
+		}
+		if err := waitUntil(ctx, due); err != nil {
 			return err
 		}
 		if err := m.sendRow(ctx, row); err != nil {
@@ -182,6 +212,13 @@ func (m *Monitor) Account() *Account { return m.account }
 
 // Traffic is what the monitor's connection has lived through so far.
 func (m *Monitor) Traffic() Traffic { return m.client.traffic() }
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}
 
 func waitUntil(ctx context.Context, at time.Time) error {
 	return pause(ctx, time.Until(at))
