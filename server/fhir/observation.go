@@ -74,7 +74,7 @@ func toObservation(o *records.Observation) *observation {
 		Device:    &reference{Display: o.Device},
 	}
 	if o.Marks&telemetry.MarkTimeUnread == 0 {
-		r.EffectiveDateTime = effective(o)
+		setTime(r, o)
 	} else {
 		// The time by which it is found is when the gateway received it; to show that as the device's would be an invention.
 		r.EffectiveAbsent = &element{Extension: []extension{{URL: extensionAbsent, ValueCode: "unknown"}}}
@@ -87,6 +87,10 @@ func toObservation(o *records.Observation) *observation {
 		if item.Category != "" {
 			r.Category = []codeableConcept{{Coding: []coding{{System: systemCategory, Code: item.Category}}}}
 		}
+	}
+	if o.Waveform != nil {
+		r.Category = []codeableConcept{{Coding: []coding{{System: systemCategory, Code: "procedure"}}}}
+		r.Code.Text = channelText(r.Code.Text, o.Waveform.Label)
 	}
 	if r.Code.Text == "" && len(r.Code.Coding) == 0 {
 		r.Code.Text = "unknown"
@@ -143,7 +147,7 @@ func metaOf(r *observation, o *records.Observation, item codes.Item, flags []str
 	}
 	coded := r.ValueQuantity != nil && r.ValueQuantity.Code == item.UCUM
 	odd := o.Marks&(telemetry.MarkImplausible|telemetry.MarkTimeUnread) != 0 || !fits(o.Code, o.Unit.UCUM, unitUnknown(o))
-	if item.Profile != "" && !odd && r.Subject != nil && (coded || r.DataAbsentReason != nil) {
+	if item.Profile != "" && !odd && o.Waveform == nil && r.Subject != nil && (coded || r.DataAbsentReason != nil) {
 		m.Profile = []string{item.Profile}
 	}
 	if m.Profile == nil && m.Security == nil {
@@ -185,9 +189,13 @@ func status(obx11 string, flags []string) string {
 
 // setValue sets the value as it was sent or says that there is none; never both (FHIR's obs-6).
 func setValue(r *observation, o *records.Observation) {
+	if o.Waveform != nil {
+		setSamples(r, o)
+		return
+	}
 	value := strings.TrimSpace(o.Value)
 	if o.Marks&telemetry.MarkNoReading != 0 || value == "" {
-		r.DataAbsentReason = &codeableConcept{Coding: []coding{{System: systemAbsent, Code: "unknown", Display: "Unknown"}}}
+		r.DataAbsentReason = absent()
 		return
 	}
 	number, ok := decimal(value)
@@ -195,11 +203,20 @@ func setValue(r *observation, o *records.Observation) {
 		r.ValueString = o.Value
 		return
 	}
-	q := &quantity{Value: number, Unit: unitName(o.Unit)}
-	if o.Unit.UCUM != "" {
-		q.System, q.Code = systemUCUM, o.Unit.UCUM
+	q := quantityOf(number, o.Unit)
+	r.ValueQuantity = &q
+}
+
+func absent() *codeableConcept {
+	return &codeableConcept{Coding: []coding{{System: systemAbsent, Code: "unknown", Display: "Unknown"}}}
+}
+
+func quantityOf(number json.Number, unit telemetry.Unit) quantity {
+	q := quantity{Value: number, Unit: unitName(unit)}
+	if unit.UCUM != "" {
+		q.System, q.Code = systemUCUM, unit.UCUM
 	}
-	r.ValueQuantity = q
+	return q
 }
 
 // unitName is the unit for humans: UCUM where it is known, else the name as sent, else its code.
@@ -241,10 +258,21 @@ func decimal(value string) (json.Number, bool) {
 
 var zoneRE = regexp.MustCompile(`[0-9.]([+-])([0-9]{2})([0-9]{2})$`)
 
-// effective is the reading's time with milliseconds, in the zone that the device named if it named one.
-func effective(o *records.Observation) string {
-	at := time.UnixMilli(o.At).UTC()
-	if m := zoneRE.FindStringSubmatch(o.Time); m != nil {
+// setTime says when a reading was taken, or how long its samples took.
+func setTime(r *observation, o *records.Observation) {
+	if o.Waveform != nil {
+		if p, ok := covered(o); ok {
+			r.EffectivePeriod = p
+			return
+		}
+	}
+	r.EffectiveDateTime = effective(o.At, o.Time)
+}
+
+// effective is an instant with milliseconds, in the zone that the device named in a time as sent, if it named one.
+func effective(ms int64, sent string) string {
+	at := time.UnixMilli(ms).UTC()
+	if m := zoneRE.FindStringSubmatch(sent); m != nil {
 		hours, _ := strconv.Atoi(m[2])
 		minutes, _ := strconv.Atoi(m[3])
 		if hours <= 14 && minutes < 60 {

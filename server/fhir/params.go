@@ -20,7 +20,8 @@ const (
 	maxValues    = 64 // comma-separated values of one parameter
 	defaultCount = 100
 	maxCount     = 1000
-	maxPatients  = 64 // patients that one search walks along
+	maxPatients  = 64      // patients that one search walks along
+	pageRoom     = 4 << 20 // bytes of a page, about: samples can fill it before the count does
 )
 
 // paramError is a request that the client has to mend. Its text names parameters and what is expected of them, never a value: a

@@ -61,9 +61,11 @@ type observation struct {
 	Subject           *reference        `json:"subject,omitempty"`
 	EffectiveDateTime string            `json:"effectiveDateTime,omitempty"`
 	EffectiveAbsent   *element          `json:"_effectiveDateTime,omitempty"`
+	EffectivePeriod   *period           `json:"effectivePeriod,omitempty"`
 	Issued            string            `json:"issued,omitempty"`
 	ValueQuantity     *quantity         `json:"valueQuantity,omitempty"`
 	ValueString       string            `json:"valueString,omitempty"`
+	ValueSampledData  *sampledData      `json:"valueSampledData,omitempty"`
 	DataAbsentReason  *codeableConcept  `json:"dataAbsentReason,omitempty"`
 	Interpretation    []codeableConcept `json:"interpretation,omitempty"`
 	Device            *reference        `json:"device,omitempty"`
@@ -174,9 +176,9 @@ const (
 func (s *Server) capabilities(base string) capabilityStatement {
 	readAndSearch := []capabilityInteraction{{Code: "read"}, {Code: "search-type"}}
 	return capabilityStatement{
-		ResourceType: "CapabilityStatement", Status: "active", Date: "2026-11-22", Kind: "instance",
+		ResourceType: "CapabilityStatement", Status: "active", Date: "2026-11-27", Kind: "instance",
 		Software:       software{Name: "wardlink"},
-		Implementation: implementation{Description: "Observations of bedside devices", URL: base},
+		Implementation: implementation{Description: "Observations of bedside devices; waveforms are valueSampledData, a chunk each", URL: base},
 		FHIRVersion:    "4.0.1",
 		Format:         []string{"application/fhir+json"},
 		Rest: []capabilityRest{{
@@ -186,7 +188,7 @@ func (s *Server) capabilities(base string) capabilityStatement {
 				{Type: "Observation", Interaction: readAndSearch, SearchParam: []capabilityParam{
 					{Name: "patient", Type: "reference", Documentation: "Patient/id, several separated by commas; patient.identifier=system|value is the other way; patient:missing=true finds readings of devices that knew no patient"},
 					{Name: "code", Type: "token", Documentation: "system|code or code, several separated by commas; MDC and LOINC"},
-					{Name: "date", Type: "date", Documentation: "eq, ge, gt, le, lt; may be given several times; readings without effectiveDateTime are found by when the gateway received them"},
+					{Name: "date", Type: "date", Documentation: "eq, ge, gt, le, lt; may be given several times; samples are found by the first of them; what has no time is found by when the gateway received it"},
 				}},
 				{Type: "Patient", Interaction: readAndSearch, SearchParam: []capabilityParam{
 					{Name: "identifier", Type: "token", Documentation: "system|value or value, several separated by commas"},

@@ -146,7 +146,7 @@ func (s *Server) searchObservations(r *http.Request, base string) *answer {
 		}
 	}
 	page, err := s.cfg.Store.Search(r.Context(), records.Query{
-		Patients: ids, NoPatient: q.noPatient, From: q.from, To: q.to, After: q.after, Limit: q.count,
+		Patients: ids, NoPatient: q.noPatient, From: q.from, To: q.to, After: q.after, Limit: q.count, Room: pageRoom,
 		Match: func(one records.Series) bool {
 			return q.codes == nil || matches(q.codes, codingsOf(one.Code, one.UCUM, one.UnitUnknown))
 		},

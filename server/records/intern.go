@@ -1,6 +1,8 @@
 package records
 
 import (
+	"bytes"
+	"compress/flate"
 	"context"
 	"crypto/sha256"
 	"database/sql"
@@ -59,6 +61,10 @@ type interner struct {
 	subjects cache[subjectKey]
 	series   cache[seriesKey]
 	forms    cache[formKey]
+	channels cache[channelKey]
+
+	deflate *flate.Writer
+	packed  bytes.Buffer
 }
 
 func newInterner(key secret.Bytes) *interner {
@@ -76,6 +82,7 @@ func (in *interner) forget() {
 	in.subjects = make(cache[subjectKey])
 	in.series = make(cache[seriesKey])
 	in.forms = make(cache[formKey])
+	in.channels = make(cache[channelKey])
 }
 
 // prepare makes the statements ready, once per database.

@@ -19,6 +19,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -37,9 +38,10 @@ var (
 	retention1 string
 )
 
-// Migrations is the records' schema, and that of their retention (which applies after it).
+// Migrations is the records' schema, that of their retention and that of waveforms (which apply after it).
 func Migrations() []sqldb.Migration {
-	return []sqldb.Migration{{Domain: "records", Version: 1, SQL: schema1}, {Domain: "retention", Version: 1, SQL: retention1}}
+	return []sqldb.Migration{{Domain: "records", Version: 1, SQL: schema1}, {Domain: "retention", Version: 1, SQL: retention1},
+		{Domain: "waveforms", Version: 1, SQL: waveforms1}}
 }
 
 // Consumer is the name of the records' cursor in the journal.
@@ -134,7 +136,7 @@ func New(cfg Config) (*Records, error) {
 // Run consumes the journal until ctx ends. Errors of the database and the journal are logged and tried again for ever: what is in
 // the journal is safe there. It returns nil when ctx ended, or an error that trying again cannot mend.
 func (r *Records) Run(ctx context.Context) error {
-	queries := append(append([]string{}, internQueries...), writeQueries...)
+	queries := slices.Concat(internQueries, writeQueries, waveformQueries)
 	if err := r.in.prepare(context.WithoutCancel(ctx), r.db, queries...); err != nil {
 		return fmt.Errorf("records: %w", err)
 	}
@@ -280,6 +282,8 @@ type Stats struct {
 	Batches      int64 // stored
 	Messages     int64
 	Observations int64
+	Waveforms    int64 // chunks of samples
+	Samples      int64
 	Pending      int64         // batches that wait for a sealing record or their next attempt
 	Dead         int64         // batches that failed for good
 	DeadUnkept   int64         // those of them whose frames are in the journal only, since their gateway's room is full
@@ -296,8 +300,9 @@ func (r *Records) Stats(ctx context.Context) (s Stats, err error) {
 		(SELECT COUNT(*) FROM batches WHERE state <> 2 AND state IN (0, 1)),
 		(SELECT COUNT(*) FROM batches WHERE state <> 2 AND state = 3),
 		(SELECT COUNT(*) FROM batch_conflicts), (SELECT COALESCE(SUM(last - first + 1), 0) FROM journal_gaps), t.parts,
-		(SELECT COUNT(*) FROM frames_unkept), (SELECT COALESCE(SUM(bytes), 0) FROM frames_kept)
-		FROM records_totals t`).Scan(&s.Batches, &s.Messages, &s.Observations, &s.Pending, &s.Dead, &s.Conflicts, &s.Missing, &s.Parts,
+		w.chunks, w.samples, (SELECT COUNT(*) FROM frames_unkept), (SELECT COALESCE(SUM(bytes), 0) FROM frames_kept)
+		FROM records_totals t, waveforms_totals w`).Scan(&s.Batches, &s.Messages, &s.Observations, &s.Pending, &s.Dead, &s.Conflicts, &s.Missing, &s.Parts,
+		&s.Waveforms, &s.Samples,
 		&s.DeadUnkept, &s.KeptBytes)
 	if err != nil {
 		return Stats{}, fmt.Errorf("records: %w", err)

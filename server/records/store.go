@@ -77,7 +77,7 @@ func (s *Store) Patients(ctx context.Context, system *string, value string, limi
 	return out, rows.Err()
 }
 
-// Observation is one stored reading with all that came with it.
+// Observation is one stored reading, or one chunk of a waveform, with all that came with it.
 type Observation struct {
 	ID        string
 	At        int64 // Unix milliseconds: the device's time, or when the gateway received it if that is unreadable
@@ -99,6 +99,8 @@ type Observation struct {
 	Process   string // MSH-11
 	Received  telemetry.Stamp
 	Journaled int64 // Unix milliseconds, server's clock
+
+	Waveform *Waveform // of a chunk of samples, which has no Value and no Limits; else nil
 
 	position Position
 }
@@ -136,6 +138,7 @@ type Query struct {
 	From, To  *int64    // Unix milliseconds, From <= at < To; nil is no bound
 	After     *Position // results behind this one only
 	Limit     int       // at least 1
+	Room      int       // bytes that the results may take in an answer, about; 0 is no bound. A page has at least one
 }
 
 // Page is one page of results.
@@ -162,10 +165,12 @@ func (s *Store) Search(ctx context.Context, q Query) (page Page, err error) {
 		if err != nil {
 			return err
 		}
-		if page.More = len(top) > q.Limit; page.More {
-			top = top[:q.Limit]
+		room := q.Room
+		if room <= 0 {
+			room = math.MaxInt
 		}
-		page.Observations, err = load(ctx, tx, top)
+		page.Observations, err = loadPlaces(ctx, tx, top[:min(len(top), q.Limit)], room)
+		page.More = len(page.Observations) < len(top)
 		return err
 	})
 	if err != nil && !errors.Is(err, ErrTooBroad) {
@@ -174,7 +179,13 @@ func (s *Store) Search(ctx context.Context, q Query) (page Page, err error) {
 	return page, err
 }
 
-func matching(ctx context.Context, tx *sql.Tx, q *Query) (ids []int64, err error) {
+// walked is one series that a search walks along.
+type walked struct {
+	id       int64
+	waveform bool
+}
+
+func matching(ctx context.Context, tx *sql.Tx, q *Query) (ids []walked, err error) {
 	subjects := "SELECT 0"
 	var args []any
 	if !q.NoPatient {
@@ -185,21 +196,22 @@ func matching(ctx context.Context, tx *sql.Tx, q *Query) (ids []int64, err error
 		subjects = "SELECT id FROM subjects WHERE patient IN (SELECT value FROM json_each($1))"
 		args = append(args, string(patients))
 	}
-	rows, err := tx.QueryContext(ctx, "SELECT id, mdc, ucum, code_system, code, kind = 1 FROM series WHERE kind <> 2 AND subject IN ("+subjects+")", args...)
+	rows, err := tx.QueryContext(ctx, "SELECT id, mdc, ucum, code_system, code, kind FROM series WHERE kind <> 2 AND subject IN ("+subjects+")", args...)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { _ = rows.Close() }()
 	for rows.Next() {
-		var id int64
+		var id, kind int64
 		var one Series
-		if err := rows.Scan(&id, &one.Code.MDC, &one.UCUM, &one.Code.Sys, &one.Code.ID, &one.UnitUnknown); err != nil {
+		if err := rows.Scan(&id, &one.Code.MDC, &one.UCUM, &one.Code.Sys, &one.Code.ID, &kind); err != nil {
 			return nil, err
 		}
+		one.UnitUnknown = kind == kindUnitUnknown || kind == kindWaveformUnitUnknown
 		if q.Match != nil && !q.Match(one) {
 			continue
 		}
-		if ids = append(ids, id); len(ids) > maxSeries {
+		if ids = append(ids, walked{id, isWaveform(kind)}); len(ids) > maxSeries {
 			return nil, ErrTooBroad
 		}
 	}
@@ -208,7 +220,7 @@ func matching(ctx context.Context, tx *sql.Tx, q *Query) (ids []int64, err error
 
 // newest merges the heads of the series: one more than the limit, to know whether there is more. Once enough are known, later
 // series are read only as far as they can still contribute.
-func newest(ctx context.Context, tx *sql.Tx, series []int64, q *Query) ([]Position, error) {
+func newest(ctx context.Context, tx *sql.Tx, series []walked, q *Query) ([]place, error) {
 	want := q.Limit + 1
 	from, to := int64(math.MinInt64), int64(math.MaxInt64)
 	if q.From != nil {
@@ -221,21 +233,29 @@ func newest(ctx context.Context, tx *sql.Tx, series []int64, q *Query) ([]Positi
 	if q.After != nil {
 		after = *q.After
 	}
-	stmt, err := tx.PrepareContext(ctx, `SELECT at, message, idx FROM observations
-		WHERE series = $1 AND at >= $2 AND at < $3 AND (at, message, idx) < ($4, $5, $6)
-		ORDER BY at DESC, message DESC, idx DESC LIMIT $7`)
-	if err != nil {
-		return nil, err
+	var stmts [2]*sql.Stmt
+	for i, table := range []string{"observations", "waveforms"} {
+		stmt, err := tx.PrepareContext(ctx, `SELECT at, message, idx FROM `+table+`
+			WHERE series = $1 AND at >= $2 AND at < $3 AND (at, message, idx) < ($4, $5, $6)
+			ORDER BY at DESC, message DESC, idx DESC LIMIT $7`)
+		if err != nil {
+			return nil, err
+		}
+		defer func() { _ = stmt.Close() }()
+		stmts[i] = stmt
 	}
-	defer func() { _ = stmt.Close() }()
-	var top []Position
-	for _, id := range series {
-		rows, err := stmt.QueryContext(ctx, id, from, to, after.At, after.Message, after.Index, want)
+	var top []place
+	for _, one := range series {
+		stmt := stmts[0]
+		if one.waveform {
+			stmt = stmts[1]
+		}
+		rows, err := stmt.QueryContext(ctx, one.id, from, to, after.At, after.Message, after.Index, want)
 		if err != nil {
 			return nil, err
 		}
 		for rows.Next() {
-			var p Position
+			p := place{waveform: one.waveform}
 			if err := rows.Scan(&p.At, &p.Message, &p.Index); err != nil {
 				return nil, errors.Join(err, rows.Close())
 			}
@@ -244,13 +264,19 @@ func newest(ctx context.Context, tx *sql.Tx, series []int64, q *Query) ([]Positi
 		if err := errors.Join(rows.Err(), rows.Close()); err != nil {
 			return nil, err
 		}
-		slices.SortFunc(top, func(a, b Position) int { return -a.compare(b) })
+		slices.SortFunc(top, func(a, b place) int { return -a.compare(b.Position) })
 		if len(top) >= want {
 			top = top[:want]
 			from = max(from, top[want-1].At)
 		}
 	}
 	return top, nil
+}
+
+// place is a position and the table that it is in.
+type place struct {
+	Position
+	waveform bool
 }
 
 func (p Position) compare(o Position) int {
@@ -287,24 +313,6 @@ const selectObservation = `SELECT m.key, o.at, COALESCE(o.time, m.time), o.value
 	JOIN sources src ON src.id = m.source JOIN origins g ON g.id = m.origin LEFT JOIN subjects p ON p.id = s.subject
 	WHERE o.message = $1 AND o.idx = $2 AND s.kind <> 2`
 
-// load reads the observations at the given positions, in that order.
-func load(ctx context.Context, tx *sql.Tx, positions []Position) ([]Observation, error) {
-	stmt, err := tx.PrepareContext(ctx, selectObservation)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = stmt.Close() }()
-	out := make([]Observation, 0, len(positions))
-	for _, p := range positions {
-		o, err := scanObservation(stmt.QueryRowContext(ctx, p.Message, p.Index))
-		if err != nil {
-			return nil, err
-		}
-		out = append(out, o)
-	}
-	return out, nil
-}
-
 func scanObservation(row *sql.Row) (o Observation, err error) {
 	var key []byte
 	err = row.Scan(&key, &o.At, &o.Time, &o.Value, &o.Marks, &o.position.Message, &o.position.Index,
@@ -328,6 +336,9 @@ func (s *Store) Observation(ctx context.Context, id string) (o Observation, err 
 			return err
 		}
 		o, err = scanObservation(tx.QueryRowContext(ctx, selectObservation, message, index))
+		if errors.Is(err, sql.ErrNoRows) {
+			o, err = scanWaveform(tx.QueryRowContext(ctx, selectWaveform, message, index), new(unpacker))
+		}
 		return err
 	})
 	if errors.Is(err, sql.ErrNoRows) {

@@ -24,7 +24,7 @@ type opened struct {
 
 func (o *opened) rows() (n int) {
 	for i := range o.batch.Messages {
-		n += len(o.batch.Messages[i].Observations) + 1
+		n += len(o.batch.Messages[i].Observations) + len(o.batch.Messages[i].Waveforms) + 1
 	}
 	return n
 }
@@ -125,6 +125,9 @@ func (r *Records) commit(ctx context.Context, group []*opened, seq uint64) error
 				return err
 			}
 		}
+		if err := addWaveforms(tx, &total); err != nil {
+			return err
+		}
 		return setSeq(tx, seq)
 	})
 }
@@ -137,7 +140,7 @@ func setSeq(tx *sql.Tx, seq uint64) error {
 	return err
 }
 
-type totals struct{ batches, messages, observations, parts int64 }
+type totals struct{ batches, messages, observations, parts, waveforms, samples int64 }
 
 func (r *Records) settle(tx *sql.Tx, o *opened, total *totals) error {
 	if o.err == nil {
@@ -221,8 +224,11 @@ func (r *Records) storeMessage(tx *sql.Tx, o *opened, boot int64, m *telemetry.M
 		return err
 	}
 	first := m.SentAt
-	if len(m.Observations) > 0 {
+	switch {
+	case len(m.Observations) > 0:
 		first = m.Observations[0].Time
+	case len(m.Waveforms) > 0:
+		first = m.Waveforms[0].Time
 	}
 	key := messageKey(o.gateway, m.Source, m.Digest, m.Copy)
 	res, err := r.in.exec(tx, insertMessage, key[:], source, m.Digest[:], int64(m.Copy), o.stream, int64(o.number), boot, subject, origin,
@@ -249,24 +255,28 @@ func (r *Records) storeMessage(tx *sql.Tx, o *opened, boot int64, m *telemetry.M
 			return err
 		}
 	}
+	for i := range m.Waveforms {
+		if err := r.storeWaveform(tx, id, subject, o.received, first, m, &m.Waveforms[i], total); err != nil {
+			return err
+		}
+	}
 	return r.storeLeftover(tx, id, m)
 }
 
-// The years that RFC 3339 and FHIR can write, as Unix milliseconds.
+// The years that RFC 3339 and FHIR can write, as Unix milliseconds: what is stored lies within.
 const (
 	minAt = -62135596800000 // 0001-01-01
-	maxAt = 253402300799999 // the end of 9999
+	MaxAt = 253402300799999 // the end of 9999
 )
 
-// placed is the time by which an observation is found: the device's where it could be read, else when the gateway had it, which the
+// placed is the time by which an observation or a waveform is found: the device's where it could be read, else when the gateway had it, which the
 // marks then say.
-func placed(m *telemetry.Message, obs *telemetry.Observation) (at int64, marks telemetry.Marks) {
-	at, marks = obs.At, obs.Marks
-	if at == 0 || at < minAt || at > maxAt || marks&telemetry.MarkTimeUnread != 0 {
+func placed(m *telemetry.Message, at int64, marks telemetry.Marks) (int64, telemetry.Marks) {
+	if at == 0 || at < minAt || at > MaxAt || marks&telemetry.MarkTimeUnread != 0 {
 		at = m.Received.Wall
 		marks |= telemetry.MarkTimeUnread
 	}
-	return min(max(at, minAt), maxAt), marks
+	return min(max(at, minAt), MaxAt), marks
 }
 
 func (r *Records) storeObservation(tx *sql.Tx, message, subject int64, first string, m *telemetry.Message, obs *telemetry.Observation, total *totals) error {
@@ -292,7 +302,7 @@ func (r *Records) storeObservation(tx *sql.Tx, message, subject int64, first str
 	if obs.Time != first {
 		sent = obs.Time
 	}
-	at, marks := placed(m, obs)
+	at, marks := placed(m, obs.At, obs.Marks)
 	res, err := r.in.exec(tx, insertObservation, message, int64(obs.Index), series, form, at, obs.Value, sent, int64(marks))
 	if err != nil {
 		return err
