@@ -74,6 +74,9 @@ func (r *Records) intake(ctx context.Context, entries []journal.Entry) (todo []*
 				}
 			}
 		}
+		if err := r.arrived(tx, todo); err != nil {
+			return err
+		}
 		if len(todo) == 0 && len(entries) > 0 {
 			return setSeq(tx, entries[len(entries)-1].Seq)
 		}

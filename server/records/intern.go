@@ -65,6 +65,7 @@ type interner struct {
 
 	deflate *flate.Writer
 	packed  bytes.Buffer
+	tops    map[int64]topRun // by stream
 }
 
 func newInterner(key secret.Bytes) *interner {
@@ -83,6 +84,15 @@ func (in *interner) forget() {
 	in.series = make(cache[seriesKey])
 	in.forms = make(cache[formKey])
 	in.channels = make(cache[channelKey])
+	in.tops = make(map[int64]topRun)
+}
+
+// keepTop remembers a stream's highest run.
+func (in *interner) keepTop(stream int64, top topRun) {
+	if len(in.tops) >= maxInterned {
+		clear(in.tops)
+	}
+	in.tops[stream] = top
 }
 
 // prepare makes the statements ready, once per database.

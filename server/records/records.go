@@ -38,10 +38,11 @@ var (
 	retention1 string
 )
 
-// Migrations is the records' schema, that of their retention and that of waveforms (which apply after it).
+// Migrations is the records' schema, and those of retention, waveforms and accounts, which apply after it.
 func Migrations() []sqldb.Migration {
-	return []sqldb.Migration{{Domain: "records", Version: 1, SQL: schema1}, {Domain: "retention", Version: 1, SQL: retention1},
+	own := []sqldb.Migration{{Domain: "records", Version: 1, SQL: schema1}, {Domain: "retention", Version: 1, SQL: retention1},
 		{Domain: "waveforms", Version: 1, SQL: waveforms1}}
+	return append(own, accountMigrations()...)
 }
 
 // Consumer is the name of the records' cursor in the journal.

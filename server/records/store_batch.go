@@ -99,7 +99,7 @@ const (
 	insertLeftover = "INSERT INTO leftovers (message, raw, problems) VALUES ($1, $2, $3) ON CONFLICT (message) DO NOTHING"
 )
 
-var writeQueries = []string{insertBatch, findBatch, storeBatch, dropFrame, insertMessage, findMessage, insertObservation, insertLeftover}
+var writeQueries = []string{insertBatch, findBatch, storeBatch, dropFrame, insertMessage, findMessage, insertObservation, insertLeftover, extendRun, findTop, insertRun}
 
 // commit writes what became of each batch: observations and state in one transaction.
 //
@@ -199,6 +199,11 @@ func (r *Records) store(tx *sql.Tx, o *opened, total *totals) error {
 	boot, err := r.in.boot(tx, bootKey{o.gateway, o.batch.Boot})
 	if err != nil {
 		return err
+	}
+	if o.batch.Report != nil {
+		if err := r.storeReport(tx, o); err != nil {
+			return err
+		}
 	}
 	for i := range o.batch.Messages {
 		if err := r.storeMessage(tx, o, boot, &o.batch.Messages[i], total); err != nil {

@@ -1,0 +1,356 @@
+package records
+
+import (
+	"cmp"
+	"context"
+	"database/sql"
+	_ "embed"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"wardlink/server/sqldb"
+	"wardlink/telemetry"
+)
+
+//go:embed accounts_0001.sql
+var accounts1 string
+
+// accountMigrations come after the records' own, whose batches the first of them counts.
+func accountMigrations() []sqldb.Migration {
+	return []sqldb.Migration{{Domain: "records_accounts", Version: 1, SQL: accounts1}}
+}
+
+// Kinds of account_sets; see accounts_0001.sql.
+const (
+	setHeld = 0
+	setVoid = 1
+	setLost = 2
+)
+
+// maxRuns is how many runs of one stream are looked at, the newest ones. An honest gateway has a handful; one that leaves out every other
+// number must not make the others wait.
+const maxRuns = 4096
+
+// Gap is a run of batch numbers that a gateway assigned, or must have assigned, and that are neither journaled nor accounted for. One
+// that fills later is gone.
+type Gap struct {
+	Gateway     string
+	Epoch       telemetry.Epoch
+	Lane        telemetry.Lane
+	First, Last uint64
+	Since       time.Time // when the server noticed it
+	// Firm: the gateway's own report says that it does not have them, nor ever will. Otherwise they may be on their way, or the
+	// gateway has not reported since.
+	Firm bool
+}
+
+// Count is how many batches are missing.
+func (g Gap) Count() uint64 { return g.Last - g.First + 1 }
+
+// maxGaps bounds one answer.
+const maxGaps = 10_000
+
+// Gaps gives what nobody accounts for, by gateway, the longest known first; at most 10,000.
+func (s *Store) Gaps(ctx context.Context) ([]Gap, error) {
+	return s.gaps(ctx, "", nil)
+}
+
+// GapsOf gives those of one gateway.
+func (s *Store) GapsOf(ctx context.Context, gateway string) ([]Gap, error) {
+	return s.gaps(ctx, "WHERE s.gateway = $2", []any{gateway})
+}
+
+func (s *Store) gaps(ctx context.Context, where string, args []any) (out []Gap, err error) {
+	rows, err := s.db.Query(ctx, `SELECT s.gateway, s.epoch, s.lane, g.first, g.last, g.since, g.firm
+		FROM account_gaps g JOIN streams s ON s.id = g.stream `+where+` ORDER BY s.gateway, g.since, g.stream, g.first LIMIT $1`,
+		append([]any{maxGaps}, args...)...)
+	if err != nil {
+		return nil, fmt.Errorf("records: gaps: %w", err)
+	}
+	defer func() { _ = rows.Close() }()
+	for rows.Next() {
+		var g Gap
+		var epoch []byte
+		var since int64
+		if err := rows.Scan(&g.Gateway, &epoch, &g.Lane, &g.First, &g.Last, &since, &g.Firm); err != nil {
+			return nil, fmt.Errorf("records: gaps: %w", err)
+		}
+		g.Epoch, g.Since = telemetry.Epoch(epoch), time.UnixMilli(since)
+		out = append(out, g)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, fmt.Errorf("records: gaps: %w", err)
+	}
+	return out, nil
+}
+
+// topRun is the highest run of a stream, and whether the stream has a gap.
+type topRun struct {
+	first, last uint64
+	gaps        bool
+}
+
+const (
+	extendRun = "UPDATE account_runs SET last = $1 WHERE stream = $2 AND first = $3"
+	findTop   = `SELECT r.first, r.last, EXISTS (SELECT 1 FROM account_gaps g WHERE g.stream = r.stream)
+		FROM account_runs r WHERE r.stream = $1 ORDER BY r.first DESC LIMIT 1`
+	insertRun = "INSERT INTO account_runs (stream, first, last, since) VALUES ($1, $2, $3, $4)"
+)
+
+// arrival is a run of numbers that a pass brings.
+type arrival struct {
+	telemetry.Span
+	since int64
+}
+
+// arrived enters the numbers of batches that were journaled for the first time. Numbers come nearly in order, so that one statement for
+// each stream of a pass is the rule.
+func (r *Records) arrived(tx *sql.Tx, todo []*work) error {
+	byStream := make(map[int64][]arrival)
+	var order []int64
+	for _, w := range todo {
+		if w.again {
+			continue
+		}
+		if byStream[w.stream] == nil {
+			order = append(order, w.stream)
+		}
+		byStream[w.stream] = append(byStream[w.stream], arrival{telemetry.Span{First: w.number, Last: w.number}, w.received})
+	}
+	for _, stream := range order {
+		for _, a := range joinArrivals(byStream[stream]) {
+			if err := r.arrive(tx, stream, a); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func joinArrivals(in []arrival) (out []arrival) {
+	slices.SortFunc(in, func(a, b arrival) int { return cmp.Compare(a.First, b.First) })
+	for _, a := range in {
+		if n := len(out); n > 0 && a.First <= out[n-1].Last+1 {
+			out[n-1].Last = max(out[n-1].Last, a.Last)
+			out[n-1].since = min(out[n-1].since, a.since)
+			continue
+		}
+		out = append(out, a)
+	}
+	return out
+}
+
+func (r *Records) arrive(tx *sql.Tx, stream int64, a arrival) error {
+	top, known := r.in.tops[stream]
+	if !known {
+		err := r.in.row(tx, findTop, stream).Scan(&top.first, &top.last, &top.gaps)
+		switch {
+		case errors.Is(err, sql.ErrNoRows) && a.First == 0:
+			if _, err := r.in.exec(tx, insertRun, stream, 0, int64(a.Last), a.since); err != nil {
+				return err
+			}
+			// A report may have told of numbers before the first of them came.
+			return r.recount(tx, stream)
+		case errors.Is(err, sql.ErrNoRows):
+			return r.arriveApart(tx, stream, a)
+		case err != nil:
+			return err
+		}
+	}
+	if a.First != top.last+1 {
+		return r.arriveApart(tx, stream, a)
+	}
+	if _, err := r.in.exec(tx, extendRun, int64(a.Last), stream, int64(top.first)); err != nil {
+		return err
+	}
+	if top.gaps {
+		return r.recount(tx, stream)
+	}
+	top.last = a.Last
+	r.in.keepTop(stream, top)
+	return nil
+}
+
+// arriveApart is for numbers that do not follow the highest run: they make a hole, or fill one.
+func (r *Records) arriveApart(tx *sql.Tx, stream int64, a arrival) error {
+	rows, err := tx.Query("SELECT first, last, since FROM account_runs WHERE stream = $1 AND first <= $2 ORDER BY first DESC", stream, int64(a.Last+1))
+	if err != nil {
+		return err
+	}
+	var gone []int64
+	for rows.Next() {
+		var o arrival
+		if err := rows.Scan(&o.First, &o.Last, &o.since); err != nil {
+			return errors.Join(err, rows.Close())
+		}
+		if o.Last+1 < a.First {
+			break
+		}
+		gone = append(gone, int64(o.First))
+		a.First, a.Last, a.since = min(a.First, o.First), max(a.Last, o.Last), min(a.since, o.since)
+	}
+	if err := errors.Join(rows.Err(), rows.Close()); err != nil {
+		return err
+	}
+	for _, first := range gone {
+		if _, err := tx.Exec("DELETE FROM account_runs WHERE stream = $1 AND first = $2", stream, first); err != nil {
+			return err
+		}
+	}
+	if _, err := r.in.exec(tx, insertRun, stream, int64(a.First), int64(a.Last), a.since); err != nil {
+		return err
+	}
+	return r.recount(tx, stream)
+}
+
+// account is all that is known of one stream's numbers.
+type account struct {
+	runs              []telemetry.Span // journaled, ascending
+	told              []telemetry.Span // accounted for by reports, in no order
+	assigned, covered uint64
+	from              uint64 // numbers below are not looked at
+}
+
+// high is 1 more than the greatest journaled number.
+func (a *account) high() uint64 {
+	if len(a.runs) == 0 {
+		return 0
+	}
+	return a.runs[len(a.runs)-1].Last + 1
+}
+
+// gaps are the numbers that nobody accounts for, those that are firm apart from the others.
+func (a *account) gaps() (out []gapRow) {
+	end := max(a.high(), a.assigned)
+	if a.from >= end {
+		return nil
+	}
+	for _, g := range subtract([]telemetry.Span{{First: a.from, Last: end - 1}}, append(slices.Clone(a.runs), a.told...)) {
+		if g.First < a.covered && g.Last >= a.covered {
+			out = append(out, gapRow{Span: telemetry.Span{First: g.First, Last: a.covered - 1}, firm: true})
+			g.First = a.covered
+		}
+		out = append(out, gapRow{Span: g, firm: g.First < a.covered})
+	}
+	return out
+}
+
+type gapRow struct {
+	telemetry.Span
+	since int64
+	firm  bool
+}
+
+// subtract takes sets of numbers out of ascending runs.
+func subtract(from, set []telemetry.Span) (out []telemetry.Span) {
+	sortSpans(set)
+	for _, r := range from {
+		rest := true
+		for _, s := range set {
+			if s.Last < r.First {
+				continue
+			}
+			if s.First > r.Last {
+				break
+			}
+			if s.First > r.First {
+				out = append(out, telemetry.Span{First: r.First, Last: s.First - 1})
+			}
+			if s.Last >= r.Last {
+				rest = false
+				break
+			}
+			r.First = s.Last + 1
+		}
+		if rest {
+			out = append(out, r)
+		}
+	}
+	return out
+}
+
+// recount makes a stream's gaps anew. A gap that was known keeps the time it was noticed.
+func (r *Records) recount(tx *sql.Tx, stream int64) error {
+	a, err := readAccount(tx, stream)
+	if err != nil {
+		return err
+	}
+	known, err := gapRows(tx, stream, a.from)
+	if err != nil {
+		return err
+	}
+	now := r.now().UnixMilli()
+	fresh := a.gaps()
+	for i := range fresh {
+		g := &fresh[i]
+		g.since = now
+		for _, o := range known {
+			if o.First <= g.Last && g.First <= o.Last {
+				g.since = min(g.since, o.since)
+			}
+		}
+	}
+	if !slices.Equal(known, fresh) {
+		if _, err := tx.Exec("DELETE FROM account_gaps WHERE stream = $1 AND last >= $2", stream, int64(a.from)); err != nil {
+			return err
+		}
+		for _, g := range fresh {
+			if _, err := tx.Exec("INSERT INTO account_gaps (stream, first, last, since, firm) VALUES ($1, $2, $3, $4, $5)",
+				stream, int64(g.First), int64(g.Last), g.since, g.firm); err != nil {
+				return err
+			}
+		}
+	}
+	if n := len(a.runs); n > 0 {
+		r.in.keepTop(stream, topRun{first: a.runs[n-1].First, last: a.runs[n-1].Last, gaps: len(fresh) > 0})
+	}
+	return nil
+}
+
+func readAccount(tx *sql.Tx, stream int64) (a account, err error) {
+	err = tx.QueryRow("SELECT assigned, covered FROM account_streams WHERE stream = $1", stream).Scan(&a.assigned, &a.covered)
+	if err != nil && !errors.Is(err, sql.ErrNoRows) {
+		return a, err
+	}
+	if a.runs, err = spansOf(tx, "SELECT first, last FROM account_runs WHERE stream = $1 ORDER BY first DESC LIMIT $2", stream, maxRuns); err != nil {
+		return a, err
+	}
+	slices.Reverse(a.runs)
+	if len(a.runs) == maxRuns {
+		a.from = a.runs[0].First
+	}
+	a.told, err = spansOf(tx, "SELECT first, last FROM account_sets WHERE stream = $1", stream)
+	return a, err
+}
+
+func spansOf(tx *sql.Tx, query string, args ...any) (out []telemetry.Span, err error) {
+	rows, err := tx.Query(query, args...)
+	if err != nil {
+		return nil, err
+	}
+	for rows.Next() {
+		var s telemetry.Span
+		if err := rows.Scan(&s.First, &s.Last); err != nil {
+			return nil, errors.Join(err, rows.Close())
+		}
+		out = append(out, s)
+	}
+	return out, errors.Join(rows.Err(), rows.Close())
+}
+
+func gapRows(tx *sql.Tx, stream int64, from uint64) (out []gapRow, err error) {
+	rows, err := tx.Query("SELECT first, last, since, firm FROM account_gaps WHERE stream = $1 AND last >= $2 ORDER BY first", stream, int64(from))
+	if err != nil {
+		return nil, err
+	}
+	for rows.Next() {
+		var g gapRow
+		if err := rows.Scan(&g.First, &g.Last, &g.since, &g.firm); err != nil {
+			return nil, errors.Join(err, rows.Close())
+		}
+		out = append(out, g)
+	}
+	return out, errors.Join(rows.Err(), rows.Close())
+}

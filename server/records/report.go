@@ -1,0 +1,204 @@
+package records
+
+import (
+	"cmp"
+	"database/sql"
+	"errors"
+	"slices"
+
+	"wardlink/telemetry"
+)
+
+// storeReport keeps what a gateway says of itself: the newest report as it came, and of every one what accounts need.
+//
+// Which of two reports is the newer: of one epoch the one with the greater number, of one boot the one made later since then; otherwise
+// the one that arrived later, since a gateway sends its reports in the order it made them. Wall clocks decide nothing.
+func (r *Records) storeReport(tx *sql.Tx, o *opened) error {
+	newest, err := r.newestReport(tx, o)
+	if err != nil {
+		return err
+	}
+	touched := map[int64]bool{}
+	if newest {
+		if err := r.keepReport(tx, o, touched); err != nil {
+			return err
+		}
+	}
+	listed := map[int64]bool{}
+	for i := range o.batch.Report.Lanes {
+		l := &o.batch.Report.Lanes[i]
+		epoch := l.Epoch
+		if epoch == (telemetry.Epoch{}) {
+			epoch = o.epoch
+		}
+		stream, err := r.in.stream(tx, streamKey{o.gateway, epoch, l.Lane})
+		if err != nil {
+			return err
+		}
+		listed[stream], touched[stream] = true, true
+		if err := storeLane(tx, stream, l, newest, epoch == o.epoch, o.batch.Report.Buffer.Unread == 0); err != nil {
+			return err
+		}
+	}
+	for stream := range touched {
+		if newest && !listed[stream] && o.batch.Report.Buffer.Unread == 0 {
+			if err := r.coverFormer(tx, stream, o); err != nil {
+				return err
+			}
+		}
+		if err := r.recount(tx, stream); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (r *Records) newestReport(tx *sql.Tx, o *opened) (bool, error) {
+	var epoch, boot []byte
+	var number uint64
+	var mono, received int64
+	err := tx.QueryRow("SELECT epoch, number, boot, mono, received FROM gateway_reports WHERE gateway = $1", o.gateway).
+		Scan(&epoch, &number, &boot, &mono, &received)
+	switch {
+	case errors.Is(err, sql.ErrNoRows):
+		return true, nil
+	case err != nil:
+		return false, err
+	case [16]byte(epoch) == o.epoch:
+		return o.number > number, nil
+	case [16]byte(boot) == o.batch.Boot:
+		return o.batch.Report.At.Mono >= mono, nil
+	}
+	return o.received >= received, nil
+}
+
+// keepReport puts the report in the place of the former. Every stream of the gateway of which the former said that something is held, or
+// that has a gap, is looked at again.
+func (r *Records) keepReport(tx *sql.Tx, o *opened, touched map[int64]bool) error {
+	rep := o.batch.Report
+	data, err := telemetry.Encode(o.batch)
+	if err != nil {
+		return err
+	}
+	if _, err := tx.Exec(`INSERT INTO gateway_reports (gateway, epoch, number, boot, mono, received, report) VALUES ($1, $2, $3, $4, $5, $6, $7)
+		ON CONFLICT (gateway) DO UPDATE SET epoch = excluded.epoch, number = excluded.number, boot = excluded.boot, mono = excluded.mono,
+		received = excluded.received, report = excluded.report`,
+		o.gateway, o.epoch[:], int64(o.number), o.batch.Boot[:], rep.At.Mono, o.received, data); err != nil {
+		return err
+	}
+	for i := range rep.Sources {
+		s := &rep.Sources[i]
+		if _, err := tx.Exec(`INSERT INTO gateway_sources (gateway, source, reported, heard, usual) VALUES ($1, $2, $3, $4, $5)
+			ON CONFLICT (gateway, source) DO UPDATE SET reported = excluded.reported,
+			heard = CASE WHEN excluded.heard > 0 THEN excluded.heard ELSE gateway_sources.heard END,
+			usual = CASE WHEN excluded.usual > 0 THEN excluded.usual ELSE gateway_sources.usual END`,
+			o.gateway, s.ID, o.received, s.ReceivedAt, int64(s.Interval)); err != nil {
+			return err
+		}
+	}
+	rows, err := tx.Query(`SELECT stream FROM account_sets WHERE kind = $1 AND stream IN (SELECT id FROM streams WHERE gateway = $2)
+		UNION SELECT stream FROM account_gaps WHERE stream IN (SELECT id FROM streams WHERE gateway = $2)`, setHeld, o.gateway)
+	if err != nil {
+		return err
+	}
+	for rows.Next() {
+		var stream int64
+		if err := rows.Scan(&stream); err != nil {
+			return errors.Join(err, rows.Close())
+		}
+		touched[stream] = true
+	}
+	if err := errors.Join(rows.Err(), rows.Close()); err != nil {
+		return err
+	}
+	for stream := range touched {
+		if _, err := tx.Exec("DELETE FROM account_sets WHERE stream = $1 AND kind = $2", stream, setHeld); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// storeLane keeps what one report says of one stream. What was assigned only grows, and void and lost numbers stay so: an agent forgets
+// them when it stops.
+func storeLane(tx *sql.Tx, stream int64, l *telemetry.LaneReport, newest, own, complete bool) error {
+	covered := uint64(0)
+	if newest && complete {
+		covered = l.Assigned
+		if !own { // of a former epoch the gateway knows what it holds, and nothing more will come
+			var high uint64
+			if err := tx.QueryRow("SELECT COALESCE(MAX(last) + 1, 0) FROM account_runs WHERE stream = $1", stream).Scan(&high); err != nil {
+				return err
+			}
+			covered = max(covered, high)
+		}
+	}
+	if _, err := tx.Exec(`INSERT INTO account_streams (stream, assigned, covered) VALUES ($1, $2, $3)
+		ON CONFLICT (stream) DO UPDATE SET assigned = MAX(account_streams.assigned, excluded.assigned), covered = MAX(account_streams.covered, excluded.covered)`,
+		stream, int64(l.Assigned), int64(covered)); err != nil {
+		return err
+	}
+	if newest {
+		if err := putSet(tx, stream, setHeld, l.Held); err != nil {
+			return err
+		}
+	}
+	for kind, set := range map[int]telemetry.Spans{setVoid: l.Void, setLost: l.Lost} {
+		if len(set.Runs) == 0 {
+			continue
+		}
+		if err := addSet(tx, stream, kind, set); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// addSet joins a set with what was told before.
+func addSet(tx *sql.Tx, stream int64, kind int, set telemetry.Spans) error {
+	before, err := spansOf(tx, "SELECT first, last FROM account_sets WHERE stream = $1 AND kind = $2", stream, kind)
+	if err != nil {
+		return err
+	}
+	var upper bool
+	if err := tx.QueryRow("SELECT COALESCE(MAX(upper), 0) FROM account_sets WHERE stream = $1 AND kind = $2", stream, kind).Scan(&upper); err != nil {
+		return err
+	}
+	all := append(before, set.Runs...)
+	sortSpans(all)
+	if _, err := tx.Exec("DELETE FROM account_sets WHERE stream = $1 AND kind = $2", stream, kind); err != nil {
+		return err
+	}
+	return putSet(tx, stream, kind, telemetry.NewSpans(all, upper || set.Upper))
+}
+
+func putSet(tx *sql.Tx, stream int64, kind int, set telemetry.Spans) error {
+	for _, s := range set.Runs {
+		if _, err := tx.Exec("INSERT INTO account_sets (stream, kind, first, last, upper) VALUES ($1, $2, $3, $4, $5)",
+			stream, kind, int64(s.First), int64(s.Last), set.Upper); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// coverFormer is for a stream that the newest report does not list: of a former epoch, so the gateway has nothing of it any more. An epoch
+// of which nothing had arrived before the report's own is not taken for a former one: it may be a later one, whose first report is still
+// to come.
+func (r *Records) coverFormer(tx *sql.Tx, stream int64, o *opened) error {
+	if _, err := tx.Exec(`UPDATE account_streams SET covered = MAX(covered, assigned) WHERE stream = $1
+		AND stream NOT IN (SELECT id FROM streams WHERE epoch = $2)`, stream, o.epoch[:]); err != nil {
+		return err
+	}
+	_, err := tx.Exec(`INSERT INTO account_streams (stream, assigned, covered)
+		SELECT r.stream, 0, MAX(r.last) + 1 FROM account_runs r JOIN streams s ON s.id = r.stream
+		WHERE r.stream = $1 AND s.epoch <> $2 GROUP BY r.stream HAVING MIN(r.since) <=
+			(SELECT MIN(o.since) FROM account_runs o JOIN streams q ON q.id = o.stream WHERE q.gateway = $3 AND q.epoch = $2)
+		ON CONFLICT (stream) DO UPDATE SET covered = MAX(account_streams.covered, account_streams.assigned, excluded.covered)`,
+		stream, o.epoch[:], o.gateway)
+	return err
+}
+
+func sortSpans(spans []telemetry.Span) {
+	slices.SortFunc(spans, func(a, b telemetry.Span) int { return cmp.Compare(a.First, b.First) })
+}
