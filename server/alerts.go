@@ -2,15 +2,36 @@ package server
 
 import (
 	"context"
+	"path/filepath"
+
+	"golang.org/x/sync/errgroup"
 
 	"wardlink/server/alerts"
+	"wardlink/server/alerts/watch"
 )
 
-func (s *Server) openAlerts() (*alerts.Alerts, error) {
-	return alerts.New(alerts.Config{
+// openAlerts opens the alerts and their watchers.
+func (s *Server) openAlerts() (err error) {
+	if s.alerts, err = alerts.New(alerts.Config{
 		DB: s.db, Outbox: s.outbox, NextID: s.journal.NextID, Server: s.cfg.TrustDomain, Settings: s.cfg.Alerts, Log: s.log,
+	}); err != nil {
+		return err
+	}
+	s.watch, err = watch.New(watch.Config{
+		Alerts: s.alerts, Memory: s.alerts, Ingest: s.ingest, Registry: s.registry, Records: s.records, Journal: s.journal,
+		Log: s.log, LogStats: s.translog.Stats, Limits: s.cfg.Alerts.Limits, BackupStamp: s.cfg.Alerts.BackupStamp,
+		Places: []watch.Place{
+			{Name: "server directory", Path: s.dir}, {Name: "database", Path: filepath.Dir(databaseFile(s.dir))},
+			{Name: "journal", Path: journalDir(s.dir)}, {Name: "log", Path: logDir(s.dir)},
+		},
 	})
+	return err
 }
 
 // runAlerts watches and delivers until ctx ends.
-func (s *Server) runAlerts(ctx context.Context) error { return s.alerts.Run(ctx) }
+func (s *Server) runAlerts(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return s.watch.Run(ctx) })
+	g.Go(func() error { return s.alerts.Run(ctx) })
+	return g.Wait()
+}

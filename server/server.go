@@ -19,6 +19,7 @@ import (
 	"wardlink/audit"
 	"wardlink/internal/build"
 	"wardlink/server/alerts"
+	"wardlink/server/alerts/watch"
 	"wardlink/server/api"
 	"wardlink/server/ca"
 	"wardlink/server/fhir"
@@ -49,6 +50,7 @@ type Server struct {
 	translog *translog.Log
 	records  *records.Records
 	alerts   *alerts.Alerts
+	watch    *watch.Watch
 	fhir     http.Handler
 	api      *api.API
 	owed     owed
@@ -135,7 +137,7 @@ func (s *Server) openServices() (err error) {
 	}); err != nil {
 		return err
 	}
-	if s.alerts, err = s.openAlerts(); err != nil {
+	if err := s.openAlerts(); err != nil {
 		return err
 	}
 	if s.fhir, err = fhir.New(fhir.Config{

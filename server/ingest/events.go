@@ -63,6 +63,7 @@ func (c *session) refused(ctx context.Context, reason, target string, detail map
 	}
 	c.srv.log.Warn("refused", "gateway", c.id.gateway, "identity", c.id.spiffe, "peer", c.peer, "reason", reason)
 	c.srv.metrics.refused(reason)
+	c.srv.rates.refused(c.id.gateway, reason)
 }
 
 // refusePublish journals the refusal of a PUBLISH and tells the gateway which batch it was, so that it parks it instead of sending
@@ -78,6 +79,7 @@ func (c *session) refusePublish(ctx context.Context, r refusal) {
 	if r.frame == nil {
 		return
 	}
+	c.srv.rates.park(c.id.gateway, r.reason)
 	packet, err := refusalPacket(c.id.gateway, r)
 	if err != nil {
 		c.srv.log.Error("gateway is not told of a refusal", "gateway", c.id.gateway, "error", err)

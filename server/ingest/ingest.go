@@ -118,6 +118,7 @@ type Server struct {
 	limits   Limits
 	metrics  *metrics
 	refusals *Refusals
+	rates    rates
 	nudged   chan struct{} // one place: a nudge that waits stands for all
 
 	mu       sync.Mutex
@@ -141,6 +142,7 @@ func New(cfg Config) *Server {
 	}
 	s.metrics = newMetrics(s)
 	s.refusals = newRefusals(cfg.Journal, s.metrics)
+	s.refusals.rates = &s.rates
 	return s
 }
 

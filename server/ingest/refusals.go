@@ -20,6 +20,7 @@ import (
 type Refusals struct {
 	journal Journal
 	metrics *metrics
+	rates   *rates // nil: nobody asks
 
 	mu    sync.Mutex
 	kinds map[refusalKey]tally
@@ -55,6 +56,9 @@ func (r *Refusals) Add(peer net.Addr, reason string) {
 	}
 	key := refusalKey{minute: time.Now().Unix() / 60, prefix: prefixOf(peer), reason: strings.ToValidUTF8(reason, "")}
 	r.metrics.unproven.Inc()
+	if r.rates != nil {
+		r.rates.refused(key.prefix, key.reason)
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if _, known := r.kinds[key]; !known {

@@ -1,0 +1,210 @@
+// Package watch holds the senders of alerts: small watchers, each of which looks at one thing every some seconds and says what is wrong
+// with it now. None waits for another, and one that cannot look is an alert itself.
+package watch
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"time"
+
+	"wardlink/server/alerts"
+	"wardlink/server/ingest"
+	"wardlink/server/journal"
+	"wardlink/server/records"
+	"wardlink/server/registry"
+	"wardlink/server/translog"
+)
+
+// Alerts is what the watchers tell.
+type Alerts interface {
+	Observe(t alerts.Type, conditions []alerts.Condition)
+	Open(t alerts.Type, subject string) bool
+}
+
+// Memory is what outlives the process.
+type Memory interface {
+	Pulse(ctx context.Context) error
+	LastPulse(ctx context.Context) (time.Time, error)
+	Heard(ctx context.Context) (map[string]time.Time, error)
+	SetHeard(ctx context.Context, heard map[string]time.Time) error
+}
+
+// Ingest is what is known about the gateways' connections.
+type Ingest interface {
+	Sessions() []ingest.SessionInfo
+	RefusalRates() map[string]ingest.Rate
+	RefusedBatches() map[string]ingest.Parked
+}
+
+// Registry is what is known about the gateways.
+type Registry interface {
+	Admit(ctx context.Context, gateway string) (registry.Admission, error)
+	Certificates(ctx context.Context) ([]registry.Certificate, error)
+}
+
+// Records is what has become of the batches.
+type Records interface {
+	DeadByGateway(ctx context.Context, limit int) ([]records.DeadCount, error)
+	Backlog(ctx context.Context) (records.Backlog, error)
+}
+
+// Journal is the server's first word.
+type Journal interface {
+	Health() error
+	Stats() journal.Stats
+}
+
+// Place is a part of the server's directory whose disk is watched.
+type Place struct {
+	Name string // the subject of alerts
+	Path string
+}
+
+// Config is what a Watch is made of. Every field but BackupStamp and Now is required.
+type Config struct {
+	Alerts      Alerts
+	Memory      Memory
+	Ingest      Ingest
+	Registry    Registry
+	Records     Records
+	Journal     Journal
+	Log         *slog.Logger
+	LogStats    func() translog.Stats
+	Places      []Place
+	Limits      alerts.Limits
+	BackupStamp string           // empty: backups are not watched
+	Now         func() time.Time // nil: time.Now
+}
+
+const (
+	tick      = 15 * time.Second
+	lookTime  = 12 * time.Second // of one look
+	maxMissed = 4                // looks in a row that failed, or did not come back: then a watcher is blind
+	maxListed = 200              // subjects of one look; alerts share one beyond half of it
+)
+
+// look says what is wrong now. An error means that nothing is known.
+type look func(ctx context.Context, now time.Time) ([]alerts.Condition, error)
+
+// watcher is one thing that is watched.
+type watcher struct {
+	typ   alerts.Type
+	every time.Duration
+	look  look
+
+	// Guarded by Watch.mu.
+	running bool
+	began   time.Time
+	missed  int // looks in a row that failed or were not back at the next tick
+	err     error
+}
+
+// Watch runs the watchers.
+type Watch struct {
+	cfg      Config
+	now      func() time.Time
+	watchers []*watcher
+
+	mu     sync.Mutex
+	active sync.WaitGroup
+}
+
+// New makes the watchers; Run starts them.
+func New(cfg Config) (*Watch, error) {
+	if cfg.Alerts == nil || cfg.Memory == nil || cfg.Ingest == nil || cfg.Registry == nil || cfg.Records == nil || cfg.Journal == nil ||
+		cfg.Log == nil || cfg.LogStats == nil || len(cfg.Places) == 0 {
+		return nil, errors.New("watch: every field but BackupStamp and Now is required")
+	}
+	cfg.Limits = cfg.Limits.WithDefaults()
+	w := &Watch{cfg: cfg, now: cfg.Now}
+	if w.now == nil {
+		w.now = time.Now
+	}
+	for _, one := range []*watcher{
+		{typ: alerts.GatewaySilent, every: tick, look: newSilent(cfg, w.now()).look},
+		{typ: alerts.BatchDead, every: time.Minute, look: deadLook(cfg.Records)},
+		{typ: alerts.BatchParked, every: tick, look: parkedLook(cfg.Ingest)},
+		{typ: alerts.CertificateLate, every: 5 * time.Minute, look: certificateLook(cfg.Registry, cfg.Limits.CertificateLate)},
+		{typ: alerts.RefusalsMany, every: tick, look: refusalsLook(cfg.Ingest, cfg.Limits.RefusalsPerMinute)},
+		{typ: alerts.DiskLow, every: tick, look: newDisk(cfg).look},
+		{typ: alerts.BackupOld, every: time.Minute, look: backupLook(cfg.BackupStamp, cfg.Limits.BackupAge)},
+		{typ: alerts.JournalFails, every: tick, look: (&journalWatch{journal: cfg.Journal}).look},
+		{typ: alerts.DatabaseFails, every: tick, look: (&databaseWatch{memory: cfg.Memory}).look},
+		{typ: alerts.LogLags, every: tick, look: (&logWatch{journal: cfg.Journal, stats: cfg.LogStats, most: cfg.Limits.LogLag}).look},
+		{typ: alerts.RecordsLag, every: tick, look: recordsLook(cfg.Records, cfg.Limits.RecordsLag)},
+		{typ: alerts.ClockJumped, every: tick, look: newClock(cfg).look},
+	} {
+		w.watchers = append(w.watchers, one)
+	}
+	return w, nil
+}
+
+// Run looks until ctx ends, and returns once no look is under way any more, or after lookTime. It returns nil.
+func (w *Watch) Run(ctx context.Context) error {
+	t := time.NewTicker(tick)
+	defer t.Stop()
+	for ctx.Err() == nil {
+		w.Look(ctx)
+		select {
+		case <-ctx.Done():
+		case <-t.C:
+		}
+	}
+	done := make(chan struct{})
+	go func() { w.active.Wait(); close(done) }()
+	select {
+	case <-done:
+	case <-time.After(lookTime): // a file system that hangs does not keep the server from ending
+	}
+	return nil
+}
+
+// Look starts the looks that are due and tells of watchers that are blind. Run calls it; a test may.
+func (w *Watch) Look(ctx context.Context) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	now := w.now()
+	var blind []alerts.Condition
+	for _, one := range w.watchers {
+		if one.running {
+			one.missed++
+		}
+		if one.missed >= maxMissed {
+			reason := "a look does not come back"
+			if one.err != nil {
+				reason = one.err.Error()
+			}
+			blind = append(blind, alerts.Condition{Subject: string(one.typ), Detail: map[string]string{"error": reason}})
+		}
+		// A second early: the ticker and the looks are not in step.
+		since := now.Sub(one.began)
+		if !one.running && (one.began.IsZero() || one.err != nil || since >= one.every-time.Second || since < 0) {
+			one.running, one.began = true, now
+			w.active.Go(func() { w.one(ctx, one, now) })
+		}
+	}
+	w.cfg.Alerts.Observe(alerts.WatchBlind, blind)
+}
+
+// Wait waits for the looks under way.
+func (w *Watch) Wait() { w.active.Wait() }
+
+func (w *Watch) one(ctx context.Context, one *watcher, now time.Time) {
+	ctx, cancel := context.WithTimeout(ctx, lookTime)
+	defer cancel()
+	found, err := one.look(ctx, now)
+	if err != nil && ctx.Err() == nil {
+		w.cfg.Log.Error("a watcher cannot look", "alert", string(one.typ), "error", err)
+	}
+	if err == nil {
+		w.cfg.Alerts.Observe(one.typ, found)
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	one.running, one.err = false, err
+	if one.missed++; err == nil {
+		one.missed = 0
+	}
+}

@@ -1,0 +1,479 @@
+package watch
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"wardlink/audit"
+	"wardlink/server/alerts"
+	"wardlink/server/ingest"
+	"wardlink/server/journal"
+	"wardlink/server/records"
+	"wardlink/server/registry"
+	"wardlink/server/sqldb"
+	"wardlink/server/sqldb/sqldbtest"
+	"wardlink/server/translog"
+)
+
+// post is the watchers over a real database, registry and alerts; connections, journal and log are set by the test.
+type post struct {
+	t        *testing.T
+	db       *sqldb.DB
+	registry *registry.Registry
+	alerts   *alerts.Alerts
+	watch    *Watch
+	cfg      Config
+
+	mu       sync.Mutex
+	at       time.Time
+	sessions []string
+	rates    map[string]ingest.Rate
+	refused  map[string]ingest.Parked
+	dead     []records.DeadCount
+	backlog  records.Backlog
+	ill      error // of the journal
+	stats    journal.Stats
+	log      translog.Stats
+}
+
+func newPost(t *testing.T, change ...func(*Config)) *post {
+	t.Helper()
+	p := &post{t: t, at: time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)}
+	p.db, _ = sqldbtest.New(t, slices.Concat(sqldb.OutboxMigrations(), registry.Migrations(), alerts.Migrations())...)
+	log := &sqldbtest.Journal{}
+	outbox, err := sqldb.NewOutbox(p.db, log, p.now)
+	p.must(err)
+	p.registry, err = registry.New(registry.Config{DB: p.db, Outbox: outbox, Now: p.now})
+	p.must(err)
+	p.alerts, err = alerts.New(alerts.Config{
+		DB: p.db, Outbox: outbox, NextID: log.NextID, Server: "ward.example", Log: slog.New(slog.DiscardHandler), Now: p.now,
+	})
+	p.must(err)
+	p.cfg = Config{
+		Alerts: p.alerts, Memory: p.alerts, Ingest: p, Registry: p.registry, Records: p, Journal: wire{p}, Log: slog.New(slog.DiscardHandler),
+		LogStats: func() translog.Stats { p.mu.Lock(); defer p.mu.Unlock(); return p.log },
+		Places:   []Place{{"server directory", t.TempDir()}}, Now: p.now,
+		Limits: alerts.Limits{DiskFreePercent: 1, DiskFreeGB: 1}, // of the machine that runs the test nothing is asked
+	}
+	for _, c := range change {
+		c(&p.cfg)
+	}
+	p.restart()
+	return p
+}
+
+func (p *post) restart() {
+	p.t.Helper()
+	var err error
+	p.watch, err = New(p.cfg)
+	p.must(err)
+	for _, w := range p.watch.watchers {
+		if w.typ == alerts.DiskLow || w.typ == alerts.ClockJumped { // they have tests of their own, and look at the machine
+			w.look = func(context.Context, time.Time) ([]alerts.Condition, error) { return nil, nil }
+		}
+	}
+}
+
+func (p *post) must(err error) {
+	p.t.Helper()
+	if err != nil {
+		p.t.Fatal(err)
+	}
+}
+
+func (p *post) now() time.Time {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.at
+}
+
+// pass lets time pass, with a look each tick.
+func (p *post) pass(span time.Duration) {
+	p.t.Helper()
+	for ; span > 0; span -= tick {
+		p.mu.Lock()
+		p.at = p.at.Add(min(span, tick))
+		p.mu.Unlock()
+		p.watch.Look(p.t.Context())
+		p.watch.Wait()
+	}
+}
+
+// leap lets time pass without looks, and then looks for two minutes: what ended has resolved.
+func (p *post) leap(span time.Duration) {
+	p.t.Helper()
+	p.set(func() { p.at = p.at.Add(span - 2*time.Minute) })
+	p.pass(2 * time.Minute)
+}
+
+func (p *post) set(change func()) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	change()
+}
+
+func (p *post) expect(want ...string) {
+	p.t.Helper()
+	list, err := p.alerts.List(p.t.Context(), false, 0)
+	p.must(err)
+	got := []string{}
+	for _, al := range list {
+		got = append(got, fmt.Sprintf("%s/%s %s", al.Type, al.Subject, al.Severity))
+	}
+	slices.Sort(got)
+	if !slices.Equal(got, append([]string{}, want...)) {
+		p.t.Fatalf("open: %q; expected %q", got, want)
+	}
+}
+
+// post is what ingest and records are asked.
+
+func (p *post) Sessions() (out []ingest.SessionInfo) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, g := range p.sessions {
+		out = append(out, ingest.SessionInfo{Gateway: g})
+	}
+	return out
+}
+
+func (p *post) RefusalRates() map[string]ingest.Rate {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.rates
+}
+
+func (p *post) RefusedBatches() map[string]ingest.Parked {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.refused
+}
+
+func (p *post) DeadByGateway(context.Context, int) ([]records.DeadCount, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.dead, nil
+}
+
+func (p *post) Backlog(context.Context) (records.Backlog, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.backlog, nil
+}
+
+// wire is the journal's state.
+type wire struct{ p *post }
+
+func (w wire) Health() error {
+	w.p.mu.Lock()
+	defer w.p.mu.Unlock()
+	return w.p.ill
+}
+
+func (w wire) Stats() journal.Stats {
+	w.p.mu.Lock()
+	defer w.p.mu.Unlock()
+	return w.p.stats
+}
+
+func (p *post) register(ids ...string) {
+	p.t.Helper()
+	for _, id := range ids {
+		_, err := p.registry.Import(p.t.Context(), audit.Actor{ID: "op"}, "", []registry.Gateway{{ID: id, EKs: [][32]byte{sha256.Sum256([]byte(id))}, Profile: "default"}})
+		p.must(err)
+	}
+}
+
+func TestGatewaySilent(t *testing.T) {
+	p := newPost(t)
+	p.register("gw-1", "gw-2", "never")
+	p.set(func() { p.sessions = []string{"gw-1", "gw-2"} })
+	p.pass(time.Hour)
+	p.expect()
+	p.set(func() { p.sessions = []string{"gw-2"} })
+	p.pass(10*time.Minute - tick)
+	p.expect()
+	p.pass(tick)
+	p.expect("gateway-silent/gw-1 warning")
+	p.pass(50 * time.Minute)
+	p.expect("gateway-silent/gw-1 critical")
+	p.set(func() { p.sessions = []string{"gw-1", "gw-2"} })
+	p.pass(90 * time.Second)
+	p.expect()
+
+	// Over a restart: nobody was heard while the server did not run, so that a gateway has its ten minutes to come back; but an alert
+	// from before does not flap.
+	p.set(func() { p.sessions = []string{"gw-2"} })
+	p.pass(11 * time.Minute)
+	p.expect("gateway-silent/gw-1 warning")
+	p.set(func() { p.sessions, p.at = nil, p.at.Add(5*time.Hour) })
+	p.restart()
+	p.pass(9 * time.Minute)
+	p.expect("gateway-silent/gw-1 critical")
+	p.pass(2 * time.Minute)
+	p.expect("gateway-silent/gw-1 critical", "gateway-silent/gw-2 warning")
+
+	// One that is cut off is silent by intention.
+	if _, _, err := p.registry.Revoke(t.Context(), audit.Actor{ID: "op"}, "", "gw-1", "stolen"); err != nil {
+		t.Fatal(err)
+	}
+	p.pass(2 * time.Minute)
+	p.expect("gateway-silent/gw-2 warning")
+}
+
+func TestCertificateLate(t *testing.T) {
+	p := newPost(t)
+	p.register("gw-1", "gw-2", "gw-3")
+	issue := func(gateway, serial string, at time.Time, key string) {
+		public := []byte(gateway + key)
+		p.must(p.registry.AddKey(t.Context(), registry.Key{
+			Gateway: gateway, SPKI: sha256.Sum256(public), Public: public, Serial: serial, NotBefore: at, NotAfter: at.Add(24 * time.Hour),
+		}))
+	}
+	start := p.now()
+	for _, g := range []string{"gw-1", "gw-2"} {
+		issue(g, "01"+g, start, "old")
+	}
+	p.leap(17 * time.Hour)
+	p.expect()
+	issue("gw-2", "02gw-2", p.now(), "new") // set up anew, with another key
+	p.leap(time.Hour + 10*time.Minute)
+	p.expect("certificate-late/gw-1 warning")
+	p.leap(4 * time.Hour)
+	p.expect("certificate-late/gw-1 critical")
+	issue("gw-1", "03gw-1", p.now(), "old")
+	p.pass(10 * time.Minute)
+	p.expect()
+}
+
+func TestDeadParkedRefused(t *testing.T) {
+	p := newPost(t)
+	p.set(func() {
+		p.dead = []records.DeadCount{{Gateway: "gw-1", Batches: 2, Oldest: p.at, Reason: "seal does not open"}}
+		p.refused = map[string]ingest.Parked{"gw-2": {Count: 1, Last: p.at, Reason: "lane is not allowed to this gateway"}}
+		p.rates = map[string]ingest.Rate{"10.0.0.0/24": {Count: 60}, "10.0.1.0/24": {Count: 59}}
+	})
+	p.pass(time.Minute)
+	p.expect("batch-dead/gw-1 critical", "batch-parked/gw-2 critical", "refusals-many/10.0.0.0/24 warning")
+	p.set(func() { p.dead, p.rates = nil, nil })
+	p.pass(4 * time.Minute)
+	p.expect("batch-parked/gw-2 critical")
+	p.leap(24 * time.Hour)
+	p.expect()
+}
+
+func TestServerItself(t *testing.T) {
+	p := newPost(t)
+	p.set(func() { p.ill = errors.New("no space left on device") })
+	p.pass(tick)
+	p.expect("journal-fails/server critical")
+	p.set(func() { p.ill, p.stats = nil, journal.Stats{Committed: 7, Queued: 100} })
+	p.pass(2 * time.Minute) // a commit that does not come back is no better
+	p.expect("journal-fails/server critical", "log-lags/server warning")
+	p.set(func() { p.stats, p.log.Signed = journal.Stats{Committed: 9}, 6 })
+	p.pass(10 * time.Minute)
+	p.expect("log-lags/server critical")
+	p.set(func() { p.log.Signed = 9 })
+	p.pass(2 * time.Minute)
+	p.expect()
+	// The log's figure stays where it was while nothing happens: only what waits counts.
+	p.set(func() { p.log.Lag = time.Hour })
+	p.pass(5 * time.Minute)
+	p.expect()
+
+	p.set(func() { p.backlog = records.Backlog{Pending: 3, Oldest: p.at} })
+	p.pass(5*time.Minute + tick)
+	p.expect("records-lag/server critical")
+	p.set(func() { p.backlog = records.Backlog{} })
+	p.pass(2 * time.Minute)
+	p.expect()
+}
+
+func TestBackupOld(t *testing.T) {
+	stamp := filepath.Join(t.TempDir(), "stamp")
+	p := newPost(t, func(c *Config) { c.BackupStamp = stamp })
+	p.pass(time.Minute)
+	p.expect("backup-old/stamp warning") // configured and never written
+	touch := func(at time.Time) {
+		p.must(os.WriteFile(stamp, nil, 0o600))
+		p.must(os.Chtimes(stamp, at, at))
+	}
+	touch(p.now())
+	p.pass(3 * time.Minute)
+	p.expect()
+	p.leap(25*time.Hour + 55*time.Minute)
+	p.expect()
+	p.pass(4 * time.Minute)
+	p.expect("backup-old/stamp warning")
+}
+
+// blocked is a memory that cannot be written.
+type blocked struct{ *alerts.Alerts }
+
+func (blocked) Pulse(context.Context) error { return errors.New("database is locked") }
+
+func TestDatabaseFails(t *testing.T) {
+	p := newPost(t)
+	good := p.cfg.Memory
+	p.cfg.Memory = blocked{p.alerts}
+	p.restart()
+	p.pass(tick)
+	p.expect()
+	p.pass(tick)
+	p.expect("database-fails/server critical")
+	p.cfg.Memory = good
+	p.restart()
+	p.pass(3 * time.Minute)
+	p.expect()
+}
+
+// A watcher that cannot look says nothing about what it watches, keeps nobody else from looking, and is an alert itself.
+func TestBlindWatcher(t *testing.T) {
+	p := newPost(t)
+	p.set(func() { p.ill = errors.New("x") })
+	p.pass(tick)
+	p.expect("journal-fails/server critical")
+	hang := make(chan struct{})
+	for _, w := range p.watch.watchers {
+		switch w.typ {
+		case alerts.JournalFails:
+			w.look = func(context.Context, time.Time) ([]alerts.Condition, error) { return nil, errors.New("cannot") }
+		case alerts.RecordsLag:
+			w.look = func(context.Context, time.Time) ([]alerts.Condition, error) { <-hang; return nil, nil }
+		}
+	}
+	for range 8 {
+		p.set(func() { p.at = p.at.Add(tick) })
+		p.watch.Look(t.Context())
+		for running := 2; running > 1; { // all but the one that hangs
+			running = 0
+			p.watch.mu.Lock()
+			for _, w := range p.watch.watchers {
+				if w.running {
+					running++
+				}
+			}
+			p.watch.mu.Unlock()
+		}
+	}
+	p.expect("journal-fails/server critical", "watch-blind/journal-fails warning", "watch-blind/records-lag warning")
+	close(hang)
+	p.watch.Wait()
+}
+
+func TestDisk(t *testing.T) {
+	const total = 1000 * gb
+	st := map[string]statfs{"/a": {size: total, free: total / 2, files: 100, unused: 50, device: 1}, "/b": {size: total, free: total / 2, device: 1}}
+	d := newDisk(Config{Places: []Place{{"a", "/a"}, {"b", "/b"}}, Limits: alerts.Limits{}.WithDefaults()})
+	d.stat = func(path string) (statfs, error) { return st[path], nil }
+	now := time.Unix(1_790_000_000, 0)
+	look := func() string {
+		t.Helper()
+		out, err := d.look(t.Context(), now)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var text []string
+		for _, c := range out {
+			text = append(text, fmt.Sprintf("%s %d %s", c.Subject, c.Severity, c.Detail["days_left"]))
+		}
+		return strings.Join(text, ",")
+	}
+	set := func(free uint64) {
+		one := st["/a"]
+		one.free = free
+		st["/a"] = one
+	}
+	for _, c := range []struct {
+		free uint64
+		want string
+	}{
+		{total / 2, ""}, {total / 10, ""}, {total/10 - gb, "a 0 "}, {total / 31, "a 3 "},
+	} {
+		set(c.free)
+		if got := look(); got != c.want {
+			t.Errorf("%d free: %q, expected %q", c.free/gb, got, c.want)
+		}
+	}
+	// 400 GB free, 10 GB less each hour: full within 40 hours.
+	d.trends = map[uint64]*trend{}
+	for h := range 10 {
+		set(uint64(400-10*h) * gb)
+		got := look()
+		if want := map[bool]string{true: "a 0 ", false: ""}[h >= 6]; !strings.HasPrefix(got, want) || (got == "") != (want == "") {
+			t.Errorf("after %d hours: %q", h, got)
+		}
+		now = now.Add(time.Hour)
+	}
+	one := st["/a"]
+	one.free, one.unused = total/2, 4
+	st["/a"] = one
+	if got := look(); got != "a 0 " {
+		t.Errorf("few files left: %q", got)
+	}
+	if st, err := readStatfs(t.TempDir()); err != nil || st.size == 0 || st.free > st.size {
+		t.Errorf("%+v, %v", st, err)
+	}
+}
+
+// pulse is a memory that remembers one time.
+type pulse struct {
+	Memory
+	at time.Time
+}
+
+func (p pulse) LastPulse(context.Context) (time.Time, error) { return p.at, nil }
+
+func TestClock(t *testing.T) {
+	begin := time.Unix(1_790_000_000, 0)
+	shift := time.Duration(0) // of the clock against the time that passed
+	passed := time.Duration(0)
+	wallNow := func() time.Time { return begin.Add(passed + shift) }
+	when := map[time.Time]time.Duration{} // what had passed at a reading of the clock
+	c := newClock(Config{Memory: pulse{}, Limits: alerts.Limits{}.WithDefaults()})
+	c.elapsed = func(since time.Time) time.Duration { return passed - when[since] }
+	look := func() string {
+		t.Helper()
+		now := wallNow()
+		when[now] = passed
+		out, err := c.look(t.Context(), now)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(out) == 0 {
+			return ""
+		}
+		return out[0].Detail["direction"] + " " + out[0].Detail["moved"]
+	}
+	for _, s := range []struct {
+		pass, move time.Duration
+		want       string
+	}{
+		{0, 0, ""}, {15 * time.Second, 30 * time.Second, ""}, {15 * time.Second, 3 * time.Hour, "forward 3h0m"}, {30 * time.Minute, 0, "forward 3h0m"},
+		{time.Hour, 0, ""}, {15 * time.Second, -2 * time.Hour, "back 2h0m"}, {2 * time.Hour, 0, ""},
+	} {
+		passed += s.pass
+		shift += s.move
+		if got := look(); got != s.want {
+			t.Errorf("%+v: %q", s, got)
+		}
+	}
+	// Over a restart a clock that went back shows against what was written.
+	c = newClock(Config{Memory: pulse{at: begin.Add(24 * time.Hour)}, Limits: alerts.Limits{}.WithDefaults()})
+	passed, shift = 0, 0
+	when = map[time.Time]time.Duration{}
+	c.elapsed = func(since time.Time) time.Duration { return passed - when[since] }
+	if got := look(); got != "back 24h0m" {
+		t.Errorf("%q", got)
+	}
+}
