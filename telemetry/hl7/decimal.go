@@ -13,9 +13,9 @@ type decimal struct {
 	scale    int
 }
 
-// maxNumber is how many bytes of a number are computed with; HL7's NM has at most 16 digits. Three of them multiplied stay below
+// maxNumber is how many bytes of a number are computed with; HL7's NM has at most 16 digits, and three of that length multiplied stay below
 // telemetry.MaxDecimal.
-const maxNumber = 24
+const maxNumber = 32
 
 // parseDecimal reads HL7's NM.
 func parseDecimal(s string) (decimal, bool) {

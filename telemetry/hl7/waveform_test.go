@@ -133,7 +133,7 @@ func TestArraysThatAreNoWaveforms(t *testing.T) {
 		"exponents":               {[]string{define("^^1&mV^^1000"), bad + "1e3"}, "array is not one row of numbers that fit 32 bits"},
 		"too fine":                {[]string{define("^^1&mV^^1000"), bad + "0.0000000001"}, "array is not one row of numbers that fit 32 bits"},
 		"too wide for its digits": {[]string{define("^^1&mV^^1000"), bad + "3.000000001"}, "array is not one row of numbers that fit 32 bits"},
-		"long number":             {[]string{define("^^1&mV^^1000"), bad + strings.Repeat("0", 30)}, "array is not one row of numbers that fit 32 bits"},
+		"long number":             {[]string{define("^^1&mV^^1000"), bad + strings.Repeat("0", 40)}, "array is not one row of numbers that fit 32 bits"},
 		"no sensitivity":          {[]string{define("^^&mV^^1000"), bad + "1"}, "channel's sensitivity is not a number"},
 		"sensitivity 0":           {[]string{define("^^0.0&mV^^1000"), bad + "1"}, "channel's sensitivity is not a number"},
 		"no frequency":            {[]string{define("^^1&mV"), bad + "1"}, "channel's sampling frequency is not a number"},
