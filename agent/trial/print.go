@@ -15,7 +15,7 @@ func (r Report) Print(out io.Writer, onlyOdd bool) error {
 	w := &writer{out: out}
 	for i := range r.Messages {
 		m := &r.Messages[i]
-		if onlyOdd && m.Refused == "" && len(m.Problems) == 0 {
+		if onlyOdd && m.Refused == "" && !m.odd() {
 			continue
 		}
 		w.printf("message %d of %d: %s\n", i+1, len(r.Messages), m.place())
@@ -26,8 +26,11 @@ func (r Report) Print(out io.Writer, onlyOdd bool) error {
 		}
 		w.printf("\n")
 	}
-	w.printf("%s with %s: %d understood, %d in part, %d not readable\n",
-		plural(len(r.Messages), "message"), plural(r.Observations, "observation"), r.Understood, r.InPart, r.Refused)
+	content := plural(r.Observations, "observation")
+	if r.Waveforms > 0 {
+		content += " and " + plural(r.Waveforms, "waveform")
+	}
+	w.printf("%s with %s: %d understood, %d in part, %d not readable\n", plural(len(r.Messages), "message"), content, r.Understood, r.InPart, r.Refused)
 	return w.err
 }
 
@@ -86,6 +89,11 @@ func (w *writer) message(m *Message, onlyOdd bool) {
 			w.observation(&m.Observations[i])
 		}
 	}
+	for i := range m.Waveforms {
+		if !onlyOdd || len(m.Waveforms[i].Marks) > 0 {
+			w.waveform(&m.Waveforms[i])
+		}
+	}
 	if len(m.Problems) > 0 {
 		w.printf("\n  not understood; the message travels sealed as it came, beside what was understood:\n")
 		for _, p := range m.Problems {
@@ -125,11 +133,7 @@ func (w *writer) observation(o *Observation) {
 	if o.Unit.Sent != "" || o.Unit.UCUM != "" {
 		w.field(in, "unit", arrow(o.Unit.Sent, or(o.Unit.UCUM, "not known")))
 	}
-	read := "cannot be read"
-	if o.Time.Read != nil {
-		read = o.Time.Read.Format("2006-01-02 15:04:05.000 UTC")
-	}
-	w.field(in, "time", arrow(o.Time.Sent, read))
+	w.field(in, "time", arrow(o.Time.Sent, o.Time.read()))
 	w.field(in, "type", shown(o.Type))
 	w.field(in, "status", meaning(o.Status, statuses))
 	w.field(in, "flags", shown(o.Flags))

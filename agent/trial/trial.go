@@ -27,6 +27,7 @@ type Report struct {
 	InPart       int       `json:"understood_in_part"` // messages that also travel as they came, for what was not understood
 	Refused      int       `json:"refused"`            // messages that the device would have to mend: answered AR or CR
 	Observations int       `json:"observations"`       //
+	Waveforms    int       `json:"waveforms"`          // chunks of one channel's samples
 }
 
 // Message is one message, field by field.
@@ -48,6 +49,7 @@ type Message struct {
 	AsItCame     bool          `json:"kept_as_sent"`            // the whole message travels sealed beside what was understood
 	Patient      Patient       `json:"patient"`
 	Observations []Observation `json:"observations"`
+	Waveforms    []Waveform    `json:"waveforms"`
 	Problems     []Problem     `json:"problems"`
 }
 
@@ -151,13 +153,14 @@ func Read(data []byte, zone *time.Location, now time.Time) (Report, error) {
 			r.Understood++
 		}
 		r.Observations += len(m.Observations)
+		r.Waveforms += len(m.Waveforms)
 		r.Messages = append(r.Messages, m)
 	}
 	return r, nil
 }
 
 func read(p piece, zone *time.Location, now time.Time) Message {
-	m := Message{Offset: p.offset, Bytes: len(p.raw), Framed: p.framed, Observations: []Observation{}, Problems: []Problem{}}
+	m := Message{Offset: p.offset, Bytes: len(p.raw), Framed: p.framed, Observations: []Observation{}, Waveforms: []Waveform{}, Problems: []Problem{}}
 	u, err := hl7.Understand(p.raw, hl7.Options{Source: "trial", Zone: zone})
 	switch {
 	case p.refused != "":
@@ -192,6 +195,9 @@ func read(p piece, zone *time.Location, now time.Time) Message {
 		}
 		m.Observations = append(m.Observations, o)
 	}
+	for i := range u.Waveforms {
+		m.Waveforms = append(m.Waveforms, waveform(&u.Waveforms[i]))
+	}
 	m.encode(u, p.raw)
 	return m
 }
@@ -201,7 +207,7 @@ func (m *Message) encode(u telemetry.Message, raw []byte) {
 	encoded, err := telemetry.Encode(telemetry.Batch{Messages: []telemetry.Message{u}})
 	if errors.Is(err, telemetry.ErrTooLarge) {
 		bare := telemetry.RawOnly(u, raw)
-		m.Observations, m.AsItCame = []Observation{}, true
+		m.Observations, m.Waveforms, m.AsItCame = []Observation{}, []Waveform{}, true
 		m.Problems = m.Problems[:0]
 		for _, p := range bare.Problems {
 			m.Problems = append(m.Problems, Problem{Where: p.Where, Reason: p.Reason})

@@ -25,7 +25,9 @@ func (u *understanding) obx(f []string) {
 // observation makes an observation of one OBX segment.
 func (u *understanding) observation(i uint32, f []string) {
 	o := u.head(i, f)
-	u.code(&o, f[3])
+	if reason := u.code(&o, f[3]); reason != "" {
+		u.problem(reason, "OBX[%d]-3", i)
+	}
 	u.value(&o, f[5])
 	u.time(&o, f[14])
 	u.msg.Observations = append(u.msg.Observations, o)
@@ -47,8 +49,10 @@ func (u *understanding) head(i uint32, f []string) telemetry.Observation {
 	}
 }
 
-// code reads OBX-3: identifier, text and system, and the same three again for an alternate code.
-func (u *understanding) code(o *telemetry.Observation, field string) {
+const codeUnknown = "code is not known"
+
+// code reads OBX-3: identifier, text and system, and the same three again for an alternate code. A reason says what is wrong with it.
+func (u *understanding) code(o *telemetry.Observation, field string) (reason string) {
 	var c [6]string
 	split(first(field, u.d.rep), u.d.comp, c[:])
 	if u.d.suffix(field) != "" {
@@ -64,17 +68,16 @@ func (u *understanding) code(o *telemetry.Observation, field string) {
 	}
 	o.Code.MDC = mdc
 	if _, known := codes.ByMDC(mdc); known || codes.IsDevice(mdc) {
-		return
+		return ""
 	}
 	o.Marks |= telemetry.MarkUnknownCode
 	switch {
 	case conflict:
-		u.problem("number and reference id name different measures", "OBX[%d]-3", o.Index)
+		return "number and reference id name different measures"
 	case field == "":
-		u.problem("code is missing", "OBX[%d]-3", o.Index)
-	default:
-		u.problem("code is not known", "OBX[%d]-3", o.Index)
+		return "code is missing"
 	}
+	return codeUnknown
 }
 
 // mdcOf is the full MDC code of one coded triple, 0 when it is none. conflict tells that its number and its reference id are both

@@ -322,7 +322,7 @@ func TestWorstCases(t *testing.T) {
 		"many attributes":     fill(msh, "OBX||NA|\rOBX|||^MDC_ATTR_X\r"),
 		"one sub id":          fill(msh, "OBX||NA||1.1|1\rOBX||NM|0^MDC_ATTR_SAMP_RATE|1.1.1|9\r"),
 		"many definitions":    fill(msh, "OBX||CD|||^^1.00000000001&a^.0000001&5.00000001^9\r"),
-		"one long row":        fill(msh+"OBX|1|CD|1^a^MDC|1|^^1&mV^^1000\rOBX|1|NA|1^a^MDC|1|", "^"),
+		"one long row":        fill(msh+"OBX|1|CD|1^a^MDC|1|^^1&mV^^1000\rOBX|1|NA||1|", "^"),
 		"one long MSH":        fill("MSH|^~\\&|", "|"),
 		"long control id":     fill("MSH|^~\\&|||||||ORU^R01|", "x"),
 	} {
@@ -362,7 +362,7 @@ func check(t *testing.T, m telemetry.Message) (size int) {
 		if i > 0 && w.Index <= m.Waveforms[i-1].Index {
 			t.Errorf("index %d follows %d", w.Index, m.Waveforms[i-1].Index)
 		}
-		if len(m.Problems) == 0 && w.Marks&(telemetry.MarkUnknownCode|telemetry.MarkUnknownUnit|telemetry.MarkTimeUnread) != 0 {
+		if len(m.Problems) == 0 && w.Marks&telemetry.MarkTimeUnread != 0 {
 			t.Errorf("marks %d without a problem", w.Marks)
 		}
 	}

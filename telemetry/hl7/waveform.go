@@ -22,6 +22,9 @@ import (
 // numbers without a unit, and MDC_ATTR_NU_MSMT_RES, the unit's value of one step; and MDC_EVT_INOP, the number that stands for none.
 // These codes were never the same number twice, so they are known by their reference ids.
 //
+// The limit is the message's: telemetry.MaxMessage holds a second of eight channels at 500 Hz in twelve bits more than twice. A device that
+// sends more at once is refused (AR), and sends shorter pieces.
+//
 // What is read in part is not made a waveform: a scale or a mark that is guessed wrongly shows a patient's signal as another.
 
 // held is an OBX whose meaning other segments decide.
@@ -360,13 +363,19 @@ func (u *understanding) waveform(h *held, c *channel) (reason string) {
 		return "array's scale has too many digits"
 	}
 	o := u.head(h.index, h.f[:])
-	u.code(&o, h.f[3])
+	// A code or a unit that is not known is a mark and no problem: a waveform carries all that a mapping mended later would need, and
+	// the message beside it, once a second, would be ten times its size.
+	if reason := u.code(&o, h.f[3]); reason != "" && reason != codeUnknown {
+		u.problem(reason, "OBX[%d]-3", h.index)
+	}
 	if c.unit != "" {
 		o.Unit.Sent = c.unit
 	}
 	if o.Unit.UCUM = u.unit(o.Unit.Sent); o.Unit.UCUM == "" {
 		o.Marks |= telemetry.MarkUnknownUnit
-		u.problem(pick(o.Unit.Sent == "", "unit is missing", "unit is not known"), "OBX[%d]-6", h.index)
+		if o.Unit.Sent == "" {
+			u.problem("unit is missing", "OBX[%d]-6", h.index)
+		}
 	}
 	if o.Status == "X" || o.Status == "N" || len(samples) == 0 {
 		o.Marks |= telemetry.MarkNoReading

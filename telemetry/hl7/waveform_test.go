@@ -176,14 +176,14 @@ func TestWaveformsWithProblems(t *testing.T) {
 		problem  string
 		marks    telemetry.Marks
 	}{
-		"unknown code": {[]string{cd, strings.ReplaceAll(strings.ReplaceAll(na, "131330", "131999"), "_II", "_X") + "1"}, "OBX[1]-3 code is not known", telemetry.MarkUnknownCode},
-		"unknown unit": {[]string{define("^^1&furlong^^1000"), na + "1"}, "OBX[1]-6 unit is not known", telemetry.MarkUnknownUnit},
-		"no unit":      {[]string{define("^^1^^1000"), na + "1"}, "OBX[1]-6 unit is missing", telemetry.MarkUnknownUnit},
-		"unread time":  {[]string{cd, na + "1|||||||||yesterday"}, "OBX[1]-14 time cannot be read", telemetry.MarkTimeUnread},
-		"skew":         {[]string{define("^^1&mV^1&0&0.25^1000"), na + "1"}, "OBX[0]-5 channel's time skew is not applied", 0},
-		"unused":       {[]string{cd, na + "1", strings.Replace(cd, "|1.1|", "|1.2|", 1)}, "OBX[2]-5 channel definition without samples", 0},
-		"redefined":    {[]string{strings.Replace(cd, "0.001", "5", 1), cd, na + "1"}, "OBX[0]-5 channel definition without samples", 0},
-		"range":        {[]string{define("^^1&mV^^1000^low&high"), na + "1"}, "OBX[0]-5 channel's range is not numbers", 0},
+		"no code":     {[]string{cd, strings.Replace(na, "131330&WAV^MDC_ECG_ELEC_POTL_II^MDC", "", 1) + "1"}, "OBX[1]-3 code is missing", telemetry.MarkUnknownCode},
+		"two codes":   {[]string{cd, strings.Replace(na, "131330", "150452", 1) + "1"}, "OBX[1]-3 number and reference id name different measures", telemetry.MarkUnknownCode},
+		"no unit":     {[]string{define("^^1^^1000"), na + "1"}, "OBX[1]-6 unit is missing", telemetry.MarkUnknownUnit},
+		"unread time": {[]string{cd, na + "1|||||||||yesterday"}, "OBX[1]-14 time cannot be read", telemetry.MarkTimeUnread},
+		"skew":        {[]string{define("^^1&mV^1&0&0.25^1000"), na + "1"}, "OBX[0]-5 channel's time skew is not applied", 0},
+		"unused":      {[]string{cd, na + "1", strings.Replace(cd, "|1.1|", "|1.2|", 1)}, "OBX[2]-5 channel definition without samples", 0},
+		"redefined":   {[]string{strings.Replace(cd, "0.001", "5", 1), cd, na + "1"}, "OBX[0]-5 channel definition without samples", 0},
+		"range":       {[]string{define("^^1&mV^^1000^low&high"), na + "1"}, "OBX[0]-5 channel's range is not numbers", 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			m := understood(t, oru(append([]string{"OBR|1||||||20260102030405"}, c.segments...)...))
@@ -194,6 +194,20 @@ func TestWaveformsWithProblems(t *testing.T) {
 				t.Errorf("problem %v", p)
 			}
 		})
+	}
+}
+
+// A waveform of an unknown code or unit is whole, so that the message need not travel beside it.
+func TestUnknownWaveformIsWhole(t *testing.T) {
+	m := understood(t, oru("OBR|1||||||20260102030405", strings.Replace(cd, "266418&MDC_DIM_MILLI_VOLT&MDC", "NU&NU&99ACME", 1),
+		"OBX|2|NA|Nasal \\T\\ oral&WAV^Nasal flow^99ACME|1.1|1^2"))
+	want := telemetry.Code{ID: "Nasal & oral", Name: "Nasal flow", Sys: "99ACME"}
+	if len(m.Waveforms) != 1 || m.Waveforms[0].Code != want || m.Waveforms[0].Unit != (telemetry.Unit{Sent: "NU^NU^99ACME"}) ||
+		m.Waveforms[0].Marks != telemetry.MarkUnknownCode|telemetry.MarkUnknownUnit {
+		t.Errorf("%+v", m.Waveforms)
+	}
+	if m.Problems != nil || m.Raw != nil || LaneOf(m) != telemetry.LaneWaveform {
+		t.Errorf("problems %v, raw %v", m.Problems, m.Raw != nil)
 	}
 }
 
