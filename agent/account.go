@@ -59,6 +59,7 @@ func (in *intake) kept(items []buffer.Item) {
 		a.assigned = max(a.assigned, it.ID.Number+1)
 		a.sealed++
 		a.sealedAt = now
+		in.hour.Add(now, uint64(len(it.Frame)))
 	}
 }
 
@@ -71,6 +72,13 @@ func (in *intake) accounts() ([telemetry.LaneCount]laneAccount, fault) {
 		lanes[i].void.Runs = append([]telemetry.Span(nil), lanes[i].void.Runs...)
 	}
 	return lanes, in.fault
+}
+
+// lastHour is how many bytes of frames became durable within the last hour.
+func (in *intake) lastHour(now time.Time) uint64 {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	return in.hour.Within(now)
 }
 
 // faultClass says what keeps batches from being kept.

@@ -41,6 +41,7 @@ type Agent struct {
 	started time.Time
 
 	mu       sync.Mutex
+	dev      *tpm.TPM // nil until it could be opened
 	identity *enroll.Identity
 	waiting  string // fingerprint while the hospital has not approved this gateway
 	tpmState string // what holds up the identity, for status; "" when nothing does
@@ -190,6 +191,9 @@ func (a *Agent) runIdentity(ctx context.Context) error {
 		return nil // only when ctx ended
 	}
 	defer dev.Close()
+	a.mu.Lock()
+	a.dev = dev
+	a.mu.Unlock()
 	client := &http.Client{
 		Timeout: 90 * time.Second, // a slow TPM signs within the handshake
 		Transport: &http.Transport{

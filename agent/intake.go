@@ -44,6 +44,7 @@ type intake struct {
 	period *seal.Period
 	counts Counts
 	lanes  [telemetry.LaneCount]laneAccount
+	hour   source.Rate // bytes of frames that became durable
 	fault  fault
 
 	next [telemetry.LaneCount]uint64 // owned by run, but for LaneSelf's, which is the reporter's
@@ -58,7 +59,15 @@ type Counts struct {
 	NotUnderstood uint64 `json:"not_understood"` // messages kept raw, in whole or part
 	Batches       uint64 `json:"batches"`        //
 	Failed        uint64 `json:"failed"`         // batches whose commit failed: their numbers are void
+
+	LastStored time.Time `json:"last_stored"`       // when a batch became durable last; zero before the first
+	LastFailed time.Time `json:"last_failed"`       // when a commit failed last; zero when none has
+	Failure    string    `json:"failure,omitempty"` // what it met
+	Full       bool      `json:"full"`              // it met a full buffer or disk: sources are held back until there is room
 }
+
+// failing tells whether the last thing that became of a commit is a failure: sources get no acknowledgements.
+func (c Counts) failing() bool { return c.LastFailed.After(c.LastStored) }
 
 type waiting struct {
 	msg  telemetry.Message
@@ -73,7 +82,7 @@ type waiting struct {
 func newIntake(buf *buffer.Buffer, key seal.PublicKey, epoch telemetry.Epoch, c clock, log *slog.Logger) (*intake, error) {
 	in := &intake{
 		buf: buf, key: key, epoch: epoch, clock: c, log: log,
-		queue: make(chan *waiting, 256), open: func() int { return 1 }, copies: newCopies(),
+		hour: source.Rate{Unit: time.Minute}, queue: make(chan *waiting, 256), open: func() int { return 1 }, copies: newCopies(),
 	}
 	p, err := seal.NewPeriod(key, epoch, time.Now())
 	if err != nil {
@@ -232,8 +241,10 @@ func (in *intake) commit(ws []*waiting) {
 	in.count(func(c *Counts) {
 		if err != nil {
 			c.Failed += uint64(len(items))
+			c.LastFailed, c.Failure, c.Full = time.Now(), err.Error(), errors.Is(err, buffer.ErrFull)
 			return
 		}
+		c.LastStored, c.Failure, c.Full = time.Now(), "", false
 		c.Messages += messages
 		c.Observations += observations
 		c.Waveforms += waveforms

@@ -8,12 +8,16 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"time"
 
 	"wardlink/agent/source"
 	"wardlink/agent/uplink"
 	"wardlink/buffer"
+	"wardlink/internal/build"
+	"wardlink/telemetry"
+	"wardlink/telemetry/seal"
 )
 
 // Status is what a running agent says of itself: no patient, no value, no key.
@@ -22,6 +26,7 @@ type Status struct {
 	Identity  string                  `json:"identity"` // "enrolled", "waiting for approval", "revoked by the hospital: ...", or what is in the way
 	Waiting   string                  `json:"waiting,omitempty"`
 	Revoked   bool                    `json:"revoked"` // the hospital has cut this gateway off; what is taken in is kept
+	NotBefore *time.Time              `json:"not_before,omitempty"`
 	NotAfter  *time.Time              `json:"not_after,omitempty"`
 	Kit       string                  `json:"kit"`
 	Epoch     string                  `json:"epoch"`
@@ -31,6 +36,65 @@ type Status struct {
 	Intake    Counts                  `json:"intake"`
 	Buffer    buffer.Stats            `json:"buffer"`
 	Uplink    uplink.Status           `json:"uplink"`
+
+	Version     string      `json:"version"` // the agent's
+	PID         int         `json:"pid"`
+	State       string      `json:"state"` // the state directory
+	TrustDomain string      `json:"trust_domain"`
+	Queues      []Queue     `json:"queues"`    // what waits in each lane, by urgency
+	LastHour    uint64      `json:"last_hour"` // bytes of batches that became durable within the last hour
+	Disk        Disk        `json:"disk"`      // under the state directory
+	Clock       KernelClock `json:"clock"`
+}
+
+// Queue is what waits in a lane for the hospital's acknowledgement.
+type Queue struct {
+	Lane    string     `json:"lane"`
+	Waiting uint64     `json:"waiting"`          // batches, parked ones not counted
+	Parked  uint64     `json:"parked"`           // batches that the server refused; they are kept
+	Bytes   uint64     `json:"bytes"`            // of both, about
+	Oldest  *time.Time `json:"oldest,omitempty"` // when the oldest that waits was sealed, by this gateway's clock
+}
+
+// waitingInAll are the batches that wait in all lanes, and their bytes with those of parked ones.
+func (s Status) waitingInAll() (batches, bytes uint64) {
+	for _, q := range s.Queues {
+		batches, bytes = batches+q.Waiting, bytes+q.Bytes
+	}
+	return batches, bytes
+}
+
+// Fill is the share of the buffer that holds what has not been acknowledged: at 1 devices are held back. What was delivered lies in
+// the buffer too, until its room is needed.
+func (s Status) Fill() float64 {
+	_, bytes := s.waitingInAll()
+	if s.Buffer.Cap <= 0 {
+		return 0
+	}
+	return min(1, float64(bytes)/float64(s.Buffer.Cap))
+}
+
+// Room is how long the buffer lasts without a connection, at the rate of the last hour. ok is false while there is no rate yet.
+func (s Status) Room(now time.Time) (room time.Duration, ok bool) {
+	up := min(now.Sub(s.Started), time.Hour)
+	if up < 2*time.Minute || s.LastHour == 0 {
+		return 0, false
+	}
+	_, bytes := s.waitingInAll()
+	// The disk may be smaller than the cap; delivered batches make room on both.
+	left := float64(min(s.Buffer.Cap, s.Buffer.Disk+int64(s.Disk.Free))) - float64(bytes)
+	hours := max(left, 0) / float64(s.LastHour) * up.Hours()
+	return time.Duration(min(hours, 24*365) * float64(time.Hour)), true
+}
+
+// LastAcknowledged is when the hospital's last PUBACK came; zero when none has since the agent's start.
+func (s Status) LastAcknowledged() (last time.Time) {
+	for _, l := range s.Uplink.Lanes {
+		if l.AckedAt.After(last) {
+			last = l.AckedAt
+		}
+	}
+	return last
 }
 
 func (a *Agent) status() Status {
@@ -45,7 +109,7 @@ func (a *Agent) status() Status {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.identity != nil {
-		s.Gateway, s.NotAfter = a.identity.Gateway, &a.identity.NotAfter
+		s.Gateway, s.NotBefore, s.NotAfter = a.identity.Gateway, &a.identity.NotBefore, &a.identity.NotAfter
 	}
 	switch {
 	case a.revoked != "":
@@ -61,55 +125,131 @@ func (a *Agent) status() Status {
 	return s
 }
 
-// serveStatus answers on a Unix socket that only the agent's own user can open.
-func (a *Agent) serveStatus(ctx context.Context) error {
-	path := a.cfg.Socket()
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("status socket: %w", err)
+// describe is status with what has to be looked up on disk.
+func (a *Agent) describe() Status {
+	s := a.status()
+	now := time.Now()
+	s.Version, s.PID, s.State, s.TrustDomain = build.Version, os.Getpid(), a.cfg.State, a.kit.TrustDomain
+	s.LastHour, s.Clock = a.intake.lastHour(now), ReadKernelClock()
+	s.Disk, _ = DiskAt(a.cfg.State) // zero says that nobody knows
+	for lane := range telemetry.Lane(telemetry.LaneCount) {
+		q := Queue{Lane: lane.String()}
+		if h, err := seal.CheckFrame(a.buf.Oldest(uint8(lane))); err == nil {
+			at := time.UnixMilli(h.Wall)
+			q.Oldest = &at
+		}
+		s.Queues = append(s.Queues, q)
 	}
+	for _, h := range a.buf.Accounts() {
+		q := &s.Queues[h.Lane]
+		q.Waiting, q.Parked, q.Bytes = q.Waiting+h.Waiting-min(h.Parked, h.Waiting), q.Parked+h.Parked, q.Bytes+h.Bytes
+	}
+	for i := range s.Queues {
+		if s.Queues[i].Waiting == 0 {
+			s.Queues[i].Oldest = nil // the oldest of all is a parked one
+		}
+	}
+	return s
+}
+
+// statusRetry is how long after a failure the status socket is made again.
+const statusRetry = 10 * time.Second
+
+// serveStatus answers on a Unix socket that only the agent's own user can open. A socket that cannot be made, most often for want of
+// room on the disk, must not end the agent: it is tried again.
+func (a *Agent) serveStatus(ctx context.Context) error {
+	for {
+		err := a.listenStatus(ctx)
+		if ctx.Err() != nil {
+			return nil
+		}
+		a.log.Error("the status socket cannot be served; it is tried again", "path", a.cfg.Socket(), "retry_in", statusRetry, "error", err)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(statusRetry):
+		}
+	}
+}
+
+func (a *Agent) listenStatus(ctx context.Context) error {
+	path := a.cfg.Socket()
 	// The buffer's lock shows that no other agent runs on this state, so a socket that was there is a dead one's.
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
 	ln, err := net.Listen("unix", path)
 	if err != nil {
-		return fmt.Errorf("status socket: %w; 'state:' must be a directory with a path of at most 90 characters", err)
+		return err
 	}
 	if err := os.Chmod(path, 0o600); err != nil {
-		return errors.Join(fmt.Errorf("status socket: %w", err), ln.Close())
+		return errors.Join(err, ln.Close())
 	}
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) {
+	answer := func(w http.ResponseWriter, v any) {
 		w.Header().Set("Content-Type", "application/json")
-		if err := json.NewEncoder(w).Encode(a.status()); err != nil {
+		if err := json.NewEncoder(w).Encode(v); err != nil {
 			a.log.Debug("status answer", "error", err)
 		}
-	})
-	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, WriteTimeout: 5 * time.Second}
-	context.AfterFunc(ctx, func() { srv.Close() })
-	if err := srv.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
-		return fmt.Errorf("status socket: %w", err)
 	}
-	return nil
+	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) { answer(w, a.describe()) })
+	mux.HandleFunc("GET /probe", func(w http.ResponseWriter, r *http.Request) {
+		limited, cancel := context.WithTimeout(r.Context(), probeTime)
+		defer cancel()
+		answer(w, a.probe(limited))
+	})
+	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, WriteTimeout: probeTime + 5*time.Second}
+	stop := context.AfterFunc(ctx, func() { srv.Close() })
+	defer stop()
+	return srv.Serve(ln)
 }
+
+// probeTime bounds what the running agent looks at for a doctor.
+const probeTime = 8 * time.Second
+
+// ErrNoAgent is what AskStatus and AskProbe wrap when no agent answers.
+var ErrNoAgent = errors.New("no agent answers")
 
 // AskStatus asks the agent that runs on this configuration.
 func AskStatus(ctx context.Context, cfg Config) (Status, error) {
+	var s Status
+	return s, ask(ctx, cfg, 5*time.Second, "status", &s)
+}
+
+// AskProbe has the running agent look at its TPM and show its certificate to the servers: while it runs, only it can.
+func AskProbe(ctx context.Context, cfg Config) ([]Finding, error) {
+	var f []Finding
+	return f, ask(ctx, cfg, probeTime+2*time.Second, "probe", &f)
+}
+
+func ask(ctx context.Context, cfg Config, limit time.Duration, what string, into any) error {
 	client := &http.Client{
-		Timeout: 5 * time.Second,
-		Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		Timeout: limit,
+		Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return (&net.Dialer{}).DialContext(ctx, "unix", cfg.Socket())
 		}},
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://agent/status", nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://agent/"+what, nil)
 	if err != nil {
-		return Status{}, err
+		return err
 	}
 	resp, err := client.Do(req)
-	if err != nil {
-		return Status{}, fmt.Errorf("no agent answers on %s: %w; is it running ('systemctl status wardlink-agent')?", cfg.Socket(), err)
+	var cause *url.Error
+	if errors.As(err, &cause) {
+		err = cause.Err // which names the socket; the URL is of nobody's interest
+	}
+	switch {
+	case errors.Is(err, os.ErrPermission):
+		return fmt.Errorf("%w on %s: %w; run this as root or as the agent's user", ErrNoAgent, cfg.Socket(), err)
+	case err != nil:
+		return fmt.Errorf("%w on %s: %w; is it running ('systemctl status wardlink-agent')? 'wardlink-agent doctor' looks for what is wrong", ErrNoAgent, cfg.Socket(), err)
 	}
 	defer resp.Body.Close()
-	var s Status
-	if err := json.NewDecoder(io.LimitReader(resp.Body, 1<<20)).Decode(&s); err != nil {
-		return Status{}, fmt.Errorf("status answer: %w", err)
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("%s answer: %s; the agent that runs is of another release: restart it", what, resp.Status)
 	}
-	return s, nil
+	if err := json.NewDecoder(io.LimitReader(resp.Body, 4<<20)).Decode(into); err != nil {
+		return fmt.Errorf("%s answer: %w", what, err)
+	}
+	return nil
 }

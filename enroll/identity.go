@@ -2,6 +2,7 @@ package enroll
 
 import (
 	"bytes"
+	"crypto/x509"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -73,6 +74,27 @@ func (e *Enroller) stored() ([][]byte, error) {
 		return nil, err
 	}
 	return parseChain(data), nil
+}
+
+// Chain reads the certificate that is kept in a state directory, leaf first, without TPM or network: for those who only want to know
+// what it says. ErrNone when there is none. Nothing of it is verified.
+func Chain(dir string) ([]*x509.Certificate, error) {
+	ders, err := (&Enroller{cfg: Config{Dir: dir}}).stored()
+	if err != nil {
+		return nil, err
+	}
+	var chain []*x509.Certificate
+	for _, der := range ders {
+		c, err := x509.ParseCertificate(der)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", filepath.Join(dir, chainFile), err)
+		}
+		chain = append(chain, c)
+	}
+	if len(chain) == 0 {
+		return nil, fmt.Errorf("%s: it holds no certificate", filepath.Join(dir, chainFile))
+	}
+	return chain, nil
 }
 
 // parseChain reads PEM certificates, in order.

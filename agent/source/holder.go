@@ -12,8 +12,8 @@ import (
 	"syscall"
 )
 
-// explain says of a port that cannot be opened what holds it up and what to do.
-func explain(address string, err error) error {
+// Explain says of a port that cannot be opened what holds it up and what to do.
+func Explain(address string, err error) error {
 	switch {
 	case errors.Is(err, syscall.EADDRINUSE):
 		by := "another program"

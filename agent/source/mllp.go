@@ -54,7 +54,7 @@ type MLLP struct {
 	mu       sync.Mutex
 	listener net.Listener         // nil while the port cannot be had
 	trouble  string               // why it cannot
-	lately   rate                 // of messages
+	lately   Rate                 // of messages
 	warned   map[string]time.Time // when a kind of warning was last logged
 }
 
@@ -95,7 +95,7 @@ func NewMLLP(cfg Config) (*MLLP, error) {
 func (s *MLLP) listen() error {
 	l, err := net.Listen("tcp", s.cfg.Listen)
 	if err != nil {
-		err = explain(s.cfg.Listen, err)
+		err = Explain(s.cfg.Listen, err)
 	} else if len(s.cfg.Allow) == 0 && !peerAddr(l.Addr()).IsLoopback() { // what localhost means is up to the machine's hosts file
 		_ = l.Close() // nothing was served
 		err = needAllow(s.cfg)
@@ -163,7 +163,7 @@ func (s *MLLP) Stats() Stats {
 		LastUnwelcome: s.notAllowed.at(), Usual: s.rhythm.usual(),
 	}
 	s.mu.Lock()
-	st.Listening, st.Trouble, st.LastMinute = s.listener != nil, s.trouble, s.lately.within(time.Now())
+	st.Listening, st.Trouble, st.LastMinute = s.listener != nil, s.trouble, s.lately.Within(time.Now())
 	s.mu.Unlock()
 	if over := s.overLimit.at(); over.After(st.LastUnwelcome) {
 		st.LastUnwelcome = over

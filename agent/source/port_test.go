@@ -78,25 +78,29 @@ func TestHolder(t *testing.T) {
 }
 
 func TestRate(t *testing.T) {
-	var r rate
+	var r Rate
 	at := func(s int) time.Time { return time.Unix(1_800_000_000+int64(s), 0) }
 	for s := range 100 { // one a second, and three more in the last
-		r.add(at(s))
+		r.Add(at(s), 1)
 	}
-	for range 3 {
-		r.add(at(99))
-	}
+	r.Add(at(99), 3)
 	for _, c := range []struct {
 		second int
 		want   uint64
 	}{{99, 63}, {100, 62}, {129, 33}, {158, 4}, {159, 0}, {9999, 0}} {
-		if n := r.within(at(c.second)); n != c.want {
+		if n := r.Within(at(c.second)); n != c.want {
 			t.Errorf("second %d: %d, want %d", c.second, n, c.want)
 		}
 	}
-	r.add(at(10_000))
-	r.add(at(5)) // the clock was set back
-	if n := r.within(at(10_000)); n != 2 {
+	r.Add(at(10_000), 1)
+	r.Add(at(5), 1) // the clock was set back
+	if n := r.Within(at(10_000)); n != 2 {
 		t.Errorf("%d after the clock was set back", n)
+	}
+	hours := Rate{Unit: time.Minute}
+	hours.Add(at(0), 1000)
+	hours.Add(at(59*60), 24)
+	if n, later := hours.Within(at(59*60)), hours.Within(at(60*60)); n != 1024 || later != 24 {
+		t.Errorf("by minutes: %d, then %d", n, later)
 	}
 }

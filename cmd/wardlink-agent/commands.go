@@ -9,12 +9,9 @@ import (
 	"io"
 	"log/slog"
 	"path/filepath"
-	"slices"
 	"syscall"
 	"text/tabwriter"
 	"time"
-
-	"maps"
 
 	"wardlink/agent"
 	"wardlink/buffer"
@@ -100,58 +97,6 @@ func identity(ctx context.Context, args []string, stdout, stderr io.Writer) erro
 	fmt.Fprintf(w, "EK SHA-256\t%s\nfingerprint\t%s\nEK certificate\t%t\nTPM\t%s %s %s\n",
 		r.EKSHA256, r.Fingerprint, r.Certificate, r.Manufacturer, r.Model, r.Firmware)
 	return w.Flush()
-}
-
-func status(ctx context.Context, args []string, stdout, stderr io.Writer) error {
-	fs := flags("status", stderr)
-	path, asJSON := configFlag(fs), fs.Bool("json", false, "print JSON")
-	if err := parse(fs, args); err != nil {
-		return err
-	}
-	cfg, err := agent.LoadConfig(*path)
-	if err != nil {
-		return err
-	}
-	s, err := agent.AskStatus(ctx, cfg)
-	if err != nil {
-		return err
-	}
-	if *asJSON {
-		return printJSON(stdout, s)
-	}
-	w := tabwriter.NewWriter(stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintf(w, "gateway\t%s\nidentity\t%s\n", orDash(s.Gateway), s.Identity)
-	if s.Waiting != "" {
-		fmt.Fprintf(w, "fingerprint\t%s\n", s.Waiting)
-	}
-	if s.NotAfter != nil {
-		fmt.Fprintf(w, "certificate until\t%s\n", s.NotAfter.Local().Format(time.RFC3339))
-	}
-	for _, id := range slices.Sorted(maps.Keys(s.Sources)) {
-		src := s.Sources[id]
-		fmt.Fprintf(w, "source %s\t%d received, %d acknowledged, %d connections\n", id, src.Received, src.Acknowledged, src.Connections)
-	}
-	fmt.Fprintf(w, "buffered\t%d messages, %d observations in %d batches, %d came again\n",
-		s.Intake.Messages, s.Intake.Observations, s.Intake.Batches, s.Intake.Resent)
-	fmt.Fprintf(w, "uplink\t%s\n", uplinkLine(s))
-	return w.Flush()
-}
-
-func uplinkLine(s agent.Status) string {
-	if s.Uplink.Connected {
-		return fmt.Sprintf("connected to %s, %d published, %d acknowledged", s.Uplink.Server, s.Uplink.Published, s.Uplink.Acknowledged)
-	}
-	if s.Uplink.LastError != "" {
-		return "not connected: " + s.Uplink.LastError
-	}
-	return "not connected"
-}
-
-func orDash(s string) string {
-	if s == "" {
-		return "-"
-	}
-	return s
 }
 
 func bufferCheck(_ context.Context, args []string, stdout, stderr io.Writer) error {

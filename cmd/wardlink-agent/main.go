@@ -17,20 +17,25 @@ import (
 const usage = `wardlink-agent carries telemetry from bedside devices to the hospital, sealed, by way of this gateway's TPM.
 
 Usage:
-  wardlink-agent run          --config FILE           serve until SIGTERM
-  wardlink-agent identity     --config FILE [--json]  show the TPM's endorsement key hash and fingerprint
-  wardlink-agent status       --config FILE [--json]  ask the running agent
-  wardlink-agent hl7 try FILE [--json]                show what a device's messages become, field by field (- reads standard input)
-  wardlink-agent buffer check --config FILE [--json]  check the buffer's files (agent stopped)
-  wardlink-agent version      [--modules] [--json]
+  wardlink-agent run          --config FILE             serve until SIGTERM
+  wardlink-agent status       --config FILE [--watch]   how the running agent is: what needs attention first (--json)
+  wardlink-agent doctor       --config FILE [--odd]     look for what keeps telemetry from the hospital, and name its mend (--json)
+  wardlink-agent identity     --config FILE             show the TPM's endorsement key hash and fingerprint (--json)
+  wardlink-agent hl7 try FILE                           show what a device's messages become, field by field (--json)
+  wardlink-agent buffer check --config FILE             check the buffer's files, agent stopped (--json)
+  wardlink-agent version      [--modules]               (--json)
 
-hl7 try needs nothing else of a gateway and sends nothing: MLLP frames or plain messages, lines ending in CR, LF or both.
-  --source-time-zone ZONE     of device times that name none (Europe/Berlin); default UTC
-  --odd                       only messages that were not wholly understood
-  exit code                   0 all understood, 1 a message or the file is not readable, 2 something was not understood
+Examples:
+  wardlink-agent status --watch                         a page that is drawn anew every second; Ctrl-C ends it
+  wardlink-agent doctor --odd                           only what is not well
+  wardlink-agent hl7 try monitor.hl7                    MLLP frames or plain messages, lines ending in CR, LF or both
+  wardlink-agent hl7 try - --odd --source-time-zone Europe/Berlin < capture.mllp
 
-  wardlink-agent hl7 try monitor.hl7
+Exit codes: 0 done, 1 failed, 2 wrong usage. Two commands answer with theirs:
+  doctor    0 all is well, 1 something stops telemetry now or nothing could be looked at, 2 something will unless somebody acts
+  hl7 try   0 all was understood, 1 a message or the file is not readable, 2 something of a message was not understood
 
+doctor and hl7 try change nothing and send no telemetry; hl7 try needs no configuration. NO_COLOR is respected.
 The default configuration FILE is /etc/wardlink/agent.yaml. All its keys, with their defaults:
 
   kit: /etc/wardlink/kit.json         # what 'wardlink provision kit' made
@@ -57,7 +62,7 @@ func main() {
 // run is the program: exit code 0 done, 1 failed, 2 wrong usage; a command whose code is its verdict returns one.
 func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	commands := map[string]command{"run": runAgent, "identity": identity, "status": status, "buffer": bufferCheck, "version": version,
-		"hl7": hl7Try(stdin)}
+		"hl7": hl7Try(stdin), "doctor": runDoctor}
 	if len(args) == 0 {
 		fmt.Fprint(stderr, usage)
 		return 2

@@ -1,0 +1,263 @@
+package agent
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+)
+
+// The areas of what a running agent says of itself.
+const (
+	AreaIdentity = "identity"
+	AreaUplink   = "uplink"
+	AreaBuffer   = "buffer"
+	AreaDisk     = "disk"
+	AreaSource   = "source"
+	AreaClock    = "clock"
+)
+
+// When what an agent says of itself is worth somebody's attention.
+const (
+	settleTime   = 15 * time.Second // after its start, before which nothing is connected yet
+	reconnecting = 30 * time.Second // a connection that is being made anew is no trouble yet
+	silentServer = 2 * time.Minute  // a connection that acknowledges nothing although batches wait
+	firstMessage = 5 * time.Minute  // from the start to a source's first message
+	quietFactor  = 10               // a source is silent when it misses this many of its usual intervals
+	quietLeast   = 2 * time.Minute  // and at least this long
+	fillWarning  = 0.8              // of the buffer's cap that waits
+	roomWarning  = 24 * time.Hour   // of room at the present rate, while nothing is delivered
+
+	// LeastDisk is what an agent needs to go on: a segment for each lane and the small files. LowDisk is when somebody should know.
+	LeastDisk = 32 << 20
+	LowDisk   = 256 << 20
+)
+
+// Examine judges what a running agent says of itself: one finding for each part, in a fixed order.
+func (s Status) Examine(now time.Time) []Finding {
+	out := []Finding{s.examineIdentity(now), s.examineUplink(now), s.examineBuffer(now)}
+	out = append(out, s.examineLanes()...)
+	out = append(out, s.Disk.Examine(s.State, s.Buffer.Cap-s.Buffer.Disk))
+	for _, id := range slices.Sorted(maps.Keys(s.Sources)) {
+		out = append(out, s.examineSource(id, now))
+	}
+	return out
+}
+
+func (s Status) examineIdentity(now time.Time) Finding {
+	f := Finding{Area: AreaIdentity, Level: Well}
+	switch {
+	case s.Revoked:
+		f.Level, f.Found = Stops, "cut off: "+s.Identity
+		f.Mend = "what devices send is kept; ask the operators why ('wardlink gateway show' says who and when)"
+	case s.Waiting != "":
+		f.Level, f.Found = Stops, "this gateway waits for the hospital's approval under the fingerprint "+s.Waiting
+		f.Mend = "an operator runs: wardlink gateway approve " + s.Waiting
+	case s.Gateway == "" && s.Identity == "enrolling" && now.Sub(s.Started) < settleTime:
+		f.Level, f.Found = Warning, "enrolling; the agent has just started"
+	case s.Gateway == "":
+		f.Level, f.Found, f.Mend = Stops, "no certificate: "+s.Identity, "telemetry is buffered meanwhile; 'wardlink-agent doctor' looks at the TPM and at each step to the server"
+	case s.NotAfter != nil && !now.Before(*s.NotAfter):
+		f.Level, f.Found = Stops, fmt.Sprintf("the certificate of %s ended %s ago", s.Gateway, Ago(now.Sub(*s.NotAfter)))
+		f.Mend = "it renews itself as soon as the server can be reached and the clock is right; 'wardlink-agent doctor' says what is in the way"
+	case s.RenewalOverdue(now):
+		f.Level, f.Found = Warning, fmt.Sprintf("renewal of the certificate of %s is overdue; it ends in %s", s.Gateway, Ago(s.NotAfter.Sub(now)))
+		f.Mend = "'wardlink-agent doctor' says what is in the way: the server, the TPM or the clock"
+	default:
+		f.Found = "enrolled as " + s.Gateway
+		if s.NotAfter != nil {
+			f.Found += fmt.Sprintf("; the certificate ends in %s", Ago(s.NotAfter.Sub(now)))
+		}
+	}
+	return f
+}
+
+// RenewalOverdue tells whether a certificate is in the last quarter of its life: it is renewed at half of it, or a little later.
+func (s Status) RenewalOverdue(now time.Time) bool {
+	if s.NotAfter == nil || s.NotBefore == nil {
+		return false
+	}
+	return now.After(s.NotBefore.Add(s.NotAfter.Sub(*s.NotBefore) * 3 / 4))
+}
+
+func (s Status) examineUplink(now time.Time) Finding {
+	f := Finding{Area: AreaUplink, Level: Well}
+	waiting, _ := s.waitingInAll()
+	since := now.Sub(s.Uplink.Since)
+	last := s.LastAcknowledged()
+	switch {
+	case !s.Uplink.Connected && s.Gateway == "":
+		f.Level, f.Found = Stops, "not connected: there is no certificate yet"
+	case !s.Uplink.Connected && (now.Sub(s.Started) < settleTime || since < reconnecting && s.Uplink.Connects > 0):
+		f.Level, f.Found = Warning, "connecting"
+		if s.Uplink.LastError != "" {
+			f.Found += ": " + s.Uplink.LastError
+		}
+	case !s.Uplink.Connected:
+		f.Level, f.Found, f.Mend = Stops, fmt.Sprintf("not connected for %s", Ago(since)), "nothing is lost: batches wait in the buffer; 'wardlink-agent doctor' looks at each step to the server"
+		if s.Uplink.LastError != "" {
+			f.Found += ": " + s.Uplink.LastError
+		}
+	case waiting > 0 && since > silentServer && now.Sub(last) > silentServer:
+		f.Level, f.Found = Stops, fmt.Sprintf("connected to %s, but nothing has been acknowledged for %s while %d batches wait", s.Uplink.Server, Ago(min(since, now.Sub(last))), waiting)
+		f.Mend = "see the server's status: its disk may be full, or its journal not writable"
+	case last.IsZero():
+		f.Found = fmt.Sprintf("connected to %s for %s; nothing was acknowledged since the agent started, and nothing waits", s.Uplink.Server, Ago(since))
+	default:
+		f.Found = fmt.Sprintf("connected to %s for %s; last acknowledgement %s ago", s.Uplink.Server, Ago(since), Ago(now.Sub(last)))
+	}
+	return f
+}
+
+func (s Status) examineBuffer(now time.Time) Finding {
+	f := Finding{Area: AreaBuffer, Level: Well}
+	fill := s.Fill()
+	room, filling := s.Room(now)
+	switch {
+	case s.Intake.failing() && s.Intake.Full && s.Disk.Free < LeastDisk:
+		f.Level, f.Found = Stops, "the disk is full: devices get no acknowledgement, are held back, and send again"
+		f.Mend = fmt.Sprintf("free space on the file system of %s; it goes on by itself then", s.State)
+	case s.Intake.failing() && s.Intake.Full:
+		f.Level, f.Found = Stops, "the buffer is full: devices get no acknowledgement, are held back, and send again"
+		f.Mend = "bring the connection back, which empties it, or raise buffer.cap and restart the agent; it goes on by itself then"
+	case s.Intake.failing():
+		f.Level, f.Found = Stops, fmt.Sprintf("messages could not be stored %s ago, and devices got no acknowledgement: %s", Ago(now.Sub(s.Intake.LastFailed)), s.Intake.Failure)
+		f.Mend = "see the agent's log (journalctl -u wardlink-agent) and the disk"
+	case len(s.Buffer.Unread) > 0:
+		f.Level, f.Found = Warning, fmt.Sprintf("the disk cannot read %d files of the buffer; they are tried again", len(s.Buffer.Unread))
+		f.Mend = "the disk is failing: see the kernel's log (dmesg), and replace it"
+	case len(s.Buffer.Damaged) > 0:
+		f.Level, f.Found = Warning, fmt.Sprintf("%d damaged files were set aside in %s/buffer; what could be read of them was sent", len(s.Buffer.Damaged), s.State)
+		f.Mend = "keep them for analysis, then move them elsewhere; their room counts"
+	case fill >= fillWarning:
+		f.Level, f.Found = Warning, fmt.Sprintf("%.0f %% of the buffer waits to be sent", 100*fill)
+		f.Mend = "at its end devices get no acknowledgement any more: bring the connection back"
+	case !s.Uplink.Connected && filling && room < roomWarning:
+		f.Level, f.Found = Warning, fmt.Sprintf("there is room for %s more at the present rate", Ago(room))
+		f.Mend = "bring the connection back, or raise buffer.cap"
+	default:
+		f.Found = fmt.Sprintf("%.0f %% of %s waits to be sent", 100*fill, Size(s.Buffer.Cap))
+		if filling {
+			f.Found += fmt.Sprintf("; room for %s without a connection, at the present rate", Ago(room))
+		}
+	}
+	return f
+}
+
+// examineLanes has a finding for each lane that holds something which is not going anywhere by itself.
+func (s Status) examineLanes() (out []Finding) {
+	for _, l := range s.Buffer.Lanes {
+		if l.Parked > 0 {
+			out = append(out, Finding{Area: AreaBuffer, Name: l.Name, Level: Warning, Found: fmt.Sprintf("%d batches were refused by the server and are kept", l.Parked),
+				Mend: "the server's log names the reason ('wardlink audit list'); they are not sent again by themselves"})
+		}
+		if l.Lost > 0 {
+			out = append(out, Finding{Area: AreaBuffer, Name: l.Name, Level: Warning, Found: fmt.Sprintf("%d batches were damaged on this disk since the agent started", l.Lost),
+				Mend: "replace the disk; 'wardlink-agent buffer check' (agent stopped) names the files"})
+		}
+	}
+	return out
+}
+
+// Examine judges a file system. want is how much the buffer may still grow.
+func (d Disk) Examine(path string, want int64) Finding {
+	f := Finding{Area: AreaDisk, Level: Well, Found: fmt.Sprintf("%s of %s free", Size(int64(d.Free)), Size(int64(d.Total)))}
+	switch {
+	case d.Total == 0:
+		f.Level, f.Found = Warning, "the file system of "+path+" tells nothing of its size"
+	case d.ReadOnly:
+		f.Level, f.Found, f.Mend = Stops, "the file system of "+path+" is read-only", "the kernel does that after errors (dmesg): check the disk and mount it for writing again"
+	case !d.NoInodes && d.Inodes < 64:
+		f.Level, f.Found, f.Mend = Stops, fmt.Sprintf("the file system of %s has %d inodes left: no files can be made", path, d.Inodes), "remove small files there (df -i)"
+	case d.Free < LeastDisk:
+		f.Level, f.Mend = Stops, "free space on the file system of "+path
+	case d.Free < LowDisk:
+		f.Level, f.Mend = Warning, "free space on the file system of "+path+" before it is full"
+	case int64(d.Free) < want:
+		f.Level, f.Found = Warning, f.Found+fmt.Sprintf(", but the buffer may grow by %s", Size(want))
+		f.Mend = "lower buffer.cap or give it a larger disk; at the disk's end devices get no acknowledgement"
+	}
+	return f
+}
+
+func (s Status) examineSource(id string, now time.Time) Finding {
+	st := s.Sources[id]
+	f := Finding{Area: AreaSource, Name: id, Level: Well}
+	last := now.Sub(st.LastReceived)
+	switch {
+	case !st.Listening:
+		f.Level, f.Found, f.Mend = Stops, "devices cannot connect: "+st.Trouble, "it is tried again by itself"
+	case st.Received == 0 && st.NotAllowed > 0 && st.Connections == 0:
+		f.Level, f.Found = Stops, fmt.Sprintf("%d connections came from addresses that 'allow:' does not list, and none from one that it does", st.NotAllowed)
+		f.Mend = "add the device's network to sources[].allow and restart the agent"
+	case st.Received == 0 && st.Refused > 0:
+		f.Level, f.Found, f.Mend = Stops, fmt.Sprintf("what arrives is no HL7 message in an MLLP frame (%d times)", st.Refused), "set the device to HL7 v2 over MLLP"
+	case st.Received == 0 && now.Sub(s.Started) > firstMessage:
+		f.Level, f.Found = Warning, fmt.Sprintf("no message since the agent started %s ago; %s", Ago(now.Sub(s.Started)), devices(st.Connections))
+		f.Mend = "is the device on, and is it set to send to " + st.Address + "?"
+	case st.Received == 0:
+		f.Found = fmt.Sprintf("listens on %s; no message yet; %s", st.Address, devices(st.Connections))
+	case silent(st.Usual, last):
+		f.Level, f.Found = Warning, fmt.Sprintf("silent for %s; %s", Ago(last), devices(st.Connections))
+		f.Mend = "see the device, its cable, and the network in between"
+	case st.NotUnderstood == st.Received:
+		f.Level, f.Found = Warning, fmt.Sprintf("of none of its %d messages everything was understood", st.Received)
+		f.Mend = "keep one in a file and run 'wardlink-agent hl7 try' on it; nothing is lost meanwhile: they travel as they came, too"
+	default:
+		f.Found = fmt.Sprintf("listens on %s; last message %s ago, %d in the last minute; %s", st.Address, Ago(last), st.LastMinute, devices(st.Connections))
+	}
+	return f
+}
+
+// silent tells whether a source misses its own rhythm.
+func silent(usual, since time.Duration) bool {
+	return usual > 0 && since > max(quietFactor*usual, quietLeast)
+}
+
+func devices(n int) string {
+	if n == 1 {
+		return "1 device is connected"
+	}
+	return fmt.Sprintf("%d devices are connected", n)
+}
+
+// Ago is a duration for people: its largest unit and, below ten of it, the next.
+func Ago(d time.Duration) string {
+	if d < 0 {
+		d = 0
+	}
+	const day = 24 * time.Hour
+	pair := func(big, small time.Duration, bigUnit, smallUnit string) string {
+		n, rest := d/big, d%big/small
+		if n >= 10 || rest == 0 {
+			return fmt.Sprintf("%d %s", n, bigUnit)
+		}
+		return fmt.Sprintf("%d %s %d %s", n, bigUnit, rest, smallUnit)
+	}
+	switch {
+	case d < 10*time.Second:
+		return fmt.Sprintf("%.1f s", d.Seconds())
+	case d < time.Minute:
+		return fmt.Sprintf("%d s", d/time.Second)
+	case d < time.Hour:
+		return pair(time.Minute, time.Second, "min", "s")
+	case d < day:
+		return pair(time.Hour, time.Minute, "h", "min")
+	}
+	return pair(day, time.Hour, "d", "h")
+}
+
+// Size is a number of bytes for people, in binary units under their everyday names, as the configuration writes them.
+func Size(n int64) string {
+	value, unit := float64(n), "B"
+	for _, u := range []string{"KB", "MB", "GB", "TB"} {
+		if value < 1024 {
+			break
+		}
+		value, unit = value/1024, u
+	}
+	if unit == "B" || value >= 100 {
+		return fmt.Sprintf("%.0f %s", value, unit)
+	}
+	return fmt.Sprintf("%.1f %s", value, unit)
+}

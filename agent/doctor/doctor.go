@@ -1,0 +1,220 @@
+// Package doctor looks for what keeps a gateway's telemetry from the hospital, from the configuration to the server's answer, and
+// names the mend of each thing it finds. It changes nothing. It disturbs nothing either: while an agent runs, what only that agent
+// can look at (its TPM, its buffer, its ports) is asked of it over its socket, and its MQTT session is left alone.
+package doctor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"wardlink/agent"
+	"wardlink/buffer"
+	"wardlink/enroll"
+	"wardlink/enroll/tpm"
+	"wardlink/internal/build"
+	"wardlink/telemetry/seal"
+)
+
+// Time is how long a whole examination takes at most.
+const Time = 10 * time.Second
+
+// The areas of findings that are made here; agent has the others.
+const (
+	AreaConfiguration = "configuration"
+	AreaKit           = "kit"
+	AreaAgent         = "agent"
+	AreaCertificate   = "certificate"
+	AreaFiles         = "files"
+)
+
+// Report is what an examination found.
+type Report struct {
+	At       time.Time       `json:"at"`
+	Level    agent.Level     `json:"level"` // the worst of the findings
+	Findings []agent.Finding `json:"findings"`
+}
+
+// Examine looks at everything that the configuration file names. What is broken is in the report, never an error. It is over within
+// Time, also when a server, the TPM or the agent does not answer.
+func Examine(ctx context.Context, path string) Report {
+	ctx, cancel := context.WithTimeout(ctx, Time)
+	defer cancel()
+	findings := examine(ctx, path)
+	return Report{At: time.Now(), Level: agent.Worst(findings), Findings: findings}
+}
+
+func examine(ctx context.Context, path string) []agent.Finding {
+	cfg, err := agent.LoadConfig(path)
+	if err != nil {
+		return []agent.Finding{{Area: AreaConfiguration, Level: agent.Stops, Found: err.Error(), Mend: "without it the agent does not start, and nothing else can be looked at"}}
+	}
+	out := []agent.Finding{{Area: AreaConfiguration, Level: agent.Well, Found: fmt.Sprintf("%s; %d sources, buffer of %s", path, len(cfg.Sources), cfg.Buffer.Cap)}}
+	out = append(out, judgeMode(path, AreaConfiguration)...)
+	kit, err := cfg.LoadKit()
+	if err != nil {
+		out = append(out, agent.Finding{Area: AreaKit, Level: agent.Stops, Found: err.Error(), Mend: "without it the agent does not start"})
+		return append(out, local(ctx, cfg)...)
+	}
+	out = append(out, agent.Finding{Area: AreaKit, Level: agent.Well, Found: fmt.Sprintf("of %s, fingerprint %s, %d servers", kit.TrustDomain, kit.ShortFingerprint(), len(kit.Servers))})
+	out = append(out, judgeMode(cfg.Kit, AreaKit)...)
+
+	// The steps to the servers, the agent, and the files have nothing to do with each other.
+	reaches := make([]reach, len(kit.Servers))
+	var wg sync.WaitGroup
+	for i, server := range kit.Servers {
+		wg.Go(func() { reaches[i] = probe(ctx, server, kit) })
+	}
+	var patient patient
+	wg.Go(func() { patient = look(ctx, cfg, kit) })
+	files := judgeState(cfg.State)
+	wg.Wait()
+
+	now := time.Now()
+	out = append(out, patient.agent...)
+	out = append(out, patient.tpm...)
+	chain, chainErr := enroll.Chain(filepath.Join(cfg.State, "identity"))
+	out = append(out, judgeCertificate(chain, chainErr, kit, now)...)
+	out = append(out, judgeClock(now, agent.ReadKernelClock(), floorOf(kit, chain), offsets(reaches), patient.connected()))
+	out = append(out, judgeServers(reaches, patient, kit, now)...)
+	out = append(out, patient.inside...)
+	return append(out, files...)
+}
+
+// local is what can be looked at without a kit.
+func local(ctx context.Context, cfg agent.Config) []agent.Finding {
+	out := judgeState(cfg.State)
+	if s, err := agent.AskStatus(ctx, cfg); err == nil {
+		return append(out, s.Examine(time.Now())...)
+	}
+	out = append(out, diskOf(cfg))
+	return append(out, judgePorts(cfg)...)
+}
+
+// patient is the agent as it could be looked at: running, or at rest.
+type patient struct {
+	status     *agent.Status // nil when none runs
+	agent      []agent.Finding
+	tpm        []agent.Finding
+	authorised []agent.Finding
+	inside     []agent.Finding // buffer, disk, sources, and the uplink of a running one
+}
+
+// connected tells whether the running agent has its connection: then the server believes it, whatever else looks odd.
+func (p patient) connected() bool { return p.status != nil && p.status.Uplink.Connected }
+
+// look asks the running agent, or looks itself where none runs.
+func look(ctx context.Context, cfg agent.Config, kit enroll.Kit) (p patient) {
+	s, err := agent.AskStatus(ctx, cfg)
+	if err == nil {
+		p.status = &s
+		p.agent = judgeRunning(s, kit)
+		p.inside = s.Examine(time.Now())
+		found, err := agent.AskProbe(ctx, cfg)
+		if err != nil {
+			p.tpm = []agent.Finding{{Area: agent.AreaTPM, Level: agent.Warning, Found: fmt.Sprintf("the running agent does not say how its TPM is: %v", err),
+				Mend: "it may be busy with a slow TPM; run this again"}}
+		}
+		for _, f := range found {
+			if f.Area == agent.AreaAuthorisation {
+				p.authorised = append(p.authorised, f)
+			} else {
+				p.tpm = append(p.tpm, f)
+			}
+		}
+		return p
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() { p.tpm, p.authorised = lookAtTPM(ctx, cfg, kit) })
+	held, inside := lookAtBuffer(ctx, cfg)
+	p.agent = []agent.Finding{judgeAbsent(err, held)}
+	p.inside = append(inside, diskOf(cfg))
+	p.inside = append(p.inside, judgePorts(cfg)...)
+	wg.Wait()
+	return p
+}
+
+// lookAtTPM opens the TPM, which nobody else uses while no agent runs. Keys and certificate are read, never made.
+func lookAtTPM(ctx context.Context, cfg agent.Config, kit enroll.Kit) (found, authorised []agent.Finding) {
+	ctx, cancel := context.WithTimeout(ctx, Time-time.Second)
+	defer cancel()
+	dev, err := tpm.Open(ctx, cfg.TPM)
+	if err != nil {
+		return []agent.Finding{{Area: agent.AreaTPM, Level: agent.Stops, Found: err.Error(), Mend: "without its TPM this gateway can neither enrol nor connect; telemetry is buffered"}}, nil
+	}
+	defer dev.Close()
+	dir := filepath.Join(cfg.State, "identity")
+	keys, err := tpm.OpenKeys(ctx, dev, dir)
+	if errors.Is(err, tpm.ErrMissing) {
+		return agent.ProbeTPM(ctx, dev, nil), nil
+	}
+	if err != nil {
+		return append(agent.ProbeTPM(ctx, dev, nil), agent.Finding{Area: agent.AreaTPM, Level: agent.Stops, Found: "the gateway's keys do not load: " + err.Error(),
+			Mend: "if this is another TPM, or it was cleared, remove " + dir + " and enrol anew"}), nil
+	}
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	if chain, err := enroll.Chain(dir); err == nil {
+		var raw [][]byte
+		for _, c := range chain {
+			raw = append(raw, c.Raw)
+		}
+		cert, err := keys.Device().Certificate(raw)
+		if err != nil {
+			found = append(found, agent.Finding{Area: AreaCertificate, Level: agent.Warning, Found: err.Error(), Mend: "the agent enrols anew by itself when it starts"})
+		} else {
+			authorised = agent.ProbeAuthorisation(ctx, kit, cert)
+		}
+	}
+	return append(agent.ProbeTPM(ctx, dev, keys.Device()), found...), authorised
+}
+
+// lookAtBuffer reads the files of an agent that does not run. held tells that some process has them open all the same.
+func lookAtBuffer(ctx context.Context, cfg agent.Config) (held bool, out []agent.Finding) {
+	type answer struct {
+		report buffer.Report
+		err    error
+	}
+	// It reads every batch, and cannot be called back; a program that ends soon may leave it behind.
+	done := make(chan answer, 1)
+	go func() {
+		r, err := buffer.Check(filepath.Join(cfg.State, "buffer"), func(frame []byte) error { _, err := seal.CheckFrame(frame); return err })
+		done <- answer{r, err}
+	}()
+	select {
+	case a := <-done:
+		if errors.Is(a.err, buffer.ErrLocked) {
+			return true, nil
+		}
+		return false, judgeBuffer(a.report, a.err, cfg)
+	case <-ctx.Done():
+		return false, []agent.Finding{{Area: agent.AreaBuffer, Level: agent.Warning, Found: "its files could not all be read in time", Mend: "run 'wardlink-agent buffer check', which takes the time it needs"}}
+	}
+}
+
+// judgeRunning looks whether the agent that runs is the one that the files speak of.
+func judgeRunning(s agent.Status, kit enroll.Kit) []agent.Finding {
+	out := []agent.Finding{{Area: AreaAgent, Level: agent.Well, Found: fmt.Sprintf("version %s runs as process %d for %s", s.Version, s.PID, agent.Ago(time.Since(s.Started)))}}
+	if s.Kit != kit.ShortFingerprint() {
+		out = append(out, agent.Finding{Area: AreaAgent, Level: agent.Warning, Found: fmt.Sprintf("it began with kit %s; the file is another one by now, %s", s.Kit, kit.ShortFingerprint()),
+			Mend: "restart the agent so that it uses the new kit"})
+	}
+	if s.Version != build.Version {
+		out = append(out, agent.Finding{Area: AreaAgent, Level: agent.Warning, Found: fmt.Sprintf("version %s runs, but %s is installed", s.Version, build.Version), Mend: "restart the agent"})
+	}
+	return append(out, judgeCores(s.PID)...)
+}
+
+func judgeAbsent(err error, held bool) agent.Finding {
+	f := agent.Finding{Area: AreaAgent, Level: agent.Stops, Found: "it does not run: nothing is taken in, and nothing is sent", Mend: "systemctl start wardlink-agent, and see its log (journalctl -u wardlink-agent)"}
+	switch {
+	case errors.Is(err, errDenied):
+		f.Level, f.Found, f.Mend = agent.Warning, err.Error(), "run this as root or as the agent's user, which sees more"
+	case held:
+		f.Found, f.Mend = "a process has the buffer open but does not answer on its socket", "it is starting, or stuck: see its log (journalctl -u wardlink-agent), and restart it"
+	}
+	return f
+}

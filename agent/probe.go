@@ -1,0 +1,167 @@
+package agent
+
+import (
+	"context"
+	"crypto"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/tls"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+
+	"wardlink/enroll"
+	"wardlink/enroll/tpm"
+	"wardlink/internal/spiffe"
+)
+
+// The areas of findings that a probe makes.
+const (
+	AreaTPM           = "TPM"
+	AreaAuthorisation = "authorisation"
+)
+
+// slowSignature is where a TPM's signature begins to be felt: a handshake needs one, and the server waits a minute for it.
+const slowSignature = 5 * time.Second
+
+// ProbeTPM looks at a TPM and, where there is an identity, makes a signature with its key. A TPM has one user at a time, so while an
+// agent runs it is the agent that does this.
+func ProbeTPM(ctx context.Context, dev *tpm.TPM, signer crypto.Signer) []Finding {
+	well := func(found string, args ...any) Finding {
+		return Finding{Area: AreaTPM, Level: Well, Found: fmt.Sprintf(found, args...)}
+	}
+	trouble := func(level Level, mend, found string, args ...any) Finding {
+		return Finding{Area: AreaTPM, Level: level, Found: fmt.Sprintf(found, args...), Mend: mend}
+	}
+	ek, err := dev.EK(ctx)
+	if err != nil {
+		return []Finding{trouble(Stops, "see the vendor's notes for this TPM; a firmware update, or clearing it in the firmware setup, makes the endorsement key anew", "its endorsement key cannot be read: %v", err)}
+	}
+	out := []Finding{well("%s opens; EK SHA-256 %s, fingerprint %s, %s", dev.Path(), hex.EncodeToString(ek.Hash[:]), enroll.Fingerprint(ek.Hash), certified(ek))}
+	if l, err := dev.Lockout(ctx); err != nil {
+		out = append(out, trouble(Warning, "", "its lockout state cannot be read: %v", err))
+	} else {
+		out = append(out, judgeLockout(l))
+	}
+	if signer == nil {
+		return out
+	}
+	// A purpose of its own keeps this signature from being good for anything else.
+	nonce := make([]byte, 16)
+	rand.Read(nonce)
+	digest := sha256.Sum256(append([]byte("wardlink/probe/1\x00"), nonce...))
+	began := time.Now()
+	if _, err := signer.Sign(rand.Reader, digest[:], crypto.SHA256); err != nil {
+		return append(out, trouble(Stops, "if the TPM was cleared or replaced, remove the directory identity below the state directory and enrol anew", "it does not sign with the device key: %v", err))
+	}
+	if took := time.Since(began); took > slowSignature {
+		out = append(out, trouble(Warning, "see whether another program keeps the TPM busy", "a signature takes %s; each connection needs one", took.Round(time.Millisecond)))
+	} else {
+		out = append(out, well("a signature with the device key takes %s", took.Round(time.Millisecond)))
+	}
+	return out
+}
+
+func certified(ek tpm.EK) string {
+	if ek.Certificate != nil {
+		return "with its maker's certificate"
+	}
+	return "without a maker's certificate: the registry must know the hash"
+}
+
+func judgeLockout(l tpm.Lockout) Finding {
+	f := Finding{Area: AreaTPM, Level: Well, Found: fmt.Sprintf("not locked; %d of %d wrong authorisations count", l.Failures, l.Most)}
+	mend := "another program on this machine gives it wrong passwords: find and stop it; our own keys are outside this defence and go on working"
+	switch {
+	case l.Locked:
+		f.Level, f.Mend = Warning, mend
+		f.Found = fmt.Sprintf("it has locked itself after %d wrong authorisations", l.Failures)
+	case l.Failures > 0 && l.Most > 0 && l.Failures*2 >= l.Most:
+		f.Level, f.Mend = Warning, mend
+		f.Found = fmt.Sprintf("%d of %d wrong authorisations count; then it locks itself", l.Failures, l.Most)
+	}
+	return f
+}
+
+// ProbeAuthorisation shows the gateway's certificate to each server, over HTTP: an MQTT session would take the place of the running
+// agent's. It tells whether the server believes the certificate, not whether the registry admits the gateway to MQTT.
+func ProbeAuthorisation(ctx context.Context, kit enroll.Kit, cert tls.Certificate) []Finding {
+	out := make([]Finding, len(kit.Servers))
+	var wg sync.WaitGroup
+	for i, server := range kit.Servers {
+		wg.Go(func() {
+			out[i] = Finding{Area: AreaAuthorisation, Name: server, Level: Well, Found: "the server accepts this gateway's certificate"}
+			if err := showCertificate(ctx, server, kit, cert); err != nil {
+				out[i] = judgeRefusal(server, err)
+			}
+		})
+	}
+	wg.Wait()
+	return out
+}
+
+// showCertificate makes one request on a connection that proves the gateway's key.
+func showCertificate(ctx context.Context, server string, kit enroll.Kit, cert tls.Certificate) error {
+	conf := spiffe.ServerTLS(kit.Pool(), spiffe.ID{TrustDomain: kit.TrustDomain, Kind: spiffe.Service, Name: "ingest"}, "http/1.1")
+	conf.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &cert, nil }
+	transport := &http.Transport{
+		TLSClientConfig: conf, DisableKeepAlives: true, TLSHandshakeTimeout: 30 * time.Second,
+		DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, network, server)
+		},
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+server+"/acme/attest/directory", nil)
+	if err != nil {
+		return err
+	}
+	resp, err := (&http.Client{Transport: transport}).Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	_, _ = io.CopyN(io.Discard, resp.Body, 64<<10)
+	return nil // whatever it answers, it has let us ask
+}
+
+func judgeRefusal(server string, err error) Finding {
+	f := Finding{Area: AreaAuthorisation, Name: server, Level: Stops, Found: fmt.Sprintf("the gateway's certificate could not be shown: %v", err)}
+	var alert tls.AlertError
+	var op *net.OpError
+	refused := errors.As(err, &alert) || errors.As(err, &op) && op.Op == "remote error"
+	switch {
+	case refused:
+		f.Found = fmt.Sprintf("the server refuses this gateway's certificate: %v", err)
+		f.Mend = "compare the clocks and see 'wardlink gateway show'; a revoked gateway must be enrolled again"
+	case errors.Is(err, context.DeadlineExceeded):
+		f.Found, f.Mend = "no answer in time when the gateway showed its certificate", "see the steps to this server, and the latency of the TPM"
+	default:
+		f.Level, f.Mend = Warning, "see the steps to this server"
+	}
+	return f
+}
+
+// probe is what the running agent finds where only it can look: the TPM that it holds, and what that TPM's key opens.
+func (a *Agent) probe(ctx context.Context) []Finding {
+	a.mu.Lock()
+	dev, id, state := a.dev, a.identity, a.tpmState
+	a.mu.Unlock()
+	if dev == nil {
+		return []Finding{{Area: AreaTPM, Level: Stops, Found: state, Mend: "until it can be opened, telemetry is buffered and the certificate is not renewed"}}
+	}
+	var out []Finding
+	var shown []Finding
+	var wg sync.WaitGroup
+	if id != nil {
+		wg.Go(func() { shown = ProbeAuthorisation(ctx, a.kit, id.Certificate) })
+		out = ProbeTPM(ctx, dev, id.Signer())
+	} else {
+		out = ProbeTPM(ctx, dev, nil)
+	}
+	wg.Wait()
+	return append(out, shown...)
+}
