@@ -72,9 +72,9 @@ func (t *tool) showAlerts(list client.Alerts, now time.Time) error {
 	if len(list.Targets) > 0 {
 		fmt.Fprintln(t.out)
 		if err := t.table(func(w io.Writer) {
-			fmt.Fprintln(w, "TARGET\tTO\tFROM\tSTATE\tWAITING")
+			fmt.Fprintln(w, "TARGET\tTO\tFROM\tWAITING\tSTATE")
 			for _, g := range list.Targets {
-				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\n", g.Name, g.To, g.Minimum, targetState(g, now), g.Waiting)
+				fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\n", g.Name, g.To, g.Minimum, g.Waiting, targetState(g, now))
 			}
 		}); err != nil {
 			return err
@@ -159,6 +159,9 @@ func targetState(g client.AlertTarget, now time.Time) string {
 // span is a time as a person says it: two parts at most.
 func span(d time.Duration) string {
 	d = max(0, d)
+	if d >= time.Hour {
+		d = d.Round(time.Minute)
+	}
 	switch {
 	case d < time.Minute:
 		return fmt.Sprintf("%ds", int(d.Seconds()))

@@ -3,7 +3,6 @@ package alerts
 import (
 	"context"
 	"errors"
-	"fmt"
 	"math/rand/v2"
 	"slices"
 	"strconv"
@@ -292,7 +291,7 @@ func (a *Alerts) Test(ctx context.Context, name string) ([]Result, error) {
 		}
 	}
 	if len(chosen) == 0 && name != "" {
-		return nil, fmt.Errorf("%.80q is no target of alerts in server.yaml: %w", name, ErrUnknown)
+		return nil, refuse(ErrUnknown, "%.80q is no target of alerts in server.yaml", name)
 	}
 	now := a.now()
 	p := testPayload(a.cfg.Server, now)

@@ -76,7 +76,7 @@ var kinds = []Kind{
 		"'wardlink records dead' says why; mend that and try again with 'wardlink records reopen'."},
 	{BatchParked, Critical, 24 * time.Hour, "gateway",
 		"The server refused batches of a gateway, which keeps them and does not send them again by itself.",
-		"'wardlink audit list --type refused --gateway ID' says why; mend that, then restart the agent so that it sends them again."},
+		"'wardlink audit list --type refused --gateway ID' says why; do not wipe the gateway, which holds them."},
 	{CertificateLate, Warning, 12 * time.Hour, "gateway",
 		"A gateway should have renewed its certificate and has not.",
 		"Look at 'wardlink-agent status' on the gateway; when the certificate ends it cannot connect, and it enrols again by itself once it can."},
