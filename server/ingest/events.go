@@ -50,6 +50,7 @@ func (c *session) closed(ctx context.Context) {
 		c.srv.log.Error("end of a session is not journaled", "gateway", c.id.gateway, "reason", reason, "error", err)
 	}
 	c.srv.metrics.closed.WithLabelValues(reason).Inc()
+	c.traffic.close(reason)
 }
 
 // refused journals one refusal of a proven identity, before it is answered. When that fails the refusal stands all the same.
@@ -64,6 +65,9 @@ func (c *session) refused(ctx context.Context, reason, target string, detail map
 	c.srv.log.Warn("refused", "gateway", c.id.gateway, "identity", c.id.spiffe, "peer", c.peer, "reason", reason)
 	c.srv.metrics.refused(reason)
 	c.srv.rates.refused(c.id.gateway, reason)
+	if c.id.gateway != "" {
+		c.srv.trafficOf(c.id.gateway).refuse(reason)
+	}
 }
 
 // refusePublish journals the refusal of a PUBLISH and tells the gateway which batch it was, so that it parks it instead of sending

@@ -122,6 +122,7 @@ type Server struct {
 	nudged   chan struct{} // one place: a nudge that waits stands for all
 
 	mu       sync.Mutex
+	traffic  map[string]*traffic   // by gateway, also of those that have no session
 	sessions map[string]*session   // by gateway; from CONNECT, before admission, so that no change of the registry slips between
 	pending  map[string]int        // connections without CONNECT, by gateway
 	waiting  map[*session]struct{} // all of pending
@@ -137,7 +138,7 @@ func New(cfg Config) *Server {
 	}
 	s := &Server{
 		journal: cfg.Journal, registry: cfg.Registry, domain: cfg.TrustDomain, down: cfg.Down, log: log,
-		limits: cfg.Limits.withDefaults(), sessions: make(map[string]*session), pending: make(map[string]int), waiting: make(map[*session]struct{}),
+		limits: cfg.Limits.withDefaults(), traffic: make(map[string]*traffic), sessions: make(map[string]*session), pending: make(map[string]int), waiting: make(map[*session]struct{}),
 		nudged: make(chan struct{}, 1),
 	}
 	s.metrics = newMetrics(s)

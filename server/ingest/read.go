@@ -168,6 +168,7 @@ func (c *session) commitBatch(p publish, frame seal.Header) error {
 		return fmt.Errorf("%w: audit row: %w", errFault, err)
 	}
 	c.srv.metrics.received(frame.Lane, len(p.payload))
+	s.lane, s.counted = frame.Lane, true
 	return c.submit(journal.Entry{ID: id, Kind: journal.KindPublish, Head: head, Blob: p.payload}, s)
 }
 
@@ -236,7 +237,7 @@ func (c *session) reserve(p publish) (*slot, error) {
 		*place = s
 	}
 	s := *place
-	s.packet, s.size, s.committed, s.begun = p.id, size, false, time.Now()
+	s.packet, s.size, s.committed, s.counted, s.begun = p.id, size, false, false, time.Now()
 	c.tail++
 	c.held += size
 	return s, nil
@@ -247,9 +248,11 @@ func (c *session) complete(s *slot, err error) {
 	if err != nil {
 		c.srv.log.Error("commit failed; the session ends without acknowledgement", "gateway", c.id.gateway, "error", err)
 		c.srv.metrics.failed.Inc()
+		c.traffic.committed(s, err)
 		c.stop(endError, true)
 		return
 	}
+	c.traffic.committed(s, nil)
 	c.mu.Lock()
 	s.committed = true
 	c.srv.metrics.commit.Observe(time.Since(s.begun).Seconds())

@@ -30,6 +30,8 @@ type session struct {
 	topics [telemetry.LaneCount]string
 	key    string
 
+	traffic *traffic
+
 	// Of the reader alone.
 	sealings map[[16]byte]sealing
 	silence  time.Duration // longest time until a whole packet has arrived
@@ -56,6 +58,8 @@ type slot struct {
 	packet    uint16
 	size      int
 	committed bool
+	counted   bool // it is a batch
+	lane      telemetry.Lane
 	begun     time.Time
 	complete  func(seq uint64, err error) // bound to this slot; made once
 }
@@ -206,6 +210,7 @@ func (c *session) answerConnect(code byte) {
 // run admits the session, serves it and journals its end.
 func (c *session) run(ctx context.Context, hello connect) {
 	s := c.srv
+	c.traffic = s.trafficOf(c.id.gateway)
 	code, reason := s.admit(ctx, c)
 	defer s.leave(c)
 	if code != connackAccepted {
@@ -303,6 +308,7 @@ func (s *Server) admit(ctx context.Context, c *session) (code byte, reason strin
 		return connackUnavailable, reasonJournal
 	}
 	s.metrics.opened.Inc()
+	c.traffic.open()
 	return connackAccepted, ""
 }
 

@@ -14,12 +14,16 @@ import (
 	"wardlink/telemetry"
 )
 
-//go:embed accounts_0001.sql
-var accounts1 string
+var (
+	//go:embed accounts_0001.sql
+	accounts1 string
+	//go:embed accounts_0002.sql
+	accounts2 string
+)
 
 // accountMigrations come after the records' own, whose batches the first of them counts.
 func accountMigrations() []sqldb.Migration {
-	return []sqldb.Migration{{Domain: "records_accounts", Version: 1, SQL: accounts1}}
+	return []sqldb.Migration{{Domain: "records_accounts", Version: 1, SQL: accounts1}, {Domain: "records_accounts", Version: 2, SQL: accounts2}}
 }
 
 // Kinds of account_sets; see accounts_0001.sql.
@@ -110,14 +114,21 @@ type arrival struct {
 func (r *Records) arrived(tx *sql.Tx, todo []*work) error {
 	byStream := make(map[int64][]arrival)
 	var order []int64
+	var passed stations
 	for _, w := range todo {
 		if w.again {
 			continue
 		}
+		lane := passed.lane(w)
+		lane.journaled++
+		lane.journaledAt = max(lane.journaledAt, w.received)
 		if byStream[w.stream] == nil {
 			order = append(order, w.stream)
 		}
 		byStream[w.stream] = append(byStream[w.stream], arrival{telemetry.Span{First: w.number, Last: w.number}, w.received})
+	}
+	if err := r.addStations(tx, &passed); err != nil {
+		return err
 	}
 	for _, stream := range order {
 		for _, a := range joinArrivals(byStream[stream]) {

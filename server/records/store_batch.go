@@ -99,7 +99,7 @@ const (
 	insertLeftover = "INSERT INTO leftovers (message, raw, problems) VALUES ($1, $2, $3) ON CONFLICT (message) DO NOTHING"
 )
 
-var writeQueries = []string{insertBatch, findBatch, storeBatch, dropFrame, insertMessage, findMessage, insertObservation, insertLeftover, extendRun, findTop, insertRun}
+var writeQueries = []string{insertBatch, findBatch, storeBatch, dropFrame, insertMessage, findMessage, insertObservation, insertLeftover, extendRun, findTop, insertRun, addLane, addSource}
 
 // commit writes what became of each batch: observations and state in one transaction.
 //
@@ -128,6 +128,11 @@ func (r *Records) commit(ctx context.Context, group []*opened, seq uint64) error
 		if err := addWaveforms(tx, &total); err != nil {
 			return err
 		}
+		if total.passed != nil {
+			if err := r.addStations(tx, total.passed); err != nil {
+				return err
+			}
+		}
 		return setSeq(tx, seq)
 	})
 }
@@ -140,7 +145,11 @@ func setSeq(tx *sql.Tx, seq uint64) error {
 	return err
 }
 
-type totals struct{ batches, messages, observations, parts, waveforms, samples int64 }
+type totals struct {
+	batches, messages, observations, parts, waveforms, samples int64
+
+	passed *stations // nil when nothing was stored
+}
 
 func (r *Records) settle(tx *sql.Tx, o *opened, total *totals) error {
 	if o.err == nil {
@@ -200,6 +209,9 @@ func (r *Records) store(tx *sql.Tx, o *opened, total *totals) error {
 	if err != nil {
 		return err
 	}
+	if total.passed == nil {
+		total.passed = &stations{}
+	}
 	if o.batch.Report != nil {
 		if err := r.storeReport(tx, o); err != nil {
 			return err
@@ -211,6 +223,9 @@ func (r *Records) store(tx *sql.Tx, o *opened, total *totals) error {
 		}
 	}
 	total.batches++
+	lane := total.passed.lane(o.work)
+	lane.stored++
+	lane.storedAt = max(lane.storedAt, o.received)
 	_, err = r.in.exec(tx, dropFrame, o.stream, int64(o.number))
 	return err
 }
@@ -245,6 +260,7 @@ func (r *Records) storeMessage(tx *sql.Tx, o *opened, boot int64, m *telemetry.M
 	if err != nil {
 		return err
 	}
+	readings := total.observations + total.waveforms
 	var id int64
 	if n > 0 {
 		total.messages++
@@ -264,6 +280,9 @@ func (r *Records) storeMessage(tx *sql.Tx, o *opened, boot int64, m *telemetry.M
 		if err := r.storeWaveform(tx, id, subject, o.received, first, m, &m.Waveforms[i], total); err != nil {
 			return err
 		}
+	}
+	if n > 0 {
+		total.passed.message(source, id, subject, o.received, total.observations+total.waveforms-readings)
 	}
 	return r.storeLeftover(tx, id, m)
 }
