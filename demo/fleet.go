@@ -211,6 +211,14 @@ func (g *gateway) plugMonitor(o Options, i int) error {
 	return err
 }
 
+// lane is one in which the gateway published what its monitor sent: a recording may have no readings.
+func (g *gateway) lane() string {
+	for range g.monitor.Account().Readings() {
+		return "vitals"
+	}
+	return "waveform"
+}
+
 // paced gives a row each pace.
 func paced(src bedside.Source) bedside.Source {
 	return func(yield func(bedside.Row) bool) {

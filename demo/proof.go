@@ -83,7 +83,7 @@ func (t *theatre) proveOne(ctx context.Context) error {
 		return err
 	}
 	_, err = child.Output(ctx, t.bin("wardlink"), "audit", "prove", "--dir", t.server,
-		"--gateway", g.name, "--lane", "vitals", "--number", "0", "--epoch", s.Epoch, "--out", bundle)
+		"--gateway", g.name, "--lane", g.lane(), "--number", "0", "--epoch", s.Epoch, "--out", bundle)
 	if err != nil {
 		return err
 	}
@@ -91,7 +91,7 @@ func (t *theatre) proveOne(ctx context.Context) error {
 		return err
 	}
 	t.summary.ProofVerified = true
-	t.stages.done("publish %s/vitals/0 of %s is in the log; the bundle proves it alone", s.Epoch[:8], g.name)
+	t.stages.done("publish %s/%s/0 of %s is in the log; the bundle proves it alone", s.Epoch[:8], g.lane(), g.name)
 	return nil
 }
 

@@ -264,6 +264,24 @@ func TestMissingSamples(t *testing.T) {
 	}
 }
 
+// A code is believed in a unit of what it measures only; and no code is given on half a name.
+func TestWaveCodes(t *testing.T) {
+	for _, tc := range []struct {
+		name, unit string
+		mdc        uint32
+	}{
+		{"II", "mV", 131330}, {"ii", "uV", 131330}, {"II", "mmHg", 0}, {"AVR", "mV", 131390}, {"v1", "V", 131331}, {"V", "mV", 0}, {"MCL1", "mV", 0},
+		{"ABP", "mmHg", 150036}, {"ABP", "mV", 0}, {"PAP", "mmHg", 150044}, {"PLETH", "NU", 150452}, {"RESP", "mV", 151552}, {"RESP (sum)", "l", 0},
+	} {
+		if got := waveOf(tc.name, tc.unit, 3); got.MDC != tc.mdc || got.Path != "1.9.1.3" || got.Unit.Label != tc.unit {
+			t.Errorf("%s in %s is %+v", tc.name, tc.unit, got)
+		}
+	}
+	if unitOf("µV") != microvolt || unitOf("μV") != microvolt {
+		t.Error("microvolts are not known")
+	}
+}
+
 func TestSpeed(t *testing.T) {
 	for speed, want := range map[float64]time.Duration{0: 0, 1: 4 * time.Second, 8: 500 * time.Millisecond} {
 		synctest.Test(t, func(t *testing.T) {

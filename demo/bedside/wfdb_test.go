@@ -245,6 +245,7 @@ func TestValuesAreExact(t *testing.T) {
 		{"3/x", 2, "0.666666666"}, // twice what the monitor says a step is
 		{"0.000003/x", 1, "333333.333"},
 		{"1024/x", 1, "0.0009765625"},
+		{"1048576/x", 1, "0.000000953674316"}, // its 14 digits are more than are said
 	} {
 		var c Column
 		if err := c.parseGain(tc.gain); err != nil {
