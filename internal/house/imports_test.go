@@ -37,6 +37,8 @@ var rules = []rule{
 	{"enroll/verify", "net", []string{"net/netip", "net/url"}, "the verifier reads no network"},
 	{"enroll/verify", "os", nil, "the verifier reads no disk"},
 	{"demo/bedside", module, nil, "the monitor is checked against, so it shares no code with what it checks"},
+	{"server/alerts", "server/api", nil, "alerts are raised and delivered whoever may look at them"},
+	{"server/alerts", "server/fhir", nil, "an alert holds no record"},
 	{"internal", "agent", nil, "internal is below every domain"},
 	{"internal", "server", nil, "internal is below every domain"},
 	{"internal", "buffer", nil, "internal is below every domain"},

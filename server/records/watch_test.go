@@ -3,8 +3,10 @@ package records_test
 import (
 	"slices"
 	"testing"
+	"time"
 
 	"wardlink/server/records"
+	"wardlink/telemetry"
 )
 
 // What the watchers ask is what has become of the batches.
@@ -58,5 +60,40 @@ func TestWatchersReadNoWholeTable(t *testing.T) {
 		}) {
 			t.Errorf("%s:\n%q", q, plan)
 		}
+	}
+}
+
+func TestGapsAndParkedByGateway(t *testing.T) {
+	f := setup(t)
+	g := f.gateway("gw-1").enrol().bring("gw-1")
+	for _, n := range []uint64{0, 1, 4, 7} {
+		g.number(n)
+	}
+	f.settled()
+	r := f.open()
+	ask := func(age time.Duration) []records.GapCount {
+		t.Helper()
+		gaps, err := r.GapsByGateway(f.ctx, f.clock.Now().Add(-age), 10)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return gaps
+	}
+	if gaps := ask(0); len(gaps) != 1 || gaps[0].Gateway != "gw-1" || gaps[0].Batches != 4 || gaps[0].Firm {
+		t.Errorf("%+v", gaps)
+	}
+	if gaps := ask(time.Hour); len(gaps) != 0 {
+		t.Errorf("gaps of an hour ago: %+v", gaps)
+	}
+	l := held(telemetry.Span{First: 2, Last: 3})
+	l.Waiting, l.Parked = 2, 2
+	g.report(0, vitalsLane(8, l))
+	f.settled()
+	if gaps := ask(0); len(gaps) != 1 || gaps[0].Batches != 2 || !gaps[0].Firm {
+		t.Errorf("after the report: %+v", gaps)
+	}
+	parked, err := r.ParkedByReport(f.ctx)
+	if err != nil || len(parked) != 1 || parked["gw-1"].Batches != 2 || parked["gw-1"].Received.IsZero() {
+		t.Errorf("%+v, %v", parked, err)
 	}
 }

@@ -102,18 +102,53 @@ func deadLook(r Records) look {
 	}
 }
 
-// parkedTime is how long a refused batch is an alert: nobody says when a gateway's parked batch is mended.
-const parkedTime = 24 * time.Hour
-
-func parkedLook(i Ingest) look {
-	return func(_ context.Context, now time.Time) (out []alerts.Condition, err error) {
-		all := i.RefusedBatches()
-		for _, gateway := range slices.Sorted(maps.Keys(all)) {
-			if p := all[gateway]; now.Sub(p.Last) < parkedTime {
-				out = append(out, alerts.Condition{Subject: gateway, Detail: map[string]string{
-					"refused": fmt.Sprint(p.Count), "last": rfc(p.Last), "reason": p.Reason,
-				}})
+// gapLook says of whom batches are missing for longer than a while: a number may be on its way.
+func gapLook(r Records, age time.Duration) look {
+	return func(ctx context.Context, now time.Time) (out []alerts.Condition, err error) {
+		list, err := r.GapsByGateway(ctx, now.Add(-age), maxListed)
+		for _, g := range list {
+			known := "the gateway has not reported since"
+			if g.Firm {
+				known = "the gateway reports that it does not have them"
 			}
+			out = append(out, alerts.Condition{Subject: g.Gateway, Detail: map[string]string{
+				"batches": fmt.Sprint(g.Batches), "since": rfc(g.Since), "known": known,
+			}})
+		}
+		return out, err
+	}
+}
+
+const (
+	parkedTime = 24 * time.Hour  // how long a refusal is an alert when the gateway says nothing about it
+	parkedLag  = 5 * time.Minute // a report is about a refusal when it came so much later
+)
+
+// parkedLook takes the gateway's word for what it has parked, and the server's own refusals until that word comes: the agent of a
+// gateway whose every batch is refused cannot report.
+func parkedLook(i Ingest, r Records) look {
+	return func(ctx context.Context, now time.Time) (out []alerts.Condition, err error) {
+		reports, err := r.ParkedByReport(ctx)
+		if err != nil {
+			return nil, err
+		}
+		details := make(map[string]map[string]string)
+		for gateway, p := range reports {
+			if p.Batches > 0 {
+				details[gateway] = map[string]string{"parked": fmt.Sprint(p.Batches), "reported": rfc(p.Received)}
+			}
+		}
+		for gateway, p := range i.RefusedBatches() {
+			if now.Sub(p.Last) >= parkedTime || details[gateway] == nil && reports[gateway].Received.Sub(p.Last) >= parkedLag {
+				continue
+			}
+			if details[gateway] == nil {
+				details[gateway] = make(map[string]string)
+			}
+			details[gateway]["refused"], details[gateway]["last"], details[gateway]["reason"] = fmt.Sprint(p.Count), rfc(p.Last), p.Reason
+		}
+		for _, gateway := range slices.Sorted(maps.Keys(details)) {
+			out = append(out, alerts.Condition{Subject: gateway, Detail: details[gateway]})
 		}
 		return out, nil
 	}

@@ -48,6 +48,8 @@ type Registry interface {
 type Records interface {
 	DeadByGateway(ctx context.Context, limit int) ([]records.DeadCount, error)
 	Backlog(ctx context.Context) (records.Backlog, error)
+	GapsByGateway(ctx context.Context, before time.Time, limit int) ([]records.GapCount, error)
+	ParkedByReport(ctx context.Context) (map[string]records.ParkedReport, error)
 }
 
 // Journal is the server's first word.
@@ -125,7 +127,8 @@ func New(cfg Config) (*Watch, error) {
 	for _, one := range []*watcher{
 		{typ: alerts.GatewaySilent, every: tick, look: newSilent(cfg, w.now()).look},
 		{typ: alerts.BatchDead, every: time.Minute, look: deadLook(cfg.Records)},
-		{typ: alerts.BatchParked, every: tick, look: parkedLook(cfg.Ingest)},
+		{typ: alerts.GapOpen, every: time.Minute, look: gapLook(cfg.Records, cfg.Limits.Gap)},
+		{typ: alerts.BatchParked, every: time.Minute, look: parkedLook(cfg.Ingest, cfg.Records)},
 		{typ: alerts.CertificateLate, every: 5 * time.Minute, look: certificateLook(cfg.Registry, cfg.Limits.CertificateLate)},
 		{typ: alerts.RefusalsMany, every: tick, look: refusalsLook(cfg.Ingest, cfg.Limits.RefusalsPerMinute)},
 		{typ: alerts.DiskLow, every: tick, look: newDisk(cfg).look},

@@ -41,6 +41,8 @@ type post struct {
 	refused  map[string]ingest.Parked
 	dead     []records.DeadCount
 	backlog  records.Backlog
+	gaps     []records.GapCount
+	parked   map[string]records.ParkedReport
 	ill      error // of the journal
 	stats    journal.Stats
 	log      translog.Stats
@@ -171,6 +173,23 @@ func (p *post) Backlog(context.Context) (records.Backlog, error) {
 	return p.backlog, nil
 }
 
+func (p *post) GapsByGateway(_ context.Context, before time.Time, _ int) (out []records.GapCount, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, g := range p.gaps {
+		if !g.Since.After(before) {
+			out = append(out, g)
+		}
+	}
+	return out, nil
+}
+
+func (p *post) ParkedByReport(context.Context) (map[string]records.ParkedReport, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.parked, nil
+}
+
 // wire is the journal's state.
 type wire struct{ p *post }
 
@@ -268,7 +287,31 @@ func TestDeadParkedRefused(t *testing.T) {
 	p.set(func() { p.dead, p.rates = nil, nil })
 	p.pass(4 * time.Minute)
 	p.expect("batch-parked/gw-2 critical")
-	p.leap(24 * time.Hour)
+	// The gateway's word counts as soon as it is about that refusal.
+	p.set(func() {
+		p.parked = map[string]records.ParkedReport{"gw-2": {Received: p.at.Add(-3 * time.Minute)}, "gw-3": {Received: p.at, Batches: 4}}
+	})
+	p.pass(3 * time.Minute)
+	p.expect("batch-parked/gw-2 critical", "batch-parked/gw-3 critical")
+	p.set(func() { p.parked["gw-2"] = records.ParkedReport{Received: p.at.Add(time.Hour)} })
+	p.pass(3 * time.Minute)
+	p.expect("batch-parked/gw-3 critical")
+	p.set(func() { p.parked, p.refused = nil, map[string]ingest.Parked{"gw-4": {Count: 1, Last: p.at}} })
+	p.pass(3 * time.Minute)
+	p.expect("batch-parked/gw-4 critical")
+	p.leap(24 * time.Hour) // a gateway that never reports
+	p.expect()
+}
+
+func TestGapOpen(t *testing.T) {
+	p := newPost(t)
+	p.set(func() { p.gaps = []records.GapCount{{Gateway: "gw-1", Batches: 3, Since: p.at}} })
+	p.pass(9 * time.Minute)
+	p.expect()
+	p.pass(2 * time.Minute)
+	p.expect("gap-open/gw-1 critical")
+	p.set(func() { p.gaps = nil })
+	p.pass(3 * time.Minute)
 	p.expect()
 }
 
