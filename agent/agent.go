@@ -21,6 +21,7 @@ import (
 	"wardlink/buffer"
 	"wardlink/enroll"
 	"wardlink/enroll/tpm"
+	"wardlink/internal/build"
 	"wardlink/internal/spiffe"
 	"wardlink/telemetry"
 	"wardlink/telemetry/seal"
@@ -39,6 +40,7 @@ type Agent struct {
 	link    *uplink.Uplink
 	reports *reporter
 	started time.Time
+	time    *timekeeper
 
 	mu       sync.Mutex
 	dev      *tpm.TPM // nil until it could be opened
@@ -74,6 +76,14 @@ func (a *Agent) prepare() error {
 	if err != nil {
 		return err
 	}
+	clk.wall = a.cfg.Wall
+	if a.time, err = openTimekeeper(filepath.Join(a.cfg.State, "time"), clk, a.log); err != nil {
+		return err
+	}
+	a.time.raise(build.Time(), "the build")
+	for _, root := range a.kit.Roots {
+		a.time.raise(root.NotBefore, "the kit's root certificate")
+	}
 	var epoch telemetry.Epoch
 	rand.Read(epoch[:])
 	if a.intake, err = newIntake(a.buf, a.kit.RecordsKey, epoch, clk, a.log); err != nil {
@@ -108,7 +118,7 @@ func (a *Agent) prepare() error {
 	a.intake.open = a.connections
 	a.reports = &reporter{agent: a}
 	a.link, err = uplink.New(uplink.Config{
-		Servers: a.kit.Servers, Server: a.serverID(), Roots: a.kit.Pool(), Identity: a.credentials,
+		Servers: a.kit.Servers, Server: a.serverID(), Roots: a.kit.Pool(), Identity: a.credentials, Moment: a.time.moment,
 		Buffer: urgentBuffer{a.buf}, Sealing: a.seals.get, Down: a.down, NotAdmitted: a.notAdmitted, Log: a.log,
 	})
 	return err
@@ -171,6 +181,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		g.Go(func() error { return s.Run(gctx) })
 	}
 	g.Go(func() error { return a.link.Run(gctx) })
+	g.Go(func() error { return a.runTime(gctx) })
 	g.Go(func() error { return a.runIdentity(gctx) })
 	g.Go(func() error { return a.serveStatus(gctx) })
 	g.Go(func() error { return a.reports.run(gctx) })
@@ -197,7 +208,7 @@ func (a *Agent) runIdentity(ctx context.Context) error {
 	client := &http.Client{
 		Timeout: 90 * time.Second, // a slow TPM signs within the handshake
 		Transport: &http.Transport{
-			TLSClientConfig:     spiffe.ServerTLS(a.kit.Pool(), a.serverID(), "http/1.1"),
+			TLSClientConfig:     spiffe.ServerTLSAt(a.kit.Pool(), a.serverID(), "http/1.1", a.time.moment),
 			DialContext:         a.dialInOrder,
 			TLSHandshakeTimeout: 60 * time.Second,
 			MaxConnsPerHost:     2,
@@ -207,7 +218,7 @@ func (a *Agent) runIdentity(ctx context.Context) error {
 	base := "https://" + a.kit.Servers[0]
 	e, err := enroll.New(enroll.Config{
 		TPM: dev, Dir: filepath.Join(a.cfg.State, "identity"),
-		Attestation: base + "/attestation", Directory: base + "/acme/attest/directory", HTTP: client, Log: a.log,
+		Attestation: base + "/attestation", Directory: base + "/acme/attest/directory", HTTP: client, Log: a.log, Now: a.time.best,
 	})
 	if err != nil {
 		a.setTPMState(err.Error())
@@ -265,6 +276,7 @@ func (a *Agent) useIdentity(id *enroll.Identity) {
 		a.log.Error("identity cannot sign", "error", err)
 		return
 	}
+	a.time.raise(id.NotBefore, "this gateway's certificate")
 	a.mu.Lock()
 	a.identity, a.waiting, a.tpmState, a.revoked = id, "", "", ""
 	a.mu.Unlock()

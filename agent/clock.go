@@ -12,9 +12,10 @@ import (
 	"wardlink/telemetry"
 )
 
-// clock reads the gateway's two clocks. Neither decides anything about order.
+// clock reads the gateway's two clocks as they are. Neither decides anything about order; what they are worth, the timekeeper knows.
 type clock struct {
-	boot [16]byte // the kernel's boot id
+	boot [16]byte         // the kernel's boot id
+	wall func() time.Time // nil: the system's
 }
 
 // newClock reads the boot id; times of one boot are comparable by their monotonic part.
@@ -33,11 +34,25 @@ func newClock() (clock, error) {
 	return c, nil
 }
 
-// stamp is the present instant. CLOCK_BOOTTIME goes on while the gateway sleeps, unlike CLOCK_MONOTONIC.
-func (clock) stamp() telemetry.Stamp {
+// now is the wall clock.
+func (c clock) now() time.Time {
+	if c.wall != nil {
+		return c.wall()
+	}
+	return time.Now()
+}
+
+// mono is the time since the kernel booted. CLOCK_BOOTTIME goes on while the gateway sleeps, unlike CLOCK_MONOTONIC.
+func (clock) mono() time.Duration {
 	var ts unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
-		ts = unix.Timespec{} // every kernel since 2.6.39 has it; zero is told apart from any real reading
+		return 0 // every kernel since 2.6.39 has it; zero is told apart from any real reading
 	}
-	return telemetry.Stamp{Wall: time.Now().UnixMilli(), Mono: ts.Nano() / int64(time.Millisecond)}
+	return time.Duration(ts.Nano())
+}
+
+// stamp is the present instant by both clocks. A wall clock that no stamp can hold is held at the nearest end: a message is not refused
+// for the date.
+func (c clock) stamp() telemetry.Stamp {
+	return telemetry.Stamp{Wall: clampInstant(c.now().UnixMilli()), Mono: c.mono().Milliseconds()}
 }

@@ -28,6 +28,9 @@ type Config struct {
 	Buffer  BufferConfig   `yaml:"buffer"`  //
 	Sources []SourceConfig `yaml:"sources"` // at least one
 	Log     string         `yaml:"log"`     // "text" (default) or "json"
+
+	// Wall is the wall clock; nil, which is all that a file can say, is the system's. Tests boot in 1970 with it.
+	Wall func() time.Time `yaml:"-"`
 }
 
 // BufferConfig bounds the buffer.

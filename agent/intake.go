@@ -84,7 +84,7 @@ func newIntake(buf *buffer.Buffer, key seal.PublicKey, epoch telemetry.Epoch, c 
 		buf: buf, key: key, epoch: epoch, clock: c, log: log,
 		hour: source.Rate{Unit: time.Minute}, queue: make(chan *waiting, 256), open: func() int { return 1 }, copies: newCopies(),
 	}
-	p, err := seal.NewPeriod(key, epoch, time.Now())
+	p, err := seal.NewPeriod(key, epoch, c.now())
 	if err != nil {
 		return nil, fmt.Errorf("seal: %w", err)
 	}
@@ -307,7 +307,7 @@ func (in *intake) sealAll(lanes *[telemetry.LaneCount]telemetry.Batch, seen *[te
 func (in *intake) currentPeriod() (*seal.Period, error) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	now := time.Now()
+	now := in.clock.now()
 	if !in.period.Over(now) {
 		return in.period, nil
 	}

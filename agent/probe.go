@@ -107,7 +107,9 @@ func ProbeAuthorisation(ctx context.Context, kit enroll.Kit, cert tls.Certificat
 
 // showCertificate makes one request on a connection that proves the gateway's key.
 func showCertificate(ctx context.Context, server string, kit enroll.Kit, cert tls.Certificate) error {
-	conf := spiffe.ServerTLS(kit.Pool(), spiffe.ID{TrustDomain: kit.TrustDomain, Kind: spiffe.Service, Name: "ingest"}, "http/1.1")
+	// Whether the server believes us is asked here; its own dates are looked at elsewhere, and a clock at 1970 must not hide the answer.
+	conf := spiffe.ServerTLSAt(kit.Pool(), spiffe.ID{TrustDomain: kit.TrustDomain, Kind: spiffe.Service, Name: "ingest"}, "http/1.1",
+		func() spiffe.Moment { return spiffe.Moment{Floor: true} })
 	conf.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &cert, nil }
 	transport := &http.Transport{
 		TLSClientConfig: conf, DisableKeepAlives: true, TLSHandshakeTimeout: 30 * time.Second,

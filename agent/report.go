@@ -52,8 +52,9 @@ type notable struct {
 	damaged   int
 	parked    uint64
 	config    uint64
-	firsts    int // sources that have brought something
-	deaf      int // sources whose port cannot be opened
+	firsts    int  // sources that have brought something
+	trusted   bool // the clock
+	deaf      int  // sources whose port cannot be opened
 }
 
 // run reports until ctx ends.
@@ -90,7 +91,7 @@ func (r *reporter) notable(s Status) notable {
 	lanes, _ := r.agent.intake.accounts()
 	n := notable{
 		identity: identityState(s), fault: identityFault(s), connected: s.Uplink.Connected, damaged: len(s.Buffer.Damaged),
-		parked: s.Uplink.Parked, config: s.ConfigSet,
+		parked: s.Uplink.Parked, config: s.ConfigSet, trusted: s.Time.Trusted,
 	}
 	for lane, a := range lanes {
 		if telemetry.Lane(lane) != telemetry.LaneSelf && a.failed > 0 {
@@ -185,7 +186,7 @@ func (a *Agent) report(s Status, assigned uint64, void telemetry.Spans) *telemet
 			Damaged: uint64(len(s.Buffer.Damaged)), Unread: uint64(len(s.Buffer.Unread)), Fault: f.class, FaultAt: millis(f.at),
 		},
 	}
-	r.At.Wall = clampInstant(r.At.Wall)
+	r.Clock = a.clockReport(&r.At)
 	if s.NotAfter != nil {
 		r.Identity.NotAfter = millis(*s.NotAfter)
 	}

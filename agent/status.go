@@ -45,6 +45,7 @@ type Status struct {
 	LastHour    uint64      `json:"last_hour"` // bytes of batches that became durable within the last hour
 	Disk        Disk        `json:"disk"`      // under the state directory
 	Clock       KernelClock `json:"clock"`
+	Time        ClockFacts  `json:"time"` // what is known of the time
 }
 
 // Queue is what waits in a lane for the hospital's acknowledgement.
@@ -99,6 +100,7 @@ func (s Status) LastAcknowledged() (last time.Time) {
 
 func (a *Agent) status() Status {
 	s := Status{
+		Time:     a.time.facts(),
 		Identity: "enrolled", Kit: a.kit.ShortFingerprint(), Epoch: a.intake.epoch.String(), Started: a.started,
 		ConfigSet: a.config.inForce().Version, Sources: map[string]source.Stats{}, Intake: a.intake.counters(),
 		Buffer: a.buf.Stats(), Uplink: a.link.Status(),

@@ -41,6 +41,8 @@ const (
 	GatewayRevoked  Type = "gateway.revoked"  // an operator cut a gateway off; Detail holds the serials of its certificates that were valid
 	GatewayWaiting  Type = "gateway.waiting"  // an unknown TPM proved its EK and waits
 	AKCertified     Type = "ak.certified"     // the attestation CA certified an attestation key
+	ClockDoubted    Type = "clock.doubted"    // the server's clock moved so far that no time is signed for gateways; Detail holds both
+	ClockConfirmed  Type = "clock.confirmed"  // an operator says that the server's clock is right
 	CertIssued      Type = "certificate.issued"
 	ConfigIssued    Type = "config.issued"
 	KitIssued       Type = "kit.issued"

@@ -41,42 +41,77 @@ func newWard(t *testing.T, small bool) *ward {
 		w.journal = mount(t, filepath.Join(h.server(), "journal"), "400m")
 		w.log = mount(t, filepath.Join(h.server(), "log"), "32m")
 	}
+	w.begin()
+	w.box.start()
+	w.register()
+	return w
+}
+
+// wardOf starts a server and a reader, and makes a gateway whose agent is not started and which nobody has registered.
+func wardOf(t *testing.T, h *hospital) *ward {
+	w := &ward{hospital: h, T: t}
+	w.begin()
+	return w
+}
+
+func (w *ward) begin() {
+	w.Helper()
+	h := w.hospital
+	w.Cleanup(func() {
+		if w.Failed() {
+			text, _ := os.ReadFile(filepath.Join(h.dir, "server.log"))
+			w.Logf("the server's last words:\n%s", text[max(0, len(text)-6000):])
+			text, _ = os.ReadFile(filepath.Join(h.dir, "box", "agent.log"))
+			w.Logf("the agent's last words:\n%s", text[max(0, len(text)-6000):])
+		}
+	})
 	h.run()
 	h.must("wardlink", "--operator", h.operator(), "provision", "kit", "--server", h.gateways, "--out", h.kit())
 	w.box = h.newBox("box", h.kit())
-	w.box.start()
-	var id struct {
-		EK string `json:"ek_sha256"`
-	}
-	h.await("the gateway's fingerprint", func(ctx context.Context) (bool, error) {
-		out, err := child.Output(ctx, program("wardlink-agent"), "identity", "--json", "--config", w.box.config())
-		return err == nil && json.Unmarshal(out, &id) == nil && id.EK != "", nil
-	})
-	csv := filepath.Join(h.dir, "gateways.csv")
-	if err := os.WriteFile(csv, []byte("id,ek_sha256,site,ward,profile\nicu-7,"+id.EK+",s,w,default\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	h.must("wardlink", "--operator", h.operator(), "gateway", "import", csv)
 	reader := filepath.Join(h.dir, "reader")
 	h.must("wardlink", "--operator", h.operator(), "access", "issue", "reader", "--out", reader)
 	cert, err := tls.LoadX509KeyPair(filepath.Join(reader, "reader.crt"), filepath.Join(reader, "reader.key"))
 	if err != nil {
-		t.Fatal(err)
+		w.Fatal(err)
 	}
-	t.Cleanup(func() {
-		if t.Failed() {
-			text, _ := os.ReadFile(filepath.Join(h.dir, "server.log"))
-			t.Logf("the server's last words:\n%s", text[max(0, len(text)-6000):])
-		}
-	})
 	w.reader = &http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{TLSClientConfig: &tls.Config{
 		Certificates: []tls.Certificate{cert}, InsecureSkipVerify: true,
 	}}}
-	return w
 }
 
-// read searches all observations: the answer's status, and how many there are or the OperationOutcome's text.
-func (w *ward) read() (status, count int, outcome string) {
+// register enters the box's TPM as a gateway.
+func (w *ward) register() {
+	w.Helper()
+	var id struct {
+		EK string `json:"ek_sha256"`
+	}
+	w.await("the gateway's fingerprint", func(ctx context.Context) (bool, error) {
+		out, err := child.Output(ctx, program("wardlink-agent"), "identity", "--json", "--config", w.box.config())
+		return err == nil && json.Unmarshal(out, &id) == nil && id.EK != "", nil
+	})
+	csv := filepath.Join(w.hospital.dir, "gateways.csv")
+	if err := os.WriteFile(csv, []byte("id,ek_sha256,site,ward,profile\nicu-7,"+id.EK+",s,w,default\n"), 0o600); err != nil {
+		w.Fatal(err)
+	}
+	w.must("wardlink", "--operator", w.operator(), "gateway", "import", csv)
+}
+
+// reading is an Observation as a client of FHIR sees it.
+type reading struct {
+	ID                string `json:"id"`
+	ResourceType      string `json:"resourceType"`
+	EffectiveDateTime string `json:"effectiveDateTime"`
+	ValueQuantity     struct {
+		Value json.Number `json:"value"`
+	} `json:"valueQuantity"`
+	Extension []struct {
+		URL          string `json:"url"`
+		ValueInstant string `json:"valueInstant"`
+	} `json:"extension"`
+}
+
+// search asks for all observations of the box's patient: the answer's status, and they or the OperationOutcome's text.
+func (w *ward) search() (status int, found []reading, outcome string) {
 	w.Helper()
 	resp, err := w.reader.Get("https://" + w.hospital.hospital + "/fhir/Observation?_count=100&patient.identifier=urn:oid:1.2.3%7CCANARY7")
 	if err != nil {
@@ -86,10 +121,7 @@ func (w *ward) read() (status, count int, outcome string) {
 	var body struct {
 		ResourceType string `json:"resourceType"`
 		Entry        []struct {
-			Resource struct {
-				ID           string `json:"id"`
-				ResourceType string `json:"resourceType"`
-			} `json:"resource"`
+			Resource reading `json:"resource"`
 		} `json:"entry"`
 		Issue []struct {
 			Diagnostics string `json:"diagnostics"`
@@ -103,19 +135,41 @@ func (w *ward) read() (status, count int, outcome string) {
 		w.Fatalf("FHIR answered %s: %.200s", resp.Status, data)
 	}
 	if body.ResourceType == "OperationOutcome" {
-		return resp.StatusCode, 0, body.Issue[0].Diagnostics
+		return resp.StatusCode, nil, body.Issue[0].Diagnostics
 	}
-	ids := map[string]bool{}
 	for _, e := range body.Entry {
 		if e.Resource.ResourceType == "Observation" {
-			ids[e.Resource.ID] = true
-			count++
+			found = append(found, e.Resource)
 		}
 	}
-	if len(ids) != count {
-		w.Errorf("%d observations have %d ids", count, len(ids))
+	return resp.StatusCode, found, ""
+}
+
+// read is search that counts.
+func (w *ward) read() (status, count int, outcome string) {
+	w.Helper()
+	status, found, outcome := w.search()
+	ids := map[string]bool{}
+	for _, o := range found {
+		ids[o.ID] = true
 	}
-	return resp.StatusCode, count, ""
+	if len(ids) != len(found) {
+		w.Errorf("%d observations have %d ids", len(found), len(ids))
+	}
+	return status, len(found), outcome
+}
+
+// find gives the observation of a value.
+func (w *ward) find(value string) reading {
+	w.Helper()
+	_, found, outcome := w.search()
+	for _, o := range found {
+		if o.ValueQuantity.Value.String() == value {
+			return o
+		}
+	}
+	w.Fatalf("no observation of %s: %+v %s", value, found, outcome)
+	return reading{}
 }
 
 // refusesReads: nothing is read that cannot be journaled.
@@ -183,7 +237,7 @@ func (w *ward) awaitObservations(n int) {
 	status, count, outcome := 0, 0, ""
 	ctx, cancel := context.WithTimeout(context.Background(), 40*time.Second)
 	defer cancel()
-	if err := child.Until(ctx, "observations", []*child.Process{w.proc, w.box.agent}, func(context.Context) (bool, error) {
+	if err := child.Until(ctx, "observations", []*child.Process{w.proc}, func(context.Context) (bool, error) {
 		status, count, outcome = w.read()
 		return status == http.StatusOK && count >= n, nil
 	}); err != nil {

@@ -48,7 +48,7 @@ func (e *RevokedError) Error() string {
 	return "revoked by the hospital: " + e.Reason
 }
 
-// Config is what an Enroller needs. Every field is required.
+// Config is what an Enroller needs. Every field but Now is required.
 type Config struct {
 	TPM         *tpm.TPM
 	Dir         string       // state directory: key files, account key, certificate chain
@@ -56,6 +56,7 @@ type Config struct {
 	Directory   string       // URL of the ACME directory
 	HTTP        *http.Client // trusts the kit's roots; its timeouts, if any, apply beside ours
 	Log         *slog.Logger
+	Now         func() time.Time // the best that is known of the time, for when to renew; nil: time.Now
 }
 
 // Enroller obtains and renews this gateway's certificate. Its methods are safe for concurrent use; enrolments run one at a time.
@@ -91,6 +92,9 @@ func New(cfg Config) (*Enroller, error) {
 		return nil, fmt.Errorf("enroll: attestation %q and directory %q: expected https:// URLs", cfg.Attestation, cfg.Directory)
 	case cfg.HTTP == nil, cfg.Log == nil:
 		return nil, errors.New("enroll: no HTTP client or no log")
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
 	}
 	client := *cfg.HTTP
 	client.Transport = boundedTransport{client.Transport}

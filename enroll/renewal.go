@@ -45,7 +45,7 @@ func (e *Enroller) Run(ctx context.Context, onIdentity func(*Identity), onTroubl
 	if onTrouble == nil {
 		onTrouble = func(error) {}
 	}
-	return (&renewal{load: e.Load, enrol: e.Enroll, log: e.cfg.Log, trouble: onTrouble, hurry: e.hurry}).run(ctx, onIdentity)
+	return (&renewal{load: e.Load, enrol: e.Enroll, log: e.cfg.Log, trouble: onTrouble, hurry: e.hurry, now: e.cfg.Now}).run(ctx, onIdentity)
 }
 
 // Hurry makes Run renew soon instead of at half the certificate's life: for when the hospital does not admit the certificate. Asking
@@ -64,6 +64,14 @@ type renewal struct {
 	log         *slog.Logger
 	r           *rand.Rand // nil: the global one
 	hurry       <-chan struct{}
+	now         func() time.Time // nil: time.Now
+}
+
+func (l *renewal) present() time.Time {
+	if l.now == nil {
+		return time.Now()
+	}
+	return l.now()
 }
 
 func (l *renewal) run(ctx context.Context, onIdentity func(*Identity)) error {
@@ -73,7 +81,7 @@ func (l *renewal) run(ctx context.Context, onIdentity func(*Identity)) error {
 		onIdentity(id)
 		due := NextRenewal(id, l.r)
 		// A clock that is behind must not put renewal off for longer than a fresh certificate would.
-		if err := l.until(ctx, due, min(time.Until(due), id.NotAfter.Sub(id.NotBefore))); err != nil {
+		if err := l.until(ctx, due, min(due.Sub(l.present()), id.NotAfter.Sub(id.NotBefore))); err != nil {
 			return err
 		}
 	case !errors.Is(err, ErrNone) && ctx.Err() == nil:
@@ -137,11 +145,11 @@ func (l *renewal) pause(err error, failures int) time.Duration {
 // at most a short wait.
 func (l *renewal) until(ctx context.Context, due time.Time, after time.Duration) error {
 	begun := time.Now()
-	trusted := begun.Before(due)
+	trusted := l.present().Before(due)
 	for {
 		left := after - time.Since(begun)
 		// due comes from a certificate and has no monotonic reading, so this compares wall clocks: a step or a sleep shows.
-		if left <= 0 || trusted && !time.Now().Before(due) {
+		if left <= 0 || trusted && !l.present().Before(due) {
 			return ctx.Err()
 		}
 		timer := time.NewTimer(min(left, glance))

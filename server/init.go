@@ -42,6 +42,7 @@ const operatorLife = 90 * 24 * time.Hour
 func databaseFile(dir string) string { return filepath.Join(dir, "wardlink.db") }
 func journalDir(dir string) string   { return filepath.Join(dir, "journal") }
 func logDir(dir string) string       { return filepath.Join(dir, "log") }
+func clockFile(dir string) string    { return filepath.Join(dir, "clock") }
 func caDir(dir string) string        { return filepath.Join(dir, "ca") }
 func ekTrustDir(dir string) string   { return filepath.Join(dir, "ek-trust") }
 

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"wardlink/audit"
+	"wardlink/enroll"
 	"wardlink/internal/listener"
 	"wardlink/internal/spiffe"
 	"wardlink/server/ca"
@@ -56,7 +57,7 @@ func (s *Server) serveGateways(ctx context.Context) error {
 			s.ingest.ServeConn(sessions, conn, state)
 		},
 		http: &http.Server{
-			Handler: s.ca, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: time.Minute, WriteTimeout: 2 * time.Minute,
+			Handler: s.gatewayHTTP(), ReadHeaderTimeout: 10 * time.Second, ReadTimeout: time.Minute, WriteTimeout: 2 * time.Minute,
 			IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10, ErrorLog: quietHTTP(s.log),
 		},
 	}
@@ -73,6 +74,14 @@ func (s *Server) serveGateways(ctx context.Context) error {
 	err := port.run(ctx) // returns when the last session has ended
 	stop()               // also when the port failed by itself
 	return errors.Join(err, <-drained)
+}
+
+// gatewayHTTP is what gateways ask beside MQTT: the time, and enrolment.
+func (s *Server) gatewayHTTP() http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle(enroll.TimePath, s.clock)
+	mux.Handle("/", s.ca)
+	return mux
 }
 
 func (s *Server) cert(name string) *serviceCert {

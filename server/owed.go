@@ -47,7 +47,10 @@ func (o *owed) drop() {
 // is one of both later. An event whose commit failed may be found in the journal after a crash all the same; the outbox, through which it
 // goes then, looks for its id there first.
 func (s *Server) own(ctx context.Context, ev audit.Event) {
-	ev.ID, ev.Actor, ev.Outcome = s.journal.NextID(), audit.Actor{ID: "server"}, audit.Success
+	ev.ID, ev.Actor = s.journal.NextID(), audit.Actor{ID: "server"}
+	if ev.Outcome == "" {
+		ev.Outcome = audit.Success
+	}
 	if ev.Time == 0 {
 		ev.Time = time.Now().UnixMilli()
 	}

@@ -53,6 +53,7 @@ type Server struct {
 	watch    *watch.Watch
 	fhir     http.Handler
 	api      *api.API
+	clock    *api.Clock
 	owed     owed
 
 	listeners struct{ gateways, hospital, operators net.Listener }
@@ -146,10 +147,13 @@ func (s *Server) openServices() (err error) {
 	}); err != nil {
 		return err
 	}
+	if err := s.openClock(); err != nil {
+		return err
+	}
 	s.api = api.New(api.Config{
 		TrustDomain: s.cfg.TrustDomain, Servers: s.gatewayAddresses(), Root: s.keys.Root, RecordsKey: s.keys.Records.Public(),
 		ConfigKey: s.configPublic(), LogDir: logDir(s.dir), LogVerifier: s.keys.LogVerifier, Registry: s.registry,
-		Journal: s.journal, Refusals: s.ingest.Refusals(), CA: s.ca, Records: s.records, Alerts: s.alerts, Status: s.status, Ready: s.ready, Metrics: s.metrics(), Log: s.log,
+		Journal: s.journal, Refusals: s.ingest.Refusals(), CA: s.ca, Clock: s.clock, Records: s.records, Alerts: s.alerts, Status: s.status, Ready: s.ready, Metrics: s.metrics(), Log: s.log,
 	})
 	return nil
 }
@@ -234,6 +238,7 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	front.Go(func() error { return s.serveHTTP(fctx, s.listeners.operators, "api", nil, s.api) })
 	front.Go(func() error { return s.ingest.Run(fctx) })
 	front.Go(func() error { return s.flushOutbox(fctx) })
+	front.Go(func() error { return s.clock.Run(fctx) })
 	// A consumer that fails ends the server: it must not go on taking what nobody opens or logs.
 	front.Go(func() error {
 		select {

@@ -36,7 +36,7 @@ func (s *Server) status(ctx context.Context) (client.Status, error) {
 		notReady = err.Error()
 	}
 	return client.Status{
-		Version: build.Version, Started: s.started, Ready: notReady == "", NotReady: notReady, Sessions: len(s.ingest.Sessions()),
+		Version: build.Version, Started: s.started, Ready: notReady == "", NotReady: notReady, Clock: s.clock.State().Doubt, Sessions: len(s.ingest.Sessions()),
 		Gateways: gateways, Waiting: waiting, JournalSeq: s.journal.Stats().Committed, RecordsSeq: s.journal.Cursor("records"),
 		LogSeq: tl.Signed, LogSize: tl.Published,
 		Stored: uint64(st.Batches), Pending: uint64(st.Pending), Dead: uint64(st.Dead),

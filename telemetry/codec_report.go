@@ -105,9 +105,10 @@ type wireBuffer struct {
 }
 
 type wireClock struct {
-	Trusted bool  `cbor:"1,keyasint"`
-	Offset  int64 `cbor:"2,keyasint,omitempty"`
-	Floor   int64 `cbor:"3,keyasint,omitempty"`
+	Trusted     bool   `cbor:"1,keyasint"`
+	Offset      int64  `cbor:"2,keyasint,omitempty"`
+	Floor       int64  `cbor:"3,keyasint,omitempty"`
+	Uncertainty uint64 `cbor:"4,keyasint,omitempty"`
 }
 
 func newWireReportBatch(b *Batch) *wireReportBatch {
@@ -133,7 +134,7 @@ func newWireReportBatch(b *Batch) *wireReportBatch {
 		w.Lanes = append(w.Lanes, wl)
 	}
 	if c := r.Clock; c.Known {
-		w.Clock = &wireClock{c.Trusted, c.Offset, c.Floor}
+		w.Clock = &wireClock{c.Trusted, c.Offset, c.Floor, c.Uncertainty}
 	}
 	return &wireReportBatch{Version: reportVersion, Boot: b.Boot[:], Report: w}
 }
@@ -184,7 +185,7 @@ func (w *wireReportBatch) batch() (b Batch, err error) {
 		Uplink:   UplinkReport(in.Uplink), Buffer: BufferReport(in.Buffer),
 	}
 	if c := in.Clock; c != nil {
-		r.Clock = ClockReport{Known: true, Trusted: c.Trusted, Offset: c.Offset, Floor: c.Floor}
+		r.Clock = ClockReport{Known: true, Trusted: c.Trusted, Offset: c.Offset, Floor: c.Floor, Uncertainty: c.Uncertainty}
 	}
 	if len(in.Sources) > MaxSources || len(in.Lanes) > MaxLanes {
 		return b, fmt.Errorf("report: %d sources and %d lanes; at most %d and %d", len(in.Sources), len(in.Lanes), MaxSources, MaxLanes)

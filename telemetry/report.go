@@ -111,10 +111,11 @@ type BufferReport struct {
 
 // ClockReport is what the agent makes of its clock. All zero: it does not say.
 type ClockReport struct {
-	Known   bool
-	Trusted bool
-	Offset  int64 // hospital's time minus ours, milliseconds
-	Floor   int64 // no present instant is earlier
+	Known       bool
+	Trusted     bool
+	Offset      int64  // hospital's time minus ours, milliseconds; at the instant of the report. Counts where Trusted
+	Floor       int64  // no present instant is earlier
+	Uncertainty uint64 // of Offset, milliseconds
 }
 
 // Span is a run of batch numbers, both ends included.
@@ -180,7 +181,7 @@ func (r *Report) check() error {
 		reportText("buffer fault", r.Buffer.Fault),
 		instants("report", r.At.Wall, r.Started, r.Identity.NotAfter, r.Uplink.Since, r.Uplink.FaultAt, r.Buffer.FaultAt, r.Clock.Floor),
 		counts("report", r.Config, r.Uplink.Connects, r.Uplink.InFlight, r.Buffer.Used, r.Buffer.Cap, r.Buffer.DiskFree, r.Buffer.Damaged,
-			r.Buffer.Unread),
+			r.Buffer.Unread, r.Clock.Uncertainty),
 	); err != nil {
 		return err
 	}

@@ -40,7 +40,7 @@ func exampleReport() Batch {
 func TestReportRoundTrip(t *testing.T) {
 	least := Batch{Report: &Report{}}
 	full := exampleReport()
-	full.Report.Clock = ClockReport{Known: true, Trusted: true, Offset: -12345, Floor: 1795000000000}
+	full.Report.Clock = ClockReport{Known: true, Trusted: true, Offset: -12345, Floor: 1795000000000, Uncertainty: 17}
 	for range MaxSources - 1 {
 		s := full.Report.Sources[len(full.Report.Sources)-1]
 		s.ID += "+"

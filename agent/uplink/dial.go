@@ -10,6 +10,7 @@ import (
 	"os"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/eclipse/paho.mqtt.golang/packets"
 
@@ -24,6 +25,8 @@ type transport struct {
 	server  string
 	gateway string
 	leaf    []byte // the certificate that we showed
+	// judge is nil once the server's certificate was judged by a trusted clock; else it does that.
+	judge func(now time.Time) error
 }
 
 // dial asks for the identity and tries the servers in their order.
@@ -38,10 +41,15 @@ func (u *Uplink) dial(ctx context.Context) (*transport, error) {
 	var failed []error
 	for _, server := range u.cfg.Servers {
 		limited, cancel := context.WithTimeout(ctx, u.timing.handshake)
+		trusted := !u.cfg.Moment().Floor // before the handshake: what it was judged by is at least that
 		conn, err := u.open(limited, server, cert)
 		cancel()
 		if err == nil {
-			return &transport{conn: conn, server: server, gateway: gateway, leaf: cert.Certificate[0]}, nil
+			t := &transport{conn: conn, server: server, gateway: gateway, leaf: cert.Certificate[0]}
+			if !trusted {
+				t.judge = func(now time.Time) error { return u.judge(conn, now) }
+			}
+			return t, nil
 		}
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
@@ -66,10 +74,19 @@ func (u *Uplink) openTLS(ctx context.Context, server string, cert tls.Certificat
 	return conn, nil
 }
 
+// judge holds the server of a connection against a trusted clock, all of it again.
+func (u *Uplink) judge(conn net.Conn, now time.Time) error {
+	secured, ok := conn.(*tls.Conn)
+	if !ok {
+		return errors.New("the connection is not TLS") // nothing that is not can be trusted later
+	}
+	return spiffe.VerifyServer(secured.ConnectionState(), u.cfg.Roots, u.cfg.Server, now)
+}
+
 // tlsConfig demands TLS 1.3 and the server's SPIFFE id, whatever address it was reached by.
 func (u *Uplink) tlsConfig(server string, cert tls.Certificate) *tls.Config {
 	host, _, _ := net.SplitHostPort(server)
-	conf := spiffe.ServerTLS(u.cfg.Roots, u.cfg.Server, "mqtt")
+	conf := spiffe.ServerTLSAt(u.cfg.Roots, u.cfg.Server, "mqtt", u.cfg.Moment)
 	conf.ServerName = host // for balancers; an IP is not sent
 	// Always ours, whatever authorities the server lists: that it is not wanted must be said aloud and not look as if there was none.
 	conf.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &cert, nil }

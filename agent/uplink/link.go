@@ -36,6 +36,7 @@ type link struct {
 	missing map[[16]byte]bool // the sealing records that held waits for
 	brought map[[16]byte]bool // sealing records published on this connection
 	topics  [telemetry.LaneCount]string
+	kept    []buffer.ID      // acknowledged on a provisional session; the buffer still holds them as taken
 	retry   <-chan time.Time // when held is tried again
 	empty   bool             // the last Take gave nothing
 	more    []buffer.ID      // scratch
@@ -158,7 +159,8 @@ func (l *link) close() {
 	for _, b := range append(l.queue, l.held...) {
 		back = append(back, b.ID)
 	}
-	l.flight, l.queue, l.held = nil, nil, nil
+	back = append(back, l.kept...) // nothing is deleted on the word of a session that stayed provisional: they are sent again
+	l.flight, l.queue, l.held, l.kept = nil, nil, nil, nil
 	if len(back) > 0 {
 		l.u.cfg.Buffer.Release(back...)
 	}
@@ -175,6 +177,8 @@ func (l *link) pump(ctx context.Context) (*transport, error) {
 			go abandon(dialing)
 		}
 	}()
+	settling, stopSettling := l.settling()
+	defer stopSettling()
 	dialCtx, stopDialing := context.WithCancel(ctx)
 	defer stopDialing()
 
@@ -204,6 +208,14 @@ func (l *link) pump(ctx context.Context) (*transport, error) {
 			return nil, l.over(nil)
 		case <-overdue:
 			return nil, fmt.Errorf("server %s: no acknowledgement within %s; the connection counts as dead", l.t.server, l.u.timing.ack)
+		case <-settling:
+			if err := l.become(); err != nil {
+				stop()
+				return nil, err
+			}
+			if l.t.judge == nil {
+				settling = nil
+			}
 		case <-identity.C:
 			if dialing == nil && l.u.changed(l.t) {
 				dialing = make(chan *transport, 1)
@@ -356,8 +368,44 @@ var (
 	errGone    = errors.New("connection is over")
 )
 
+// maxKept is how many acknowledgements a provisional session remembers; then no more is sent until the time is known.
+const maxKept = 65_536
+
+// settling ticks while the session is provisional.
+func (l *link) settling() (<-chan time.Time, func()) {
+	if l.t.judge == nil {
+		return nil, func() {}
+	}
+	t := time.NewTicker(l.u.timing.least)
+	return t.C, t.Stop
+}
+
+// become makes a provisional session a full one once the clock is trusted: the server's certificate is judged by it, dates and all. Then
+// what was acknowledged before is acknowledged to the buffer. A certificate that does not hold ends the session.
+func (l *link) become() error {
+	m := l.u.cfg.Moment()
+	if l.t.judge == nil || m.Floor {
+		return nil
+	}
+	if err := l.t.judge(m.Time); err != nil {
+		return fmt.Errorf("server %s: now that the time is known: %w", l.t.server, err)
+	}
+	l.t.judge = nil
+	l.more = append(l.more[:0], l.kept...)
+	l.kept = nil
+	l.acknowledge()
+	l.u.note(func(s *Status) { s.Provisional = false })
+	l.u.log.Info("the time is known; the session counts in full", "server", l.t.server)
+	return nil
+}
+
 func (l *link) acknowledge() {
 	if len(l.more) == 0 {
+		return
+	}
+	if l.t.judge != nil {
+		l.kept = append(l.kept, l.more...)
+		l.more = l.more[:0]
 		return
 	}
 	l.u.cfg.Buffer.Ack(l.more...)

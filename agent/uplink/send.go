@@ -19,7 +19,7 @@ const takeAtOnce = 16
 
 // room reports whether another packet may be in flight.
 func (l *link) room() bool {
-	return len(l.flight) < window && l.bytes < windowBytes && len(l.held) < window && len(l.brought) < maxBrought
+	return len(l.flight) < window && l.bytes < windowBytes && len(l.held) < window && len(l.kept) < maxKept && len(l.brought) < maxBrought
 }
 
 // fill takes batches and sends them until the window is full or nothing is left. An error ends the connection.

@@ -66,7 +66,11 @@ type Config struct {
 	// NotAdmitted is called when the server does not admit this gateway's certificate (CONNACK 5), which has no room for a reason: who
 	// has issued it can say more. It must not block; it may be nil.
 	NotAdmitted func()
-	Log         *slog.Logger // nil discards
+	// Moment is what is known of the present, for judging the server's certificate; nil: the system's clock, trusted. While it is a floor
+	// a session is provisional: what the server acknowledges stays in the buffer until the clock is trusted and the certificate's dates
+	// have been checked by it, and the session has become a full one.
+	Moment func() spiffe.Moment
+	Log    *slog.Logger // nil discards
 }
 
 // timing are the product's waits, in one place so that tests can see them end.
@@ -116,6 +120,9 @@ type Status struct {
 	LastError   string    `json:"last_error"` // "" while all is well; says what to mend
 	LastErrorAt time.Time `json:"last_error_at"`
 
+	// Provisional says that the clock is not trusted yet: what the server has acknowledged is kept all the same.
+	Provisional bool `json:"provisional,omitempty"`
+
 	Connects     uint64 `json:"connects"`     // sessions that the server has admitted
 	Published    uint64 `json:"published"`    // batches handed to the network
 	Acknowledged uint64 `json:"acknowledged"` // batches that the hospital has
@@ -149,6 +156,9 @@ func New(cfg Config) (*Uplink, error) {
 	}
 	if cfg.Roots == nil || cfg.Identity == nil || cfg.Buffer == nil || cfg.Sealing == nil {
 		return nil, errors.New("uplink: roots, identity, buffer and sealing are required")
+	}
+	if cfg.Moment == nil {
+		cfg.Moment = func() spiffe.Moment { return spiffe.Moment{Time: time.Now()} }
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
@@ -239,10 +249,11 @@ func (u *Uplink) serve(ctx context.Context, t *transport) (next *transport, live
 	began := time.Now()
 	u.note(func(s *Status) {
 		s.Connected, s.Since, s.Server, s.LastError = true, began, t.server, ""
+		s.Provisional = t.judge != nil
 		s.Connects++
 	})
 	u.log.Info("connected", "server", t.server, "gateway", t.gateway)
 	next, err = l.pump(ctx)
-	u.note(func(s *Status) { s.Connected, s.Since, s.InFlight = false, time.Now(), 0 })
+	u.note(func(s *Status) { s.Connected, s.Provisional, s.Since, s.InFlight = false, false, time.Now(), 0 })
 	return next, time.Since(began), err
 }

@@ -20,6 +20,7 @@ Usage:
   wardlink-agent run          --config FILE             serve until SIGTERM
   wardlink-agent status       --config FILE [--watch]   how the running agent is: what needs attention first (--json)
   wardlink-agent doctor       --config FILE [--odd]     look for what keeps telemetry from the hospital, and name its mend (--json)
+  wardlink-agent clock        --config FILE             show what the agent knows of the time (--json)
   wardlink-agent identity     --config FILE             show the TPM's endorsement key hash and fingerprint (--json)
   wardlink-agent hl7 try FILE                           show what a device's messages become, field by field (--json)
   wardlink-agent buffer check --config FILE             check the buffer's files, agent stopped (--json)
@@ -61,7 +62,7 @@ func main() {
 
 // run is the program: exit code 0 done, 1 failed, 2 wrong usage; a command whose code is its verdict returns one.
 func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
-	commands := map[string]command{"run": runAgent, "identity": identity, "status": status, "buffer": bufferCheck, "version": version,
+	commands := map[string]command{"run": runAgent, "identity": identity, "status": status, "clock": clock, "buffer": bufferCheck, "version": version,
 		"hl7": hl7Try(stdin), "doctor": runDoctor}
 	if len(args) == 0 {
 		fmt.Fprint(stderr, usage)

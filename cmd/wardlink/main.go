@@ -48,7 +48,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	}
 	root.PersistentFlags().StringVar(&t.operator, "operator", client.DefaultCredentials(), "the operator's `FILE`, which 'wardlink-server init' made")
 	root.PersistentFlags().BoolVar(&t.json, "json", false, "print JSON")
-	root.AddCommand(t.provision(), t.gateway(), t.access(), t.records(), t.audit(), t.alerts(), t.status(), t.demo(), t.version())
+	root.AddCommand(t.provision(), t.gateway(), t.access(), t.records(), t.audit(), t.alerts(), t.status(), t.clock(), t.demo(), t.version())
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
@@ -145,6 +145,9 @@ func (t *tool) status() *cobra.Command {
 				fmt.Fprintf(w, "version\t%s\nready\t%t\ngateways\t%d registered, %d waiting, %d connected\n", s.Version, s.Ready, s.Gateways, s.Waiting, s.Sessions)
 				if s.NotReady != "" {
 					fmt.Fprintf(w, "not ready\t%s\n", s.NotReady)
+				}
+				if s.Clock != "" {
+					fmt.Fprintf(w, "clock\t%s\n", s.Clock)
 				}
 				fmt.Fprintf(w, "journal\t%d entries; records passed %d, log passed %d\n", s.JournalSeq, s.RecordsSeq, s.LogSeq)
 				fmt.Fprintf(w, "log\t%d leaves\nbatches\t%d stored, %d pending, %d dead\n", s.LogSize, s.Stored, s.Pending, s.Dead)

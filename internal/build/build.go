@@ -9,10 +9,26 @@ import (
 	"runtime"
 	"runtime/debug"
 	"slices"
+	"time"
 )
 
 // Version is the release; the linker may set it (-X wardlink/internal/build.Version=...).
 var Version = "0.1.0-dev"
+
+// Time is when the source was committed that this build was made from, zero when the build does not know. No present is earlier.
+func Time() time.Time {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return time.Time{}
+	}
+	for _, s := range info.Settings {
+		if s.Key == "vcs.time" {
+			t, _ := time.Parse(time.RFC3339, s.Value)
+			return t // zero when it cannot be read
+		}
+	}
+	return time.Time{}
+}
 
 // Info is a build.
 type Info struct {

@@ -42,9 +42,36 @@ func VerifyServer(cs tls.ConnectionState, roots *x509.CertPool, want ID, now tim
 	return nil
 }
 
+// Moment is what is known of the present when a certificate is judged.
+type Moment struct {
+	Time time.Time
+	// Floor says that Time is only the earliest that the present can be: the clock is not trusted.
+	Floor bool
+}
+
+// At is the moment at which a chain is judged. By a trusted clock that is the present. While there is only a floor, it is the earliest
+// instant from the floor on at which every certificate of the chain has begun: what has ended before the floor is refused, and whether
+// the rest has ended since cannot be known yet. Nothing else about the chain is judged more mildly for it.
+func (m Moment) At(chain []*x509.Certificate) time.Time {
+	at := m.Time
+	if m.Floor {
+		for _, c := range chain {
+			if c.NotBefore.After(at) {
+				at = c.NotBefore
+			}
+		}
+	}
+	return at
+}
+
 // ServerTLS is a client configuration that trusts only want: TLS 1.3, no session tickets (a resumed session would skip the proof of
 // the key), one ALPN protocol.
 func ServerTLS(roots *x509.CertPool, want ID, alpn string) *tls.Config {
+	return ServerTLSAt(roots, want, alpn, func() Moment { return Moment{Time: time.Now()} })
+}
+
+// ServerTLSAt is ServerTLS for a machine whose clock may not be trusted: now is asked at each handshake.
+func ServerTLSAt(roots *x509.CertPool, want ID, alpn string, now func() Moment) *tls.Config {
 	return &tls.Config{
 		MinVersion:             tls.VersionTLS13,
 		NextProtos:             []string{alpn},
@@ -52,7 +79,7 @@ func ServerTLS(roots *x509.CertPool, want ID, alpn string) *tls.Config {
 		// VerifyConnection below does all that the default verification does except matching the dialled name.
 		InsecureSkipVerify: true,
 		VerifyConnection: func(cs tls.ConnectionState) error {
-			return VerifyServer(cs, roots, want, time.Now())
+			return VerifyServer(cs, roots, want, now().At(cs.PeerCertificates))
 		},
 	}
 }

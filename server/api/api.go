@@ -43,6 +43,7 @@ type Config struct {
 	Journal     *journal.Journal
 	Refusals    Refusals
 	CA          *ca.CA
+	Clock       *Clock
 	Records     Records
 	Alerts      *alerts.Alerts
 	Status      func(ctx context.Context) (client.Status, error)
@@ -77,6 +78,8 @@ func New(cfg Config) *API {
 	}))
 	for pattern, h := range map[string]handler{
 		"GET /v1/status":                a.status,
+		"GET /v1/clock":                 a.showClock,
+		"POST /v1/clock/confirm":        a.confirmClock,
 		"GET /v1/kit":                   a.kit,
 		"GET /v1/gateways":              a.listGateways,
 		"GET /v1/gateways/{id}":         a.showGateway,

@@ -77,6 +77,9 @@ func toObservation(o *records.Observation) *observation {
 		setTime(r, o)
 	} else {
 		// The time by which it is found is when the gateway received it; to show that as the device's would be an invention.
+		if o.Arrived != nil {
+			r.Extension = append(r.Extension, arrived(*o.Arrived))
+		}
 		r.EffectiveAbsent = &element{Extension: []extension{{URL: extensionAbsent, ValueCode: "unknown"}}}
 	}
 	if r.Device.Display == "" {
@@ -109,6 +112,14 @@ func toObservation(o *records.Observation) *observation {
 	judge(r, o)
 	r.Meta = metaOf(r, o, item, flags)
 	return r
+}
+
+// arrived says when the gateway had a reading, with how sure that is.
+func arrived(t records.Time) extension {
+	return extension{
+		URL: extensionArrived, ValueInstant: time.UnixMilli(t.At).UTC().Format("2006-01-02T15:04:05.000Z07:00"),
+		About: &element{Extension: []extension{{URL: extensionUncertainty, ValueInteger: &t.Uncertainty}}},
+	}
 }
 
 func unitUnknown(o *records.Observation) bool { return o.Marks&telemetry.MarkUnknownUnit != 0 }

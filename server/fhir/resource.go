@@ -30,6 +30,9 @@ type extension struct {
 	URL            string     `json:"url"`
 	ValueCode      string     `json:"valueCode,omitempty"`
 	ValueReference *reference `json:"valueReference,omitempty"`
+	ValueInstant   string     `json:"valueInstant,omitempty"`
+	ValueInteger   *int64     `json:"valueInteger,omitempty"`
+	About          *element   `json:"_valueInstant,omitempty"` // what is said about the instant
 }
 
 // element is what stands beside a primitive element, under its name with an underscore: here, why there is none.
@@ -159,17 +162,21 @@ type capabilityParam struct {
 }
 
 const (
-	systemMDC        = "urn:iso:std:iso:11073:10101"
-	systemLOINC      = "http://loinc.org"
-	systemUCUM       = "http://unitsofmeasure.org"
-	systemCategory   = "http://terminology.hl7.org/CodeSystem/observation-category"
-	systemAbsent     = "http://terminology.hl7.org/CodeSystem/data-absent-reason"
-	systemActReason  = "http://terminology.hl7.org/CodeSystem/v3-ActReason"
-	systemFlags      = "http://terminology.hl7.org/CodeSystem/v3-ObservationInterpretation"
-	systemOwnCodes   = "urn:wardlink:code-system:"     // a device's own code system, by its name in OBX-3.3
-	systemMarks      = "urn:wardlink:observation-mark" // implausible, unit-misfit, unit-unknown
-	extensionAbsent  = "http://hl7.org/fhir/StructureDefinition/data-absent-reason"
-	extensionGateway = "http://hl7.org/fhir/StructureDefinition/observation-gatewayDevice"
+	systemMDC       = "urn:iso:std:iso:11073:10101"
+	systemLOINC     = "http://loinc.org"
+	systemUCUM      = "http://unitsofmeasure.org"
+	systemCategory  = "http://terminology.hl7.org/CodeSystem/observation-category"
+	systemAbsent    = "http://terminology.hl7.org/CodeSystem/data-absent-reason"
+	systemActReason = "http://terminology.hl7.org/CodeSystem/v3-ActReason"
+	systemFlags     = "http://terminology.hl7.org/CodeSystem/v3-ObservationInterpretation"
+	systemOwnCodes  = "urn:wardlink:code-system:"     // a device's own code system, by its name in OBX-3.3
+	systemMarks     = "urn:wardlink:observation-mark" // implausible, unit-misfit, unit-unknown
+	extensionAbsent = "http://hl7.org/fhir/StructureDefinition/data-absent-reason"
+	// When the gateway had the message, by the hospital's clock, of a reading whose own time could not be read. Its uncertainty is in
+	// milliseconds.
+	extensionArrived     = "urn:wardlink:gateway-received"
+	extensionUncertainty = "urn:wardlink:uncertainty-ms"
+	extensionGateway     = "http://hl7.org/fhir/StructureDefinition/observation-gatewayDevice"
 )
 
 // capabilities says what this server does: read and search, nothing that writes.

@@ -259,12 +259,16 @@ func (r *Records) retry(ctx context.Context) (more bool, err error) {
 	if err := r.retrySealings(ctx); err != nil {
 		return false, err
 	}
+	unrepaired, err := r.repairTimes(ctx)
+	if err != nil {
+		return false, err
+	}
 	todo, err := r.due(ctx)
 	if err != nil {
 		return false, err
 	}
 	if len(todo) == 0 {
-		return false, nil
+		return unrepaired, nil
 	}
 	for _, w := range todo {
 		w.again = true
@@ -272,7 +276,7 @@ func (r *Records) retry(ctx context.Context) (more bool, err error) {
 	if err := r.settleAll(ctx, todo, 0); err != nil {
 		return false, err
 	}
-	return len(todo) == retryBatches, r.outbox.Flush(ctx)
+	return unrepaired || len(todo) == retryBatches, r.outbox.Flush(ctx)
 }
 
 // due reads the pending batches whose time has come, with the frames that were kept for them.

@@ -38,10 +38,10 @@ var (
 	retention1 string
 )
 
-// Migrations is the records' schema, and those of retention, waveforms and accounts, which apply after it.
+// Migrations is the records' schema, and those of retention, waveforms, accounts and repaired times, which apply after it.
 func Migrations() []sqldb.Migration {
 	own := []sqldb.Migration{{Domain: "records", Version: 1, SQL: schema1}, {Domain: "retention", Version: 1, SQL: retention1},
-		{Domain: "waveforms", Version: 1, SQL: waveforms1}}
+		{Domain: "waveforms", Version: 1, SQL: waveforms1}, {Domain: "times", Version: 1, SQL: times1}}
 	return append(own, accountMigrations()...)
 }
 

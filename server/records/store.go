@@ -96,9 +96,10 @@ type Observation struct {
 	Gateway   string
 	Source    string
 	Location  string
-	Process   string // MSH-11
-	Received  telemetry.Stamp
-	Journaled int64 // Unix milliseconds, server's clock
+	Process   string          // MSH-11
+	Received  telemetry.Stamp // when the gateway had the message, by its own clocks
+	Arrived   *Time           // that by the hospital's clock, where Time could not be read and it is known; else nil
+	Journaled int64           // Unix milliseconds, server's clock
 
 	Waveform *Waveform // of a chunk of samples, which has no Value and no Limits; else nil
 
@@ -338,6 +339,9 @@ func (s *Store) Observation(ctx context.Context, id string) (o Observation, err 
 		o, err = scanObservation(tx.QueryRowContext(ctx, selectObservation, message, index))
 		if errors.Is(err, sql.ErrNoRows) {
 			o, err = scanWaveform(tx.QueryRowContext(ctx, selectWaveform, message, index), new(unpacker))
+		}
+		if err == nil {
+			err = o.setArrival(tx)
 		}
 		return err
 	})

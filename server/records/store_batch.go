@@ -213,7 +213,7 @@ func (r *Records) store(tx *sql.Tx, o *opened, total *totals) error {
 		total.passed = &stations{}
 	}
 	if o.batch.Report != nil {
-		if err := r.storeReport(tx, o); err != nil {
+		if err := errors.Join(r.storeReport(tx, o), r.learnClock(tx, o, boot, o.batch.Report)); err != nil {
 			return err
 		}
 	}
@@ -269,6 +269,9 @@ func (r *Records) storeMessage(tx *sql.Tx, o *opened, boot int64, m *telemetry.M
 		err = r.in.row(tx, findMessage, key[:]).Scan(&id, &first)
 	}
 	if err != nil {
+		return err
+	}
+	if m, err = r.repairArrival(tx, boot, id, m); err != nil {
 		return err
 	}
 	for i := range m.Observations {

@@ -253,6 +253,9 @@ func loadPlaces(ctx context.Context, tx *sql.Tx, places []place, room int) ([]Ob
 		} else {
 			o, err = scanObservation(reading.QueryRowContext(ctx, p.Message, p.Index))
 		}
+		if err == nil {
+			err = o.setArrival(tx)
+		}
 		if err != nil {
 			return nil, err
 		}

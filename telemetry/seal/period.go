@@ -63,12 +63,15 @@ func NewPeriod(pub PublicKey, epoch telemetry.Epoch, now time.Time) (*Period, er
 		return nil, fmt.Errorf("begin sealing period: %w", err)
 	}
 	p.aead.Store(&gcm)
-	p.record, err = encodeRecord(Record{ID: p.id, Key: p.key, Epoch: epoch, Encapsulation: encapsulation, Started: now.UnixMilli()})
+	p.record, err = encodeRecord(Record{ID: p.id, Key: p.key, Epoch: epoch, Encapsulation: encapsulation, Started: startedAt(now)})
 	if err != nil {
 		return nil, fmt.Errorf("begin sealing period: %w", err)
 	}
 	return p, nil
 }
+
+// startedAt holds a clock that is out of what a record can say at the nearest end: a period begins whatever the date.
+func startedAt(now time.Time) int64 { return min(max(now.UnixMilli(), 0), maxWall) }
 
 // info binds the derived key to the sealing id and epoch: a record whose id or epoch was changed opens nothing.
 func info(id [16]byte, epoch telemetry.Epoch) []byte {

@@ -87,13 +87,22 @@ type Status struct {
 	Sessions   int       `json:"sessions"`
 	Gateways   int       `json:"gateways"`
 	Waiting    int       `json:"waiting"`
-	JournalSeq uint64    `json:"journal_seq"` // last committed entry
-	RecordsSeq uint64    `json:"records_seq"` // entries that records has passed
-	LogSeq     uint64    `json:"log_seq"`     // entries that the transparency log has passed
-	LogSize    uint64    `json:"log_size"`    // leaves
+	Clock      string    `json:"clock_doubt,omitempty"` // why no time is signed for gateways
+	JournalSeq uint64    `json:"journal_seq"`           // last committed entry
+	RecordsSeq uint64    `json:"records_seq"`           // entries that records has passed
+	LogSeq     uint64    `json:"log_seq"`               // entries that the transparency log has passed
+	LogSize    uint64    `json:"log_size"`              // leaves
 	Stored     uint64    `json:"batches_stored"`
 	Pending    uint64    `json:"batches_pending"`
 	Dead       uint64    `json:"batches_dead"`
+}
+
+// Clock is the server's clock, which gateways without one are told.
+type Clock struct {
+	Now     time.Time `json:"now"`
+	Vouched bool      `json:"vouched"`         // the time is signed for gateways
+	Doubt   string    `json:"doubt,omitempty"` // why it is not, and what to do
+	Last    time.Time `json:"last_vouched"`    // the last moment at which it was
 }
 
 // Problem is the body of every error (RFC 9457).

@@ -1,0 +1,126 @@
+package agent
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/http/httptrace"
+	"time"
+
+	"wardlink/enroll"
+	"wardlink/internal/spiffe"
+)
+
+// The waits between two requests for the time.
+const (
+	askAgain    = time.Hour // once it is known: the boot clock drifts by some seconds a day
+	askFirst    = time.Second
+	askLongest  = 5 * time.Minute
+	askShortest = 100 * time.Millisecond
+	askTimeout  = 60 * time.Second // connection, TLS and answer
+)
+
+// runTime asks the hospital for the time until ctx ends: at once, with full jitter while it fails, and now and then once it is known.
+func (a *Agent) runTime(ctx context.Context) error {
+	for failures := 0; ; {
+		err := a.askTime(ctx)
+		if ctx.Err() != nil {
+			return nil
+		}
+		wait := askAgain - rand.N(askAgain/10)
+		if err == nil {
+			failures = 0
+			a.timeKnown()
+		} else {
+			if failures == 0 {
+				a.log.Warn("the hospital's time is not known yet; data is kept and sent all the same", "error", err)
+			}
+			a.time.failed(err)
+			wait = askShortest + rand.N(min(askFirst<<min(failures, 10), askLongest))
+			failures++
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return nil
+		case <-timer.C:
+		}
+	}
+}
+
+// timeKnown looks at what could not be judged without the time: a certificate that ended while the gateway was off is renewed at once.
+func (a *Agent) timeKnown() {
+	now := a.time.best()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.identity != nil && a.renew != nil && now.After(a.identity.NotAfter) {
+		a.renew()
+	}
+}
+
+// askTime asks the kit's servers in their order until one tells the time.
+func (a *Agent) askTime(ctx context.Context) error {
+	var errs []error
+	for _, server := range a.kit.Servers {
+		err := a.askServer(ctx, server)
+		if err == nil {
+			return nil
+		}
+		errs = append(errs, fmt.Errorf("server %s: %w", server, err))
+	}
+	return errors.Join(errs...)
+}
+
+// askServer is one exchange. The peer's chain and identity are checked and its dates are not: the answer is signed by the config key for
+// this one request, so whoever carries it cannot change it, and a gateway whose floor was once raised too far still learns the time.
+func (a *Agent) askServer(ctx context.Context, server string) error {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	gateway := ""
+	if _, name, err := a.credentials(); err == nil {
+		gateway = name
+	}
+	request := enroll.NewTimeRequest(gateway)
+	body, err := request.Marshal()
+	if err != nil {
+		return err
+	}
+	var sent time.Duration // the time of TCP and TLS is not that of the answer
+	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { sent = a.time.mono() }})
+	r, err := http.NewRequestWithContext(ctx, http.MethodPost, "https://"+server+enroll.TimePath, bytes.NewReader(body))
+	if err != nil {
+		return err
+	}
+	r.Header.Set("Content-Type", enroll.TimeType)
+	anyDate := func() spiffe.Moment { return spiffe.Moment{Floor: true} }
+	transport := &http.Transport{
+		TLSClientConfig: spiffe.ServerTLSAt(a.kit.Pool(), a.serverID(), "http/1.1", anyDate), DisableKeepAlives: true,
+		DialContext: (&net.Dialer{}).DialContext, TLSHandshakeTimeout: askTimeout, MaxResponseHeaderBytes: 16 << 10,
+	}
+	answer, err := transport.RoundTrip(r)
+	if err != nil {
+		return err
+	}
+	defer answer.Body.Close()
+	doc, err := io.ReadAll(io.LimitReader(answer.Body, enroll.MaxTimeBytes+1))
+	received := a.time.mono()
+	switch {
+	case err != nil:
+		return err
+	case answer.StatusCode == http.StatusServiceUnavailable:
+		return fmt.Errorf("%w: it does not vouch for its own clock; on the server: wardlink clock", errNoTime)
+	case answer.StatusCode != http.StatusOK:
+		return fmt.Errorf("%w: it answered %s; is it of an older release?", errNoTime, answer.Status)
+	}
+	at, err := enroll.VerifyTime(doc, a.kit.ConfigKey, request)
+	if err != nil {
+		return err
+	}
+	return a.time.learn(at, sent, received)
+}

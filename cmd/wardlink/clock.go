@@ -1,0 +1,61 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"wardlink/server/api/client"
+)
+
+func (t *tool) clock() *cobra.Command {
+	show := &cobra.Command{
+		Use: "clock", Short: "Show the server's clock, and whether gateways without one are told the time", Args: cobra.NoArgs,
+		Long: "Gateways without a clock of their own ask the server for the time. It tells them, signed, unless its own clock has moved by more\n" +
+			"than 48 hours, or it was off for longer: then somebody has to look at it and say that it is right ('wardlink clock confirm').",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := t.client()
+			if err != nil {
+				return err
+			}
+			var s client.Clock
+			if err := c.Get(cmd.Context(), "/v1/clock", nil, &s); err != nil {
+				return err
+			}
+			return t.printClock(s)
+		},
+	}
+	show.AddCommand(&cobra.Command{
+		Use: "confirm", Short: "Say that the server's clock is right; it is in the log who did", Args: cobra.NoArgs,
+		Example: "  wardlink clock confirm",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := t.client()
+			if err != nil {
+				return err
+			}
+			var s client.Clock
+			if err := c.Post(cmd.Context(), "/v1/clock/confirm", struct{}{}, &s); err != nil {
+				return err
+			}
+			return t.printClock(s)
+		},
+	})
+	return show
+}
+
+func (t *tool) printClock(s client.Clock) error {
+	if t.json {
+		return t.printJSON(s)
+	}
+	return t.table(func(w io.Writer) {
+		fmt.Fprintf(w, "server's clock\t%s\n", s.Now.Format(time.RFC3339))
+		fmt.Fprintf(w, "difference to here\t%s\n", time.Until(s.Now).Round(time.Second))
+		if s.Vouched {
+			fmt.Fprintf(w, "gateways are told\tyes\n")
+		} else {
+			fmt.Fprintf(w, "gateways are told\tno: %s\n", s.Doubt)
+		}
+	})
+}
