@@ -6,12 +6,14 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -59,16 +61,37 @@ func New(cfg Config, log *slog.Logger) (*Agent, error) {
 		return nil, err
 	}
 	if err := os.MkdirAll(cfg.State, 0o700); err != nil {
-		return nil, fmt.Errorf("state: %w; create the directory or set 'state:' in the configuration", err)
+		return nil, explainState(cfg.State, err)
 	}
 	a := &Agent{cfg: cfg, kit: kit, log: log, started: time.Now(), tpmState: "not opened yet"}
 	if a.buf, err = openBuffer(cfg, log); err != nil {
-		return nil, err
+		return nil, explainState(cfg.State, err)
 	}
 	if err := a.prepare(); err != nil {
-		return nil, errors.Join(err, a.buf.Close())
+		return nil, errors.Join(explainState(cfg.State, err), a.buf.Close())
 	}
 	return a, nil
+}
+
+// explainState adds to an error of the state directory what to mend, where it is about the directory and not about what is in it.
+func explainState(dir string, err error) error {
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		owner := "another user"
+		if info, statErr := os.Stat(dir); statErr == nil {
+			if st, ok := info.Sys().(*syscall.Stat_t); ok {
+				owner = fmt.Sprintf("user %d", st.Uid)
+			}
+		}
+		return fmt.Errorf("state directory %s belongs to %s, and this agent runs as user %d: run it as that user, or chown -R the directory (%w)", dir, owner, os.Geteuid(), err)
+	case errors.Is(err, syscall.EROFS):
+		return fmt.Errorf("state directory %s is on a file system that is read-only: mount it for writing; the kernel does that after errors, see dmesg (%w)", dir, err)
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+		return fmt.Errorf("the disk of state directory %s is full: free space on it (%w)", dir, err)
+	case errors.Is(err, syscall.ENOTDIR), errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("state directory %s: set 'state:' in the configuration to a directory of the agent's own (%w)", dir, err)
+	}
+	return err
 }
 
 func (a *Agent) prepare() error {

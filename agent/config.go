@@ -50,6 +50,9 @@ type SourceConfig struct {
 	UniqueIDs *bool `yaml:"unique_ids"`
 }
 
+// maxSocket is the longest path of a Unix socket: sun_path has 108 bytes, with the NUL at its end (unix(7)).
+const maxSocket = 107
+
 // minBuffer is the least useful cap: each of the four lanes holds a segment being written and one being drained.
 const minBuffer = 64 << 20
 
@@ -84,6 +87,9 @@ func ParseConfig(data []byte) (Config, error) {
 	}
 	if !strings.HasPrefix(c.TPM, "/") && !strings.HasPrefix(c.TPM, "swtpm:/") {
 		return Config{}, fmt.Errorf("tpm: %q; expected a device such as /dev/tpmrm0, or swtpm:/path/to.sock", c.TPM)
+	}
+	if n := len(c.Socket()); n > maxSocket {
+		return Config{}, fmt.Errorf("state: %q is too long: the status socket in it would have a path of %d bytes, and a Unix socket's has at most %d", c.State, n, maxSocket)
 	}
 	if len(c.Sources) == 0 {
 		return Config{}, errors.New("sources: none; add one such as {id: bed-7, mllp: 127.0.0.1:2575}")

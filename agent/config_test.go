@@ -56,6 +56,7 @@ func TestConfigErrorsNameKeyAndMend(t *testing.T) {
 		{"address", replace("10.20.0.1:2575", "2575"), "address:port"},
 		{"id", replace("bed-7", "Bed 7"), "sources[0]: id"},
 		{"log", goodConfig + "log: loud\n", "text or json"},
+		{"state", replace("/var/lib/wardlink-agent", "/"+strings.Repeat("x", 96)), "path of 108 bytes"},
 		{"doubled", goodConfig + "  - {id: bed-7, mllp: '127.0.0.1:1'}\n", "sources[1].id"},
 		{"doubled port", goodConfig + "  - {id: bed-8, mllp: '10.20.0.1:2575', allow: [10.0.0.0/8]}\n", "sources[1].mllp"},
 	} {
