@@ -15,6 +15,7 @@ import (
 
 	"github.com/eclipse/paho.mqtt.golang/packets"
 
+	"wardlink/buffer"
 	"wardlink/telemetry"
 )
 
@@ -87,6 +88,65 @@ func TestAStableConnectionResetsTheBackoff(t *testing.T) {
 	n := attempts(t, time.Hour, false, admitThen(31*time.Second))
 	if n < 105 || n > 116 { // 31 s and a wait below 1 s each
 		t.Errorf("%d connections in an hour", n)
+	}
+}
+
+// TestAFlappingLineIsUsed: connections that are cut after a few seconds, each of which delivered something, are not waited for longer
+// and longer; those that delivered nothing are (TestKickedIsNotAHotLoop).
+func TestAFlappingLineIsUsed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := &hospital{t: t, ca: newAuthority(t, "root"), journal: newMemJournal(t), addr: "server:1"}
+		a := newAgent(t, h)
+		a.timing = defaultTiming
+		a.buf.check = func(buffer.ID) error { return nil }
+		var count atomic.Int64
+		a.open = func(context.Context, string, tls.Certificate) (net.Conn, error) {
+			count.Add(1)
+			near, far := net.Pipe()
+			go acknowledgeFor(far, 3*time.Second)
+			return near, nil
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		ran := make(chan error, 1)
+		go func() { ran <- a.Run(ctx) }()
+		p := a.ward.period()
+		for range 600 {
+			a.buf.add(a.ward.batches(p, telemetry.LaneVitals, 1, 10)...)
+			time.Sleep(time.Second)
+		}
+		if n := count.Load(); n < 95 || n > 180 { // 3 s and a wait of 2 s in the mean
+			t.Errorf("%d connections in ten minutes", n)
+		}
+		cancel()
+		if err := <-ran; err != nil {
+			t.Error(err)
+		}
+		time.Sleep(time.Minute) // paho's goroutines end by their own deadlines
+		synctest.Wait()
+	})
+}
+
+// acknowledgeFor serves a client for a while and hangs up.
+func acknowledgeFor(conn net.Conn, stay time.Duration) {
+	defer conn.Close()
+	_ = conn.SetReadDeadline(time.Now().Add(stay))
+	for {
+		packet, err := packets.ReadPacket(conn)
+		if err != nil {
+			return
+		}
+		var answer []byte
+		switch p := packet.(type) {
+		case *packets.ConnectPacket:
+			answer = []byte{0x20, 2, 0, 0}
+		case *packets.SubscribePacket:
+			answer = []byte{0x90, 3, byte(p.MessageID >> 8), byte(p.MessageID), 0}
+		case *packets.PublishPacket:
+			answer = []byte{0x40, 2, byte(p.MessageID >> 8), byte(p.MessageID)}
+		}
+		if _, err := conn.Write(answer); err != nil {
+			return
+		}
 	}
 }
 

@@ -221,9 +221,13 @@ func (u *Uplink) Run(ctx context.Context) error {
 		}
 		var lived time.Duration
 		var err error
+		before := u.Status().Acknowledged
 		next, lived, err = u.serve(ctx, t)
-		if lived >= u.timing.stable {
+		switch {
+		case lived >= u.timing.stable:
 			wait.reset()
+		case u.Status().Acknowledged > before:
+			wait.ease()
 		}
 		if err != nil && ctx.Err() == nil {
 			u.fault(err)
