@@ -11,14 +11,15 @@ help: ## this list
 build: ## the three programs, into bin/
 	$(BUILD) -o bin/ ./cmd/...
 
-demo: need build ## one monitor, one gateway, one proof; about a minute after the build
+demo: need build ## monitor, gateway, server on a bad day: kills, a cut network, attacks, proof; about a minute after the build
 	bin/wardlink demo
 
 test: need ## all tests, with a real TPM emulator (at most 8 minutes)
 	@scripts/recording --say
 	go test -timeout 8m ./...
 
-check: need build lint race ## the long checks: lint, race detector, a real recording where there is one
+check: need build lint race ## the long checks: lint, race detector, a minute of chaos, a real recording where there is one
+	bin/wardlink demo --chaos 60 --gateways 3
 	scripts/recording
 
 race: ## the concurrent packages under the race detector

@@ -8,13 +8,15 @@ import (
 
 // Filter chooses what List gives. Zero fields choose everything.
 type Filter struct {
-	Type      Type   // of events; "window" chooses windows
-	Actor     string // an event's actor id, whole
-	Gateway   string // events by or upon this gateway; rows of it
-	From, To  int64  // Unix milliseconds: From <= time < To
-	Limit     int    // at most so many items
-	Newest    bool   // newest leaf first; the default is the log's order
-	Publishes bool   // give the rows of windows instead of the windows
+	Type      Type    // of events; "window" chooses windows
+	Actor     string  // an event's actor id, whole
+	Gateway   string  // events by or upon this gateway; rows of it
+	Outcome   Outcome // of events
+	Reason    string  // part of an event's reason, in any case of its letters
+	From, To  int64   // Unix milliseconds: From <= time < To
+	Limit     int     // at most so many items
+	Newest    bool    // newest leaf first; the default is the log's order
+	Publishes bool    // give the rows of windows instead of the windows
 }
 
 // Item is one line of a listing. Exactly one of Event, Window and Row is set.
@@ -180,19 +182,22 @@ func Leaves(dir string, from, size uint64) iter.Seq2[[]byte, error] {
 	}
 }
 
-// chooses applies what does not depend on the order of the log. A window has neither actor nor gateway: its rows have.
+// chooses applies what does not depend on the order of the log. A window has neither actor nor gateway, outcome nor reason.
 func (f Filter) chooses(it Item) bool {
 	if t := it.Time(); t < f.From || (f.To != 0 && t >= f.To) {
 		return false
 	}
+	ofEvents := f.Actor != "" || f.Outcome != "" || f.Reason != ""
 	switch {
 	case it.Row != nil:
-		return f.Actor == "" && (f.Gateway == "" || f.Gateway == it.Row.Gateway)
+		return !ofEvents && (f.Gateway == "" || f.Gateway == it.Row.Gateway)
 	case it.Window != nil:
-		return f.Actor == "" && f.Gateway == "" && (f.Type == "" || f.Type == windowType)
+		return !ofEvents && f.Gateway == "" && (f.Type == "" || f.Type == windowType)
 	}
 	return (f.Type == "" || f.Type == it.Event.Type) &&
 		(f.Actor == "" || f.Actor == it.Event.Actor.ID) &&
+		(f.Outcome == "" || f.Outcome == it.Event.Outcome) &&
+		(f.Reason == "" || strings.Contains(strings.ToLower(it.Event.Reason), strings.ToLower(f.Reason))) &&
 		(f.Gateway == "" || it.Event.concerns(f.Gateway))
 }
 

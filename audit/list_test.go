@@ -33,6 +33,7 @@ func TestList(t *testing.T) {
 	m.window(3) // 2 to 4
 	ev := testEvent(5)
 	ev.Type, ev.Target, ev.Actor = GatewayApproved, "gw-2", Actor{ID: "spiffe://ward.example/operator/anna"}
+	ev.Outcome, ev.Reason = Denied, "Conflicts with the registry"
 	m.pos++
 	m.leaf(EncodeEvent(ev))
 	m.window(2, func(_ int, r *Row) { r.Gateway = "gw-2" }) // 6, 7
@@ -52,6 +53,9 @@ func TestList(t *testing.T) {
 		{"type", Filter{Type: GatewayApproved, Publishes: true}, []uint64{5}},
 		{"windows", Filter{Type: windowType}, []uint64{1002, 1006}},
 		{"actor", Filter{Actor: "spiffe://ward.example/operator/anna", Publishes: true}, []uint64{5}},
+		{"outcome", Filter{Outcome: Denied, Publishes: true}, []uint64{5}},
+		{"reason", Filter{Reason: "conflicts WITH"}, []uint64{5}},
+		{"no such reason", Filter{Reason: "revoked", Publishes: true}, nil},
 		{"gateway", Filter{Gateway: "gw-2", Publishes: true}, []uint64{5, 6, 7}},
 		{"gateway events", Filter{Gateway: "gw-1"}, []uint64{1, 8}},
 		{"times", Filter{From: at(3), To: at(6), Publishes: true}, []uint64{3, 4, 5}},

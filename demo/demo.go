@@ -28,10 +28,17 @@ type theatre struct {
 	server  string // the server's directory
 	ports   ports
 	stages  *stages
-	proc    *child.Process // the server
+	network *network // between the gateways and the server
+	gate    *gate    // before the monitors
 	fleet   []*gateway
 	api     *client.Client
-	summary Summary
+
+	mallory   *gateway // is enrolled like the others, and then carried away
+	malloryEK [32]byte // SHA-256 of its endorsement key
+
+	mu      sync.Mutex
+	proc    *child.Process // the server
+	summary Summary        // guarded while the monitors send
 }
 
 // errInterrupted is Ctrl-C's: nothing failed, so nothing is kept to be looked at.
@@ -55,6 +62,7 @@ func Run(ctx context.Context, o Options) (Summary, error) {
 		return Summary{}, err
 	}
 	t := &theatre{Options: o, dir: dir, server: filepath.Join(dir, "server"), stages: &stages{out: o.Out, plain: o.Plain}}
+	t.gate = newGate(t.windows())
 	err = t.perform(ctx)
 	if err == nil && o.Keep {
 		t.invite()
@@ -88,7 +96,13 @@ func (t *theatre) perform(ctx context.Context) error {
 	begun := time.Now()
 	err := t.play(limited)
 	t.summary.Seconds = time.Since(begun).Round(100 * time.Millisecond).Seconds()
-	t.summary.Gateways = t.Gateways
+	t.summary.Gateways, t.summary.Chaos = t.Gateways, t.Chaos
+	if t.Chaos > 0 {
+		t.summary.Seed = t.Seed
+	}
+	if t.network != nil {
+		t.summary.OutageSeconds = t.network.outages().Round(100 * time.Millisecond).Seconds()
+	}
 	if t.Summary != "" {
 		data, jerr := json.MarshalIndent(t.summary, "", "  ")
 		err = errors.Join(err, jerr, durable.WriteFile(t.Summary, append(data, '\n'), 0o644))
@@ -109,7 +123,8 @@ func (t *theatre) perform(ctx context.Context) error {
 // play is the plot.
 func (t *theatre) play(ctx context.Context) error {
 	for _, act := range []func(context.Context) error{
-		t.makeTPMs, t.startServer, t.register, t.startAgents, t.stream, t.settle, t.compare, t.catchUp, t.verifyLog, t.findReads, t.proveOne,
+		t.makeTPMs, t.startServer, t.register, t.startAgents, t.stream, t.settle, t.compare, t.catchUp, t.findRefusals, t.verifyLog, t.findReads,
+		t.proveOne,
 	} {
 		if err := ctx.Err(); err != nil {
 			return errors.Join(err, context.Cause(ctx))
@@ -121,7 +136,25 @@ func (t *theatre) play(ctx context.Context) error {
 	return nil
 }
 
+// acts are what goes wrong while the monitors send, in this order.
+func (t *theatre) acts() []func(context.Context) error {
+	if t.Chaos > 0 {
+		return []func(context.Context) error{t.chaos, t.attack}
+	}
+	return []func(context.Context) error{t.killAgent, t.cutNetwork, t.killServer, t.attack}
+}
+
+// windows are the parts of the stream: one for each act and one for what comes after. Chaos has no parts.
+func (t *theatre) windows() int {
+	if t.Chaos > 0 {
+		return 1
+	}
+	return len(t.acts()) + 1
+}
+
 func (t *theatre) bin(name string) string { return filepath.Join(t.Bin, name) }
+
+func (t *theatre) operator() string { return filepath.Join(t.server, "operator", "operator.json") }
 
 // startServer makes a hospital's server and runs it.
 func (t *theatre) startServer(ctx context.Context) error {
@@ -138,17 +171,16 @@ func (t *theatre) startServer(ctx context.Context) error {
 	if _, err := child.Output(ctx, t.bin("wardlink-server"), args...); err != nil {
 		return err
 	}
-	if t.proc, err = child.Start("server", filepath.Join(t.dir, "server.log"), t.bin("wardlink-server"), "run", "--dir", t.server); err != nil {
+	if err := t.runServer(); err != nil {
 		return err
 	}
-	if t.api, err = client.Open(filepath.Join(t.server, "operator", "operator.json")); err != nil {
+	if t.api, err = client.Open(t.operator()); err != nil {
 		return err
 	}
-	err = child.Until(ctx, "the server", []*child.Process{t.proc}, func(ctx context.Context) (bool, error) {
-		var s client.Status
-		return t.api.Get(ctx, "/v1/status", nil, &s) == nil && s.Ready, nil
-	})
-	if err != nil {
+	if err := t.serverReady(ctx); err != nil {
+		return err
+	}
+	if t.network, err = newNetwork(t.ports.gateways); err != nil {
 		return err
 	}
 	t.stages.done("gateways %s, hospital %s, operators %s", t.ports.gateways, t.ports.hospital, t.ports.operators)
@@ -159,21 +191,24 @@ func (t *theatre) startServer(ctx context.Context) error {
 func (t *theatre) register(ctx context.Context) error {
 	t.stages.begin("registry")
 	kit := filepath.Join(t.dir, "kit.json")
-	operator := []string{"--operator", filepath.Join(t.server, "operator", "operator.json")}
+	operator := []string{"--operator", t.operator()}
 	run := func(args ...string) error {
 		_, err := child.Output(ctx, t.bin("wardlink"), append(slices.Clone(operator), args...)...)
 		return err
 	}
-	if err := run("provision", "kit", "--server", t.ports.gateways, "--out", kit); err != nil {
+	if err := run("provision", "kit", "--server", t.network.address(), "--out", kit); err != nil {
 		return err
 	}
 	csv := "id,ek_sha256,site,ward,profile\n"
-	for _, g := range t.fleet {
+	for _, g := range t.boxes() {
 		ek, err := g.identity(ctx, t.bin("wardlink-agent"), kit)
 		if err != nil {
 			return err
 		}
-		csv += fmt.Sprintf("%s,%s,demo,%s,default\n", g.name, ek, g.ward)
+		csv += fmt.Sprintf("%s,%x,demo,%s,default\n", g.name, ek, g.ward)
+		if g == t.mallory {
+			t.malloryEK = ek
+		}
 	}
 	manifest := filepath.Join(t.dir, "gateways.csv")
 	if err := os.WriteFile(manifest, []byte(csv), 0o600); err != nil {
@@ -185,52 +220,63 @@ func (t *theatre) register(ctx context.Context) error {
 	if err := run("access", "issue", readerName, "--out", filepath.Join(t.dir, "reader")); err != nil {
 		return err
 	}
-	t.stages.done("%s by endorsement key; FHIR account %q", plural(len(t.fleet), "gateway"), readerName)
+	t.stages.done("%s by endorsement key; FHIR account %q", plural(len(t.boxes()), "gateway"), readerName)
 	return nil
 }
+
+// starting bounds the agents that enrol at a time: a TPM makes an RSA key then, which an emulated one does on our processors.
+const starting = 4
 
 // startAgents runs the agents and waits until each has enrolled with its TPM and is connected.
 func (t *theatre) startAgents(ctx context.Context) error {
 	t.stages.begin("enrolment")
-	for _, g := range t.fleet {
-		if err := g.startAgent(t.bin("wardlink-agent")); err != nil {
+	boxes := t.boxes()
+	begun := 0
+	connected := make(map[*gateway]bool)
+	for len(connected) < len(boxes) {
+		for ; begun < len(boxes) && begun-len(connected) < starting; begun++ {
+			if err := boxes[begun].startAgent(t.bin("wardlink-agent")); err != nil {
+				return err
+			}
+		}
+		before := len(connected)
+		err := child.Until(ctx, "enrolment", t.running(), func(ctx context.Context) (bool, error) {
+			for _, g := range boxes[:begun] {
+				if connected[g] {
+					continue
+				}
+				if s, err := g.status(ctx); err == nil && s.Uplink.Connected {
+					connected[g] = true
+				}
+			}
+			t.stages.progress("%d of %d connected", len(connected), len(boxes))
+			return len(connected) > before, nil
+		})
+		if err != nil {
 			return err
 		}
 	}
-	watch := t.running()
-	err := child.Until(ctx, "enrolment", watch, func(ctx context.Context) (bool, error) {
-		n := 0
-		for _, g := range t.fleet {
-			if s, err := g.status(ctx); err == nil && s.Uplink.Connected {
-				n++
-			}
-		}
-		t.stages.progress("%d of %d connected", n, len(t.fleet))
-		return n == len(t.fleet), nil
-	})
-	if err != nil {
-		return err
-	}
-	t.stages.done("%s by TPM credential activation and ACME device-attest-01", plural(len(t.fleet), "certificate"))
+	t.stages.done("%s by TPM credential activation and ACME device-attest-01", plural(len(boxes), "certificate"))
 	return nil
 }
 
-// stream lets the monitors send, and kills the first agent with SIGKILL once half of its samples are acknowledged. When it returns
-// no monitor sends any more and no agent is being started.
+// stream lets the monitors send, and has one thing after the other go wrong meanwhile. When it returns no monitor sends any more, and
+// agents, server and network are well.
 func (t *theatre) stream(ctx context.Context) error {
 	t.stages.begin("monitor")
 	for i, gw := range t.fleet {
-		if err := gw.plugMonitor(t.Options, i); err != nil {
+		if err := gw.plugMonitor(t.Options, i, t.gate); err != nil {
 			return err
 		}
 	}
 	sending, cancel := context.WithCancel(ctx)
 	defer cancel()
 	g, mctx := errgroup.WithContext(sending)
+	context.AfterFunc(mctx, t.gate.finish) // a row that waits for its window must not hold up the end
 	for _, gw := range t.fleet {
 		g.Go(func() error { return gw.monitor.Run(mctx) })
 	}
-	g.Go(func() error { return t.killInTheMiddle(mctx, t.fleet[0]) })
+	g.Go(func() error { return t.misfortune(mctx) })
 	ended := make(chan error, 1)
 	go func() { ended <- g.Wait() }()
 	tick := time.NewTicker(200 * time.Millisecond)
@@ -258,18 +304,21 @@ func (t *theatre) stream(ctx context.Context) error {
 	}
 }
 
-func (t *theatre) killInTheMiddle(ctx context.Context, g *gateway) error {
-	half := g.rows / 2
-	err := child.Until(ctx, "half of the samples", nil, func(context.Context) (bool, error) {
-		return g.monitor.Account().Totals().MessagesAcknowledged >= half, nil
-	})
-	if err != nil {
-		return err
+// misfortune plays the acts, each in a window of the stream of its own, and then lets the monitors send the rest.
+func (t *theatre) misfortune(ctx context.Context) error {
+	watching, stop := context.WithCancel(ctx)
+	var watcher sync.WaitGroup
+	watcher.Go(func() { t.watchBacklog(watching) })
+	defer watcher.Wait()
+	defer stop()
+	for _, act := range t.acts() {
+		t.gate.next()
+		if err := act(ctx); err != nil {
+			return err
+		}
 	}
-	g.agent.Kill()
-	t.summary.AgentKills++
-	t.stages.note("SIGKILL to the agent of %s after %d messages; starting it again", g.name, half)
-	return g.startAgent(t.bin("wardlink-agent"))
+	t.gate.finish()
+	return nil
 }
 
 func (t *theatre) sent() (sent, acknowledged int) {
@@ -282,8 +331,8 @@ func (t *theatre) sent() (sent, acknowledged int) {
 
 // running are all processes that must not end by themselves.
 func (t *theatre) running() []*child.Process {
-	ps := []*child.Process{t.proc}
-	for _, g := range t.fleet {
+	ps := []*child.Process{t.process()}
+	for _, g := range t.boxes() {
 		ps = append(ps, g.tpm.Child)
 		if p := g.process(); p != nil {
 			ps = append(ps, p)
@@ -360,11 +409,14 @@ func (t *theatre) compare(ctx context.Context) error {
 // end stops everything, gateways first.
 func (t *theatre) end() {
 	var wg sync.WaitGroup
-	for _, g := range t.fleet {
+	for _, g := range t.boxes() {
 		wg.Go(g.stop)
 	}
 	wg.Wait()
-	if t.proc != nil {
-		t.proc.Stop()
+	if t.network != nil {
+		t.network.close()
+	}
+	if p := t.process(); p != nil {
+		p.Stop()
 	}
 }

@@ -4,16 +4,23 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
+	"runtime"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"wardlink/demo/bedside"
 	"wardlink/internal/child"
@@ -41,12 +48,16 @@ func freePorts() (ports, error) {
 	return p, nil
 }
 
+// freePort finds a port below those that the system gives to outgoing connections: one of these could take the port of a server that is
+// killed, before it is started again.
 func freePort() (string, error) {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", fmt.Errorf("free port: %w", err)
+	for range 100 {
+		ln, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", 20_000+rand.IntN(12_000)))
+		if err == nil {
+			return ln.Addr().String(), ln.Close()
+		}
 	}
-	return ln.Addr().String(), ln.Close()
+	return "", errors.New("no free port was found between 20000 and 32000 on 127.0.0.1")
 }
 
 // gateway is one gateway of the demonstration with its TPM, its agent and the monitor that feeds it.
@@ -63,6 +74,14 @@ type gateway struct {
 	agent *child.Process
 }
 
+// boxes are all gateways, also the one that will be carried away.
+func (t *theatre) boxes() []*gateway {
+	if t.mallory == nil {
+		return t.fleet
+	}
+	return append(slices.Clone(t.fleet), t.mallory)
+}
+
 // makeTPMs manufactures and starts a TPM for each gateway.
 func (t *theatre) makeTPMs(ctx context.Context) error {
 	t.stages.begin("TPM")
@@ -71,55 +90,81 @@ func (t *theatre) makeTPMs(ctx context.Context) error {
 		return err
 	}
 	for i := range t.Gateways {
-		name := fmt.Sprintf("gw-%02d", i+1)
-		g := &gateway{name: name, ward: "icu-1", dir: filepath.Join(t.dir, name), factory: factory}
-		if err := os.MkdirAll(g.dir, 0o700); err != nil {
-			return err
-		}
-		state := filepath.Join(g.dir, "tpm")
-		// swtpm_setup runs a TPM of its own and must get to stop it: an interrupt waits the second or two that it takes.
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		making, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
-		err := factory.Make(making, state)
-		cancel()
-		if err != nil {
-			return err
-		}
-		if g.tpm, err = swtpm.Start(ctx, state, filepath.Join(g.dir, "t")); err != nil {
-			return err
-		}
-		t.fleet = append(t.fleet, g)
-		if g.mllp, err = freePort(); err != nil {
-			return err
-		}
-		t.stages.progress("%d of %d", i+1, t.Gateways)
+		t.fleet = append(t.fleet, newGateway(t.dir, fmt.Sprintf("gw-%02d", i+1), factory))
 	}
-	t.stages.done("%d manufactured, each with its own endorsement key", len(t.fleet))
+	t.mallory = newGateway(t.dir, mallory, factory)
+	boxes := t.boxes()
+	// The first one makes its maker's certificates, the others can come together.
+	if err := boxes[0].makeTPM(ctx); err != nil {
+		return err
+	}
+	made := atomic.Int32{}
+	made.Store(1)
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(runtime.NumCPU())
+	for _, b := range boxes[1:] {
+		g.Go(func() error {
+			err := b.makeTPM(gctx)
+			t.stages.progress("%d of %d", made.Add(1), len(boxes))
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	t.stages.done("%d manufactured, each with its own endorsement key", len(boxes))
 	return nil
+}
+
+func newGateway(dir, name string, factory *swtpm.Factory) *gateway {
+	return &gateway{name: name, ward: "icu-1", dir: filepath.Join(dir, name), factory: factory}
+}
+
+func (g *gateway) makeTPM(ctx context.Context) (err error) {
+	if err := os.MkdirAll(g.dir, 0o700); err != nil {
+		return err
+	}
+	state := filepath.Join(g.dir, "tpm")
+	// swtpm_setup runs a TPM of its own and must get to stop it: an interrupt waits the second or two that it takes.
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	making, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Minute)
+	defer cancel()
+	if err := g.factory.Make(making, state); err != nil {
+		return err
+	}
+	if g.mllp, err = freePort(); err != nil {
+		return err
+	}
+	g.tpm, err = swtpm.Start(ctx, state, filepath.Join(g.dir, "t"))
+	return err
 }
 
 func (g *gateway) config() string { return filepath.Join(g.dir, "agent.yaml") }
 
 // identity writes the agent's configuration and asks the agent for its TPM's endorsement key.
-func (g *gateway) identity(ctx context.Context, agent, kit string) (ek string, err error) {
+func (g *gateway) identity(ctx context.Context, agent, kit string) (ek [32]byte, err error) {
 	text := fmt.Sprintf("kit: %s\nstate: %s\ntpm: swtpm:%s\nsources:\n  - {id: bed-1, mllp: %q}\n",
 		kit, filepath.Join(g.dir, "state"), g.tpm.Socket, g.mllp)
 	if err := os.WriteFile(g.config(), []byte(text), 0o600); err != nil {
-		return "", err
+		return ek, err
 	}
 	out, err := child.Output(ctx, agent, "identity", "--json", "--config", g.config())
 	if err != nil {
-		return "", err
+		return ek, err
 	}
 	var id struct {
 		EK string `json:"ek_sha256"`
 	}
 	if err := json.Unmarshal(out, &id); err != nil {
-		return "", fmt.Errorf("identity of %s: %w", g.name, err)
+		return ek, fmt.Errorf("identity of %s: %w", g.name, err)
 	}
-	return id.EK, nil
+	hash, err := hex.DecodeString(id.EK)
+	if err != nil || len(hash) != len(ek) {
+		return ek, fmt.Errorf("identity of %s: ek_sha256 is %q", g.name, id.EK)
+	}
+	return [32]byte(hash), nil
 }
 
 func (g *gateway) startAgent(program string) error {
@@ -190,16 +235,18 @@ func (g *gateway) status(ctx context.Context) (agentStatus, error) {
 	return s, json.NewDecoder(resp.Body).Decode(&s)
 }
 
-// plugMonitor attaches a monitor with a patient of its own.
-func (g *gateway) plugMonitor(o Options, i int) error {
+// plugMonitor attaches a monitor with a patient of its own, behind the gate.
+func (g *gateway) plugMonitor(o Options, i int, at *gate) error {
 	var src bedside.Source
 	if o.Recording != "" {
 		g.rows = o.recording.Rows()
 		src = o.recording.Replay(o.recording.EndOf(time.Now(), o.Speed))
+		// Under chaos the recording lasts as long as it, and is sent whole.
+		src = at.source(src, g.rows, time.Duration(o.Chaos)*time.Second/time.Duration(g.rows), false)
 	} else {
-		g.rows = o.Minutes * 60
+		g.rows = o.rows()
 		from := time.Now().Add(-time.Duration(g.rows) * time.Second).Truncate(time.Second)
-		src = paced(bedside.Simulate(bedside.DefaultSimulation(uint64(i+1), from, g.rows)))
+		src = at.source(bedside.Simulate(bedside.DefaultSimulation(uint64(i+1), from, g.rows)), g.rows, pace, o.Chaos > 0)
 	}
 	var err error
 	g.monitor, err = bedside.New(bedside.Config{
@@ -217,20 +264,6 @@ func (g *gateway) lane() string {
 		return "vitals"
 	}
 	return "waveform"
-}
-
-// paced gives a row each pace.
-func paced(src bedside.Source) bedside.Source {
-	return func(yield func(bedside.Row) bool) {
-		tick := time.NewTicker(pace)
-		defer tick.Stop()
-		for row := range src {
-			<-tick.C
-			if !yield(row) {
-				return
-			}
-		}
-	}
 }
 
 func (g *gateway) stop() {
@@ -287,7 +320,7 @@ func (t *theatre) reader() (Fetch, error) {
 func (t *theatre) invite() {
 	dir := filepath.Join(t.dir, "reader")
 	curl := fmt.Sprintf("curl --cert %s/%s.crt --key %s/%s.key --cacert %s/root.crt", dir, readerName, dir, readerName, dir)
-	op := filepath.Join(t.server, "operator", "operator.json")
+	op := t.operator()
 	fmt.Fprintf(t.Out, `
 Everything keeps running until you press Ctrl-C. Files: %s
 

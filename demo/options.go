@@ -1,11 +1,13 @@
-// Package demo runs the product's main job as a newcomer would: real processes, a real (emulated) TPM for each gateway, a bedside
-// monitor that is none of our code, a SIGKILL in the middle, and a comparison of what the monitor says it sent with what the
-// hospital reads.
+// Package demo runs the product's main job as a sceptic would: real processes, a real (emulated) TPM for each gateway, bedside monitors
+// that are none of our code; agent and server killed with SIGKILL, the network cut, a stolen gateway that attacks and is revoked; and at
+// the end a comparison of what the monitors say they sent with what the hospital reads, and of what was refused with what the log proves.
 package demo
 
 import (
 	"errors"
+	"fmt"
 	"io"
+	"math/rand/v2"
 	"time"
 
 	"wardlink/demo/bedside"
@@ -17,6 +19,8 @@ type Options struct {
 	Speed     float64       // seconds of a recording for each that passes: 1 is real time; 0 is as fast as it is acknowledged
 	Minutes   int           // simulated minutes for each monitor, one row a second; 0 is 10
 	Gateways  int           // each with a TPM and a monitor of its own; 0 is 1
+	Chaos     int           // seconds of kills and cuts at random instead of the plot; 0 is none
+	Seed      uint64        // of chaos: the same seed gives the same blows; 0 draws one
 	Summary   string        // file for the summary; "" writes none
 	Keep      bool          // leave everything running and say how to look at it
 	Bin       string        // folder of wardlink-server and wardlink-agent; "" is the folder of the running program
@@ -29,6 +33,9 @@ type Options struct {
 
 	recording *bedside.Recording // of Recording, read once for all monitors
 }
+
+// shortestRecording is how many rows a recording must have, so that each thing that goes wrong has some to go wrong with.
+const shortestRecording = 10
 
 // maxGateways bounds the processes that one machine is asked to run.
 const maxGateways = 100
@@ -46,7 +53,13 @@ func (o *Options) check() error {
 	if o.Gateways < 1 || o.Gateways > maxGateways {
 		return errors.New("--gateways: expected 1 to 100")
 	}
-	rows := o.Minutes * 60
+	if o.Chaos != 0 && (o.Chaos < minChaos || o.Chaos > maxChaos) {
+		return fmt.Errorf("--chaos: expected %d to %d seconds", minChaos, maxChaos)
+	}
+	for o.Seed == 0 {
+		o.Seed = rand.Uint64N(1_000_000) // short enough to be typed again
+	}
+	rows := o.rows()
 	if o.Recording != "" {
 		var err error
 		if o.recording, err = bedside.OpenRecording(o.Recording); err != nil {
@@ -59,6 +72,8 @@ func (o *Options) check() error {
 		return errors.New("--speed: expected 1 for real time, up to 1000, or 0 for as fast as it is acknowledged")
 	case o.Speed > 0 && o.recording == nil:
 		return errors.New("--speed: it is a recording's; name one with --recording")
+	case o.recording != nil && rows < shortestRecording:
+		return fmt.Errorf("%s: %d rows; a recording of less than %d is over before anything can go wrong", o.Recording, rows, shortestRecording)
 	case o.Limit == 0:
 		o.Limit = limit(rows, o.Gateways)
 		if o.Speed > 0 {
@@ -66,6 +81,14 @@ func (o *Options) check() error {
 		}
 	}
 	return nil
+}
+
+// rows is how many rows a simulated monitor sends. Under chaos it sends as long as it is needed, and this is more than that.
+func (o *Options) rows() int {
+	if o.Chaos > 0 {
+		return int((time.Duration(o.Chaos)*time.Second + 5*time.Minute) / pace)
+	}
+	return o.Minutes * 60
 }
 
 // limit is several times what a small machine needs: a pace for each row, its way to the hospital and back in the comparison for
@@ -92,14 +115,54 @@ type Summary struct {
 	AuditVerified       bool    `json:"audit_verified"`
 	ProofVerified       bool    `json:"proof_verified"`
 	AgentKills          int     `json:"agent_kills"`
-	Gateways            int     `json:"gateways"`
-	Seconds             float64 `json:"seconds"`
+	ServerKills         int     `json:"server_kills"`
+	Kills               Kills   `json:"kills"`
+	OutageSeconds       float64 `json:"outage_seconds"` // while the network was cut
+	BacklogPeak         uint64  `json:"backlog_peak"`   // batches that the gateways held meanwhile, at the most
+	RevokeSeconds       float64 `json:"revoke_seconds"` // from the start of 'wardlink gateway revoke' until the live session was cut
+
+	Refusals []Refusal `json:"refusals"`
+
+	Chaos    int     `json:"chaos_seconds,omitempty"`
+	Seed     uint64  `json:"seed,omitempty"`
+	Gateways int     `json:"gateways"` // that deliver; one more is carried away
+	Seconds  float64 `json:"seconds"`
 }
 
+// cutWithin is how long a revoked gateway's session may live on, in seconds.
+const cutWithin = 2
+
+// attacks is how many attacks there are, the revoked gateway's connection and renewal counted apart.
+const attacks = 4
+
 // OK says whether the demonstration shows what it promises.
-func (s Summary) OK() bool {
+func (s Summary) OK() bool { return s.delivered() && s.proven() && s.hostile() && s.defended() }
+
+// delivered: nothing is lost, doubled or altered.
+func (s Summary) delivered() bool {
 	return s.Compared && s.SamplesSent > 0 && s.SamplesStored == s.SamplesAcknowledged && s.SamplesAcknowledged == s.SamplesSent &&
-		s.Missing == 0 && s.Duplicates == 0 && s.Mismatched == 0 &&
-		s.BatchesAcknowledged > 0 && s.AuditRows >= s.BatchesAcknowledged && s.FHIRReads > 0 && s.AuditReads == s.FHIRReads &&
-		s.AuditVerified && s.ProofVerified && s.AgentKills > 0
+		s.Missing == 0 && s.Duplicates == 0 && s.Mismatched == 0
+}
+
+// proven: the log verifies, and holds what the gateways and the hospital's reader know of.
+func (s Summary) proven() bool {
+	return s.BatchesAcknowledged > 0 && s.AuditRows >= s.BatchesAcknowledged && s.FHIRReads > 0 && s.AuditReads == s.FHIRReads &&
+		s.AuditVerified && s.ProofVerified
+}
+
+// hostile: it was not shown on a quiet day.
+func (s Summary) hostile() bool {
+	k := s.Kills
+	return s.AgentKills > 0 && s.ServerKills > 0 && k.Network > 0 && s.OutageSeconds > 0 && s.BacklogPeak > 0 &&
+		k.Agent == s.AgentKills && k.Server == s.ServerKills && k.Total == k.Agent+k.Server+k.Network && 3*k.Total >= s.Chaos
+}
+
+// defended: every attack was refused and stands in the log with actor and reason.
+func (s Summary) defended() bool {
+	for _, r := range s.Refusals {
+		if !r.Refused || r.Leaf == 0 || r.Leaf >= s.AuditLeaves || r.Actor == "" || r.Reason == "" {
+			return false
+		}
+	}
+	return len(s.Refusals) == attacks && s.RevokeSeconds > 0 && s.RevokeSeconds <= cutWithin
 }

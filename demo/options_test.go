@@ -1,6 +1,7 @@
 package demo
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -10,7 +11,12 @@ import (
 func TestOK(t *testing.T) {
 	good := Summary{
 		Compared: true, SamplesSent: 10, SamplesAcknowledged: 10, SamplesStored: 10, BatchesAcknowledged: 4, FHIRReads: 2, AuditReads: 2,
-		AuditLeaves: 20, AuditRows: 5, AuditVerified: true, ProofVerified: true, AgentKills: 1,
+		AuditLeaves: 20, AuditRows: 5, AuditVerified: true, ProofVerified: true, AgentKills: 1, ServerKills: 1,
+		Kills: Kills{Total: 3, Agent: 1, Server: 1, Network: 1}, OutageSeconds: 4, BacklogPeak: 100, RevokeSeconds: 0.3,
+		Refusals: []Refusal{
+			{Case: "one", Refused: true, Leaf: 7, Actor: "peer", Reason: "certificate"}, {Case: "two", Refused: true, Leaf: 8, Actor: "a", Reason: "topic"},
+			{Case: "three", Refused: true, Leaf: 9, Actor: "a", Reason: "revoked"}, {Case: "four", Refused: true, Leaf: 10, Actor: "a", Reason: "revoked"},
+		},
 	}
 	if !good.OK() {
 		t.Fatal("a good summary is not OK")
@@ -32,9 +38,25 @@ func TestOK(t *testing.T) {
 		"nothing read":            func(s *Summary) { s.AuditReads, s.FHIRReads = 0, 0 },
 		"not verified":            func(s *Summary) { s.AuditVerified = false },
 		"not proven":              func(s *Summary) { s.ProofVerified = false },
-		"nobody killed":           func(s *Summary) { s.AgentKills = 0 },
+		"no agent killed":         func(s *Summary) { s.AgentKills = 0; s.Kills.Agent = 0; s.Kills.Total-- },
+		"no server killed":        func(s *Summary) { s.ServerKills = 0; s.Kills.Server = 0; s.Kills.Total-- },
+		"no network cut":          func(s *Summary) { s.Kills.Network = 0; s.Kills.Total-- },
+		"kills that do not add":   func(s *Summary) { s.Kills.Total++ },
+		"an outage of no time":    func(s *Summary) { s.OutageSeconds = 0 },
+		"nothing buffered":        func(s *Summary) { s.BacklogPeak = 0 },
+		"a lazy chaos":            func(s *Summary) { s.Chaos = 60 },
+		"never revoked":           func(s *Summary) { s.RevokeSeconds = 0 },
+		"revoked too slowly":      func(s *Summary) { s.RevokeSeconds = 2.1 },
+		"an attack not refused":   func(s *Summary) { s.Refusals[1].Refused = false },
+		"a refusal not logged":    func(s *Summary) { s.Refusals[2].Leaf = 0 },
+		"a leaf not verified":     func(s *Summary) { s.Refusals[2].Leaf = s.AuditLeaves },
+		"no actor":                func(s *Summary) { s.Refusals[0].Actor = "" },
+		"no reason":               func(s *Summary) { s.Refusals[3].Reason = "" },
+		"an attack left out":      func(s *Summary) { s.Refusals = s.Refusals[:3] },
+		"no attacks":              func(s *Summary) { s.Refusals = nil },
 	} {
 		s := good
+		s.Refusals = slices.Clone(good.Refusals)
 		if change(&s); s.OK() {
 			t.Errorf("%s: still OK", name)
 		}
@@ -54,6 +76,16 @@ func TestLimitGrowsWithTheWork(t *testing.T) {
 	o := Options{Limit: time.Second}
 	if err := o.check(); err != nil || o.Limit != time.Second {
 		t.Errorf("a limit that was given became %s, %v", o.Limit, err)
+	}
+	for _, chaos := range []int{-1, 1, minChaos - 1, maxChaos + 1} {
+		o := Options{Chaos: chaos}
+		if o.check() == nil {
+			t.Errorf("--chaos %d is accepted", chaos)
+		}
+	}
+	o = Options{Chaos: 60}
+	if err := o.check(); err != nil || o.Seed == 0 || o.Limit < 3*time.Duration(o.rows())*pace {
+		t.Errorf("--chaos 60: %v, %+v", err, o)
 	}
 	o = Options{Recording: "no/such/record"}
 	if err := o.check(); err == nil {

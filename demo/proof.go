@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
-	"strings"
 
 	"wardlink/internal/child"
 	"wardlink/server/api/client"
@@ -16,7 +15,7 @@ import (
 
 // catchUp waits until the log holds what the journal holds, the reads of the comparison among it.
 func (t *theatre) catchUp(ctx context.Context) error {
-	return child.Until(ctx, "the log", []*child.Process{t.proc}, func(ctx context.Context) (bool, error) {
+	return child.Until(ctx, "the log", []*child.Process{t.process()}, func(ctx context.Context) (bool, error) {
 		var s client.Status
 		if err := t.api.Get(ctx, "/v1/status", nil, &s); err != nil {
 			return false, err
@@ -93,32 +92,4 @@ func (t *theatre) proveOne(ctx context.Context) error {
 	t.summary.ProofVerified = true
 	t.stages.done("publish %s/%s/0 of %s is in the log; the bundle proves it alone", s.Epoch[:8], g.lane(), g.name)
 	return nil
-}
-
-func (t *theatre) table() {
-	s := t.summary
-	w := &strings.Builder{}
-	row := func(name string, value any, note string) { fmt.Fprintf(w, "  %-22s %10v  %s\n", name, value, note) }
-	fmt.Fprintln(w)
-	row("samples sent", s.SamplesSent, "by the monitors' own account")
-	row("acknowledged", s.SamplesAcknowledged, "after the gateway's fsync")
-	row("stored", s.SamplesStored, "in FHIR with value, unit and time as sent")
-	row("no readings", s.NoReadings, "sent as such, and found as such")
-	row("missing", s.Missing, "")
-	row("duplicates", s.Duplicates, "")
-	row("mismatched", s.Mismatched, "")
-	row("agents killed", s.AgentKills, "with SIGKILL, mid-stream")
-	row("batches", s.BatchesAcknowledged, "that the gateways know the hospital has")
-	row("log", s.AuditLeaves, fmt.Sprintf("leaves and %d publishes, verified offline", s.AuditRows))
-	row("reads in the log", s.AuditReads, fmt.Sprintf("of %s that this comparison read", plural(s.FHIRReads, "FHIR page")))
-	row("seconds", s.Seconds, "")
-	fmt.Fprint(t.Out, w.String())
-}
-
-// plural is "1 gateway", "2 gateways".
-func plural(n int, what string) string {
-	if n != 1 {
-		what += "s"
-	}
-	return fmt.Sprintf("%d %s", n, what)
 }

@@ -23,7 +23,7 @@ import (
 // outer are the folders and files that somebody who steals a gateway, or breaks into the server's outer half, can read.
 var outer = []string{"gw-*/state", "gw-*/agent.log", "server/journal", "server/log", "server/ca", "server/public", "server.log", "server/server.yaml"}
 
-// TestMainJob is the demonstration with two gateways and a SIGKILL. While everything still runs, every file of the agents, the
+// TestMainJob is the demonstration with two gateways, and everything that goes wrong in it. While everything still runs, every file of the agents, the
 // journal, the log and the logs is searched for what only an opened batch may show.
 func TestMainJob(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), 4*time.Minute)
@@ -38,7 +38,25 @@ func TestMainJob(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !s.OK() || !s.Compared || s.AuditReads < 2 || s.AgentKills != 1 || s.SamplesStored != s.SamplesSent || s.SamplesSent < 2*3*60*7 {
+	if !s.OK() || !s.Compared || s.AuditReads < 2 || s.SamplesStored != s.SamplesSent || s.SamplesSent < 2*3*60*7 {
+		t.Errorf("%+v", s)
+	}
+	if s.AgentKills != 1 || s.ServerKills != 1 || s.Kills.Total != 3 || s.OutageSeconds < 4 || s.BacklogPeak < 10 || s.RevokeSeconds > 2 || len(s.Refusals) != 4 {
+		t.Errorf("what went wrong: %+v", s)
+	}
+}
+
+// TestChaos: ten seconds of kills and cuts at random. The seed is drawn: a failure prints it, and it repeats the blows.
+func TestChaos(t *testing.T) {
+	ctx, cancel := context.WithTimeout(context.Background(), 4*time.Minute)
+	defer cancel()
+	var out bytes.Buffer
+	s, err := demo.Run(ctx, demo.Options{Chaos: 10, Bin: bin, Out: &out, Plain: true})
+	t.Log("\n" + out.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !s.OK() || s.Chaos != 10 || s.Seed == 0 || s.Kills.Total < 4 || s.AgentKills == 0 || s.ServerKills == 0 || s.SamplesStored != s.SamplesSent {
 		t.Errorf("%+v", s)
 	}
 }

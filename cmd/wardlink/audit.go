@@ -139,17 +139,29 @@ func verified(r audit.Report, err error) verifyReport {
 func (t *tool) auditList() *cobra.Command {
 	var dir string
 	var f audit.Filter
-	var kind string
+	var kind, outcome, since, until string
 	c := &cobra.Command{
 		Use: "list", Short: "List what happened", Args: cobra.NoArgs,
 		Example: `  wardlink audit list --limit 20
   wardlink audit list --gateway icu-3-bed-7 --publishes
+  wardlink audit list --outcome denied --since 24h
+  wardlink audit list --reason revoked --gateway icu-3-bed-7
   wardlink audit list --type refused --dir /var/lib/wardlink`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if f.Limit < 1 {
 				return fmt.Errorf("--limit: %d; expected a number from 1", f.Limit)
 			}
-			f.Type, f.Newest = audit.Type(kind), true
+			f.Type, f.Newest, f.Outcome = audit.Type(kind), true, audit.Outcome(outcome)
+			var err error
+			if f.From, err = moment("--since", since, time.Now()); err != nil {
+				return err
+			}
+			if f.To, err = moment("--until", until, time.Now()); err != nil {
+				return err
+			}
+			if _, err := client.ParseFilter(client.Query(f)); err != nil {
+				return fmt.Errorf("--%w", err)
+			}
 			items := localItems(dir, f)
 			if dir == "" {
 				items = t.remoteItems(cmd.Context(), f)
@@ -167,7 +179,7 @@ func (t *tool) auditList() *cobra.Command {
 				return nil
 			}
 			var failed error
-			err := t.table(func(w io.Writer) {
+			err = t.table(func(w io.Writer) {
 				fmt.Fprintln(w, "LEAF\tTIME (UTC)\tTYPE\tACTOR\tTARGET\tOUTCOME\tCOUNT\tREASON")
 				for it, err := range items {
 					if failed = err; err != nil {
@@ -184,9 +196,30 @@ func (t *tool) auditList() *cobra.Command {
 	c.Flags().StringVar(&kind, "type", "", "only events of this `TYPE`, such as session.opened, or window")
 	c.Flags().StringVar(&f.Actor, "actor", "", "only acts of this `SPIFFE-ID`")
 	c.Flags().StringVar(&f.Gateway, "gateway", "", "only what this `GATEWAY` did or what was done to it")
+	c.Flags().StringVar(&outcome, "outcome", "", "only acts that ended so: success, denied or failed (`OUTCOME`)")
+	c.Flags().StringVar(&f.Reason, "reason", "", "only acts whose reason contains `TEXT`")
+	c.Flags().StringVar(&since, "since", "", "only what happened from `TIME` on: 2026-05-04T03:02:01Z, 2026-05-04, or 24h for a day ago")
+	c.Flags().StringVar(&until, "until", "", "only what happened before `TIME`")
 	c.Flags().IntVar(&f.Limit, "limit", 100, "at most `N` lines, the newest")
 	c.Flags().BoolVar(&f.Publishes, "publishes", false, "list each publish instead of the windows")
 	return c
+}
+
+// moment reads a time as Unix milliseconds, 0 for none: RFC 3339, a local date, or how long before now.
+func moment(flag, text string, now time.Time) (int64, error) {
+	if text == "" {
+		return 0, nil
+	}
+	if ago, err := time.ParseDuration(text); err == nil {
+		return now.Add(-ago).UnixMilli(), nil
+	}
+	if at, err := time.Parse(time.RFC3339, text); err == nil {
+		return at.UnixMilli(), nil
+	}
+	if at, err := time.ParseInLocation(time.DateOnly, text, time.Local); err == nil {
+		return at.UnixMilli(), nil
+	}
+	return 0, fmt.Errorf("%s: %.40q; expected a time such as 2026-05-04T03:02:01Z, a date such as 2026-05-04, or 24h for a day ago", flag, text)
 }
 
 // shortActor leaves out the trust domain, which is everybody's.
@@ -229,10 +262,7 @@ func (t *tool) remoteItems(ctx context.Context, f audit.Filter) iter.Seq2[client
 			yield(client.AuditItem{}, err)
 			return
 		}
-		body, err := c.Stream(ctx, "GET", "/v1/audit", url.Values{
-			"type": {string(f.Type)}, "actor": {f.Actor}, "gateway": {f.Gateway}, "limit": {strconv.Itoa(max(1, f.Limit))},
-			"newest": {strconv.FormatBool(f.Newest)}, "publishes": {strconv.FormatBool(f.Publishes)},
-		}, "", nil)
+		body, err := c.Stream(ctx, "GET", "/v1/audit", client.Query(f), "", nil)
 		if err != nil {
 			yield(client.AuditItem{}, err)
 			return

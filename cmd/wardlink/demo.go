@@ -1,6 +1,7 @@
 package main
 
 import (
+	"io"
 	"os"
 	"os/signal"
 	"syscall"
@@ -13,14 +14,19 @@ import (
 func (t *tool) demo() *cobra.Command {
 	var o demo.Options
 	c := &cobra.Command{
-		Use: "demo", Short: "Show the main job on this machine: monitor, gateway, server, SIGKILL, proof", Args: cobra.NoArgs,
-		Long: "Starts an emulated TPM, a server, an agent and a bedside monitor for each gateway, kills one agent with SIGKILL\n" +
-			"mid-stream, compares the monitors' accounts with the hospital's FHIR answers value by value, verifies the log offline\n" +
-			"and proves one publish. Exits 1 unless nothing is missing, doubled or different and the log verifies.",
+		Use: "demo", Short: "Show the main job on this machine, on a bad day: SIGKILLs, a cut network, attacks, proof", Args: cobra.NoArgs,
+		Long: "Starts an emulated TPM, an agent and a bedside monitor for each gateway, and a server. While the monitors send, it kills an\n" +
+			"agent and the server with SIGKILL, cuts the network, and attacks with a foreign certificate and with a gateway that was\n" +
+			"carried away, which is then revoked. It compares the monitors' accounts with the hospital's FHIR answers value by value,\n" +
+			"verifies the log offline, finds every refusal in it with actor and reason, and proves one publish. Exits 1 unless nothing\n" +
+			"is missing, doubled or different, every attack was refused and the log verifies.\n\n" +
+			"With --chaos it kills and cuts at random instead, at least once in three seconds, also amid starts.",
 		Example: `  wardlink demo
   wardlink demo --recording ~/physionet/s00001-2896-10-10-00-31n
   wardlink demo --recording ~/physionet/03700181 --speed 1
   wardlink demo --gateways 5 --minutes 3 --summary summary.json
+  wardlink demo --chaos 60 --gateways 5
+  wardlink demo --chaos 60 --seed 4711                      # the same blows again
   wardlink demo --keep`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			o.Out = t.out
@@ -28,9 +34,12 @@ func (t *tool) demo() *cobra.Command {
 			if t.json {
 				o.Out = t.err
 			}
-			// A closed terminal or pipe ends the demonstration in order, as an interrupt does.
-			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGHUP, syscall.SIGPIPE)
+			// A closed terminal or pipe ends the demonstration in order, as an interrupt does. SIGPIPE itself cannot tell: it also comes
+			// of the connections that the demonstration breaks.
+			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGHUP)
 			defer stop()
+			signal.Ignore(syscall.SIGPIPE)
+			o.Out = &watched{o.Out, stop}
 			s, err := demo.Run(ctx, o)
 			if t.json {
 				if jerr := t.printJSON(s); err == nil {
@@ -45,9 +54,25 @@ func (t *tool) demo() *cobra.Command {
 	f.Float64Var(&o.Speed, "speed", 0, "replay `SECONDS` of the recording each second: 1 is real time, 0 as fast as it is acknowledged")
 	f.IntVar(&o.Minutes, "minutes", 10, "simulated `MINUTES` of each monitor, a row a second")
 	f.IntVar(&o.Gateways, "gateways", 1, "how many `GATEWAYS`, each with a TPM and a monitor")
+	f.IntVar(&o.Chaos, "chaos", 0, "kill agents and server and cut the network at random, for `SECONDS`")
+	f.Uint64Var(&o.Seed, "seed", 0, "of --chaos: the `N` that a former run printed repeats its blows (default: drawn)")
 	f.StringVar(&o.Summary, "summary", "", "write the figures as JSON to `FILE`")
 	f.BoolVar(&o.Keep, "keep", false, "leave everything running and print what to try")
 	return c
+}
+
+// watched tells when nobody reads any more.
+type watched struct {
+	io.Writer
+	gone func()
+}
+
+func (w *watched) Write(p []byte) (int, error) {
+	n, err := w.Writer.Write(p)
+	if err != nil {
+		w.gone()
+	}
+	return n, err
 }
 
 // isTerminal is enough to decide about colour and overwritten lines.

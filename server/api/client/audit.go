@@ -49,9 +49,40 @@ func ShowItem(it audit.Item) AuditItem {
 	return out
 }
 
-// ParseFilter reads the list's query: type, actor, gateway, limit, newest, publishes.
+// Query is the filter as the list's query.
+func Query(f audit.Filter) url.Values {
+	v := url.Values{
+		"type": {string(f.Type)}, "actor": {f.Actor}, "gateway": {f.Gateway}, "outcome": {string(f.Outcome)}, "reason": {f.Reason},
+		"newest": {strconv.FormatBool(f.Newest)}, "publishes": {strconv.FormatBool(f.Publishes)},
+	}
+	for key, n := range map[string]int64{"limit": int64(f.Limit), "from": f.From, "to": f.To} {
+		if n != 0 {
+			v.Set(key, strconv.FormatInt(n, 10))
+		}
+	}
+	return v
+}
+
+// ParseFilter reads the list's query: type, actor, gateway, outcome, reason, from, to (Unix milliseconds), limit, newest, publishes.
 func ParseFilter(v url.Values) (audit.Filter, error) {
-	f := audit.Filter{Type: audit.Type(v.Get("type")), Actor: v.Get("actor"), Gateway: v.Get("gateway")}
+	f := audit.Filter{
+		Type: audit.Type(v.Get("type")), Actor: v.Get("actor"), Gateway: v.Get("gateway"),
+		Outcome: audit.Outcome(v.Get("outcome")), Reason: v.Get("reason"),
+	}
+	switch f.Outcome {
+	case "", audit.Success, audit.Denied, audit.Failed:
+	default:
+		return f, fmt.Errorf("outcome: %.20q; expected success, denied or failed", f.Outcome)
+	}
+	for key, into := range map[string]*int64{"from": &f.From, "to": &f.To} {
+		if text := v.Get(key); text != "" {
+			n, err := strconv.ParseInt(text, 10, 64)
+			if err != nil {
+				return f, fmt.Errorf("%s: %.40q; expected Unix milliseconds", key, text)
+			}
+			*into = n
+		}
+	}
 	if text := v.Get("limit"); text != "" {
 		n, err := strconv.Atoi(text)
 		if err != nil || n < 1 {

@@ -1,0 +1,42 @@
+package demo
+
+import (
+	"reflect"
+	"testing"
+	"time"
+)
+
+// TestChaosIsAsPromised: something happens in every three seconds, of every kind, and the seed repeats it.
+func TestChaosIsAsPromised(t *testing.T) {
+	for seed := range uint64(200) {
+		for _, seconds := range []int{minChaos, 60} {
+			length := time.Duration(seconds) * time.Second
+			plan := planChaos(seed, length, 20)
+			if !reflect.DeepEqual(plan, planChaos(seed, length, 20)) {
+				t.Fatalf("seed %d does not repeat", seed)
+			}
+			kinds := map[string]int{}
+			last := time.Duration(0)
+			again := 0
+			for _, b := range plan {
+				kinds[b.what]++
+				if b.again > 0 {
+					again++
+				}
+				if b.at-last > 3*time.Second || b.at >= length || b.gateway >= 20 {
+					t.Fatalf("seed %d: %+v after %s", seed, b, last)
+				}
+				last = b.at
+			}
+			if length-last > 3*time.Second || kinds[blowAgent] == 0 || kinds[blowServer] == 0 || kinds[blowCut] == 0 || len(plan) < seconds/3 {
+				t.Fatalf("seed %d: %d blows in %s: %v, the last at %s", seed, len(plan), length, kinds, last)
+			}
+			if seconds == 60 && (again == 0 || kinds[blowHole] == 0) {
+				t.Logf("seed %d: %d kills at starts, %d holes", seed, again, kinds[blowHole])
+			}
+		}
+	}
+	if reflect.DeepEqual(planChaos(1, time.Minute, 1), planChaos(2, time.Minute, 1)) {
+		t.Error("two seeds are one")
+	}
+}

@@ -1,0 +1,66 @@
+package demo
+
+import (
+	"fmt"
+	"strings"
+)
+
+// table shows what came out, in rows that line up.
+func (t *theatre) table() {
+	s := t.summary
+	w := &strings.Builder{}
+	row := func(name string, value any, note string) { fmt.Fprintf(w, "  %-22s %10v  %s\n", name, value, note) }
+	fmt.Fprintln(w)
+	row("samples sent", s.SamplesSent, "by the monitors' own account")
+	row("acknowledged", s.SamplesAcknowledged, "after the gateway's fsync")
+	row("stored", s.SamplesStored, "in FHIR with value, unit and time as sent")
+	row("no readings", s.NoReadings, "sent as such, and found as such")
+	row("missing", s.Missing, "")
+	row("duplicates", s.Duplicates, "")
+	row("mismatched", s.Mismatched, "")
+	row("agents killed", s.AgentKills, "with SIGKILL, mid-stream")
+	row("servers killed", s.ServerKills, "with SIGKILL, mid-stream")
+	row("network cut", fmt.Sprintf("%.1f s", s.OutageSeconds), fmt.Sprintf("in %s; %s buffered at the most",
+		plural(s.Kills.Network, "outage"), plurals(int(s.BacklogPeak), "batch", "batches")))
+	if s.Chaos > 0 {
+		row("chaos", fmt.Sprintf("%d s", s.Chaos), fmt.Sprintf("%d blows, %d of them into a start; --seed %d repeats them", s.Kills.Total, s.Kills.Startup, s.Seed))
+	}
+	row("batches", s.BatchesAcknowledged, "that the gateways know the hospital has")
+	row("log", s.AuditLeaves, fmt.Sprintf("leaves and %d publishes, verified offline", s.AuditRows))
+	row("reads in the log", s.AuditReads, fmt.Sprintf("of %s that this comparison read", plural(s.FHIRReads, "FHIR page")))
+	row("revoked", fmt.Sprintf("%.2f s", s.RevokeSeconds), "from the operator's command until the live session was cut")
+	row("seconds", s.Seconds, "")
+	fmt.Fprintln(w)
+	fmt.Fprintf(w, "  %-29s %-8s %6s  %-20s  %s\n", "attack", "refused", "leaf", "actor in the log", "reason in the log")
+	for _, r := range s.Refusals {
+		leaf := "-"
+		if r.Leaf > 0 {
+			leaf = fmt.Sprint(r.Leaf)
+		}
+		fmt.Fprintf(w, "  %-29s %-8s %6s  %-20s  %s\n", r.Case, yes(r.Refused), leaf, r.who(), r.Reason)
+	}
+	fmt.Fprint(t.Out, w.String())
+}
+
+func yes(b bool) string {
+	if b {
+		return "yes"
+	}
+	return "NO"
+}
+
+// who is the actor without the trust domain, which is everybody's; of a peer that has proven nothing, where it came from.
+func (r Refusal) who() string {
+	if r.Actor == "peer" {
+		return "peer " + r.Peer
+	}
+	return strings.TrimPrefix(r.Actor, "spiffe://"+trustDomain+"/")
+}
+
+// plural is "1 gateway", "2 gateways".
+func plural(n int, what string) string {
+	if n != 1 {
+		what += "s"
+	}
+	return fmt.Sprintf("%d %s", n, what)
+}
