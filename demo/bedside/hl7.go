@@ -131,8 +131,11 @@ func (s Signal) code(suffix string) string {
 
 // code writes a unit's identifier, text and system.
 func (u Unit) code(separator string) string {
-	if u.MDC == 0 {
+	switch {
+	case u.MDC == 0 && u.UCUM == "":
 		return escape(u.Label) + separator + escape(u.Label) + separator + LocalSystem
+	case u.MDC == 0:
+		return escape(u.UCUM) + separator + escape(u.Label) + separator + "UCUM"
 	}
 	return strconv.FormatUint(uint64(u.MDC), 10) + separator + u.Ref + separator + "MDC"
 }

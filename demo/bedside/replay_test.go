@@ -280,6 +280,11 @@ func TestWaveCodes(t *testing.T) {
 	if unitOf("µV") != microvolt || unitOf("μV") != microvolt {
 		t.Error("microvolts are not known")
 	}
+	for label, want := range map[string]string{"mV": "266418^MDC_DIM_MILLI_VOLT^MDC", "cmH2O": "cm[H2O]^cmH2O^UCUM", "ml": "mL^ml^UCUM", "fur&long": `fur\T\long^fur\T\long^99WARDSIM`} {
+		if got := unitOf(label).code("^"); got != want {
+			t.Errorf("%s is sent as %s", label, got)
+		}
+	}
 }
 
 func TestSpeed(t *testing.T) {

@@ -9,7 +9,7 @@ import (
 // Unit is a unit of measure in the languages the monitor meets.
 type Unit struct {
 	Label string // in recordings' headers
-	MDC   uint32 // ISO/IEEE 11073-10101, as OBX-6.1; 0 for a unit without a code, which is then sent by its label
+	MDC   uint32 // ISO/IEEE 11073-10101, as OBX-6.1; 0 for a unit that is sent by its UCUM code, or if it has none by its label
 	Ref   string // the MDC reference id, as OBX-6.2
 	UCUM  string // what the hospital should read in the end; "" where only the label can be read
 }
@@ -42,6 +42,13 @@ var (
 	units = [...]Unit{beats, breaths, percent, mmHg, celsius, volt, millivolt, microvolt, unity}
 )
 
+// spelt are further units of recordings, by the labels that are found, in UCUM.
+var spelt = map[string]string{
+	"/min": "/min", "1/min": "/min", "beats/min": "/min", "breaths/min": "/min", "Hz": "Hz", "s": "s", "sec": "s", "ms": "ms",
+	"l": "L", "L": "L", "ml": "mL", "mL": "mL", "l/min": "L/min", "L/min": "L/min", "lpm": "L/min",
+	"cmH2O": "cm[H2O]", "kPa": "kPa", "mbar": "mbar", "ohm": "Ohm", "Ohm": "Ohm", "cm": "cm", "mm": "mm", "m": "m", "g": "g", "kg": "kg",
+}
+
 // unitOf finds a recording's unit.
 func unitOf(label string) Unit {
 	if label == "µV" || label == "μV" { // the micro sign, and the letter that looks like it
@@ -52,7 +59,7 @@ func unitOf(label string) Unit {
 			return u
 		}
 	}
-	return Unit{Label: label}
+	return Unit{Label: label, UCUM: spelt[label]}
 }
 
 // The readings that this monitor knows. Numbers: ISO/IEEE 11073-10101, partition 2 (metrics).
