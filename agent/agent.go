@@ -104,9 +104,7 @@ func (a *Agent) prepare() error {
 		return err
 	}
 	a.time.raise(build.Time(), "the build")
-	for _, root := range a.kit.Roots {
-		a.time.raise(root.NotBefore, "the kit's root certificate")
-	}
+	a.time.raise(a.kit.Since(), "the kit's root certificate")
 	var epoch telemetry.Epoch
 	rand.Read(epoch[:])
 	if a.intake, err = newIntake(a.buf, a.kit.RecordsKey, epoch, clk, a.log); err != nil {

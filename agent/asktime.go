@@ -98,7 +98,7 @@ func (a *Agent) askServer(ctx context.Context, server string) error {
 		return err
 	}
 	r.Header.Set("Content-Type", enroll.TimeType)
-	anyDate := func() spiffe.Moment { return spiffe.Moment{Floor: true} }
+	anyDate := func() spiffe.Moment { return spiffe.Moment{Time: a.kit.Since(), Floor: true} }
 	transport := &http.Transport{
 		TLSClientConfig: spiffe.ServerTLSAt(a.kit.Pool(), a.serverID(), "http/1.1", anyDate), DisableKeepAlives: true,
 		DialContext: (&net.Dialer{}).DialContext, TLSHandshakeTimeout: askTimeout, MaxResponseHeaderBytes: 16 << 10,

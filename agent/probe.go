@@ -109,7 +109,7 @@ func ProbeAuthorisation(ctx context.Context, kit enroll.Kit, cert tls.Certificat
 func showCertificate(ctx context.Context, server string, kit enroll.Kit, cert tls.Certificate) error {
 	// Whether the server believes us is asked here; its own dates are looked at elsewhere, and a clock at 1970 must not hide the answer.
 	conf := spiffe.ServerTLSAt(kit.Pool(), spiffe.ID{TrustDomain: kit.TrustDomain, Kind: spiffe.Service, Name: "ingest"}, "http/1.1",
-		func() spiffe.Moment { return spiffe.Moment{Floor: true} })
+		func() spiffe.Moment { return spiffe.Moment{Time: kit.Since(), Floor: true} })
 	conf.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &cert, nil }
 	transport := &http.Transport{
 		TLSClientConfig: conf, DisableKeepAlives: true, TLSHandshakeTimeout: 30 * time.Second,

@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"net"
 	"strings"
+	"time"
 
 	"golang.org/x/mod/sumdb/note"
 
@@ -121,6 +122,16 @@ func ParseKit(data []byte) (Kit, error) {
 func (k Kit) ShortFingerprint() string {
 	s := strings.ToUpper(fmt.Sprintf("%x", k.Fingerprint[:8]))
 	return s[0:4] + "-" + s[4:8] + "-" + s[8:12] + "-" + s[12:16]
+}
+
+// Since is when the youngest of the kit's roots began: a kit that holds it is no older, so no present is earlier.
+func (k Kit) Since() (t time.Time) {
+	for _, c := range k.Roots {
+		if c.NotBefore.After(t) {
+			t = c.NotBefore
+		}
+	}
+	return t
 }
 
 // Pool is the kit's roots as a pool.
