@@ -7,6 +7,7 @@ import (
 
 	"wardlink/agent/source"
 	"wardlink/buffer"
+	"wardlink/enroll/tpm"
 	"wardlink/telemetry"
 )
 
@@ -170,6 +171,20 @@ func TestAgoAndSize(t *testing.T) {
 	for n, want := range map[int64]string{0: "0 B", 1023: "1023 B", 1536: "1.5 KB", 1 << 30: "1.0 GB", 252 << 30: "252 GB", 5 << 50: "5120 TB"} {
 		if got := Size(n); got != want {
 			t.Errorf("%d: %q, want %q", n, got, want)
+		}
+	}
+}
+
+func TestJudgeLockout(t *testing.T) {
+	for _, c := range []struct {
+		l     tpm.Lockout
+		level Level
+	}{
+		{tpm.Lockout{Most: 32}, Well}, {tpm.Lockout{Failures: 15, Most: 32}, Well}, {tpm.Lockout{Failures: 16, Most: 32}, Warning},
+		{tpm.Lockout{Failures: 32, Most: 32, Locked: true}, Warning}, {tpm.Lockout{}, Well},
+	} {
+		if f := judgeLockout(c.l); f.Level != c.level {
+			t.Errorf("%+v: %+v", c.l, f)
 		}
 	}
 }

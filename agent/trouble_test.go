@@ -356,7 +356,7 @@ func TestPortTakenBySomebodyElse(t *testing.T) {
 			f = x
 		}
 	}
-	if f.Level != Stops || !strings.Contains(f.Found, busy.Addr().String()) || !strings.Contains(f.Found, fmt.Sprintf("process %d (", os.Getpid())) {
+	if f.Level != Stops || !strings.Contains(f.Found, busy.Addr().String()) || !strings.Contains(f.Found, fmt.Sprintf("(process %d)", os.Getpid())) {
 		t.Errorf("%+v", f)
 	}
 	busy.Close()

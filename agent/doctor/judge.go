@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -18,6 +17,7 @@ import (
 	"wardlink/agent/source"
 	"wardlink/buffer"
 	"wardlink/enroll"
+	"wardlink/internal/listener"
 	"wardlink/internal/spiffe"
 )
 
@@ -217,7 +217,7 @@ func diskOf(cfg agent.Config) agent.Finding {
 func judgePorts(cfg agent.Config) (out []agent.Finding) {
 	for _, s := range cfg.Sources {
 		f := agent.Finding{Area: agent.AreaSource, Name: s.ID, Level: agent.Well, Found: s.MLLP + " is free"}
-		ln, err := net.Listen("tcp", s.MLLP)
+		ln, err := listener.Listen(s.MLLP)
 		if err == nil {
 			ln.Close()
 		} else {

@@ -207,7 +207,7 @@ func TestGatewayAtRest(t *testing.T) {
 	says(t, "agent", find(t, r, AreaAgent, ""), agent.Stops, "does not run", "systemctl start")
 	says(t, "TPM", find(t, r, agent.AreaTPM, ""), agent.Stops, "/nowhere/tpmrm0", "buffered")
 	says(t, "certificate", find(t, r, AreaCertificate, ""), agent.Stops, "never enrolled", "approval")
-	says(t, "port", find(t, r, agent.AreaSource, "bed-7"), agent.Stops, fmt.Sprintf("taken by process %d (", os.Getpid()), "do not depend on it")
+	says(t, "port", find(t, r, agent.AreaSource, "bed-7"), agent.Stops, fmt.Sprintf("(process %d)", os.Getpid()), "do not depend on it")
 	says(t, "free port", find(t, r, agent.AreaSource, "bed-8"), agent.Well, "is free", "")
 	says(t, "buffer", find(t, r, agent.AreaBuffer, ""), agent.Well, "none yet", "")
 	says(t, "files", find(t, r, AreaFiles, ""), agent.Warning, "does not exist yet", "")

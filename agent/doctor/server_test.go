@@ -252,3 +252,30 @@ func TestOffset(t *testing.T) {
 		}
 	}
 }
+
+// A certificate is shown over HTTP, and a server that does not believe it is understood as such.
+func TestAuthorisation(t *testing.T) {
+	t.Parallel()
+	root := newAuthority(t, "Ward Root")
+	for name, c := range map[string]struct {
+		clients *authority
+		level   agent.Level
+		found   string
+	}{
+		"believed": {root, agent.Well, "accepts this gateway's certificate"},
+		"refused":  {newAuthority(t, "Other Root"), agent.Stops, "refuses this gateway's certificate"},
+	} {
+		pool := x509.NewCertPool()
+		pool.AddCert(c.clients.cert)
+		server := web(t, &tls.Config{Certificates: []tls.Certificate{root.issue(ingest, -time.Hour, time.Hour)}, NextProtos: []string{"mqtt", "http/1.1"},
+			ClientAuth: tls.VerifyClientCertIfGiven, ClientCAs: pool}, time.Now())
+		closed := "127.0.0.1:1"
+		kit := kitOf(t, root, server, closed)
+		got := agent.ProbeAuthorisation(t.Context(), kit, root.issue("spiffe://ward.test/gateway/bed-7", -time.Hour, time.Hour))
+		if len(got) != 2 || got[0].Name != server || got[1].Name != closed {
+			t.Fatalf("%+v", got)
+		}
+		says(t, name, got[0], c.level, c.found, "")
+		says(t, "closed", got[1], agent.Warning, "could not be shown", "steps to this server")
+	}
+}

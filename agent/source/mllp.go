@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"wardlink/internal/listener"
 	"wardlink/telemetry"
 )
 
@@ -93,7 +94,7 @@ func NewMLLP(cfg Config) (*MLLP, error) {
 
 // listen opens the port, and notes why it cannot.
 func (s *MLLP) listen() error {
-	l, err := net.Listen("tcp", s.cfg.Listen)
+	l, err := listener.Listen(s.cfg.Listen)
 	if err != nil {
 		err = Explain(s.cfg.Listen, err)
 	} else if len(s.cfg.Allow) == 0 && !peerAddr(l.Addr()).IsLoopback() { // what localhost means is up to the machine's hosts file
@@ -178,15 +179,15 @@ func (s *MLLP) Run(ctx context.Context) error {
 	defer open.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	listener := s.await(ctx)
-	if listener == nil {
+	ln := s.await(ctx)
+	if ln == nil {
 		return nil
 	}
-	defer context.AfterFunc(ctx, func() { _ = listener.Close() })() // Accept returns with net.ErrClosed
-	defer listener.Close()
+	defer context.AfterFunc(ctx, func() { _ = ln.Close() })() // Accept returns with net.ErrClosed
+	defer ln.Close()
 
 	for pause := time.Duration(0); ; {
-		c, err := listener.Accept()
+		c, err := ln.Accept()
 		switch {
 		case err == nil:
 			pause = 0
