@@ -51,12 +51,16 @@ const (
 	AuditRead       Type = "audit.read"
 	RegistryRead    Type = "registry.read"
 	BatchDead       Type = "batch.dead"       // a batch failed to open three times
-	BatchReopened   Type = "batch.reopened"   // dead batches are tried again; Count says how many, Detail which
-	BatchesRead     Type = "batches.read"     // the list of dead batches was read; no contents are in it
-	BatchConflict   Type = "batch.conflict"   // two frames under one batch number; Detail holds both hashes
-	RecordsGap      Type = "records.gap"      // a restored database lacks journal entries that the journal no longer has; Detail holds the first and last
-	EpochConflict   Type = "epoch.conflict"   // one epoch under two gateways
-	EntryUnreadable Type = "entry.unreadable" // the log's writer could not read a journal entry; Detail holds its kind, position and head's SHA-256
+	RecordsDisposed Type = "records.disposed" // what was kept long enough is deleted; Target is its class, Detail holds range and cutoff
+	// The server's clock moved too far to be believed, so nothing is disposed of; and the end of that.
+	RetentionSuspended Type = "retention.suspended"
+	RetentionResumed   Type = "retention.resumed"
+	BatchReopened      Type = "batch.reopened"   // dead batches are tried again; Count says how many, Detail which
+	BatchesRead        Type = "batches.read"     // the list of dead batches was read; no contents are in it
+	BatchConflict      Type = "batch.conflict"   // two frames under one batch number; Detail holds both hashes
+	RecordsGap         Type = "records.gap"      // a restored database lacks journal entries that the journal no longer has; Detail holds the first and last
+	EpochConflict      Type = "epoch.conflict"   // one epoch under two gateways
+	EntryUnreadable    Type = "entry.unreadable" // the log's writer could not read a journal entry; Detail holds its kind, position and head's SHA-256
 )
 
 // What becomes of alerts.

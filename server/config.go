@@ -32,13 +32,14 @@ type Config struct {
 		Cert string `yaml:"cert"` // PEM file of the hospital's own server certificate; default: one of our CA
 		Key  string `yaml:"key"`
 	} `yaml:"hospital_tls"`
-	Log    string          `yaml:"log"`    // text (default) or json
-	Alerts alerts.Settings `yaml:"alerts"` // targets, and when the watchers raise; without targets alerts are rows and events alone
+	Log       string          `yaml:"log"`       // text (default) or json
+	Alerts    alerts.Settings `yaml:"alerts"`    // targets, and when the watchers raise; without targets alerts are rows and events alone
+	Retention Retention       `yaml:"retention"` // how long each class is kept; see retention.go for the defaults
 }
 
 // DefaultConfig is what init starts from.
 func DefaultConfig() Config {
-	return Config{Gateways: ":8883", Hospital: ":8443", Operators: ":9443", Log: "text"}
+	return Config{Gateways: ":8883", Hospital: ":8443", Operators: ":9443", Retention: DefaultRetention(), Log: "text"}
 }
 
 // LoadConfig reads DIR/server.yaml.
@@ -93,6 +94,9 @@ func (c Config) Check() error {
 		if n, perr := strconv.ParseUint(port, 10, 16); err != nil || perr != nil || n > 65535 {
 			return fmt.Errorf("%s: %q; expected address:port such as :8883 or 10.1.2.3:8883", key, addr)
 		}
+	}
+	if err := c.Retention.Check(); err != nil {
+		return err
 	}
 	if c.Log != "text" && c.Log != "json" {
 		return fmt.Errorf("log: %q; expected text or json", c.Log)

@@ -33,7 +33,7 @@ func FuzzParseConfig(f *testing.F) {
 			t.Fatalf("init would write what the server does not read: %v\n%s", err, configText(c))
 		}
 		if again.TrustDomain != c.TrustDomain || strings.Join(again.Names, ",") != strings.Join(c.Names, ",") ||
-			again.Gateways != c.Gateways || again.Hospital != c.Hospital || again.Operators != c.Operators || again.Log != c.Log {
+			again.Gateways != c.Gateways || again.Hospital != c.Hospital || again.Operators != c.Operators || again.Log != c.Log || again.Retention != c.Retention {
 			t.Errorf("%+v became %+v", c, again)
 		}
 	})

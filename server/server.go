@@ -91,7 +91,7 @@ func journalConfig(dir string) journal.Config {
 
 func (s *Server) openStores() (err error) {
 	jc := journalConfig(s.dir)
-	jc.Log = s.log
+	jc.Log, jc.Retention = s.log, time.Duration(s.cfg.Retention.Batches)
 	if s.journal, err = journal.Open(jc); err != nil {
 		return err
 	}
@@ -135,6 +135,7 @@ func (s *Server) openServices() (err error) {
 	}
 	if s.records, err = records.New(records.Config{
 		DB: s.db, Outbox: s.outbox, Journal: s.journal, Registry: s.registry, Key: s.keys.Records, Pseudonym: s.keys.Pseudonym, Log: s.log,
+		Retention: s.cfg.Retention.records(), Files: s.journal,
 	}); err != nil {
 		return err
 	}

@@ -14,7 +14,7 @@ import (
 )
 
 func (t *tool) records() *cobra.Command {
-	return group("records", "Show batches that could not be opened, and have them tried again", t.recordsDead(), t.recordsReopen())
+	return group("records", "Show what is kept, and batches that could not be opened", t.recordsDead(), t.recordsReopen(), t.recordsRetention())
 }
 
 func (t *tool) recordsDead() *cobra.Command {
@@ -189,4 +189,57 @@ func (t *tool) printReopening(r client.Reopening) error {
 		return errSaid
 	}
 	return nil
+}
+
+func (t *tool) recordsRetention() *cobra.Command {
+	return &cobra.Command{
+		Use: "retention", Short: "Show what is kept, since when, and what was disposed of", Args: cobra.NoArgs,
+		Long: "Shows each class with its retention (server.yaml, section retention), the oldest that is kept, and the last disposal.\n" +
+			"When the server's clock moved by more than 48 h, or the server was down that long, nothing is disposed of until the clock is back,\n" +
+			"has run steadily for 7 days, or you say that it is right with 'wardlink clock confirm'.",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := t.client()
+			if err != nil {
+				return err
+			}
+			var r client.Retention
+			if err := c.Get(cmd.Context(), "/v1/records/retention", nil, &r); err != nil {
+				return err
+			}
+			if t.json {
+				return t.printJSON(r)
+			}
+			return t.printRetention(r)
+		},
+	}
+}
+
+func (t *tool) printRetention(r client.Retention) error {
+	at := func(p *time.Time, never string) string {
+		if p == nil {
+			return never
+		}
+		return p.Local().Format(time.DateTime)
+	}
+	if err := t.table(func(w io.Writer) {
+		fmt.Fprintln(w, "CLASS\tKEPT FOR\tOLDEST\tLAST DISPOSAL\tDISPOSED\tLOOKED AT")
+		for _, c := range r.Classes {
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%s\n", c.Class, hours(c.KeepHours), at(c.Oldest, "-"), at(c.Disposal, "never"), c.Disposed, at(c.Checked, "not yet"))
+		}
+	}); err != nil {
+		return err
+	}
+	if r.Suspended {
+		fmt.Fprintf(t.out, "\nNothing is disposed of: the server's clock moved by %s since it was last believed.\n"+
+			"If it is right: wardlink clock confirm\n", time.Duration(r.DriftSeconds)*time.Second)
+	}
+	return nil
+}
+
+// hours are days where they are whole.
+func hours(h int64) string {
+	if h%24 == 0 && h > 72 {
+		return fmt.Sprintf("%d d", h/24)
+	}
+	return fmt.Sprintf("%d h", h)
 }

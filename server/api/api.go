@@ -93,6 +93,7 @@ func New(cfg Config) *API {
 		"GET /v1/audit/proof":           a.proveAudit,
 		"GET /v1/audit/log-verifier":    a.logVerifier,
 		"POST /v1/gateways/{id}/revoke": a.revokeGateway,
+		"GET /v1/records/retention":     a.retention,
 	} {
 		a.mux.Handle(pattern, a.operator(h))
 	}

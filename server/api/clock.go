@@ -219,5 +219,8 @@ func (a *API) confirmClock(w http.ResponseWriter, r *http.Request, who who) erro
 		return err
 	}
 	a.Clock.confirm()
+	if err := a.Records.ClockIsRight(r.Context(), who.actor, who.peer); err != nil {
+		return err
+	}
 	return writeJSON(w, a.Clock.State())
 }

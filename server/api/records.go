@@ -20,6 +20,13 @@ type Records interface {
 	Dead(ctx context.Context, f records.BatchFilter, limit int) (records.DeadBatches, error)
 	Reopen(ctx context.Context, actor audit.Actor, peer string, f records.BatchFilter) (records.Reopening, error)
 	Reopening(ctx context.Context, id int64) (records.Reopening, error)
+	Retention
+}
+
+// Retention is what the API needs of disposal.
+type Retention interface {
+	Retention(ctx context.Context) (records.RetentionState, error)
+	ClockIsRight(ctx context.Context, actor audit.Actor, peer string) error
 }
 
 // maxDead bounds one list of dead batches.
@@ -148,4 +155,27 @@ func batchFilter(in client.BatchFilter) (f records.BatchFilter, err error) {
 		f.Number = &n
 	}
 	return f, nil
+}
+
+func (a *API) retention(w http.ResponseWriter, r *http.Request, _ who) error {
+	s, err := a.Records.Retention(r.Context())
+	if err != nil {
+		return err
+	}
+	out := client.Retention{Suspended: s.Suspended, DriftSeconds: int64(s.Drift / time.Second), Classes: []client.Class{}}
+	for _, c := range s.Classes {
+		out.Classes = append(out.Classes, client.Class{
+			Class: string(c.Class), KeepHours: int64(c.Keep / time.Hour), Oldest: moment(c.Oldest), Checked: moment(c.Checked),
+			Disposal: moment(c.Disposal), Disposed: c.Disposed,
+		})
+	}
+	return writeJSON(w, out)
+}
+
+// moment is nil for a time that never was.
+func moment(t time.Time) *time.Time {
+	if t.IsZero() {
+		return nil
+	}
+	return &t
 }

@@ -176,7 +176,6 @@ func (j *Journal) mended() {
 // begin finishes the current segment and creates the next.
 func (j *Journal) begin(first uint64) error {
 	j.finish()
-	j.expire()
 	s := &seg{summary: summary{header: header{node: j.c.Node, start: j.start, first: first}, last: first - 1},
 		path: filepath.Join(j.c.Dir, fileName(first)), writing: true, checked: true}
 	if err := j.clear(first); err != nil {
@@ -279,41 +278,6 @@ func (j *Journal) finish() {
 	j.mu.Unlock()
 	if err := segment.Finish(s.path, body); err != nil {
 		j.c.Log.Warn("a segment's summary could not be written; the next start reads the whole file", "path", s.path, "error", err)
-	}
-}
-
-// expire deletes files that every consumer has passed and whose retention is over. The newest stays: it carries the sequence on.
-//
-// Crash argument: the cursors that allow it are durable before (SetCursor); a file that is back after a crash is deleted again.
-func (j *Journal) expire() {
-	j.reading.Lock()
-	defer j.reading.Unlock()
-	now := j.c.Now().Unix()
-	for {
-		j.mu.Lock()
-		var s *seg
-		if len(j.segs) > 1 {
-			if o := j.segs[0]; !o.writing && j.passed() >= o.last && o.closed != 0 && now-o.closed >= int64(j.c.Retention/time.Second) {
-				s = o
-				j.segs = j.segs[1:]
-			}
-		}
-		j.mu.Unlock()
-		if s == nil {
-			return
-		}
-		j.shut(s)
-		if len(s.bad) > 0 {
-			j.setAside(s.path, s.bad[0])
-			continue
-		}
-		err := os.Remove(s.path)
-		if err == nil {
-			err = durable.SyncDir(j.c.Dir)
-		}
-		if err != nil {
-			j.c.Log.Error("a journal file whose time is over could not be deleted", "path", s.path, "error", err)
-		}
 	}
 }
 

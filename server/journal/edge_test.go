@@ -149,6 +149,14 @@ func TestFilesGoWhenAllHavePassedAndTimeIsOver(t *testing.T) {
 		if err := j.SetCursor(consumer, seq); err != nil {
 			t.Fatal(err)
 		}
+		for _, f := range j.Expired(now) {
+			if err := j.Dispose(context.Background(), f, now.Add(-7*24*time.Hour)); err != nil {
+				t.Fatal(err)
+			}
+			if err := j.Dispose(context.Background(), f, now); err == nil {
+				t.Fatal("a file was disposed of twice")
+			}
+		}
 		if got := files(); got != want {
 			t.Fatalf("%d files; want %d", got, want)
 		}
@@ -157,8 +165,19 @@ func TestFilesGoWhenAllHavePassedAndTimeIsOver(t *testing.T) {
 	now = now.Add(8 * 24 * time.Hour)
 	step("records", 0, before)
 	step("records", 19, 1)
-	if got := readAll(t, j, 1); len(got) == 0 || got[len(got)-1].Seq != 20 {
-		t.Fatalf("read %d entries of what is left", len(got))
+	events := 0
+	for _, e := range readAll(t, j, 1) {
+		if e.Seq <= 20 {
+			continue
+		}
+		ev, err := audit.DecodeEvent(e.Head)
+		if err != nil || ev.Type != audit.RecordsDisposed || ev.Target != "journal" || ev.Detail["first_entry"] == "" || ev.Reason != "retention" {
+			t.Fatalf("%+v %v", ev, err)
+		}
+		events++
+	}
+	if events != before-1 {
+		t.Fatalf("%d events of %d files", events, before-1)
 	}
 	if err := j.Close(); err != nil {
 		t.Fatal(err)
@@ -167,8 +186,48 @@ func TestFilesGoWhenAllHavePassedAndTimeIsOver(t *testing.T) {
 	if err := j.Append(context.Background(), entryOf(j, "next", 0)); err != nil {
 		t.Fatal(err)
 	}
-	if got := readAll(t, j, 21); len(got) != 1 || got[0].Seq != 21 {
+	last := uint64(20 + events + 1)
+	if got := readAll(t, j, last); len(got) != 1 || got[0].Seq != last {
 		t.Fatalf("after the restart %v", got)
+	}
+}
+
+// A file is as old as its neighbours say, not as a clock that was wrong for a while.
+func TestAWrongClockMakesNoFileOld(t *testing.T) {
+	sound := time.Unix(1_800_000_000, 0)
+	now := sound
+	c := testConfig(filepath.Join(t.TempDir(), "journal"))
+	c.Now = func() time.Time { return now }
+	if err := Create(c); err != nil {
+		t.Fatal(err)
+	}
+	j := mustOpen(t, c)
+	put := func(n int) {
+		t.Helper()
+		for range n {
+			if err := j.Append(context.Background(), entryOf(j, "x", 200_000)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	put(10)
+	now = time.Unix(100, 0) // the clock's battery is dead
+	put(10)
+	now = sound.Add(20 * 365 * 24 * time.Hour) // and somebody set it wrong
+	put(10)
+	now = sound.Add(time.Hour)
+	put(10)
+	for _, consumer := range []string{"log", "records"} {
+		if err := j.SetCursor(consumer, 39); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := j.Expired(now); len(got) != 0 {
+		t.Errorf("an hour later %d files are over: %+v", len(got), got)
+	}
+	all := j.Stats().Segments
+	if got := j.Expired(sound.Add(8 * 24 * time.Hour)); len(got) != all-1 {
+		t.Errorf("eight days later %d of %d files are over", len(got), all)
 	}
 }
 

@@ -37,7 +37,7 @@ type Config struct {
 	Dir         string           // the journal's own directory
 	Node        uint32           // of this server among those of its cell; part of every event id
 	SegmentSize int64            // bytes of a segment file; 0: 64 MB; at least 1 MB
-	Retention   time.Duration    // how long a file stays after it was finished, at least; 0: 7 days
+	Retention   time.Duration    // how long a file stays after it was finished, at least; 0: 7 days. Dispose takes it away then
 	Consumers   []string         // a file stays until all of them have passed it; at most 16
 	Log         *slog.Logger     // nil: silent
 	Now         func() time.Time // nil: time.Now

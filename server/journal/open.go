@@ -41,7 +41,6 @@ func Open(c Config) (*Journal, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open journal %s: %w", c.Dir, err), held.Close())
 	}
-	j.expire()
 	notes := make(chan group, 4)
 	j.workers.Add(2)
 	go j.run(notes)
@@ -241,11 +240,7 @@ func (j *Journal) SetCursor(consumer string, seq uint64) error {
 	}
 	j.mu.Lock()
 	j.cursors.seqs[consumer] = seq
-	crossed := len(j.segs) > 1 && j.segs[0].last <= j.passed()
 	j.mu.Unlock()
-	if crossed {
-		j.expire()
-	}
 	return nil
 }
 

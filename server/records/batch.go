@@ -31,6 +31,7 @@ type work struct {
 	stream   int64
 	hash     [32]byte
 	received int64
+	aged     int64 // what its age counts from; 0: received
 	frame    []byte
 	attempts int  // including the one under way
 	counted  bool // the attempt under way is counted in the database
@@ -106,7 +107,13 @@ func (r *Records) takePublish(tx *sql.Tx, e *journal.Entry, ours map[[32]byte]bo
 	if h, err := seal.CheckFrame(w.frame); err == nil {
 		sealing = h.Sealing[:]
 	}
-	res, err := r.in.exec(tx, insertBatch, w.stream, int64(w.number), w.hash[:], sealing, int64(e.Seq), w.received, stateOpening, w.attempts)
+	if before, err := r.settledBefore(tx, w.stream, int64(w.number)); err != nil || before {
+		return nil, err
+	}
+	if aged := r.clock.aged(w.received); aged != w.received {
+		w.aged = aged
+	}
+	res, err := r.in.exec(tx, insertBatch, w.stream, int64(w.number), w.hash[:], sealing, int64(e.Seq), w.received, stateOpening, w.attempts, w.aged)
 	if err != nil {
 		return nil, err
 	}
@@ -123,7 +130,7 @@ func (r *Records) takePublish(tx *sql.Tx, e *journal.Entry, ours map[[32]byte]bo
 func (r *Records) takeAgain(tx *sql.Tx, e *journal.Entry, w *work, ours map[[32]byte]bool) (*work, error) {
 	var hash []byte
 	var state, attempts int
-	if err := r.in.row(tx, findBatch, w.stream, int64(w.number)).Scan(&hash, &state, &attempts); err != nil {
+	if err := r.in.row(tx, findBatch, w.stream, int64(w.number)).Scan(&hash, &state, &attempts, &w.aged); err != nil {
 		return nil, err
 	}
 	if [32]byte(hash) != w.hash {
@@ -281,7 +288,7 @@ func (r *Records) retry(ctx context.Context) (more bool, err error) {
 
 // due reads the pending batches whose time has come, with the frames that were kept for them.
 func (r *Records) due(ctx context.Context) ([]*work, error) {
-	rows, err := r.db.Query(ctx, `SELECT s.gateway, s.epoch, s.lane, b.stream, b.number, b.frame, b.received, b.attempts, f.frame
+	rows, err := r.db.Query(ctx, `SELECT s.gateway, s.epoch, s.lane, b.stream, b.number, b.frame, b.received, b.attempts, b.aged, f.frame
 		FROM batches b JOIN streams s ON s.id = b.stream JOIN batch_frames f ON f.stream = b.stream AND f.number = b.number
 		WHERE b.state <> 2 AND b.state = 0 AND b.due <= $1 ORDER BY b.due LIMIT $2`, r.now().UnixMilli(), retryBatches)
 	if err != nil {
@@ -294,7 +301,7 @@ func (r *Records) due(ctx context.Context) ([]*work, error) {
 		var epoch, hash []byte
 		var lane int
 		var number int64
-		if err := rows.Scan(&w.gateway, &epoch, &lane, &w.stream, &number, &hash, &w.received, &w.attempts, &w.frame); err != nil {
+		if err := rows.Scan(&w.gateway, &epoch, &lane, &w.stream, &number, &hash, &w.received, &w.attempts, &w.aged, &w.frame); err != nil {
 			return nil, err
 		}
 		w.epoch, w.lane, w.number, w.hash = telemetry.Epoch(epoch), telemetry.Lane(lane), uint64(number), [32]byte(hash)

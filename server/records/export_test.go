@@ -1,9 +1,16 @@
 package records
 
-import "wardlink/telemetry"
+import (
+	"context"
+
+	"wardlink/telemetry"
+)
 
 // SetDecode puts a decoder with a fault in the place of the right one.
 func (r *Records) SetDecode(decode func([]byte) (telemetry.Batch, error)) { r.decode = decode }
 
 // WatchQueries are what the watchers of alerts ask every minute.
 func WatchQueries() []string { return []string{deadByGateway, backlogQuery} }
+
+// Dispose takes one step of disposal, as Run does.
+func (r *Records) Dispose(ctx context.Context) (more bool, err error) { return r.dispose(ctx) }

@@ -74,6 +74,10 @@ type fixture struct {
 	key     seal.PrivateKey
 	log     lockedBuffer
 	clock   *clock
+
+	step      time.Duration // that the clock makes each time a test looks
+	retention *records.Retention
+	files     records.Files
 }
 
 // lockedBuffer is a log that is read while it is written.
@@ -96,8 +100,9 @@ func (l *lockedBuffer) String() string {
 
 // clock is a time that tests move.
 type clock struct {
-	mu  sync.Mutex
-	now time.Time
+	mu     sync.Mutex
+	now    time.Time
+	passed time.Duration // what passed, whatever the clock was set to
 }
 
 func (c *clock) Now() time.Time {
@@ -110,11 +115,25 @@ func (c *clock) add(d time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.now = c.now.Add(d)
+	c.passed += d
+}
+
+// set is somebody setting the clock, or a dead battery: no time passes.
+func (c *clock) set(t time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.now = t
+}
+
+func (c *clock) elapsed() time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.passed
 }
 
 func setup(t testing.TB) *fixture {
 	t.Helper()
-	f := &fixture{t: t, ctx: context.Background(), journal: &sqldbtest.Journal{}, keys: &keys{}, clock: &clock{now: time.Now()}}
+	f := &fixture{t: t, ctx: context.Background(), journal: &sqldbtest.Journal{}, keys: &keys{}, clock: &clock{now: time.Now()}, step: time.Second}
 	f.db, f.path = sqldbtest.New(t, migrations()...)
 	var err error
 	if f.key, err = seal.GenerateKey(); err != nil {
@@ -136,6 +155,7 @@ func (f *fixture) open() *records.Records {
 	r, err := records.New(records.Config{
 		DB: f.db, Outbox: outbox, Journal: j, Registry: f.keys, Key: f.key, Pseudonym: pseudonym,
 		Log: slog.New(slog.NewTextHandler(&f.log, nil)), Now: f.clock.Now,
+		Retention: f.retention, Files: f.files, Elapsed: f.clock.elapsed,
 	})
 	if err != nil {
 		f.t.Fatal(err)
@@ -183,7 +203,7 @@ func (f *fixture) run(what string, r *records.Records, done func() bool) {
 			s, err := r.Stats(f.ctx)
 			f.t.Fatalf("%s: not reached, at %+v (%v), cursor %d of %d", what, s, err, f.journal.Cursor(records.Consumer), f.journal.Len())
 		}
-		f.clock.add(time.Second)
+		f.clock.add(f.step)
 		select {
 		case err := <-ended:
 			f.t.Fatalf("%s: Run ended with %v", what, err)
@@ -206,11 +226,12 @@ type gateway struct {
 	epoch  telemetry.Epoch
 	period *seal.Period
 	next   uint64
+	lane   telemetry.Lane
 }
 
 func (f *fixture) gateway(name string) *gateway {
 	f.t.Helper()
-	g := &gateway{f: f, name: name}
+	g := &gateway{f: f, name: name, lane: telemetry.LaneVitals}
 	var err error
 	if g.device, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader); err != nil {
 		f.t.Fatal(err)
@@ -279,10 +300,10 @@ func (f *fixture) append(e journal.Entry) {
 	}
 }
 
-// seal makes the frame of the next batch on the vitals lane.
+// seal makes the frame of the next batch on the gateway's present lane. Numbers are shared by its lanes, which no agent does.
 func (g *gateway) seal(plain []byte) []byte {
 	g.f.t.Helper()
-	frame, err := g.period.Seal(seal.Header{Lane: telemetry.LaneVitals, Number: g.next, Wall: 1, Mono: 1}, plain)
+	frame, err := g.period.Seal(seal.Header{Lane: g.lane, Number: g.next, Wall: 1, Mono: 1}, plain)
 	if err != nil {
 		g.f.t.Fatal(err)
 	}

@@ -66,6 +66,7 @@ type interner struct {
 	deflate *flate.Writer
 	packed  bytes.Buffer
 	tops    map[int64]topRun // by stream
+	ranged  map[int64]int64  // by stream: the last number of batch_ranges
 }
 
 func newInterner(key secret.Bytes) *interner {
@@ -85,6 +86,7 @@ func (in *interner) forget() {
 	in.forms = make(cache[formKey])
 	in.channels = make(cache[channelKey])
 	in.tops = make(map[int64]topRun)
+	in.ranged = make(map[int64]int64)
 }
 
 // keepTop remembers a stream's highest run.

@@ -36,12 +36,14 @@ var (
 	schema1 string
 	//go:embed retention_0001.sql
 	retention1 string
+	//go:embed retention_0002.sql
+	retention2 string
 )
 
 // Migrations is the records' schema, and those of retention, waveforms, accounts and repaired times, which apply after it.
 func Migrations() []sqldb.Migration {
 	own := []sqldb.Migration{{Domain: "records", Version: 1, SQL: schema1}, {Domain: "retention", Version: 1, SQL: retention1},
-		{Domain: "waveforms", Version: 1, SQL: waveforms1}, {Domain: "times", Version: 1, SQL: times1}}
+		{Domain: "retention", Version: 2, SQL: retention2}, {Domain: "waveforms", Version: 1, SQL: waveforms1}, {Domain: "times", Version: 1, SQL: times1}}
 	return append(own, accountMigrations()...)
 }
 
@@ -74,6 +76,10 @@ type Config struct {
 
 	GatewayRoom int64 // bytes of frames kept that could not be opened, of one gateway; 0: 256 MB
 	Room        int64 // and of all gateways; 0: 4 GB
+
+	Retention *Retention           // nil: nothing is ever disposed of
+	Files     Files                // the journal's; nil: they are not disposed of
+	Elapsed   func() time.Duration // a clock that nobody sets; nil: the process's own
 }
 
 // Tuning that nobody needs to set.
@@ -102,6 +108,14 @@ type Records struct {
 	openers           *openers
 	gatewayRoom, room int64 // see dead.go
 
+	retention *Retention
+	files     Files
+	elapsed   func() time.Duration
+	disposal  disposal
+	clock     clockState    // as of the last look
+	looked    bool          // there was one in this life
+	lookedAt  time.Duration // elapsed then
+
 	passed uint64 // where the journal's cursor stood when Run began
 
 	told   time.Time             // of Run alone
@@ -120,10 +134,14 @@ func New(cfg Config) (*Records, error) {
 	r := &Records{
 		db: cfg.DB, outbox: cfg.Outbox, journal: cfg.Journal, registry: cfg.Registry, log: cfg.Log, now: cfg.Now,
 		in: newInterner(cfg.Pseudonym), openers: newOpeners(cfg.Key), decode: telemetry.Decode,
-		gatewayRoom: cfg.GatewayRoom, room: cfg.Room,
+		gatewayRoom: cfg.GatewayRoom, room: cfg.Room, retention: cfg.Retention, files: cfg.Files, elapsed: cfg.Elapsed,
 	}
 	if r.now == nil {
 		r.now = time.Now
+	}
+	if r.elapsed == nil {
+		start := time.Now()
+		r.elapsed = func() time.Duration { return time.Since(start) }
 	}
 	if r.gatewayRoom == 0 {
 		r.gatewayRoom = defaultGatewayRoom
@@ -163,6 +181,11 @@ func (r *Records) Run(ctx context.Context) error {
 				lastRetry = time.Time{}
 			}
 		}
+		// A disposal that fails holds nothing up: it is tried again, and what is new goes on.
+		more, err := r.dispose(ctx)
+		if err != nil && ctx.Err() == nil {
+			r.log.Error("what is over could not be disposed of; trying again", "error", err)
+		}
 		next, err := r.pass(ctx, cursor)
 		if err != nil {
 			if !r.pause(ctx, "records are held up", err) {
@@ -178,8 +201,12 @@ func (r *Records) Run(ctx context.Context) error {
 		if lastRetry.IsZero() {
 			continue
 		}
-		// Wake up for what is pending as well as for what is new.
-		wait, cancel := context.WithTimeout(ctx, retryInterval)
+		// Wake up for what is pending, and for what is to be disposed of, as well as for what is new.
+		timeout := retryInterval
+		if more {
+			timeout = min(timeout, max(r.disposal.next-r.elapsed(), time.Millisecond))
+		}
+		wait, cancel := context.WithTimeout(ctx, timeout)
 		err = r.journal.Wait(wait, cursor)
 		cancel()
 		if err != nil && ctx.Err() == nil && !errors.Is(err, context.DeadlineExceeded) {

@@ -58,7 +58,11 @@ func (r *Records) takeSealing(ctx context.Context, tx *sql.Tx, e *journal.Entry)
 	// Every connection brings the record again, signed again; one that is valid is enough.
 	var valid int
 	if err := tx.QueryRow("SELECT COUNT(*) FROM sealings WHERE gateway = $1 AND sealing = $2 AND state = $3",
-		actor.Name, rec.ID[:], sealingValid).Scan(&valid); err != nil || valid > 0 {
+		actor.Name, rec.ID[:], sealingValid).Scan(&valid); err != nil {
+		return err
+	}
+	if valid > 0 {
+		_, err := tx.Exec("UPDATE sealings SET seq = $1 WHERE gateway = $2 AND sealing = $3 AND state = $4", int64(e.Seq), actor.Name, rec.ID[:], sealingValid)
 		return err
 	}
 	hash := sha256.Sum256(e.Blob)

@@ -86,13 +86,13 @@ func (r *Records) whyNotYet(ctx context.Context, w *work) error {
 }
 
 const (
-	insertBatch = `INSERT INTO batches (stream, number, frame, sealing, seq, received, state, attempts, due, reason)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 0, '') ON CONFLICT (stream, number) DO NOTHING`
-	findBatch     = "SELECT frame, state, attempts FROM batches WHERE stream = $1 AND number = $2"
+	insertBatch = `INSERT INTO batches (stream, number, frame, sealing, seq, received, state, attempts, due, reason, aged)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 0, '', $9) ON CONFLICT (stream, number) DO NOTHING`
+	findBatch     = "SELECT frame, state, attempts, aged FROM batches WHERE stream = $1 AND number = $2"
 	storeBatch    = "UPDATE batches SET state = 2, attempts = $1, reason = '' WHERE stream = $2 AND number = $3 AND state <> 2"
 	dropFrame     = "DELETE FROM batch_frames WHERE stream = $1 AND number = $2"
-	insertMessage = `INSERT INTO messages (key, source, digest, copy, stream, number, boot, subject, origin, control, sent_at, time, wall, mono, journaled)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15) ON CONFLICT (key) DO NOTHING`
+	insertMessage = `INSERT INTO messages (key, source, digest, copy, stream, number, boot, subject, origin, control, sent_at, time, wall, mono, journaled, lane, aged)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17) ON CONFLICT (key) DO NOTHING`
 	findMessage       = "SELECT id, time FROM messages WHERE key = $1"
 	insertObservation = `INSERT INTO observations (message, idx, series, form, at, value, time, marks)
 		VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT (message, idx) DO NOTHING`
@@ -250,9 +250,13 @@ func (r *Records) storeMessage(tx *sql.Tx, o *opened, boot int64, m *telemetry.M
 	case len(m.Waveforms) > 0:
 		first = m.Waveforms[0].Time
 	}
+	aged := o.received
+	if o.aged != 0 {
+		aged = o.aged
+	}
 	key := messageKey(o.gateway, m.Source, m.Digest, m.Copy)
 	res, err := r.in.exec(tx, insertMessage, key[:], source, m.Digest[:], int64(m.Copy), o.stream, int64(o.number), boot, subject, origin,
-		m.ControlID, m.SentAt, first, m.Received.Wall, m.Received.Mono, o.received)
+		m.ControlID, m.SentAt, first, m.Received.Wall, m.Received.Mono, o.received, int64(o.lane), aged)
 	if err != nil {
 		return err
 	}
@@ -280,7 +284,7 @@ func (r *Records) storeMessage(tx *sql.Tx, o *opened, boot int64, m *telemetry.M
 		}
 	}
 	for i := range m.Waveforms {
-		if err := r.storeWaveform(tx, id, subject, o.received, first, m, &m.Waveforms[i], total); err != nil {
+		if err := r.storeWaveform(tx, id, subject, aged, first, m, &m.Waveforms[i], total); err != nil {
 			return err
 		}
 	}

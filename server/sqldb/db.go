@@ -81,7 +81,8 @@ func Create(path string, migrations ...Migration) error {
 // fill writes the schema into an empty file. The last close of a WAL database checkpoints and removes the log, so the file is
 // whole by itself when fill returns.
 func fill(path string, migrations []Migration) error {
-	w, err := openHandle(path, writerPragmas, "immediate", 1)
+	// Incremental vacuum must be on before the file has its first page.
+	w, err := openHandle(path, append([]string{"auto_vacuum(2)"}, writerPragmas...), "immediate", 1)
 	if err != nil {
 		return err
 	}
@@ -129,7 +130,7 @@ func Open(path string, migrations ...Migration) (*DB, error) {
 // synchronous=FULL makes a commit return only after its fsync; WAL alone would lose the last commits at a power cut.
 var (
 	commonPragmas = []string{"busy_timeout(5000)", "foreign_keys(1)", "trusted_schema(0)", "journal_mode(WAL)", "synchronous(FULL)"}
-	writerPragmas = append([]string{"cache_size(-65536)", "wal_autocheckpoint(4000)", "journal_size_limit(67108864)"}, commonPragmas...)
+	writerPragmas = append([]string{"secure_delete(1)", "cache_size(-65536)", "wal_autocheckpoint(4000)", "journal_size_limit(67108864)"}, commonPragmas...)
 	readerPragmas = append([]string{"cache_size(-8192)", "query_only(1)"}, commonPragmas...)
 )
 

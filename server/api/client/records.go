@@ -70,3 +70,20 @@ type Outcome struct {
 	Reason string `json:"reason"`
 	Count  int64  `json:"count"`
 }
+
+// Retention is what the server keeps and since when.
+type Retention struct {
+	Classes      []Class `json:"classes"`
+	Suspended    bool    `json:"suspended"` // nothing is disposed of: the server's clock moved too far to be believed
+	DriftSeconds int64   `json:"drift_seconds"`
+}
+
+// Class is what is disposed of together.
+type Class struct {
+	Class     string     `json:"class"`
+	KeepHours int64      `json:"keep_hours"`
+	Oldest    *time.Time `json:"oldest"`   // received; null when nothing is kept
+	Checked   *time.Time `json:"checked"`  // end of the last run
+	Disposal  *time.Time `json:"disposal"` // when anything was last disposed of
+	Disposed  int64      `json:"disposed"` // items in all
+}

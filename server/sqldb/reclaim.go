@@ -1,0 +1,60 @@
+package sqldb
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"strconv"
+)
+
+// What Reclaim gives back to the file system: from a quarter of the file on, in small steps. Less is not worth the moving of pages, since
+// tomorrow's rows want the room again.
+const (
+	reclaimFrom  = 4    // part of the file that must be free
+	reclaimPages = 2000 // of one step: 8 MB
+)
+
+// Reclaim ends what deleting begins. Deleted rows are overwritten in the file's pages (secure_delete), but the write-ahead log still holds
+// the pages as they were; Reclaim folds it into the file and empties it. And if a good part of the file is free it gives that back, in
+// steps between which other writers get their turn; a file that was made before incremental vacuum was on keeps its room and uses it
+// again. An error leaves everything consistent; the next call goes on.
+func (d *DB) Reclaim(ctx context.Context) error {
+	for {
+		var free, pages int64
+		if err := d.writer.QueryRowContext(ctx, "SELECT f.freelist_count, p.page_count FROM pragma_freelist_count f, pragma_page_count p").Scan(&free, &pages); err != nil {
+			return explain(d.path, err)
+		}
+		var mode int
+		if err := d.writer.QueryRowContext(ctx, "PRAGMA auto_vacuum").Scan(&mode); err != nil {
+			return explain(d.path, err)
+		}
+		if mode != 2 || free < reclaimPages || free*reclaimFrom < pages {
+			break
+		}
+		// Each row that the pragma gives is one page; it stops when nobody reads on.
+		rows, err := d.writer.QueryContext(ctx, "PRAGMA incremental_vacuum("+strconv.Itoa(reclaimPages)+")")
+		if err != nil {
+			return explain(d.path, err)
+		}
+		for rows.Next() {
+		}
+		if err := errors.Join(rows.Err(), rows.Close()); err != nil {
+			return explain(d.path, err)
+		}
+	}
+	var busy, log, done int
+	err := d.writer.QueryRowContext(ctx, "PRAGMA wal_checkpoint(TRUNCATE)").Scan(&busy, &log, &done)
+	if err == nil && busy != 0 {
+		err = errors.New("a reader holds the write-ahead log; it is emptied later")
+	}
+	return explain(d.path, err)
+}
+
+// Sizes are the bytes of the database's file, and how many of them are free for new rows.
+func (d *DB) Sizes(ctx context.Context) (bytes, free int64, err error) {
+	err = d.Read(ctx, func(tx *sql.Tx) error {
+		return tx.QueryRow(`SELECT p.page_count * s.page_size, f.freelist_count * s.page_size
+			FROM pragma_page_count p, pragma_page_size s, pragma_freelist_count f`).Scan(&bytes, &free)
+	})
+	return bytes, free, err
+}
