@@ -165,6 +165,7 @@ func TestDecodeRefusesWaveforms(t *testing.T) {
 		},
 		"rows without samples":      func(w *wireBatch) { w.Waveforms[0].Rows = 4 },
 		"samples without rows":      func(w *wireBatch) { w.Waveforms[0].Samples = w.Waveforms[0].Samples[:2] },
+		"samples beyond the rows":   func(w *wireBatch) { w.Waveforms[0].Samples = append(w.Waveforms[0].Samples, []byte{1}) },
 		"samples of one cell":       func(w *wireBatch) { w.Waveforms[0].Samples = w.Waveforms[0].Samples[:1] },
 		"no samples":                func(w *wireBatch) { w.Waveforms[0].Samples = nil },
 		"samples cut":               func(w *wireBatch) { w.Waveforms[0].Samples[0] = []byte{0x80} },
@@ -196,6 +197,14 @@ func TestDecodeRefusesWaveforms(t *testing.T) {
 	}
 	if _, err := Decode(packed(t, valid())); err != nil {
 		t.Errorf("the unchanged batch: %v", err)
+	}
+}
+
+// Samples are bounded before anything is made from them.
+func TestSamplesAreBoundedFirst(t *testing.T) {
+	w := wireBatch{Waveforms: []wireWaveforms{{Rows: 2, Samples: [][]byte{make([]byte, MaxSamples), {0}}}}}
+	if _, err := w.waveRows(); err == nil {
+		t.Error("a sample more than a batch may have was accepted")
 	}
 }
 

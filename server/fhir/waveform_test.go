@@ -134,6 +134,19 @@ func TestWaveformForms(t *testing.T) {
 	}
 }
 
+// No waveform claims the profile of a vital sign, whatever its code says, nor one that has no samples.
+func TestWaveformClaimsNoProfile(t *testing.T) {
+	f := setup(t, reading("p1", 0, "", func(m *telemetry.Message, o *telemetry.Observation) {
+		m.Waveforms = []telemetry.Waveform{{
+			Index: 1, Type: "NA", Code: o.Code, Unit: o.Unit, Period: "1000", Time: o.Time, At: o.At + 1, Status: "F", Marks: telemetry.MarkNoReading,
+		}}
+	}))
+	o := at(f.get(search("p1", "&_count=1")), "entry", 0, "resource")
+	if at(o, "effectivePeriod") == nil || at(o, "meta", "profile") != nil || text(o, "category", 0, "coding", 0, "code") != "procedure" {
+		t.Errorf("%v", o)
+	}
+}
+
 // Readings and waveforms of a patient are one list: each once, in order, whatever ends a page.
 func TestWaveformsAndReadingsInPages(t *testing.T) {
 	var ms []telemetry.Message

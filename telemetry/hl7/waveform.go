@@ -397,13 +397,11 @@ func (u *understanding) waveform(h *held, c *channel) (reason string) {
 const maxScale = 9
 
 // samples reads a row of numbers, each as an integer of scale digits behind the point, the fewest that hold all of them. An empty
-// component, or one that is the number missing, is a sample that is missing. A table of several rows is not read.
+// component, or one that is the number missing, is a sample that is missing. A table of several rows is not read: the last number of one
+// and the first of the next are no number.
 func (d delims) samples(field string, missing int64) (samples []int32, scale int, ok bool) {
 	if null(field) == "" {
 		return nil, 0, true
-	}
-	if d.rep != 0 && strings.IndexByte(field, d.rep) >= 0 {
-		return nil, 0, false
 	}
 	for rest, more := field, strings.IndexByte(field, '.') >= 0; more; {
 		var s string

@@ -99,6 +99,7 @@ func TestWaveformForms(t *testing.T) {
 		"many digits":               {[]string{define("^^0.00033740911&mV^1.000001&-12.5^999.5"), na + "7"}, "1 131330 mV @20260102030405 1.000500250125 ms 0.00033740944740911 0.004217618092613875 [ ] [7]"},
 		"unit of OBX-6":             {[]string{define("^^2^^1000"), "OBX|2|NA|" + leadII + "|1.1|7|uV"}, "1 131330 uV @20260102030405 1 ms 2 0 [ ] [7]"},
 		"time of TIM":               {[]string{"OBX|0|TS|131330&TIM^^MDC|1.1|20260102030404.5", cd, na + "1^2"}, "2 131330 mV @20260102030404.5 2 ms 0.001 0 [-2.048 2.047] [1 2]"},
+		"its own before TIM's":      {[]string{"OBX|0|TS|131330&TIM^^MDC|1.1|20260102030404.5", cd, na + "1^2|||||||||20260102030403"}, "2 131330 mV @20260102030403 2 ms 0.001 0 [-2.048 2.047] [1 2]"},
 		"time of its own":           {[]string{cd, na + "1^2|||||||||20260102030403"}, strings.Replace(good, "05 2", "03 2", 1)},
 		"defined twice":             {[]string{define("^^9&mV^^1"), na, cd, na + "1^2"}, "1 131330 mV @20260102030405 1000 ms 9 0 [ ] []\n3" + good[1:]},
 		"other sub ids":             {[]string{cd, strings.Replace(strings.Replace(cd, "|1.1|", "|1.2|", 1), "0.001", "7", 1), na + "1^2", strings.Replace(na, "|1.1|", "|1.2|", 1)}, "2" + good[1:] + "\n3 131330 mV @20260102030405 2 ms 7 0 [-14336 14329] []"},
@@ -234,6 +235,14 @@ func TestWaveformOfSecondPatient(t *testing.T) {
 	m := understood(t, oru("PID|||A", cd, na+"1^2", "PID|||B", na+"3^4"))
 	if d := cmp.Diff([]int32{1, 2}, m.Waveforms[0].Samples); d != "" || len(m.Waveforms) != 1 || m.Patient.ID != "A" || m.Raw == nil {
 		t.Errorf("%v, %v", waves(m), m.Patient)
+	}
+}
+
+// Nor are those that came before anybody was named.
+func TestWaveformBeforeItsPatient(t *testing.T) {
+	m := understood(t, oru(cd, na+"1^2", "PID|||B", na+"3^4"))
+	if len(m.Waveforms) != 1 || m.Waveforms[0].Samples[0] != 1 || m.Patient.ID != "" || m.Raw == nil {
+		t.Errorf("%v filed under %q", waves(m), m.Patient.ID)
 	}
 }
 
