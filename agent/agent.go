@@ -162,7 +162,7 @@ func openBuffer(cfg Config, log *slog.Logger) (*buffer.Buffer, error) {
 		return nil, err
 	}
 	bc := buffer.Config{
-		Dir: filepath.Join(cfg.State, "buffer"), Lanes: laneNames(), Cap: size,
+		Dir: filepath.Join(cfg.State, "buffer"), Lanes: laneNames(), Order: laneOrder(), Cap: size,
 		Verify: func(frame []byte) error { _, err := seal.CheckFrame(frame); return err },
 		Log:    log,
 	}
@@ -178,6 +178,15 @@ func openBuffer(cfg Config, log *slog.Logger) (*buffer.Buffer, error) {
 		return nil, err
 	}
 	return buffer.Open(bc)
+}
+
+// laneOrder puts the agent's own reports, of which one waits at a time, before telemetry that may take hours to drain.
+func laneOrder() []string {
+	var names []string
+	for _, l := range []telemetry.Lane{telemetry.LaneAlarm, telemetry.LaneSelf, telemetry.LaneVitals, telemetry.LaneWaveform} {
+		names = append(names, l.String())
+	}
+	return names
 }
 
 func laneNames() []string {

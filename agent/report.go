@@ -24,6 +24,9 @@ const (
 	reportLook   = time.Second      // how often it is looked whether something of note has changed
 )
 
+// silence is how long a source may say nothing, at the least, before that is told at once. The hospital's trace counts in the same way.
+const silence = time.Minute
+
 // backlogOfNote is how many batches may wait for a connection that stands before that counts as wrong.
 const backlogOfNote = 256
 
@@ -55,6 +58,7 @@ type notable struct {
 	firsts    int  // sources that have brought something
 	trusted   bool // the clock
 	deaf      int  // sources whose port cannot be opened
+	silent    int  // sources that are silent for longer than is usual for them
 }
 
 // run reports until ctx ends.
@@ -104,6 +108,9 @@ func (r *reporter) notable(s Status) notable {
 		}
 		if !src.Listening {
 			n.deaf++
+		}
+		if !src.LastReceived.IsZero() && time.Since(src.LastReceived) > max(silence, 5*src.Usual) {
+			n.silent++
 		}
 	}
 	return n
@@ -226,7 +233,7 @@ func sourceReports(s Status) (out []telemetry.SourceReport) {
 			Interval: uint64(max(0, st.Usual.Milliseconds())), Acknowledged: st.Acknowledged,
 			NotUnderstood: st.NotUnderstood, NotUnderstoodAt: millis(st.LastNotUnderstood), Refused: st.Refused, RefusedAt: millis(st.LastRefused),
 			Failed: st.Failed, FailedAt: millis(st.LastFailed), Unwelcome: st.NotAllowed + st.OverLimit, UnwelcomeAt: millis(st.LastUnwelcome),
-			Deaf: !st.Listening,
+			Deaf: !st.Listening, AcknowledgedAt: millis(st.LastAcknowledged),
 		})
 	}
 	return out

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 )
 
@@ -16,6 +17,32 @@ func account(b *Buffer, epoch int, lane uint8) string {
 		}
 	}
 	return ""
+}
+
+// TestTakeFollowsTheOrder that the configuration gives, which need not be that of the lanes.
+func TestTakeFollowsTheOrder(t *testing.T) {
+	c := testConfig(t.TempDir())
+	c.Order = []string{"self", "alarm", "vitals"}
+	if err := Create(c); err != nil {
+		t.Fatal(err)
+	}
+	b := mustOpen(t, c)
+	for lane := range uint8(3) {
+		if err := b.Append([]Item{itemOf(1, lane, 0, 100)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, want := range []uint8{2, 0, 1} {
+		if out, err := b.Take(1); err != nil || len(out) != 1 || out[0].ID.Lane != want {
+			t.Fatalf("%v %v; expected one of lane %d", out, err, want)
+		}
+	}
+	for _, order := range [][]string{{"self"}, {"self", "self", "alarm"}, {"self", "alarm", "other"}} {
+		c.Order = order
+		if _, err := Open(c); err == nil || !strings.Contains(err.Error(), "order") {
+			t.Errorf("order %v: %v", order, err)
+		}
+	}
 }
 
 func TestAccountsNameWhatWaits(t *testing.T) {

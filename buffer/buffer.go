@@ -84,6 +84,7 @@ type Batch struct {
 type Config struct {
 	Dir         string             // the buffer's own directory
 	Lanes       []string           // names of the lanes, most urgent first; at most 8, lower-case letters; fixed by Create
+	Order       []string           // order in which Take gives lanes out; nil: as in Lanes
 	Cap         int64              // bytes on disk that are never exceeded, everything in Dir included
 	SegmentSize int64              // bytes of a segment file; 0: 4 MB; at least 256 KB
 	Keep        time.Duration      // how long delivered files stay when their space is not needed; 0: 72 h
@@ -131,6 +132,12 @@ func (c Config) withDefaults() (Config, error) {
 		if name == "" || strings.Trim(name, "abcdefghijklmnopqrstuvwxyz") != "" || slices.Contains(c.Lanes[:i], name) {
 			return c, fmt.Errorf("buffer %s: lane name %q; expected distinct names of lower-case letters", c.Dir, name)
 		}
+	}
+	if c.Order == nil {
+		c.Order = c.Lanes
+	}
+	if len(c.Order) != len(c.Lanes) || !slices.Equal(slices.Sorted(slices.Values(c.Order)), slices.Sorted(slices.Values(c.Lanes))) {
+		return c, fmt.Errorf("buffer %s: order %v; expected the lanes %v, each once", c.Dir, c.Order, c.Lanes)
 	}
 	if c.SegmentSize < minSegment || c.SegmentSize%segment.PageSize != 0 {
 		return c, fmt.Errorf("buffer %s: segment size %d; expected a multiple of %d from %d", c.Dir, c.SegmentSize, segment.PageSize, minSegment)
@@ -212,6 +219,7 @@ type Buffer struct {
 	c       Config
 	lock    *os.File
 	lanes   []*lane
+	order   []*lane // of Take
 	changed chan struct{}
 
 	mu      sync.Mutex

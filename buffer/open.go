@@ -67,6 +67,9 @@ func (b *Buffer) load() error {
 		}
 		b.lanes = append(b.lanes, l)
 	}
+	for _, name := range b.c.Order {
+		b.order = append(b.order, b.lanes[slices.Index(b.c.Lanes, name)])
+	}
 	for _, a := range st.acks {
 		if int(a.lane) < len(b.lanes) {
 			b.lanes[a.lane].acks[a.epoch] = &ranges{spans: a.spans}

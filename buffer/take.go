@@ -10,7 +10,7 @@ import (
 	"wardlink/buffer/segment"
 )
 
-// Take gives out up to max batches that are not acknowledged, not parked and not out already: the most urgent lane first, in each the
+// Take gives out up to max batches that are not acknowledged, not parked and not out already: lane by lane in Config.Order, in each the
 // oldest first. It stops early at 1 MB of frames, so its memory is bounded; fewer than max does not mean there are no more. None
 // means there are none.
 func (b *Buffer) Take(max int) ([]Batch, error) {
@@ -21,7 +21,7 @@ func (b *Buffer) Take(max int) ([]Batch, error) {
 	}
 	t := &taking{max: max}
 	var failed error
-	for _, l := range b.lanes {
+	for _, l := range b.order {
 		for i := 0; i < len(l.segs) && !t.full(); {
 			s := l.segs[i]
 			if err := b.takeFrom(s, t); err != nil {

@@ -50,6 +50,7 @@ type wireSource struct {
 	Unwelcome       uint64 `cbor:"13,keyasint,omitempty"`
 	UnwelcomeAt     int64  `cbor:"14,keyasint,omitempty"`
 	Deaf            bool   `cbor:"15,keyasint,omitempty"`
+	AcknowledgedAt  int64  `cbor:"16,keyasint,omitempty"`
 }
 
 type wireLane struct {

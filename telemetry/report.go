@@ -44,6 +44,7 @@ type SourceReport struct {
 	Unwelcome       uint64 // connections closed: not on the allow list, or too many
 	UnwelcomeAt     int64
 	Deaf            bool // its port cannot be opened at present
+	AcknowledgedAt  int64
 }
 
 // LaneReport is one lane of this epoch or, while the buffer still holds something of it, of a former one.
@@ -220,7 +221,7 @@ func (s *SourceReport) check() error {
 	}
 	return errors.Join(
 		reportText("source id", s.ID),
-		instants("source", s.ReceivedAt, s.NotUnderstoodAt, s.RefusedAt, s.FailedAt, s.UnwelcomeAt),
+		instants("source", s.ReceivedAt, s.AcknowledgedAt, s.NotUnderstoodAt, s.RefusedAt, s.FailedAt, s.UnwelcomeAt),
 		counts("source", s.Connections, s.Received, s.Interval, s.Acknowledged, s.NotUnderstood, s.Refused, s.Failed, s.Unwelcome),
 	)
 }

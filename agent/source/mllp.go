@@ -160,7 +160,7 @@ func (s *MLLP) Stats() Stats {
 		Connections: len(s.slots), Received: s.received.Load(), Acknowledged: s.acknowledged.Load(),
 		NotUnderstood: s.notUnderstood.Load(), Refused: s.refused.Load(), Failed: s.failed.Load(),
 		NotAllowed: s.notAllowed.Load(), OverLimit: s.overLimit.Load(), Address: s.cfg.Listen,
-		LastReceived: s.received.at(), LastNotUnderstood: s.notUnderstood.at(), LastRefused: s.refused.at(), LastFailed: s.failed.at(),
+		LastReceived: s.received.at(), LastNotUnderstood: s.notUnderstood.at(), LastRefused: s.refused.at(), LastFailed: s.failed.at(), LastAcknowledged: s.acknowledged.at(),
 		LastUnwelcome: s.notAllowed.at(), Usual: s.rhythm.usual(),
 	}
 	s.mu.Lock()

@@ -53,6 +53,7 @@ type Stats struct {
 	Trouble   string `json:"trouble,omitempty"` // why they cannot, and the mend
 
 	LastNotUnderstood time.Time     `json:"last_not_understood"` // zero before the first, as all that follow
+	LastAcknowledged  time.Time     `json:"last_acknowledged"`
 	LastRefused       time.Time     `json:"last_refused"`
 	LastFailed        time.Time     `json:"last_failed"`
 	LastUnwelcome     time.Time     `json:"last_unwelcome"` // of NotAllowed and OverLimit
