@@ -33,7 +33,7 @@ type tool struct {
 	err      io.Writer
 }
 
-// run is the program: exit code 0 done, 1 failed or doubted.
+// run is the program: exit code 0 done, 1 failed or doubted, 2 a trace found a station stopped.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	t := &tool{out: stdout, err: stderr}
 	root := &cobra.Command{
@@ -44,16 +44,20 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		Example: `  wardlink demo                                    # see it work, on this machine alone
   wardlink provision kit --out kit.json            # what makes a fresh gateway one of ours
   wardlink gateway import gateways.csv
+  wardlink trace --source icu-bed-12               # where does this monitor's data stop?
   wardlink audit verify --dir /var/lib/wardlink    # offline, with the public key only`,
 	}
 	root.PersistentFlags().StringVar(&t.operator, "operator", client.DefaultCredentials(), "the operator's `FILE`, which 'wardlink-server init' made")
 	root.PersistentFlags().BoolVar(&t.json, "json", false, "print JSON")
-	root.AddCommand(t.provision(), t.gateway(), t.access(), t.records(), t.audit(), t.alerts(), t.status(), t.clock(), t.demo(), t.version())
+	root.AddCommand(t.provision(), t.gateway(), t.access(), t.records(), t.audit(), t.alerts(), t.trace(), t.status(), t.clock(), t.demo(), t.version())
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	root.CompletionOptions.HiddenDefaultCmd = true
 	if err := root.ExecuteContext(ctx); err != nil {
+		if errors.Is(err, errStopped) {
+			return 2
+		}
 		if !errors.Is(err, errSaid) {
 			fmt.Fprintf(stderr, "wardlink: %v\n", err)
 		}

@@ -47,7 +47,8 @@ type Config struct {
 	Records     Records
 	Alerts      *alerts.Alerts
 	Status      func(ctx context.Context) (client.Status, error)
-	Ready       func(ctx context.Context) error // nil when every part works; else a *NotReady
+	Trace       func(ctx context.Context, gateway, source string) ([]client.Trace, error) // registry.ErrUnknown when there is no such thing
+	Ready       func(ctx context.Context) error                                           // nil when every part works; else a *NotReady
 	Metrics     http.Handler
 	Log         *slog.Logger
 }
@@ -86,6 +87,7 @@ func New(cfg Config) *API {
 		"POST /v1/gateways/import":      a.importGateways,
 		"POST /v1/gateways/approve":     a.approveGateway,
 		"POST /v1/access":               a.issueAccess,
+		"GET /v1/trace":                 a.trace,
 		"GET /v1/records/dead":          a.deadBatches,
 		"POST /v1/records/reopen":       a.reopenBatches,
 		"GET /v1/records/reopen/{n}":    a.reopening,
