@@ -137,7 +137,11 @@ func (a *Agent) prepare() error {
 		a.sources = append(a.sources, m)
 	}
 	a.intake.open = a.connections
-	a.reports = &reporter{agent: a}
+	every, err := a.cfg.reportEvery()
+	if err != nil {
+		return err
+	}
+	a.reports = &reporter{agent: a, every: every}
 	a.link, err = uplink.New(uplink.Config{
 		Servers: a.kit.Servers, Server: a.serverID(), Roots: a.kit.Pool(), Identity: a.credentials, Moment: a.time.moment,
 		Buffer: urgentBuffer{a.buf}, Sealing: a.seals.get, Down: a.down, NotAdmitted: a.notAdmitted, Log: a.log,

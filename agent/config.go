@@ -29,6 +29,9 @@ type Config struct {
 	Sources []SourceConfig `yaml:"sources"` // at least one
 	Log     string         `yaml:"log"`     // "text" (default) or "json"
 
+	// ReportEvery is how often the agent reports of itself while nothing changes; default 60s, 1s to 1h. A report has about 0.5 KB.
+	ReportEvery string `yaml:"report_every"`
+
 	// Wall is the wall clock; nil, which is all that a file can say, is the system's. Tests boot in 1970 with it.
 	Wall func() time.Time `yaml:"-"`
 }
@@ -91,6 +94,9 @@ func ParseConfig(data []byte) (Config, error) {
 	if n := len(c.Socket()); n > maxSocket {
 		return Config{}, fmt.Errorf("state: %q is too long: the status socket in it would have a path of %d bytes, and a Unix socket's has at most %d", c.State, n, maxSocket)
 	}
+	if _, err := c.reportEvery(); err != nil {
+		return Config{}, err
+	}
 	if len(c.Sources) == 0 {
 		return Config{}, errors.New("sources: none; add one such as {id: bed-7, mllp: 127.0.0.1:2575}")
 	}
@@ -145,6 +151,18 @@ func (c Config) LoadKit() (enroll.Kit, error) {
 		return enroll.Kit{}, fmt.Errorf("%s: %w", c.Kit, err)
 	}
 	return k, nil
+}
+
+// reportEvery is ReportEvery as a duration.
+func (c Config) reportEvery() (time.Duration, error) {
+	if c.ReportEvery == "" {
+		return reportEvery, nil
+	}
+	d, err := time.ParseDuration(c.ReportEvery)
+	if err != nil || d < time.Second || d > time.Hour {
+		return 0, fmt.Errorf("report_every: %q; expected 1s to 1h, such as 60s", c.ReportEvery)
+	}
+	return d, nil
 }
 
 // Socket is where the running agent answers status questions.

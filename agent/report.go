@@ -19,7 +19,7 @@ import (
 // When reports are made. A report is about 0.5 KB on the wire: 0.8 MB a day at one a minute, which a metered link can bear. Without a
 // connection nobody would read more of them, and the disk would wear.
 const (
-	reportEvery  = time.Minute
+	reportEvery  = time.Minute      // unless 'report_every' says otherwise
 	reportUnwell = 10 * time.Second // while the connection stands and something is wrong
 	reportLook   = time.Second      // how often it is looked whether something of note has changed
 )
@@ -37,6 +37,7 @@ const backlogOfNote = 256
 // sends both. A report that cannot be stored is given up; the next one says so.
 type reporter struct {
 	agent *Agent
+	every time.Duration
 
 	next   uint64          // number of the next report
 	void   telemetry.Spans // reports that were withdrawn, or could not be stored
@@ -85,10 +86,10 @@ func (r *reporter) last() { r.send(time.Now()) }
 func (r *reporter) due(s Status, now time.Time) bool {
 	age := now.Sub(r.made)
 	switch {
-	case r.made.IsZero(), age >= reportEvery, age < 0, r.notable(s) != r.seen:
+	case r.made.IsZero(), age >= r.every, age < 0, r.notable(s) != r.seen:
 		return true
 	}
-	return age >= reportUnwell && s.Uplink.Connected && r.unwell(s)
+	return age >= min(reportUnwell, r.every) && s.Uplink.Connected && r.unwell(s)
 }
 
 func (r *reporter) notable(s Status) notable {
@@ -182,7 +183,7 @@ func (r *reporter) store(id buffer.ID, report *telemetry.Report) error {
 func (a *Agent) report(s Status, assigned uint64, void telemetry.Spans) *telemetry.Report {
 	lanes, f := a.intake.accounts()
 	r := &telemetry.Report{
-		Agent: build.Version, At: a.intake.clock.stamp(), Started: millis(s.Started), Config: s.ConfigSet,
+		Every: uint64(a.reports.every.Milliseconds()), Agent: build.Version, At: a.intake.clock.stamp(), Started: millis(s.Started), Config: s.ConfigSet,
 		Identity: telemetry.IdentityReport{State: identityState(s), Fault: identityFault(s)},
 		Uplink: telemetry.UplinkReport{
 			Connected: s.Uplink.Connected, Since: millis(s.Uplink.Since), Connects: s.Uplink.Connects, InFlight: uint64(s.Uplink.InFlight),

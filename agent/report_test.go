@@ -233,7 +233,7 @@ func TestReportsAreDue(t *testing.T) {
 	well.Gateway, well.Uplink.Connected = "gw-1", true
 	now := time.Now()
 	told := func(s Status) *reporter {
-		r := &reporter{agent: b.agent, made: now}
+		r := &reporter{agent: b.agent, every: reportEvery, made: now}
 		r.seen = r.notable(s)
 		return r
 	}

@@ -55,6 +55,7 @@ type Server struct {
 	api      *api.API
 	clock    *api.Clock
 	owed     owed
+	silence  time.Duration // of a source, for trace; 0: its default
 
 	listeners struct{ gateways, hospital, operators net.Listener }
 	closers   []func() error // in order of opening

@@ -62,7 +62,7 @@ func (s *Server) facts(ctx context.Context, store *records.Store, gateway, sourc
 	}
 	f := trace.Facts{
 		Now: now, Started: s.started, Gateway: g.ID, State: string(g.State), Report: account.Report, ReportAt: account.Received,
-		Session: s.sessionOf(gateway), Hospital: trace.Hospital{Fault: s.hospitalFault(ctx)},
+		Silence: s.silence, Session: s.sessionOf(gateway), Hospital: trace.Hospital{Fault: s.hospitalFault(ctx)},
 	}
 	if g.Revoked != nil {
 		f.Reason = g.Revoked.Reason

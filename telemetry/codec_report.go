@@ -32,6 +32,7 @@ type wireReport struct {
 	Uplink   wireUplink   `cbor:"9,keyasint"`
 	Buffer   wireBuffer   `cbor:"10,keyasint"`
 	Clock    *wireClock   `cbor:"11,keyasint,omitempty"`
+	Every    uint64       `cbor:"12,keyasint,omitempty"`
 }
 
 type wireSource struct {
@@ -115,7 +116,7 @@ type wireClock struct {
 func newWireReportBatch(b *Batch) *wireReportBatch {
 	r := b.Report
 	w := wireReport{
-		Agent: r.Agent, Wall: r.At.Wall, Mono: r.At.Mono, Started: r.Started, Config: r.Config,
+		Agent: r.Agent, Wall: r.At.Wall, Mono: r.At.Mono, Started: r.Started, Config: r.Config, Every: r.Every,
 		Identity: wireIdentity{uint8(r.Identity.State), r.Identity.NotAfter, r.Identity.Fault},
 		Uplink:   wireUplink(r.Uplink), Buffer: wireBuffer(r.Buffer),
 	}
@@ -181,7 +182,7 @@ func (w *wireReportBatch) batch() (b Batch, err error) {
 	copy(b.Boot[:], w.Boot)
 	in := &w.Report
 	r := &Report{
-		Agent: in.Agent, At: Stamp{Wall: in.Wall, Mono: in.Mono}, Started: in.Started, Config: in.Config,
+		Agent: in.Agent, At: Stamp{Wall: in.Wall, Mono: in.Mono}, Started: in.Started, Config: in.Config, Every: in.Every,
 		Identity: IdentityReport{IdentityState(in.Identity.State), in.Identity.NotAfter, in.Identity.Fault},
 		Uplink:   UplinkReport(in.Uplink), Buffer: BufferReport(in.Buffer),
 	}

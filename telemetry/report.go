@@ -18,6 +18,7 @@ type Report struct {
 	At      Stamp  // when it was made
 	Started int64  // when the agent was started
 	Config  uint64 // version of the configuration in force; 0 for none
+	Every   uint64 // milliseconds after which the next report follows at the latest
 
 	Sources  []SourceReport // ascending by ID
 	Lanes    []LaneReport   // ascending by lane, this epoch's first
@@ -181,7 +182,7 @@ func (r *Report) check() error {
 		reportText("agent", r.Agent), reportText("identity fault", r.Identity.Fault), reportText("uplink fault", r.Uplink.Fault),
 		reportText("buffer fault", r.Buffer.Fault),
 		instants("report", r.At.Wall, r.Started, r.Identity.NotAfter, r.Uplink.Since, r.Uplink.FaultAt, r.Buffer.FaultAt, r.Clock.Floor),
-		counts("report", r.Config, r.Uplink.Connects, r.Uplink.InFlight, r.Buffer.Used, r.Buffer.Cap, r.Buffer.DiskFree, r.Buffer.Damaged,
+		counts("report", r.Config, r.Every, r.Uplink.Connects, r.Uplink.InFlight, r.Buffer.Used, r.Buffer.Cap, r.Buffer.DiskFree, r.Buffer.Damaged,
 			r.Buffer.Unread, r.Clock.Uncertainty),
 	); err != nil {
 		return err

@@ -16,7 +16,7 @@ import (
 // exampleReport is the report of WIRE.md's example: a gateway that has just come back from an outage.
 func exampleReport() Batch {
 	return Batch{Boot: [16]byte([]byte("boot-id-89abcdef")), Report: &Report{
-		Agent: "1.0.0", At: Stamp{Wall: 1795357860000, Mono: 86460000}, Started: 1795271400000, Config: 3,
+		Agent: "1.0.0", At: Stamp{Wall: 1795357860000, Mono: 86460000}, Started: 1795271400000, Config: 3, Every: 60000,
 		Sources: []SourceReport{{
 			ID: "icu-bed-12", Connections: 1, Received: 86400, ReceivedAt: 1795357859900, Interval: 1000, Acknowledged: 86398,
 			NotUnderstood: 2, NotUnderstoodAt: 1795300000000, Failed: 1, FailedAt: 1795350000000,

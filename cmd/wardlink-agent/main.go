@@ -44,6 +44,7 @@ The default configuration FILE is /etc/wardlink/agent.yaml. All its keys, with t
   tpm: /dev/tpmrm0                    # or swtpm:/path/to.sock for an emulated one
   buffer: {cap: 1GB}                  # bytes on disk; at the cap sources get no acknowledgement
   log: text                           # or json
+  report_every: 60s                   # how often the hospital hears how the gateway is, 1s to 1h; about 0.5 KB each
   sources:                            # at least one
     - id: bed-7                       # part of every observation's key: never reuse or rename
       mllp: 127.0.0.1:2575            # listen address

@@ -6,6 +6,7 @@
 package trace
 
 import (
+	"cmp"
 	"fmt"
 	"time"
 
@@ -32,7 +33,9 @@ type Facts struct {
 	Journal  string // why the journal cannot be written; "" when it can
 	Records  Records
 	Hospital Hospital
-	Missing  uint64 // batches that the gateway assigned, and that nobody accounts for
+	Silence  time.Duration // how long a source may say nothing at the least; 0: a minute
+
+	Missing uint64 // batches that the gateway assigned, and that nobody accounts for
 }
 
 // Session is the gateway's connection.
@@ -127,8 +130,9 @@ const (
 	// Silence is how long a source may say nothing: five times its usual interval, and not less than a minute.
 	Silence = time.Minute
 	usuals  = 5
-	// reportAge is how old a report of a connected gateway may be: they come each minute.
-	reportAge = 3 * time.Minute
+	// A report of a connected gateway may be three times as old as its agent's interval, and three minutes in any case.
+	reportAge  = 3 * time.Minute
+	reportLate = 3
 	// behind is how far records may be behind, and how long a batch may wait for its turn.
 	behind = 30 * time.Second
 	// lag is how much later a station may have seen the last of what passed the one before it.
@@ -137,7 +141,7 @@ const (
 
 // Judge judges. It is the only place that decides whether a station has stopped.
 func Judge(f Facts) Trace {
-	j := judge{Facts: f, limit: max(Silence, usuals*f.usual())}
+	j := judge{Facts: f, limit: max(cmp.Or(f.Silence, Silence), usuals*f.usual())}
 	j.clock()
 	for _, at := range []func(){
 		j.received, j.notUnderstood, j.sealed, j.buffered, j.published, j.journaled, j.opened, j.associated, j.visible,
@@ -189,7 +193,8 @@ func (j *judge) clock() {
 	if r == nil {
 		return
 	}
-	j.fresh = j.Now.Sub(j.ReportAt) <= reportAge
+	every := time.Duration(min(r.Every, uint64(time.Hour/time.Millisecond))) * time.Millisecond
+	j.fresh = j.Now.Sub(j.ReportAt) <= max(reportAge, reportLate*every)
 	switch {
 	case r.Clock.Known && r.Clock.Trusted:
 		j.offset = time.Duration(r.Clock.Offset) * time.Millisecond
