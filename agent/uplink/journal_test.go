@@ -186,4 +186,5 @@ func (r memRegistry) Admit(_ context.Context, g string) (registry.Admission, err
 	return registry.Admission{Gateway: g, Lanes: r.lanes}, nil
 }
 
-func (r memRegistry) Revision(context.Context) (int64, error) { return 1, nil }
+func (r memRegistry) Revision(context.Context) (int64, error)   { return 1, nil }
+func (r memRegistry) Revoked(context.Context) ([]string, error) { return nil, nil }

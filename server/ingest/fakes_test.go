@@ -5,8 +5,11 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 	"testing"
+	"time"
 
 	"wardlink/audit"
 	"wardlink/server/journal"
@@ -215,6 +218,7 @@ type fakeRegistry struct {
 	lanes    map[string]uint8
 	inactive map[string]bool
 	revoked  map[string]bool
+	slow     time.Duration // how long Admit takes
 }
 
 func newRegistry(gateways ...string) *fakeRegistry {
@@ -226,6 +230,10 @@ func newRegistry(gateways ...string) *fakeRegistry {
 }
 
 func (r *fakeRegistry) Admit(ctx context.Context, gateway string) (registry.Admission, error) {
+	r.mu.Lock()
+	slow := r.slow
+	r.mu.Unlock()
+	time.Sleep(slow)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	lanes, known := r.lanes[gateway]
@@ -248,6 +256,12 @@ func (r *fakeRegistry) Revision(context.Context) (int64, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.revision, r.err
+}
+
+func (r *fakeRegistry) Revoked(context.Context) ([]string, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Sorted(maps.Keys(r.revoked)), r.err
 }
 
 func (r *fakeRegistry) change(f func()) {

@@ -44,6 +44,8 @@ type Registry interface {
 	Admit(ctx context.Context, gateway string) (registry.Admission, error)
 	// Revision grows with every change of who may do what.
 	Revision(ctx context.Context) (int64, error)
+	// Revoked gives the gateways that were cut off for good: a short list, so that they need not wait until everybody is judged.
+	Revoked(ctx context.Context) ([]string, error)
 }
 
 // Document is a body for one of a gateway's down topics. Ingest relays it and cannot tell whether it is genuine: the gateway
@@ -215,28 +217,67 @@ func (s *Server) Nudge() {
 	}
 }
 
-// look asks for the revision and, when it moved, judges every session again. The former revision counts until all were judged.
+// look asks for the revision and, when it moved, cuts who was revoked and then judges every session again. The former revision counts
+// until all were judged.
 func (s *Server) look(ctx context.Context, last int64) (int64, error) {
-	ctx, cancel := context.WithTimeout(ctx, s.limits.Ask)
-	defer cancel()
-	now, err := s.registry.Revision(ctx)
+	asked, cancel := context.WithTimeout(ctx, s.limits.Ask)
+	now, err := s.registry.Revision(asked)
+	cancel()
 	if err != nil || now == last {
 		return now, err
 	}
-	var failed error
-	for _, c := range s.all() {
-		adm, err := s.registry.Admit(ctx, c.id.gateway)
-		switch {
-		case err == nil:
-			c.lanes.Store(uint32(adm.Lanes))
-		case denied(err):
-			s.log.Warn("gateway is no longer admitted; its session is cut", "gateway", c.id.gateway)
-			c.stop(endRevoked, true)
-		default:
-			failed = err
+	for i, c := range s.all() {
+		if i%judgedBetween == 0 {
+			if err := s.cutRevoked(ctx); err != nil {
+				return now, err
+			}
+		}
+		if err := s.judge(ctx, c); err != nil {
+			return now, err
 		}
 	}
-	return now, failed
+	return now, nil
+}
+
+// judgedBetween is how many sessions are judged between two looks at the revocations: twenty thousand of them take seconds, which
+// nobody who is revoked meanwhile may have.
+const judgedBetween = 256
+
+// cutRevoked cuts the sessions of revoked gateways: few, and with one question.
+func (s *Server) cutRevoked(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, s.limits.Ask)
+	defer cancel()
+	revoked, err := s.registry.Revoked(ctx)
+	if err != nil {
+		return err
+	}
+	for _, gateway := range revoked {
+		s.mu.Lock()
+		c := s.sessions[gateway]
+		s.mu.Unlock()
+		if c != nil {
+			s.log.Warn("gateway is revoked; its session is cut", "gateway", gateway)
+			c.stop(endRevoked, true)
+		}
+	}
+	return nil
+}
+
+// judge asks what one session's gateway may do now. An error means that nobody knows.
+func (s *Server) judge(ctx context.Context, c *session) error {
+	ctx, cancel := context.WithTimeout(ctx, s.limits.Ask)
+	defer cancel()
+	adm, err := s.registry.Admit(ctx, c.id.gateway)
+	switch {
+	case err == nil:
+		c.lanes.Store(uint32(adm.Lanes))
+	case denied(err):
+		s.log.Warn("gateway is no longer admitted; its session is cut", "gateway", c.id.gateway)
+		c.stop(endRevoked, true)
+	default:
+		return err
+	}
+	return nil
 }
 
 func (s *Server) all() []*session {

@@ -3,6 +3,7 @@ package ingest
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"sync"
 	"testing"
@@ -208,6 +209,31 @@ func TestNudgeCutsAtOnce(t *testing.T) {
 		ev := b.journal.events(audit.Refused)
 		if len(ev) != 1 || ev[0].Reason != reasonRevoked || ev[0].Actor.ID != "spiffe://"+domain+"/gateway/gw-1" {
 			t.Errorf("refused: %+v", ev)
+		}
+	})
+}
+
+// TestRevokedNeedNotWaitForTheOthers: judging thousands of sessions takes seconds, more than one question to the registry may; who is
+// revoked is cut before, and nobody is cut for it.
+func TestRevokedNeedNotWaitForTheOthers(t *testing.T) {
+	inBubble(t, Limits{Blind: 5 * time.Second}, func(t *testing.T, b *pipeBench) {
+		var others []*client
+		for i := range 40 {
+			name := fmt.Sprintf("other-%d", i)
+			b.reg.change(func() { b.reg.lanes[name] = 0x0f })
+			others = append(others, b.session(name, 10*time.Hour, 0))
+		}
+		c := b.session("gw-1", 10*time.Hour, 0)
+		time.Sleep(time.Second)
+		b.reg.change(func() { b.reg.revoked["gw-1"], b.reg.slow = true, time.Second })
+		if took, why := b.lives(c); took > time.Second || why != endRevoked {
+			t.Errorf("cut after %s (%s)", took, why)
+		}
+		time.Sleep(time.Minute)
+		b.reg.change(func() { b.reg.slow = 0 })
+		for _, o := range others {
+			o.send([]byte{0xc0, 0})
+			o.expect(kindPingresp)
 		}
 	})
 }

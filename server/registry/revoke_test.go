@@ -71,6 +71,9 @@ func TestRevoke(t *testing.T) {
 		t.Errorf("imported again: %v %v", res, err)
 	}
 	f.refuses(t)
+	if ids, err := f.Revoked(f.ctx); err != nil || !slices.Equal(ids, []string{"gw-1"}) {
+		t.Errorf("revoked: %q, %v", ids, err)
+	}
 	list, err := f.List(f.ctx)
 	if err != nil || len(list) != 2 || list[0].State != registry.Revoked || list[0].Revoked == nil || list[0].Revoked.By != operator.ID || list[1].Revoked != nil {
 		t.Errorf("list: %+v, %v", list, err)
