@@ -277,19 +277,44 @@ func TestDoubtfulCommit(t *testing.T) {
 	}
 }
 
+// What is raised while a write is under way is written by the next one.
+func TestRaisedDuringAWrite(t *testing.T) {
+	d := newDesk(t, Settings{})
+	held, release := make(chan struct{}), make(chan struct{})
+	blocked := make(chan error, 2)
+	go func() {
+		blocked <- d.db.Write(context.Background(), func(*sql.Tx) error { close(held); <-release; return nil })
+	}()
+	<-held
+	d.Raise(DiskLow, Condition{Subject: "log"})
+	called, real := make(chan struct{}, 100), d.Alerts.now
+	d.Alerts.now = func() time.Time { called <- struct{}{}; return real() }
+	go func() { blocked <- d.write(context.Background()) }()
+	<-called // it asks for the time once it has taken what waits; then it waits for the database
+	d.Raise(DiskLow, Condition{Subject: "journal"})
+	close(release)
+	d.must(<-blocked)
+	d.must(<-blocked)
+	d.expectEvents("alert.raised disk-low/log success", "alert.raised disk-low/journal success")
+}
+
 func TestOpenAlertsOutliveTheProcess(t *testing.T) {
 	d := newDesk(t, Settings{Targets: []Target{unreachable(t, "pager", "")}})
 	d.Raise(BatchDead, Condition{Subject: "gw-1"})
+	d.Raise(DiskLow, Condition{Subject: "log"})
 	d.flush()
 	before, _ := d.List(context.Background(), false, 0)
 	d.restart()
-	d.expectQueued("pager", "alert.raised gw-1")
+	d.expectQueued("pager", "alert.raised gw-1", "alert.raised log")
+	d.Observe(DiskLow, nil)
+	d.pass(time.Minute)
+	d.Observe(DiskLow, nil)
 	d.Raise(BatchDead, Condition{Subject: "gw-1"})
 	after, _ := d.List(context.Background(), false, 0)
 	if len(after) != 1 || after[0].ID != before[0].ID || after[0].Count != 2 {
 		t.Fatalf("%+v became %+v", before, after)
 	}
-	d.expectEvents("alert.raised batch-dead/gw-1 success")
+	d.expectEvents("alert.raised batch-dead/gw-1 success", "alert.raised disk-low/log success", "alert.resolved disk-low/log success")
 }
 
 // A target that takes nothing is itself an alert, for the others.
