@@ -292,10 +292,12 @@ func (s *Store) Visible(ctx context.Context, c SourceAccount) (found bool, err e
 	}
 	var at int64
 	var patient sql.NullString
-	err = s.db.QueryRow(ctx, `SELECT o.at, p.patient FROM observations o JOIN series e ON e.id = o.series LEFT JOIN subjects p ON p.id = e.subject
-		WHERE o.message = $1 AND e.kind <> 2 ORDER BY o.idx LIMIT 1`, c.last).Scan(&at, &patient)
+	err = s.db.QueryRow(ctx, `SELECT o.at, p.patient FROM (
+			SELECT at, series, idx FROM observations WHERE message = $1 UNION ALL SELECT at, series, idx FROM waveforms WHERE message = $1
+		) o JOIN series e ON e.id = o.series LEFT JOIN subjects p ON p.id = e.subject
+		WHERE e.kind <> 2 ORDER BY o.idx LIMIT 1`, c.last).Scan(&at, &patient)
 	if errors.Is(err, sql.ErrNoRows) {
-		// Of waveforms alone, or of parts of devices: what there is of it is one message.
+		// Of parts of devices alone: what there is of it is one message.
 		var n int
 		err = s.db.QueryRow(ctx, "SELECT COUNT(*) FROM messages WHERE id = $1", c.last).Scan(&n)
 		return n > 0, err

@@ -197,6 +197,26 @@ func TestDamagedSamplesAreNotShown(t *testing.T) {
 	}
 }
 
+// What a source's waveforms come to shows by the way that the hospital's search goes.
+func TestWaveformsAreVisible(t *testing.T) {
+	f := setup(t)
+	g := f.gateway("gw-1").enrol().bring("gw-1")
+	g.publish("gw-1", g.sealBatch(second("p1", 1, []int32{1}, []int32{2})))
+	f.until("stored", chunks(2))
+	s := f.store()
+	account, err := s.Account(f.ctx, "gw-1")
+	if err != nil || len(account.Sources) != 1 || account.Sources[0].Readings != 2 {
+		t.Fatalf("%+v, %v", account, err)
+	}
+	if found, err := s.Visible(f.ctx, account.Sources[0]); err != nil || !found {
+		t.Errorf("found %v, %v", found, err)
+	}
+	f.change("UPDATE waveforms SET samples = x'02'")
+	if found, err := s.Visible(f.ctx, account.Sources[0]); err == nil {
+		t.Errorf("samples that cannot be read: found %v", found)
+	}
+}
+
 func BenchmarkStoreWaveforms(b *testing.B) {
 	f := setup(b)
 	g := f.gateway("gw-1").enrol().bring("gw-1")
