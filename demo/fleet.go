@@ -192,16 +192,20 @@ type agentStatus struct {
 	} `json:"uplink"`
 	Buffer struct {
 		Lanes []struct {
+			Name    string `json:"name"`
 			Stored  uint64 `json:"stored"`
 			Waiting uint64 `json:"waiting"`
 		} `json:"lanes"`
 	} `json:"buffer"`
 }
 
-// acknowledged is how many of the batches in the buffer the hospital has acknowledged, those of the agent's former life among them.
+// acknowledged is how many of the batches in the buffer the hospital has acknowledged, those of the agent's former life among them. The
+// agent's reports of itself are not counted: one that a newer replaced before it was sent waits no more, and was never acknowledged.
 func (s agentStatus) acknowledged() (n uint64) {
 	for _, l := range s.Buffer.Lanes {
-		n += l.Stored - l.Waiting
+		if l.Name != "self" {
+			n += l.Stored - l.Waiting
+		}
 	}
 	return n
 }
