@@ -116,12 +116,19 @@ func parseBundle(data []byte) ([][]byte, error) {
 }
 
 // logDir reads the files of one log. All of it is untrusted; lengths are bounded before anything is allocated.
-type logDir string
+type logDir struct {
+	path  string
+	packs *packs
+}
+
+func openDir(dir string) logDir {
+	return logDir{dir, &packs{name: map[string]string{}, windows: map[string][]Packed{}}}
+}
 
 // read gives a regular file of at most limit bytes. The size is asked first, so that a huge file costs nothing; the loop has its own
 // bound, because the file may grow while it is read.
 func (d logDir) read(name string, limit int) ([]byte, error) {
-	f, err := os.Open(filepath.Join(string(d), name))
+	f, err := os.Open(filepath.Join(d.path, name))
 	if err != nil {
 		return nil, err
 	}
@@ -250,7 +257,7 @@ func (d logDir) state() (s treeState, ok bool, err error) {
 // Integrated is the tree that the log's writer has on disk, published or not, by the writer's own account. It is for that
 // writer and proves nothing. The error is fs.ErrNotExist when there is no log.
 func Integrated(dir string) (tlog.Tree, error) {
-	s, ok, err := logDir(dir).state()
+	s, ok, err := openDir(dir).state()
 	if err != nil {
 		return tlog.Tree{}, err
 	}
@@ -270,5 +277,5 @@ func RootAt(dir string, tree tlog.Tree, size uint64) (tlog.Hash, error) {
 	case size == 0:
 		return treeRoot(nil), nil
 	}
-	return tlog.TreeHash(int64(size), tlog.TileHashReader(tree, tileReader{logDir(dir)}))
+	return tlog.TreeHash(int64(size), tlog.TileHashReader(tree, tileReader{openDir(dir)}))
 }

@@ -43,7 +43,7 @@ func (it Item) Time() int64 {
 // and no hash: Verify does. Windows whose rows were not kept give no rows. An error ends the sequence.
 func List(dir string, f Filter) iter.Seq2[Item, error] {
 	return func(yield func(Item, error) bool) {
-		d := logDir(dir)
+		d := openDir(dir)
 		signed, err := d.read(CheckpointFile, maxCheckpoint)
 		if err != nil {
 			yield(Item{}, fmt.Errorf("checkpoint: %w; expected the directory of a log", err))
@@ -164,7 +164,7 @@ func (d logDir) entries(size uint64, backward bool) iter.Seq2[uint64, entry] {
 // integrated, published or not: bundles are named by it. Leaves checks nothing.
 func Leaves(dir string, from, size uint64) iter.Seq2[[]byte, error] {
 	return func(yield func([]byte, error) bool) {
-		d := logDir(dir)
+		d := openDir(dir)
 		for from < size {
 			n := from / tileWidth
 			leaves, err := d.bundle(n, int(min(size-n*tileWidth, tileWidth)))

@@ -59,7 +59,7 @@ func (q Query) matches(it Item) bool {
 // it away. It reads the log from its start: there is no index that could differ from it. A publish that the gateway sent twice,
 // because an acknowledgement was lost, is proven by its first row.
 func Prove(dir, vkey string, q Query) (Bundle, error) {
-	d := logDir(dir)
+	d := openDir(dir)
 	signed, err := d.read(CheckpointFile, maxCheckpoint)
 	if err != nil {
 		return Bundle{}, fmt.Errorf("checkpoint: %w; expected the directory of a log", err)

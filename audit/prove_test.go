@@ -123,7 +123,7 @@ func TestProveDamaged(t *testing.T) {
 			m.event()
 		}
 		m.publish()
-		data, err := logDir(m.dir).read(name, 1<<20)
+		data, err := openDir(m.dir).read(name, 1<<20)
 		m.must(err)
 		data[40] ^= 1
 		m.put(name, data)

@@ -1,6 +1,7 @@
 package audit
 
 import (
+	"bytes"
 	"cmp"
 	"errors"
 	"io/fs"
@@ -86,11 +87,19 @@ func (v *verifier) checkWindowFiles() {
 	if n := len(v.ranges); n > 0 {
 		lastLogged = v.ranges[n-1].last
 	}
-	err := filepath.WalkDir(filepath.Join(string(v.dir), WindowsDir), func(path string, entry fs.DirEntry, err error) error {
+	root := filepath.Join(v.dir.path, WindowsDir)
+	err := filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {
+		if isNotExist(err) && path != root {
+			return nil // packed while we looked; its windows were met by their leaves
+		}
 		if err != nil {
 			return err
 		}
 		if entry.IsDir() {
+			return nil
+		}
+		if first, suffix, ok := parsePackFile(filepath.Base(filepath.Dir(path)), entry.Name()); ok && filepath.Dir(filepath.Dir(path)) == root {
+			v.checkPack(first, suffix)
 			return nil
 		}
 		first, last, suffix, err := ParseWindowFile(entry.Name())
@@ -98,7 +107,7 @@ func (v *verifier) checkWindowFiles() {
 			v.report.Strays++
 			return nil
 		}
-		if want := filepath.Join(string(v.dir), WindowFile(first, last, suffix)); path != want {
+		if want := filepath.Join(v.dir.path, WindowFile(first, last, suffix)); path != want {
 			v.find("window file %s: lies in the wrong directory; expected %s", path, want)
 			return nil
 		}
@@ -119,4 +128,24 @@ func (v *verifier) checkWindowFiles() {
 		v.find("window files: %v", err)
 	}
 	v.report.Pending = pending
+}
+
+// checkPack finds windows in a pack that no leaf stands for, and such as differ from a loose file that is still there beside it.
+func (v *verifier) checkPack(first uint64, suffix string) {
+	windows, err := v.dir.pack(first, suffix)
+	if err != nil {
+		v.find("%s: %v", PackFile(first, suffix), err)
+		return
+	}
+	for _, w := range windows {
+		i, found := slices.BinarySearchFunc(v.ranges, w.First, func(o window, first uint64) int { return cmp.Compare(o.first, first) })
+		if !found || v.ranges[i].last != w.Last {
+			v.find("%s: no leaf stands for its window over journal %d to %d", PackFile(first, suffix), w.First, w.Last)
+			continue
+		}
+		loose, err := v.dir.read(WindowFile(w.First, w.Last, suffix), maxDetailFile)
+		if err == nil && !bytes.Equal(loose, w.Data) {
+			v.find("%s: its window over journal %d to %d differs from the file that is still there", PackFile(first, suffix), w.First, w.Last)
+		}
+	}
 }

@@ -76,7 +76,7 @@ func Verify(dir, vkey string) (Report, error) { return VerifyWith(dir, vkey, Opt
 // BUG(rollback): a whole directory that was put back to a former state is a consistent log and verifies. Only a checkpoint kept
 // elsewhere (Options.Older) shows it.
 func VerifyWith(dir, vkey string, o Options) (Report, error) {
-	v := &verifier{dir: logDir(dir), options: o}
+	v := &verifier{dir: openDir(dir), options: o}
 	v.run(vkey)
 	if len(v.doubt.Findings) > 0 {
 		return v.report, &v.doubt
@@ -332,7 +332,7 @@ func (v *verifier) window(index uint64, w Window) {
 
 // rowHashes reads the row hashes of w and compares their root with the leaf.
 func (d logDir) rowHashes(w Window) ([]tlog.Hash, error) {
-	data, err := d.read(WindowFile(w.First, w.Last, RowsSuffix), MaxWindowRows*tlog.HashSize)
+	data, err := d.windowFile(w.First, w.Last, RowsSuffix, MaxWindowRows*tlog.HashSize)
 	if err != nil {
 		return nil, fmt.Errorf("row hashes: %w", err)
 	}
@@ -351,7 +351,7 @@ func (d logDir) rowHashes(w Window) ([]tlog.Hash, error) {
 
 // rows reads the rows of w and compares each with its hash. The error is fs.ErrNotExist when they were not kept.
 func (d logDir) rows(w Window, hashes []tlog.Hash) (raw [][]byte, rows []Row, err error) {
-	data, err := d.read(WindowFile(w.First, w.Last, DetailSuffix), maxDetailFile)
+	data, err := d.windowFile(w.First, w.Last, DetailSuffix, maxDetailFile)
 	if err != nil {
 		return nil, nil, fmt.Errorf("rows: %w", err)
 	}

@@ -115,6 +115,7 @@ func (s *Server) openServices() (err error) {
 	}
 	s.translog, err = translog.Open(translog.Config{
 		Dir: logDir(s.dir), Origin: signer.Name(), Signer: signer, Journal: s.journal, Log: s.log,
+		PackAfter: time.Duration(s.cfg.Retention.Pack),
 	})
 	if err != nil {
 		return err

@@ -69,6 +69,8 @@ type Config struct {
 	Now     func() time.Time // nil: time.Now
 
 	Interval time.Duration // between passes; 0: 500 ms
+	// PackAfter is the age at which windows' files are packed; 0: never.
+	PackAfter time.Duration
 	// Drain bounds how long Run goes on after its context has ended, to log and sign what the journal holds. 0: 10 s.
 	Drain time.Duration
 }
@@ -170,12 +172,13 @@ type Log struct {
 	stop     context.CancelFunc // ends Tessera's goroutines
 
 	// Of the pass alone:
-	at      mark
-	size    uint64                 // leaves integrated
-	known   map[audit.EventID]bool // events that the log holds past the mark
-	covered []span                 // windows that the log holds past the mark
-	stale   bool                   // known and covered must be read again
-	madeDir string                 // last directory of windows that is known to be durable
+	at       mark
+	size     uint64                 // leaves integrated
+	known    map[audit.EventID]bool // events that the log holds past the mark
+	covered  []span                 // windows that the log holds past the mark
+	stale    bool                   // known and covered must be read again
+	unpacked map[string]time.Time   // of the packer alone: directories that could not be packed, and when
+	madeDir  string                 // last directory of windows that is known to be durable
 
 	// step is called before each step of a pass, and fails it where tests want that.
 	step func(name string) error
@@ -204,7 +207,7 @@ func Open(cfg Config) (*Log, error) {
 		return nil, fmt.Errorf("log %s: %w; wardlink-server init makes one", cfg.Dir, ErrMissing)
 	}
 	l := &Log{
-		cfg: cfg, ended: make(chan struct{}), changed: make(chan struct{}), kick: make(chan struct{}, 1),
+		cfg: cfg, unpacked: map[string]time.Time{}, ended: make(chan struct{}), changed: make(chan struct{}), kick: make(chan struct{}, 1),
 		step: func(string) error { return nil }, stop: func() {},
 	}
 	if l.lock, err = lockDir(cfg.Dir); err != nil {

@@ -81,6 +81,7 @@ func (l *Log) Run(ctx context.Context) error {
 	watching, stopWatch := context.WithCancel(context.WithoutCancel(ctx))
 	var group errgroup.Group
 	group.Go(func() error { return l.watch(watching) })
+	group.Go(func() error { return l.packing(watching) })
 	defer func() {
 		stopWatch()
 		_ = group.Wait() // watch ends with its context and has no error of its own
