@@ -2,6 +2,8 @@
 export CGO_ENABLED := 0
 export GOFIPS140 := certified
 BUILD := go build -trimpath -ldflags="-s -w"
+# The agent speaks HTTP/1.1 alone; without HTTP/2 its program is half a megabyte smaller.
+AGENT := -tags nethttpomithttp2
 
 .PHONY: help build demo test check race bench fuzz lint vuln clean need
 
@@ -9,7 +11,8 @@ help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
 
 build: ## the three programs, into bin/
-	$(BUILD) -o bin/ ./cmd/...
+	$(BUILD) -o bin/ ./cmd/wardlink ./cmd/wardlink-server
+	$(BUILD) $(AGENT) -o bin/ ./cmd/wardlink-agent
 
 demo: need build ## monitor, gateway, server on a bad day: kills, a cut network, attacks, proof; about a minute after the build
 	bin/wardlink demo

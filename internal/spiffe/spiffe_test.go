@@ -44,6 +44,26 @@ func TestFromCertificateWantsExactlyOneIdentity(t *testing.T) {
 	}
 }
 
+func TestNames(t *testing.T) {
+	long := strings.Repeat("a", 62)
+	for name, want := range map[string]bool{
+		"a": true, "7": true, "a-b": true, "a--b": true, long + "b": true, long + "bc": false, "": false, "-": false, "-a": false, "a-": false,
+		"a.b": false, "a_b": false, "A": false, "é": false, "a\n": false, "a b": false, "a\x00": false,
+	} {
+		if err := ValidName(name); (err == nil) != want {
+			t.Errorf("name %q: %v", name, err)
+		}
+	}
+	long = strings.Repeat("a", 254)
+	for domain, want := range map[string]bool{
+		"a": true, "ward.example": true, "a..b": true, long + "b": true, long + "bc": false, "": false, ".a": false, "a.": false, "a.-": false, "A.b": false, "a:1": false,
+	} {
+		if err := ValidTrustDomain(domain); (err == nil) != want {
+			t.Errorf("trust domain %q: %v", domain, err)
+		}
+	}
+}
+
 func FuzzParse(f *testing.F) {
 	f.Add("spiffe://ward.example/gateway/icu-3-bed-7")
 	f.Add("spiffe://ward.example/access/")
