@@ -15,6 +15,7 @@ const (
 	AreaDisk     = "disk"
 	AreaSource   = "source"
 	AreaClock    = "clock"
+	AreaTime     = "time"
 )
 
 // When what an agent says of itself is worth somebody's attention.
@@ -25,6 +26,7 @@ const (
 	firstMessage = 5 * time.Minute  // from the start to a source's first message
 	quietFactor  = 10               // a source is silent when it misses this many of its usual intervals
 	quietLeast   = 2 * time.Minute  // and at least this long
+	clockOff     = 5 * time.Second  // between this machine's clock and the hospital's
 	fillWarning  = 0.8              // of the buffer's cap that waits
 	roomWarning  = 24 * time.Hour   // of room at the present rate, while nothing is delivered
 
@@ -35,7 +37,7 @@ const (
 
 // Examine judges what a running agent says of itself: one finding for each part, in a fixed order.
 func (s Status) Examine(now time.Time) []Finding {
-	out := []Finding{s.examineIdentity(now), s.examineUplink(now), s.examineBuffer(now)}
+	out := []Finding{s.examineIdentity(now), s.examineUplink(now), s.examineTime(now), s.examineBuffer(now)}
 	out = append(out, s.examineLanes()...)
 	out = append(out, s.Disk.Examine(s.State, s.Buffer.Cap-s.Buffer.Disk))
 	for _, id := range slices.Sorted(maps.Keys(s.Sources)) {
@@ -46,6 +48,8 @@ func (s Status) Examine(now time.Time) []Finding {
 
 func (s Status) examineIdentity(now time.Time) Finding {
 	f := Finding{Area: AreaIdentity, Level: Well}
+	started := now.Sub(s.Started)
+	now = s.Present(now)
 	switch {
 	case s.Revoked:
 		f.Level, f.Found = Stops, "cut off: "+s.Identity
@@ -53,7 +57,7 @@ func (s Status) examineIdentity(now time.Time) Finding {
 	case s.Waiting != "":
 		f.Level, f.Found = Stops, "this gateway waits for the hospital's approval under the fingerprint "+s.Waiting
 		f.Mend = "an operator runs: wardlink gateway approve " + s.Waiting
-	case s.Gateway == "" && s.Identity == "enrolling" && now.Sub(s.Started) < settleTime:
+	case s.Gateway == "" && s.Identity == "enrolling" && started < settleTime:
 		f.Level, f.Found = Warning, "enrolling; the agent has just started"
 	case s.Gateway == "":
 		f.Level, f.Found, f.Mend = Stops, "no certificate: "+s.Identity, "telemetry is buffered meanwhile; 'wardlink-agent doctor' looks at the TPM and at each step to the server"
@@ -71,6 +75,45 @@ func (s Status) examineIdentity(now time.Time) Finding {
 	}
 	return f
 }
+
+// Present is an instant of this machine's clock by the hospital's, where the hospital has told it: certificates are dated by that.
+func (s Status) Present(now time.Time) time.Time {
+	if s.Time.Offset == nil {
+		return now
+	}
+	return now.Add(time.Duration(*s.Time.Offset) * time.Millisecond)
+}
+
+// examineTime judges what the agent knows of the time. A wall clock that is wrong stops nothing once the hospital has told the time.
+func (s Status) examineTime(now time.Time) Finding {
+	f := Finding{Area: AreaTime, Level: Well}
+	keep := "set the clock, and have NTP keep it; times that devices give themselves are not touched by this"
+	wall := now.UTC().Format("2006-01-02 15:04:05 UTC")
+	switch {
+	case s.Time.Trusted && s.Time.Ahead:
+		f.Level, f.Found = Warning, fmt.Sprintf("the hospital's time is before %s, which is known to be past (%s)", s.Time.Floor.UTC().Format("2006-01-02 15:04:05 UTC"), s.Time.FloorFrom)
+		f.Mend = "see the clock of the hospital's server; the hospital's time is used all the same"
+	case s.Time.Trusted && s.Time.Offset != nil && abs(*s.Time.Offset) >= clockOff.Milliseconds():
+		side := "behind"
+		if *s.Time.Offset < 0 {
+			side = "ahead of"
+		}
+		f.Level, f.Mend = Warning, keep
+		f.Found = fmt.Sprintf("this machine's clock shows %s, %s %s the hospital's; the hospital's is used", wall, Ago(time.Duration(abs(*s.Time.Offset))*time.Millisecond), side)
+	case s.Time.Trusted:
+		f.Found = fmt.Sprintf("told by the hospital %s ago; this machine's clock agrees", Ago(time.Duration(s.Time.Since)*time.Millisecond))
+	case s.Time.Behind:
+		f.Level, f.Mend = Warning, keep
+		f.Found = fmt.Sprintf("this machine's clock shows %s, which cannot be (%s); the hospital has not told the time yet", wall, s.Time.FloorFrom)
+	case s.Uplink.Connected && now.Sub(s.Uplink.Since) > settleTime && s.Time.Trouble != "":
+		f.Level, f.Found, f.Mend = Warning, "the hospital does not tell the time: "+s.Time.Trouble, "see the server's log; until then this machine's clock is taken as it is"
+	default:
+		f.Found = "not told by the hospital yet; this machine's clock is taken as it is"
+	}
+	return f
+}
+
+func abs(n int64) int64 { return max(n, -n) }
 
 // RenewalOverdue tells whether a certificate is in the last quarter of its life: it is renewed at half of it, or a little later.
 func (s Status) RenewalOverdue(now time.Time) bool {
@@ -99,7 +142,7 @@ func (s Status) examineUplink(now time.Time) Finding {
 			f.Found += ": " + s.Uplink.LastError
 		}
 	case waiting > 0 && since > silentServer && now.Sub(last) > silentServer:
-		f.Level, f.Found = Stops, fmt.Sprintf("connected to %s, but nothing has been acknowledged for %s while %d batches wait", s.Uplink.Server, Ago(min(since, now.Sub(last))), waiting)
+		f.Level, f.Found = Stops, fmt.Sprintf("connected to %s, but nothing has been acknowledged for %s while %s wait", s.Uplink.Server, Ago(min(since, now.Sub(last))), Count(waiting, "batch"))
 		f.Mend = "see the server's status: its disk may be full, or its journal not writable"
 	case last.IsZero():
 		f.Found = fmt.Sprintf("connected to %s for %s; nothing was acknowledged since the agent started, and nothing waits", s.Uplink.Server, Ago(since))
@@ -124,10 +167,10 @@ func (s Status) examineBuffer(now time.Time) Finding {
 		f.Level, f.Found = Stops, fmt.Sprintf("messages could not be stored %s ago, and devices got no acknowledgement: %s", Ago(now.Sub(s.Intake.LastFailed)), s.Intake.Failure)
 		f.Mend = "see the agent's log (journalctl -u wardlink-agent) and the disk"
 	case len(s.Buffer.Unread) > 0:
-		f.Level, f.Found = Warning, fmt.Sprintf("the disk cannot read %d files of the buffer; they are tried again", len(s.Buffer.Unread))
+		f.Level, f.Found = Warning, fmt.Sprintf("the disk cannot read %s of the buffer; it is tried again", Count(len(s.Buffer.Unread), "file"))
 		f.Mend = "the disk is failing: see the kernel's log (dmesg), and replace it"
 	case len(s.Buffer.Damaged) > 0:
-		f.Level, f.Found = Warning, fmt.Sprintf("%d damaged files were set aside in %s/buffer; what could be read of them was sent", len(s.Buffer.Damaged), s.State)
+		f.Level, f.Found = Warning, fmt.Sprintf("%s of the buffer in %s/buffer set aside as damaged; what could be read was sent", Count(len(s.Buffer.Damaged), "file"), s.State)
 		f.Mend = "keep them for analysis, then move them elsewhere; their room counts"
 	case fill >= fillWarning:
 		f.Level, f.Found = Warning, fmt.Sprintf("%.0f %% of the buffer waits to be sent", 100*fill)
@@ -148,11 +191,11 @@ func (s Status) examineBuffer(now time.Time) Finding {
 func (s Status) examineLanes() (out []Finding) {
 	for _, l := range s.Buffer.Lanes {
 		if l.Parked > 0 {
-			out = append(out, Finding{Area: AreaBuffer, Name: l.Name, Level: Warning, Found: fmt.Sprintf("%d batches were refused by the server and are kept", l.Parked),
+			out = append(out, Finding{Area: AreaBuffer, Name: l.Name, Level: Warning, Found: fmt.Sprintf("%s refused by the server and kept", Count(l.Parked, "batch")),
 				Mend: "the server's log names the reason ('wardlink audit list'); they are not sent again by themselves"})
 		}
 		if l.Lost > 0 {
-			out = append(out, Finding{Area: AreaBuffer, Name: l.Name, Level: Warning, Found: fmt.Sprintf("%d batches were damaged on this disk since the agent started", l.Lost),
+			out = append(out, Finding{Area: AreaBuffer, Name: l.Name, Level: Warning, Found: fmt.Sprintf("%s damaged on this disk since the agent started", Count(l.Lost, "batch")),
 				Mend: "replace the disk; 'wardlink-agent buffer check' (agent stopped) names the files"})
 		}
 	}
@@ -188,7 +231,7 @@ func (s Status) examineSource(id string, now time.Time) Finding {
 	case !st.Listening:
 		f.Level, f.Found, f.Mend = Stops, "devices cannot connect: "+st.Trouble, "it is tried again by itself"
 	case st.Received == 0 && st.NotAllowed > 0 && st.Connections == 0:
-		f.Level, f.Found = Stops, fmt.Sprintf("%d connections came from addresses that 'allow:' does not list, and none from one that it does", st.NotAllowed)
+		f.Level, f.Found = Stops, fmt.Sprintf("%s from addresses that 'allow:' does not list, and none from one that it does", Count(st.NotAllowed, "connection"))
 		f.Mend = "add the device's network to sources[].allow and restart the agent"
 	case st.Received == 0 && st.Refused > 0:
 		f.Level, f.Found, f.Mend = Stops, fmt.Sprintf("what arrives is no HL7 message in an MLLP frame (%d times)", st.Refused), "set the device to HL7 v2 over MLLP"

@@ -61,6 +61,11 @@ func TestExamine(t *testing.T) {
 		"no TPM":          {func(s *Status) { s.Gateway, s.Identity = "", "open TPM /dev/tpmrm0: no such file" }, AreaIdentity, Stops, "/dev/tpmrm0", "doctor"},
 		"expired":         {func(s *Status) { *s.NotAfter = ago(time.Hour) }, AreaIdentity, Stops, "ended 1 h ago", "clock"},
 		"renewal overdue": {func(s *Status) { *s.NotBefore, *s.NotAfter = ago(20*time.Hour), ago(-4*time.Hour) }, AreaIdentity, Warning, "overdue; it ends in 4 h", "doctor"},
+		"clock behind":    {func(s *Status) { s.Time = ClockFacts{Trusted: true, Offset: ms(90_000)} }, AreaTime, Warning, "1 min 30 s behind the hospital's", "NTP"},
+		"clock ahead":     {func(s *Status) { s.Time = ClockFacts{Trusted: true, Offset: ms(-7_200_000)} }, AreaTime, Warning, "2 h ahead of the hospital's", "NTP"},
+		"1970":            {func(s *Status) { s.Time = ClockFacts{Behind: true, FloorFrom: "the build"} }, AreaTime, Warning, "which cannot be (the build)", "set the clock"},
+		"server's clock":  {func(s *Status) { s.Time = ClockFacts{Trusted: true, Ahead: true, Offset: ms(0)} }, AreaTime, Warning, "known to be past", "hospital's server"},
+		"not told":        {func(s *Status) { s.Time.Trouble = "404" }, AreaTime, Warning, "does not tell the time: 404", "server's log"},
 		"cut": {func(s *Status) {
 			s.Uplink.Connected, s.Uplink.Since, s.Uplink.LastError = false, ago(12*time.Minute), "server x: refused"
 		}, AreaUplink, Stops, "not connected for 12 min: server x: refused", "nothing is lost"},
@@ -73,11 +78,11 @@ func TestExamine(t *testing.T) {
 		"disk full":      {cannotStore(true, 1<<20), AreaBuffer, Stops, "the disk is full", "goes on by itself"},
 		"buffer full":    {cannotStore(true, 10<<30), AreaBuffer, Stops, "the buffer is full", "buffer.cap"},
 		"disk failing":   {cannotStore(false, 10<<30), AreaBuffer, Stops, "could not be stored 1.0 s ago", "log"},
-		"unread":         {func(s *Status) { s.Buffer.Unread = []string{"a"} }, AreaBuffer, Warning, "cannot read 1 files", "dmesg"},
-		"set aside":      {func(s *Status) { s.Buffer.Damaged = []string{"a"} }, AreaBuffer, Warning, "set aside", "keep them"},
+		"unread":         {func(s *Status) { s.Buffer.Unread = []string{"a"} }, AreaBuffer, Warning, "cannot read 1 file of", "dmesg"},
+		"set aside":      {func(s *Status) { s.Buffer.Damaged = []string{"a"} }, AreaBuffer, Warning, "1 file of the buffer in /var/lib/x/buffer set aside", "keep them"},
 		"nearly full":    {func(s *Status) { s.Queues[1].Bytes = 900 << 20 }, AreaBuffer, Warning, "88 % of the buffer", "bring the connection back"},
-		"parked":         {func(s *Status) { s.Buffer.Lanes[1].Parked = 3 }, AreaBuffer, Warning, "3 batches were refused", "audit"},
-		"lost":           {func(s *Status) { s.Buffer.Lanes[1].Lost = 3 }, AreaBuffer, Warning, "3 batches were damaged", "replace"},
+		"parked":         {func(s *Status) { s.Buffer.Lanes[1].Parked = 3 }, AreaBuffer, Warning, "3 batches refused", "audit"},
+		"lost":           {func(s *Status) { s.Buffer.Lanes[1].Lost = 3 }, AreaBuffer, Warning, "3 batches damaged", "replace"},
 		"read-only":      {func(s *Status) { s.Disk.ReadOnly = true }, AreaDisk, Stops, "read-only", "dmesg"},
 		"inodes":         {func(s *Status) { s.Disk.Inodes = 3 }, AreaDisk, Stops, "3 inodes", "df -i"},
 		"no inode count": {func(s *Status) { s.Disk.Inodes, s.Disk.NoInodes, s.Disk.Free = 0, true, 1<<20 }, AreaDisk, Stops, "1.0 MB of", "free space"},
@@ -108,12 +113,28 @@ func TestExamine(t *testing.T) {
 		"hourly":        bed7(func(st *source.Stats) { st.Usual, st.LastReceived = time.Hour, ago(2*time.Hour) }),
 		"nothing waits": func(s *Status) { s.Uplink.Lanes[telemetry.LaneVitals].AckedAt = ago(8 * time.Hour) },
 		"recovered":     func(s *Status) { s.Intake.LastFailed, s.Intake.LastStored = ago(2*time.Second), ago(time.Second) },
-		"delivered":     func(s *Status) { s.Buffer.Disk = s.Buffer.Cap }, // kept until its room is needed
+		"a clock that is set right by the hospital": func(s *Status) {
+			s.Time = ClockFacts{Trusted: true, Offset: ms(200)}
+		},
+		"delivered": func(s *Status) { s.Buffer.Disk = s.Buffer.Cap }, // kept until its room is needed
 	} {
 		s := healthy()
 		change(&s)
 		if bad := Unwell(s.Examine(noon)); len(bad) != 0 {
 			t.Errorf("%s: %+v", name, bad)
+		}
+	}
+}
+
+func ms(n int64) *int64 { return &n }
+
+// By a clock that is two days ahead every certificate looks expired; once the hospital has told the time it does not.
+func TestCertificatesAreDatedByTheHospital(t *testing.T) {
+	s := healthy()
+	s.Time = ClockFacts{Trusted: true, Offset: ms(-48 * 3600 * 1000)}
+	for _, f := range s.Examine(noon.Add(48 * time.Hour)) {
+		if f.Area == AreaIdentity && f.Level != Well {
+			t.Errorf("%+v", f)
 		}
 	}
 }

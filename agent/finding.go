@@ -1,6 +1,10 @@
 package agent
 
-import "slices"
+import (
+	"fmt"
+	"slices"
+	"strings"
+)
 
 // Level is how bad a finding is.
 type Level string
@@ -47,4 +51,16 @@ func Unwell(findings []Finding) []Finding {
 		}
 	}
 	return slices.Clip(out)
+}
+
+// Count is a number of things, in words that agree with it: "1 batch", "3 batches".
+func Count[N int | uint64](n N, noun string) string {
+	switch {
+	case n == 1:
+	case strings.HasSuffix(noun, "ch"):
+		noun += "es"
+	default:
+		noun += "s"
+	}
+	return fmt.Sprintf("%d %s", n, noun)
 }

@@ -52,14 +52,14 @@ func examine(ctx context.Context, path string) []agent.Finding {
 	if err != nil {
 		return []agent.Finding{{Area: AreaConfiguration, Level: agent.Stops, Found: err.Error(), Mend: "without it the agent does not start, and nothing else can be looked at"}}
 	}
-	out := []agent.Finding{{Area: AreaConfiguration, Level: agent.Well, Found: fmt.Sprintf("%s; %d sources, buffer of %s", path, len(cfg.Sources), cfg.Buffer.Cap)}}
+	out := []agent.Finding{{Area: AreaConfiguration, Level: agent.Well, Found: fmt.Sprintf("%s; %s, buffer of %s", path, agent.Count(len(cfg.Sources), "source"), cfg.Buffer.Cap)}}
 	out = append(out, judgeMode(path, AreaConfiguration)...)
 	kit, err := cfg.LoadKit()
 	if err != nil {
 		out = append(out, agent.Finding{Area: AreaKit, Level: agent.Stops, Found: err.Error(), Mend: "without it the agent does not start"})
 		return append(out, local(ctx, cfg)...)
 	}
-	out = append(out, agent.Finding{Area: AreaKit, Level: agent.Well, Found: fmt.Sprintf("of %s, fingerprint %s, %d servers", kit.TrustDomain, kit.ShortFingerprint(), len(kit.Servers))})
+	out = append(out, agent.Finding{Area: AreaKit, Level: agent.Well, Found: fmt.Sprintf("of %s, fingerprint %s, %s", kit.TrustDomain, kit.ShortFingerprint(), agent.Count(len(kit.Servers), "server"))})
 	out = append(out, judgeMode(cfg.Kit, AreaKit)...)
 
 	// The steps to the servers, the agent, and the files have nothing to do with each other.

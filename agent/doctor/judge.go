@@ -125,11 +125,10 @@ func judgeClock(now time.Time, kernel agent.KernelClock, floor time.Time, server
 	case worst.ahead.Abs() >= offNoted:
 		f.Level, f.Found, f.Mend = agent.Warning, fmt.Sprintf("it shows %s, %s %s the clock of %s", text, agent.Ago(worst.ahead.Abs()), side, worst.server),
 			"have NTP keep it (chrony, systemd-timesyncd); times of readings that devices give themselves are not touched by this"
+	case !kernel.Synchronised && len(servers) > 0:
+		f.Found = fmt.Sprintf("%s; it agrees with %s, although nothing keeps it (no NTP)", text, worst.server)
 	case !kernel.Synchronised:
-		f.Level, f.Found, f.Mend = agent.Warning, text+"; nothing keeps it: the kernel says that it is not synchronised", "set up chrony or systemd-timesyncd, and let NTP (UDP 123) through"
-		if len(servers) > 0 {
-			f.Found += fmt.Sprintf("; at present it agrees with %s", worst.server)
-		}
+		f.Level, f.Found, f.Mend = agent.Warning, text+"; nothing keeps it, and no server tells whether it is right", "set up chrony or systemd-timesyncd, and let NTP (UDP 123) through"
 	default:
 		f.Found = fmt.Sprintf("%s, synchronised to within %s", text, kernel.MaxError.Round(time.Millisecond))
 		if len(servers) > 0 {
@@ -180,7 +179,7 @@ func judgeBuffer(r buffer.Report, err error, cfg agent.Config) []agent.Finding {
 	case err != nil:
 		f.Level, f.Found, f.Mend = agent.Stops, err.Error(), "see the disk (dmesg)"
 	case len(r.Findings) > 0:
-		f.Level, f.Found = agent.Warning, fmt.Sprintf("%d findings, the first in %s: %s", len(r.Findings), r.Findings[0].Path, r.Findings[0].Problem)
+		f.Level, f.Found = agent.Warning, fmt.Sprintf("%s, the first in %s: %s", agent.Count(len(r.Findings), "finding"), r.Findings[0].Path, r.Findings[0].Problem)
 		f.Mend = "'wardlink-agent buffer check' lists them; what can be read is sent, damaged files are set aside and kept"
 	default:
 		var waiting, parked uint64
@@ -188,9 +187,9 @@ func judgeBuffer(r buffer.Report, err error, cfg agent.Config) []agent.Finding {
 			waiting, parked = waiting+l.Batches-l.Acked-min(l.Parked, l.Batches-l.Acked), parked+l.Parked
 		}
 		size, _ := cfg.BufferCap() // it was checked with the configuration
-		f.Found = fmt.Sprintf("%d batches wait, %d are parked; %s of %s on disk", waiting, parked, agent.Size(r.Disk), agent.Size(size))
+		f.Found = fmt.Sprintf("%s to send, %d parked; %s of %s on disk", agent.Count(waiting, "batch"), parked, agent.Size(r.Disk), agent.Size(size))
 		if len(r.Damaged) > 0 {
-			f.Level, f.Found = agent.Warning, f.Found+fmt.Sprintf("; %d damaged files were set aside", len(r.Damaged))
+			f.Level, f.Found = agent.Warning, f.Found+"; set aside as damaged: "+agent.Count(len(r.Damaged), "file")
 			f.Mend = "keep them for analysis, then move them elsewhere; their room counts"
 		}
 	}
@@ -290,11 +289,11 @@ func judgeFiles(dir string, owner uint32) (out []agent.Finding) {
 		out = append(out, agent.Finding{Area: AreaFiles, Level: agent.Stops, Found: fmt.Sprintf(found, args...), Mend: mend})
 	}
 	if len(foreign) > 0 {
-		stops(fmt.Sprintf("chown -R --reference=%s %s", dir, dir), "%d files belong to another user than %s itself, the first is %s; most often somebody ran the agent as root",
-			len(foreign), dir, foreign[0])
+		stops(fmt.Sprintf("chown -R --reference=%s %s", dir, dir), "of another user than %s itself: %s, the first is %s; most often somebody ran the agent as root",
+			dir, agent.Count(len(foreign), "file"), foreign[0])
 	}
 	if len(locked) > 0 {
-		stops("chmod -R u+rwX "+dir, "%d files cannot be written by their owner, the first is %s", len(locked), locked[0])
+		stops("chmod -R u+rwX "+dir, "not writable by the owner: %s, the first is %s", agent.Count(len(locked), "file"), locked[0])
 	}
 	return out
 }

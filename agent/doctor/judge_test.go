@@ -77,8 +77,8 @@ func TestClock(t *testing.T) {
 		"a month ahead":     {now, kept, server(-30 * 24 * time.Hour), false, agent.Stops, "30 d ahead of the clock of b:1"},
 		"two hours behind":  {now, kept, server(2 * time.Hour), false, agent.Stops, "2 h behind the clock of b:1"},
 		"a minute off":      {now, kept, server(time.Minute), false, agent.Warning, "1 min behind"},
-		"nobody keeps it":   {now, agent.KernelClock{}, nil, true, agent.Warning, "not synchronised"},
-		"not kept, but fit": {now, agent.KernelClock{}, server(0), true, agent.Warning, "at present it agrees"},
+		"nobody keeps it":   {now, agent.KernelClock{}, nil, true, agent.Warning, "nothing keeps it"},
+		"not kept, but fit": {now, agent.KernelClock{}, server(0), true, agent.Well, "agrees with b:1, although"},
 	} {
 		says(t, name, judgeClock(c.now, c.kernel, now.Add(-24*time.Hour), c.servers, c.connected), c.level, c.found, "")
 	}
@@ -155,7 +155,7 @@ func TestForeignFiles(t *testing.T) {
 	if len(got) != 1 {
 		t.Fatalf("%+v", got)
 	}
-	says(t, "foreign", got[0], agent.Stops, "4 files belong to another user", "chown -R")
+	says(t, "foreign", got[0], agent.Stops, "itself: 4 files", "chown -R")
 }
 
 // gatewayAt writes a configuration and a kit, and gives the configuration's path.

@@ -225,7 +225,7 @@ func page(s agent.Status, now time.Time, pen ink, width int) string {
 	fmt.Fprintf(w, "identity\t%s\n", identityLine(s))
 	fmt.Fprintf(w, "certificate\t%s\n", certificateLine(s, now))
 	fmt.Fprintf(w, "uplink\t%s\n", uplinkLine(s, now))
-	fmt.Fprintf(w, "clock\t%s\n", clockLine(s))
+	fmt.Fprintf(w, "clock\t%s\n", clockLine(s, now))
 	fmt.Fprintf(w, "disk\t%s of %s free\n", agent.Size(int64(s.Disk.Free)), agent.Size(int64(s.Disk.Total)))
 	fmt.Fprintf(w, "buffer\t%s %.0f %% of %s waits%s\n", gauge(s.Fill(), 24), 100*s.Fill(), agent.Size(s.Buffer.Cap), roomLine(s, now))
 	fmt.Fprintf(w, "taken in\t%d messages, %d observations, %d waveforms in %d batches; %d came again\n",
@@ -284,6 +284,7 @@ func identityLine(s agent.Status) string {
 }
 
 func certificateLine(s agent.Status, now time.Time) string {
+	now = s.Present(now)
 	switch {
 	case s.NotAfter == nil:
 		return "none yet"
@@ -304,12 +305,15 @@ func uplinkLine(s agent.Status, now time.Time) string {
 	return fmt.Sprintf("connected to %s for %s; %s; %d in flight", s.Uplink.Server, agent.Ago(now.Sub(s.Uplink.Since)), last, s.Uplink.InFlight)
 }
 
-func clockLine(s agent.Status) string {
-	text := s.Clock.Now.UTC().Format("2006-01-02 15:04:05 UTC")
-	if !s.Clock.Synchronised {
-		return text + ", kept by nobody: the kernel says that it is not synchronised"
+func clockLine(s agent.Status, now time.Time) string {
+	text := now.UTC().Format("2006-01-02 15:04:05 UTC")
+	if s.Time.Trusted && s.Time.Offset != nil {
+		return fmt.Sprintf("%s, %+.3f s to the hospital's, which was told %s ago", text, float64(*s.Time.Offset)/1000, agent.Ago(time.Duration(s.Time.Since)*time.Millisecond))
 	}
-	return fmt.Sprintf("%s, synchronised to within %s", text, s.Clock.MaxError.Round(time.Millisecond))
+	if s.Clock.Synchronised {
+		text += fmt.Sprintf(", synchronised to within %s", s.Clock.MaxError.Round(time.Millisecond))
+	}
+	return text + "; the hospital has not told the time yet"
 }
 
 func roomLine(s agent.Status, now time.Time) string {
