@@ -145,9 +145,11 @@ func backupLook(path string, most time.Duration) look {
 }
 
 // clock compares the clock with the time that passed by the kernel's monotonic clock, and at the start with the clock as it was written
-// last. A jump is an alert for clockTime.
+// last. A jump is an alert for clockTime. Another is that retention does not believe the clock and disposes of nothing, for as long as it
+// does not.
 type clock struct {
 	memory  Memory
+	kept    Retention
 	most    time.Duration
 	elapsed func(since time.Time) time.Duration // by the monotonic clock
 	last    time.Time
@@ -158,7 +160,7 @@ type clock struct {
 const clockTime = time.Hour
 
 func newClock(cfg Config) *clock {
-	return &clock{memory: cfg.Memory, most: cfg.Limits.ClockJump, elapsed: time.Since}
+	return &clock{memory: cfg.Memory, kept: cfg.Retention, most: cfg.Limits.ClockJump, elapsed: time.Since}
 }
 
 func (c *clock) look(ctx context.Context, now time.Time) ([]alerts.Condition, error) {
@@ -174,10 +176,26 @@ func (c *clock) look(ctx context.Context, now time.Time) ([]alerts.Condition, er
 		c.jumped, c.moved = now, moved
 	}
 	c.last = now
-	if c.jumped.IsZero() || c.elapsed(c.jumped) >= clockTime {
-		return nil, nil
+	var out []alerts.Condition
+	if !c.jumped.IsZero() && c.elapsed(c.jumped) < clockTime {
+		out = one(moved(c.moved))
 	}
-	return one(map[string]string{"moved": rough(c.moved.Abs()), "direction": map[bool]string{true: "back", false: "forward"}[c.moved < 0]}), nil
+	state, err := c.kept.Retention(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if state.Suspended {
+		out = append(out, alerts.Condition{Subject: "retention", Detail: moved(state.Drift)})
+	}
+	return out, nil
+}
+
+func moved(by time.Duration) map[string]string {
+	direction := "forward"
+	if by < 0 {
+		direction = "back"
+	}
+	return map[string]string{"moved": rough(by.Abs()), "direction": direction}
 }
 
 // wall takes the monotonic reading away.

@@ -52,6 +52,11 @@ type Records interface {
 	ParkedByReport(ctx context.Context) (map[string]records.ParkedReport, error)
 }
 
+// Retention is whether anything is disposed of.
+type Retention interface {
+	Retention(ctx context.Context) (records.RetentionState, error)
+}
+
 // Journal is the server's first word.
 type Journal interface {
 	Health() error
@@ -71,6 +76,7 @@ type Config struct {
 	Ingest      Ingest
 	Registry    Registry
 	Records     Records
+	Retention   Retention
 	Journal     Journal
 	Log         *slog.Logger
 	LogStats    func() translog.Stats
@@ -115,7 +121,7 @@ type Watch struct {
 
 // New makes the watchers; Run starts them.
 func New(cfg Config) (*Watch, error) {
-	if cfg.Alerts == nil || cfg.Memory == nil || cfg.Ingest == nil || cfg.Registry == nil || cfg.Records == nil || cfg.Journal == nil ||
+	if cfg.Alerts == nil || cfg.Memory == nil || cfg.Ingest == nil || cfg.Registry == nil || cfg.Records == nil || cfg.Retention == nil || cfg.Journal == nil ||
 		cfg.Log == nil || cfg.LogStats == nil || len(cfg.Places) == 0 {
 		return nil, errors.New("watch: every field but BackupStamp and Now is required")
 	}

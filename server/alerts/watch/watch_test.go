@@ -42,6 +42,7 @@ type post struct {
 	dead     []records.DeadCount
 	backlog  records.Backlog
 	gaps     []records.GapCount
+	kept     records.RetentionState
 	parked   map[string]records.ParkedReport
 	ill      error // of the journal
 	stats    journal.Stats
@@ -62,7 +63,7 @@ func newPost(t *testing.T, change ...func(*Config)) *post {
 	})
 	p.must(err)
 	p.cfg = Config{
-		Alerts: p.alerts, Memory: p.alerts, Ingest: p, Registry: p.registry, Records: p, Journal: wire{p}, Log: slog.New(slog.DiscardHandler),
+		Alerts: p.alerts, Memory: p.alerts, Ingest: p, Registry: p.registry, Records: p, Retention: p, Journal: wire{p}, Log: slog.New(slog.DiscardHandler),
 		LogStats: func() translog.Stats { p.mu.Lock(); defer p.mu.Unlock(); return p.log },
 		Places:   []Place{{"server directory", t.TempDir()}}, Now: p.now,
 		Limits: alerts.Limits{DiskFreePercent: 1, DiskFreeGB: 1}, // of the machine that runs the test nothing is asked
@@ -188,6 +189,12 @@ func (p *post) ParkedByReport(context.Context) (map[string]records.ParkedReport,
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.parked, nil
+}
+
+func (p *post) Retention(context.Context) (records.RetentionState, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.kept, nil
 }
 
 // wire is the journal's state.
@@ -435,7 +442,7 @@ func TestDisk(t *testing.T) {
 	set := func(free uint64) {
 		one := st["/a"]
 		one.free = free
-		st["/a"] = one
+		st["/a"], st["/b"] = one, one // one file system is one alert
 	}
 	for _, c := range []struct {
 		free uint64
@@ -483,7 +490,8 @@ func TestClock(t *testing.T) {
 	passed := time.Duration(0)
 	wallNow := func() time.Time { return begin.Add(passed + shift) }
 	when := map[time.Time]time.Duration{} // what had passed at a reading of the clock
-	c := newClock(Config{Memory: pulse{}, Limits: alerts.Limits{}.WithDefaults()})
+	p := &post{}
+	c := newClock(Config{Memory: pulse{}, Retention: p, Limits: alerts.Limits{}.WithDefaults()})
 	c.elapsed = func(since time.Time) time.Duration { return passed - when[since] }
 	look := func() string {
 		t.Helper()
@@ -511,8 +519,14 @@ func TestClock(t *testing.T) {
 			t.Errorf("%+v: %q", s, got)
 		}
 	}
+	// What retention does not believe is an alert until it does.
+	p.kept = records.RetentionState{Suspended: true, Drift: 50 * time.Hour}
+	if got := look(); got != "forward 50h0m" {
+		t.Errorf("%q", got)
+	}
+	p.kept.Suspended = false
 	// Over a restart a clock that went back shows against what was written.
-	c = newClock(Config{Memory: pulse{at: begin.Add(24 * time.Hour)}, Limits: alerts.Limits{}.WithDefaults()})
+	c = newClock(Config{Memory: pulse{at: begin.Add(24 * time.Hour)}, Retention: p, Limits: alerts.Limits{}.WithDefaults()})
 	passed, shift = 0, 0
 	when = map[time.Time]time.Duration{}
 	c.elapsed = func(since time.Time) time.Duration { return passed - when[since] }
