@@ -67,6 +67,43 @@ func planChaos(seed uint64, length time.Duration, gateways int) (plan []blow) {
 	return plan
 }
 
+// ambush is what chaos does to the first enrolment, in which keys are made in the TPM, accounts and certificates at the server: how long
+// after its start each agent is killed, and the server after the first agent's.
+type ambush struct {
+	agents []time.Duration
+	server time.Duration
+}
+
+// planAmbush draws an ambush, and none without chaos. The same seed gives the same one.
+func (t *theatre) planAmbush(boxes int) *ambush {
+	if t.Chaos == 0 {
+		return nil
+	}
+	r := rand.New(rand.NewPCG(t.Seed, 1))
+	a := &ambush{server: 100*time.Millisecond + time.Duration(r.Int64N(int64(1500*time.Millisecond)))}
+	for range boxes {
+		a.agents = append(a.agents, 20*time.Millisecond+time.Duration(r.Int64N(int64(1500*time.Millisecond))))
+	}
+	return a
+}
+
+func (t *theatre) ambushAgent(ctx context.Context, g *gateway, after time.Duration) error {
+	if err := pauseFor(ctx, after); err != nil {
+		return err
+	}
+	t.stages.note("seed %d: SIGKILL to the agent of %s, %d ms into its first start", t.Seed, g.name, after.Milliseconds())
+	t.count(func(s *Summary) { s.Kills.Startup++ })
+	return t.strikeAgent(g)
+}
+
+func (t *theatre) ambushServer(ctx context.Context, after time.Duration) error {
+	if err := pauseFor(ctx, after); err != nil {
+		return err
+	}
+	t.stages.note("seed %d: SIGKILL to the server, %d ms into the first enrolment", t.Seed, after.Milliseconds())
+	return t.strikeServer()
+}
+
 // chaos does what the plan says while the monitors send, and waits until everything is back.
 func (t *theatre) chaos(ctx context.Context) error {
 	length := time.Duration(t.Chaos) * time.Second

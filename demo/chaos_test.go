@@ -40,3 +40,20 @@ func TestChaosIsAsPromised(t *testing.T) {
 		t.Error("two seeds are one")
 	}
 }
+
+// TestAmbushRepeats: the first enrolment is hurt as the seed says, everybody once, and not without chaos.
+func TestAmbushRepeats(t *testing.T) {
+	th := &theatre{Options: Options{Chaos: 10, Seed: 7}}
+	a := th.planAmbush(21)
+	if !reflect.DeepEqual(a, th.planAmbush(21)) || len(a.agents) != 21 {
+		t.Errorf("%+v", a)
+	}
+	th.Seed = 8
+	if reflect.DeepEqual(a, th.planAmbush(21)) {
+		t.Error("two seeds are one")
+	}
+	th.Chaos = 0
+	if th.planAmbush(21) != nil {
+		t.Error("an ambush without chaos")
+	}
+}

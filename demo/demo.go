@@ -61,7 +61,7 @@ func Run(ctx context.Context, o Options) (Summary, error) {
 	if err != nil {
 		return Summary{}, err
 	}
-	t := &theatre{Options: o, dir: dir, server: filepath.Join(dir, "server"), stages: &stages{out: o.Out, plain: o.Plain}}
+	t := &theatre{summary: Summary{Refusals: []Refusal{}}, Options: o, dir: dir, server: filepath.Join(dir, "server"), stages: &stages{out: o.Out, plain: o.Plain}}
 	t.gate = newGate(t.windows())
 	err = t.perform(ctx)
 	if err == nil && o.Keep {
@@ -233,10 +233,22 @@ func (t *theatre) startAgents(ctx context.Context) error {
 	boxes := t.boxes()
 	begun := 0
 	connected := make(map[*gateway]bool)
+	ambush := t.planAmbush(len(boxes))
+	var ambushes errgroup.Group
+	ctx, cancel := context.WithCancel(ctx)
+	defer func() { cancel(); _ = ambushes.Wait() }() // none must start a process that nobody stops
 	for len(connected) < len(boxes) {
 		for ; begun < len(boxes) && begun-len(connected) < starting; begun++ {
-			if err := boxes[begun].startAgent(t.bin("wardlink-agent")); err != nil {
+			g := boxes[begun]
+			if err := g.startAgent(t.bin("wardlink-agent")); err != nil {
 				return err
+			}
+			if ambush != nil {
+				after := ambush.agents[begun]
+				ambushes.Go(func() error { return t.ambushAgent(ctx, g, after) })
+				if begun == 0 {
+					ambushes.Go(func() error { return t.ambushServer(ctx, ambush.server) })
+				}
 			}
 		}
 		before := len(connected)
@@ -255,6 +267,9 @@ func (t *theatre) startAgents(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+	}
+	if err := ambushes.Wait(); err != nil {
+		return err
 	}
 	t.stages.done("%s by TPM credential activation and ACME device-attest-01", plural(len(boxes), "certificate"))
 	return nil

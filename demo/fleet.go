@@ -335,7 +335,7 @@ Three commands to try:
 
   %s 'https://%s/fhir/Observation?patient.identifier=urn:oid:2.25.1234|WL0001&code=147842&_count=3'
   %s --operator %s gateway list
-  %s audit list --dir %s --limit 20
+  %s audit list --dir %s --outcome denied
 
 `, t.dir, t.ports.hospital, dir, readerName, dir, readerName, dir, t.ports.operators, op,
 		curl, t.ports.hospital, t.bin("wardlink"), op, t.bin("wardlink"), t.server)

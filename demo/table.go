@@ -18,8 +18,12 @@ func (t *theatre) table() {
 	row("missing", s.Missing, "")
 	row("duplicates", s.Duplicates, "")
 	row("mismatched", s.Mismatched, "")
-	row("agents killed", s.AgentKills, "with SIGKILL, mid-stream")
-	row("servers killed", s.ServerKills, "with SIGKILL, mid-stream")
+	amid := "with SIGKILL, mid-stream"
+	if s.Chaos > 0 {
+		amid = "with SIGKILL, mid-stream and amid starts"
+	}
+	row("agents killed", s.AgentKills, amid)
+	row("servers killed", s.ServerKills, amid)
 	row("network cut", fmt.Sprintf("%.1f s", s.OutageSeconds), fmt.Sprintf("in %s; %s buffered at the most",
 		plural(s.Kills.Network, "outage"), plurals(int(s.BacklogPeak), "batch", "batches")))
 	if s.Chaos > 0 {

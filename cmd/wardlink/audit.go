@@ -186,7 +186,7 @@ func (t *tool) auditList() *cobra.Command {
 						return
 					}
 					fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", it.Leaf, it.Time.Format(time.DateTime), it.Type,
-						shortActor(it.Actor), it.Target, it.Outcome, blankZero(it.Count), it.Reason)
+						who(it), it.Target, it.Outcome, blankZero(it.Count), it.Reason)
 				}
 			})
 			return errors.Join(failed, err)
@@ -220,6 +220,14 @@ func moment(flag, text string, now time.Time) (int64, error) {
 		return at.UnixMilli(), nil
 	}
 	return 0, fmt.Errorf("%s: %.40q; expected a time such as 2026-05-04T03:02:01Z, a date such as 2026-05-04, or 24h for a day ago", flag, text)
+}
+
+// who did it; of those who have proven nothing, from where.
+func who(it client.AuditItem) string {
+	if it.Actor == "peer" && it.Peer != "" {
+		return "peer " + it.Peer
+	}
+	return shortActor(it.Actor)
 }
 
 // shortActor leaves out the trust domain, which is everybody's.
