@@ -336,6 +336,7 @@ func (w *ward) fullJournal() {
 	w.awaitReady("not ready: journal")
 	w.refusesReads()
 	w.refusesActs("cannot be journaled", "gateway", "list")
+	w.stopsAt("journaled", "journal cannot be written")
 	w.refusesActs("space", "access", "issue", "other", "--out", filepath.Join(w.hospital.dir, "other"))
 	if n := w.backlog(context.Background()); n == 0 {
 		w.Error("the gateway has no backlog: something was acknowledged without a journal")
@@ -371,6 +372,7 @@ func (w *ward) fullDatabase() {
 	w.takes("M3")
 	w.awaitDelivered() // the journal is the first word
 	w.awaitReady("not ready: records")
+	w.stopsAt("opened", "does not open batches")
 	w.refusesActs("the disk is full", "access", "issue", "other", "--out", filepath.Join(w.hospital.dir, "other"))
 	if status, count, outcome := w.read(); status != http.StatusOK || count != 2 {
 		w.Errorf("FHIR answers %d, %d observations, %q; expected what the database has", status, count, outcome)

@@ -42,6 +42,9 @@ func (j *judge) received() {
 	if j.Passed.MessageAt.After(j.made().Add(-j.limit)) {
 		silent = 0
 	}
+	if j.blocked() && j.lastJournaled().After(j.made().Add(-j.limit)) {
+		silent, s.State = 0, Unknown // newer reports are journaled, and not opened yet
+	}
 	switch {
 	case src.Deaf:
 		j.stop(&s, fmt.Sprintf("the port of source %s cannot be opened on the gateway", j.Source),
@@ -230,9 +233,9 @@ func (j *judge) published() {
 			}
 			j.stop(&s, why, "read the agent's log on the gateway; 'wardlink-agent doctor' tries each step to the server")
 		}
-		if j.Report != nil && !j.fresh {
-			j.stop(&s, fmt.Sprintf("the gateway is connected, and its agent has not reported for %s", ago(j.Now, j.ReportAt)),
-				"restart the agent on the gateway ('systemctl restart wardlink-agent'); what it has acknowledged is on its disk")
+		if told := later(j.ReportAt, j.Lanes[telemetry.LaneSelf].JournaledAt); j.Report != nil && !j.fresh && j.Now.Sub(told) > j.overdue() {
+			j.stop(&s, fmt.Sprintf("the gateway is connected, and its agent has not reported for %s", ago(j.Now, told)),
+				"look at the gateway's disk, which may be full or read-only ('wardlink-agent doctor'); then restart the agent, which loses nothing")
 		}
 		return
 	}

@@ -56,7 +56,7 @@ func (j *judge) opened() {
 	switch {
 	case j.Records.Held != "":
 		j.stop(&s, "the server does not open batches: "+j.Records.Held, "free or mend the server's disk and database; what is journaled is opened then")
-	case j.Records.Behind > behind:
+	case j.blocked():
 		j.stop(&s, fmt.Sprintf("the server has not opened anything for %s", Spoken(j.Records.Behind)), "read the server's log; restart wardlink-server if it says nothing")
 	case dead > 0 && deadAt.After(stored):
 		j.stop(&s, fmt.Sprintf("the gateway's batches cannot be opened: %s; %d are dead", reason, dead),

@@ -193,14 +193,33 @@ func (j *judge) clock() {
 	if r == nil {
 		return
 	}
-	every := time.Duration(min(r.Every, uint64(time.Hour/time.Millisecond))) * time.Millisecond
-	j.fresh = j.Now.Sub(j.ReportAt) <= max(reportAge, reportLate*every)
+	j.fresh = j.Now.Sub(j.ReportAt) <= j.overdue()
 	switch {
 	case r.Clock.Known && r.Clock.Trusted:
 		j.offset = time.Duration(r.Clock.Offset) * time.Millisecond
 	case r.Uplink.Connected:
 		j.offset = j.ReportAt.Sub(time.UnixMilli(r.At.Wall))
 	}
+}
+
+// overdue is how old a report may be.
+func (j *judge) overdue() time.Duration {
+	every := time.Duration(min(j.Report.Every, uint64(time.Hour/time.Millisecond))) * time.Millisecond
+	return max(reportAge, reportLate*every)
+}
+
+// blocked tells whether records has stopped: then what gateways have reported since is journaled and not known.
+func (j *judge) blocked() bool {
+	return j.Records.Held != "" || j.Records.Behind > min(behind, j.limit)
+}
+
+func (j *judge) lastJournaled() (at time.Time) {
+	for lane, l := range j.Lanes {
+		if telemetry.Lane(lane) != telemetry.LaneSelf {
+			at = later(at, l.JournaledAt)
+		}
+	}
+	return at
 }
 
 // at is an instant of the gateway by our clock.

@@ -128,8 +128,17 @@ func TestTheFirstStationThatStoppedIsNamed(t *testing.T) {
 		"commit fails":        {func(f *Facts) { f.Session.Failed = f.Now }, Journaled, "could not journal", "log"},
 		"no acknowledgement":  {unacknowledged, Journaled, "not acknowledged", "status"},
 		"records are held up": {func(f *Facts) { f.Records.Held = "database is locked" }, Opened, "locked", "database"},
-		"records are behind":  {func(f *Facts) { f.Records.Behind = time.Minute }, Opened, "60 s", "restart"},
-		"dead batches":        {func(f *Facts) { v := &f.Lanes[1]; v.Dead, v.DeadAt, v.Reason = 3, f.Now, "its seal does not open" }, Opened, "its seal does not open", "reopen"},
+		"records stopped long ago, and reports with them": {func(f *Facts) {
+			silentFor(f, 2*time.Minute)
+			f.ReportAt = f.ReportAt.Add(-time.Hour)
+			f.Report.At.Wall -= 3_600_000
+			silentFor(f, 2*time.Minute)
+			f.serverSince(time.Hour)
+			f.Records.Held = "the disk is full"
+			f.Lanes[telemetry.LaneVitals].JournaledAt, f.Lanes[telemetry.LaneSelf].JournaledAt = f.Now, f.Now
+		}, Opened, "disk is full", "disk"},
+		"records are behind": {func(f *Facts) { f.Records.Behind = time.Minute }, Opened, "60 s", "restart"},
+		"dead batches":       {func(f *Facts) { v := &f.Lanes[1]; v.Dead, v.DeadAt, v.Reason = 3, f.Now, "its seal does not open" }, Opened, "its seal does not open", "reopen"},
 		"pending for long": {func(f *Facts) {
 			f.serverSince(10 * time.Minute)
 			v := &f.Lanes[1]
