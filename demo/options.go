@@ -100,7 +100,7 @@ func limit(rows, gateways int) time.Duration {
 // Summary is what came out. Every figure is counted by the monitors or read from the hospital's side, none is assumed.
 type Summary struct {
 	Compared            bool    `json:"compared"`             // false: it ended before the comparison, and the figures say nothing
-	SamplesSent         int     `json:"samples_sent"`         // readings with a value that the monitors sent
+	SamplesSent         int     `json:"samples_sent"`         // readings with a value, and samples of waveforms that are not missing, that the monitors sent
 	SamplesAcknowledged int     `json:"samples_acknowledged"` // of these, acknowledged to the monitors
 	SamplesStored       int     `json:"samples_stored"`       // of these, found in FHIR with value, unit and time as sent
 	Missing             int     `json:"missing"`              // acknowledged and not in FHIR
