@@ -31,6 +31,18 @@ func (s *Server) status(ctx context.Context) (client.Status, error) {
 	if err != nil {
 		return client.Status{}, err
 	}
+	storage, err := s.storage(ctx)
+	if err != nil {
+		return client.Status{}, err
+	}
+	kept, err := s.records.Retention(ctx)
+	if err != nil {
+		return client.Status{}, err
+	}
+	disposal := "on"
+	if kept.Suspended {
+		disposal = "suspended"
+	}
 	tl, notReady := s.translog.Stats(), ""
 	if err := s.ready(ctx); err != nil {
 		notReady = err.Error()
@@ -39,7 +51,7 @@ func (s *Server) status(ctx context.Context) (client.Status, error) {
 		Version: build.Version, Started: s.started, Ready: notReady == "", NotReady: notReady, Clock: s.clock.State().Doubt, Sessions: len(s.ingest.Sessions()),
 		Gateways: gateways, Waiting: waiting, JournalSeq: s.journal.Stats().Committed, RecordsSeq: s.journal.Cursor("records"),
 		LogSeq: tl.Signed, LogSize: tl.Published,
-		Stored: uint64(st.Batches), Pending: uint64(st.Pending), Dead: uint64(st.Dead),
+		Stored: uint64(st.Batches), Pending: uint64(st.Pending), Dead: uint64(st.Dead), Storage: storage, Disposal: disposal,
 	}, nil
 }
 
@@ -132,6 +144,7 @@ func (s *Server) metrics() http.Handler {
 			return float64(f(st))
 		}
 	}
+	reg.MustRegister(newKeptMetrics(s))
 	gauge("journal_entries", "Last committed journal entry.", read(func(c client.Status) uint64 { return c.JournalSeq }))
 	gauge("records_lag_entries", "Journal entries that records has not passed.", read(func(c client.Status) uint64 { return c.JournalSeq - min(c.JournalSeq, c.RecordsSeq) }))
 	gauge("log_lag_entries", "Journal entries that the transparency log has not passed.", read(func(c client.Status) uint64 { return c.JournalSeq - min(c.JournalSeq, c.LogSeq) }))

@@ -27,6 +27,7 @@ Usage:
   wardlink-server run      --dir DIR                                       serve until SIGTERM
   wardlink-server operator --dir DIR --name NAME                           make an operator's file
   wardlink-server recovery check --dir DIR                                 prove that the recovery file opens
+  wardlink-server size     --gateways N [--waveforms 4x250] [--json]       reckon the disk that a hospital takes
   wardlink-server version  [--modules] [--json]
 
 Two commands for a first look:
@@ -49,7 +50,7 @@ type streams struct {
 // run is the program: exit code 0 done, 1 failed, 2 wrong usage.
 func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	commands := map[string]func(context.Context, []string, streams) error{
-		"init": initServer, "run": runServer, "operator": operator, "recovery": recovery, "version": version,
+		"init": initServer, "run": runServer, "operator": operator, "recovery": recovery, "size": size, "version": version,
 	}
 	if len(args) == 0 {
 		fmt.Fprint(stderr, usage)

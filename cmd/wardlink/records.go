@@ -243,3 +243,15 @@ func hours(h int64) string {
 	}
 	return fmt.Sprintf("%d h", h)
 }
+
+// size is a number of bytes as people say it, in powers of ten.
+func size(n int64) string {
+	units, v, i := []string{"B", "kB", "MB", "GB", "TB"}, float64(n), 0
+	for ; v >= 1000 && i < len(units)-1; i++ {
+		v /= 1000
+	}
+	if v < 10 && i > 0 {
+		return fmt.Sprintf("%.1f %s", v, units[i])
+	}
+	return fmt.Sprintf("%.0f %s", v, units[i])
+}

@@ -95,6 +95,8 @@ type Status struct {
 	Stored     uint64    `json:"batches_stored"`
 	Pending    uint64    `json:"batches_pending"`
 	Dead       uint64    `json:"batches_dead"`
+	Storage    Storage   `json:"storage"`
+	Disposal   string    `json:"disposal"` // "on", or "suspended": the server's clock moved too far to be believed
 }
 
 // Clock is the server's clock, which gateways without one are told.
@@ -103,6 +105,15 @@ type Clock struct {
 	Vouched bool      `json:"vouched"`         // the time is signed for gateways
 	Doubt   string    `json:"doubt,omitempty"` // why it is not, and what to do
 	Last    time.Time `json:"last_vouched"`    // the last moment at which it was
+}
+
+// Storage are sizes in bytes.
+type Storage struct {
+	Database     int64 `json:"database"`
+	DatabaseFree int64 `json:"database_free"` // part of it that is free for new rows
+	Journal      int64 `json:"journal"`
+	Disk         int64 `json:"disk"` // of the file system that the server's directory is on
+	DiskFree     int64 `json:"disk_free"`
 }
 
 // Problem is the body of every error (RFC 9457).
