@@ -42,12 +42,26 @@ func (d *DB) Reclaim(ctx context.Context) error {
 			return explain(d.path, err)
 		}
 	}
+	return explain(d.path, d.emptyLog(ctx))
+}
+
+// emptyLog folds the write-ahead log into the file and empties it. It waits for readers but a moment, since all writers wait with it.
+func (d *DB) emptyLog(ctx context.Context) (err error) {
+	conn, err := d.writer.Conn(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, conn.Close()) }()
+	if _, err := conn.ExecContext(ctx, "PRAGMA busy_timeout = 100"); err != nil {
+		return err
+	}
 	var busy, log, done int
-	err := d.writer.QueryRowContext(ctx, "PRAGMA wal_checkpoint(TRUNCATE)").Scan(&busy, &log, &done)
+	err = conn.QueryRowContext(ctx, "PRAGMA wal_checkpoint(TRUNCATE)").Scan(&busy, &log, &done)
 	if err == nil && busy != 0 {
 		err = errors.New("a reader holds the write-ahead log; it is emptied later")
 	}
-	return explain(d.path, err)
+	_, back := conn.ExecContext(context.WithoutCancel(ctx), "PRAGMA busy_timeout = 5000") // as openHandle has it
+	return errors.Join(err, back)
 }
 
 // Sizes are the bytes of the database's file, and how many of them are free for new rows.
