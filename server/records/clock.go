@@ -18,6 +18,9 @@ const (
 	jumpFrom      = time.Hour // smaller ones are restarts and leap smears
 	maxDrift      = 48 * time.Hour
 	steadyTime    = 7 * 24 * time.Hour
+
+	// birth is 2026-01-01: this program is younger, so a clock that shows less is one whose battery is dead.
+	birth = 1_767_225_600_000
 )
 
 // clockState is the row of retention_clock, in milliseconds.
@@ -30,8 +33,11 @@ func (c clockState) suspended() bool {
 // look takes the clock's next reading. elapsed is the time that passed since the former one by a clock that cannot be set, or negative
 // when nobody knows.
 func (c clockState) look(now int64, elapsed time.Duration) clockState {
+	if now < birth {
+		c.ahead = 1
+	}
 	if c.clock == 0 {
-		return clockState{clock: now, floor: now, steady: now}
+		return clockState{clock: now, floor: now, steady: now, ahead: c.ahead}
 	}
 	jump := now - c.clock
 	if elapsed >= 0 {

@@ -291,7 +291,8 @@ func (r *Records) finishLeft(ctx context.Context) error {
 	})
 }
 
-// redate mends the age of what was received while the clock was far ahead: it would be kept until then.
+// redate mends the age of what was received while the clock was far ahead, which would be kept until then, or stood at 1970 from the first day
+// on, which would go at once.
 func (r *Records) redate(ctx context.Context) error {
 	if r.clock.ahead == 0 {
 		return nil
@@ -299,13 +300,13 @@ func (r *Records) redate(ctx context.Context) error {
 	now := r.now().UnixMilli()
 	err := r.db.Write(ctx, func(tx *sql.Tx) error {
 		late := now + maxDrift.Milliseconds()
-		if _, err := tx.Exec("UPDATE messages SET aged = $1 WHERE aged > $2", now, late); err != nil {
+		if _, err := tx.Exec("UPDATE messages SET aged = $1 WHERE aged > $2 OR aged < $3", now, late, int64(birth)); err != nil {
 			return err
 		}
-		if _, err := tx.Exec("UPDATE waveforms SET journaled = $1 WHERE journaled > $2", now, late); err != nil {
+		if _, err := tx.Exec("UPDATE waveforms SET journaled = $1 WHERE journaled > $2 OR journaled < $3", now, late, int64(birth)); err != nil {
 			return err
 		}
-		if _, err := tx.Exec("UPDATE batches SET aged = $1 WHERE received > $2", now, late); err != nil {
+		if _, err := tx.Exec("UPDATE batches SET aged = $1 WHERE received > $2 OR received < $3", now, late, int64(birth)); err != nil {
 			return err
 		}
 		_, err := tx.Exec("UPDATE retention_clock SET ahead = 0")

@@ -355,3 +355,24 @@ func TestWaveformsGoFirst(t *testing.T) {
 		t.Errorf("%q", got)
 	}
 }
+
+// A server whose clock stood at 1970 from its first day on loses nothing when the clock is set.
+func TestAServerThatBeganIn1970(t *testing.T) {
+	f := retained(t)
+	right := f.clock.Now()
+	f.clock.set(time.Unix(1000, 0))
+	g := f.gateway("gw-1").enrol().bring("gw-1")
+	g.publish("gw-1", g.sealBatch(message("p1", 1, "70")))
+	f.ran("stored")
+	f.clock.set(right)
+	f.later(time.Hour)
+	f.ran("the clock is set, and an operator says that it is right")
+	if got := f.values("p1", 9); len(got) != 1 {
+		t.Errorf("%q", got)
+	}
+	f.later(91 * testDay)
+	f.ran("91 days later")
+	if got := f.values("p1", 9); len(got) != 0 {
+		t.Errorf("%q", got)
+	}
+}
