@@ -111,6 +111,7 @@ func TestExamine(t *testing.T) {
 	// What is usual is not reported: a monitor that sends once an hour, a gateway without a backlog overnight.
 	for name, change := range map[string]func(*Status){
 		"hourly":        bed7(func(st *source.Stats) { st.Usual, st.LastReceived = time.Hour, ago(2*time.Hour) }),
+		"no rhythm yet": bed7(func(st *source.Stats) { st.Usual, st.LastReceived = 0, ago(time.Hour) }),
 		"nothing waits": func(s *Status) { s.Uplink.Lanes[telemetry.LaneVitals].AckedAt = ago(8 * time.Hour) },
 		"recovered":     func(s *Status) { s.Intake.LastFailed, s.Intake.LastStored = ago(2*time.Second), ago(time.Second) },
 		"a clock that is set right by the hospital": func(s *Status) {

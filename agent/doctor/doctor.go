@@ -50,7 +50,11 @@ func Examine(ctx context.Context, path string) Report {
 func examine(ctx context.Context, path string) []agent.Finding {
 	cfg, err := agent.LoadConfig(path)
 	if err != nil {
-		return []agent.Finding{{Area: AreaConfiguration, Level: agent.Stops, Found: err.Error(), Mend: "without it the agent does not start, and nothing else can be looked at"}}
+		mend := "without it the agent does not start, and nothing else can be looked at"
+		if errors.Is(err, errDenied) {
+			mend = "run this as root or as the agent's user"
+		}
+		return []agent.Finding{{Area: AreaConfiguration, Level: agent.Stops, Found: err.Error(), Mend: mend}}
 	}
 	out := []agent.Finding{{Area: AreaConfiguration, Level: agent.Well, Found: fmt.Sprintf("%s; %s, buffer of %s", path, agent.Count(len(cfg.Sources), "source"), cfg.Buffer.Cap)}}
 	out = append(out, judgeMode(path, AreaConfiguration)...)

@@ -9,11 +9,15 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/pem"
+	"fmt"
 	"io"
 	"math/big"
 	"net"
 	"net/http"
 	"net/url"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -26,14 +30,46 @@ import (
 	"wardlink/telemetry/seal"
 )
 
+// public is an authority that this process takes for one of the world's: the system's roots are read once, before any test.
+var public *authority
+
+func TestMain(m *testing.M) {
+	dir, err := os.MkdirTemp("", "wl-doctor-")
+	if err != nil {
+		panic(err)
+	}
+	public = newAuthority(fatal{}, "Example Public CA")
+	file := filepath.Join(dir, "roots.pem")
+	if err := os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: public.cert.Raw}), 0o600); err != nil {
+		panic(err)
+	}
+	os.Setenv("SSL_CERT_FILE", file)
+	os.Setenv("SSL_CERT_DIR", dir)
+	code := m.Run()
+	os.RemoveAll(dir)
+	os.Exit(code)
+}
+
+// fatal ends the process where there is no test to fail.
+type fatal struct{}
+
+func (fatal) Helper()           {}
+func (fatal) Fatal(args ...any) { panic(fmt.Sprint(args...)) }
+
+// failing is what an authority needs of a test.
+type failing interface {
+	Helper()
+	Fatal(args ...any)
+}
+
 // authority is a CA of a test.
 type authority struct {
-	t    *testing.T
+	t    failing
 	cert *x509.Certificate
 	key  *ecdsa.PrivateKey
 }
 
-func newAuthority(t *testing.T, name string) *authority {
+func newAuthority(t failing, name string) *authority {
 	t.Helper()
 	a := &authority{t: t}
 	template := &x509.Certificate{Subject: pkix.Name{CommonName: name}, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
@@ -173,6 +209,7 @@ func TestServerSteps(t *testing.T) {
 		"cut":                     {listen(t, func(c net.Conn) { _, _ = io.ReadFull(c, make([]byte, 20)) }), "TLS", "is cut as soon as TLS begins", "firewall"},
 		"inspecting proxy, known": {foreign("Zscaler Intermediate Root CA (zscaler.net)", ""), "TLS", `a TLS-inspecting proxy (Zscaler) is on the way: the certificate shown for "ingest.test" was issued by "CN=Zscaler Intermediate`, "exempt"},
 		"inspecting proxy":        {foreign("Example Clinic Web Filter", ""), "TLS", `inspects TLS on the way: the certificate shown for "ingest.test" was issued by "CN=Example Clinic Web Filter"`, "exempt"},
+		"a public web server":     {web(t, plain(public.issue("", -time.Hour, time.Hour)), time.Now()), "TLS", `a public web server answers there (certificate of "ingest.test", issued by "CN=Example Public CA")`, "captive portal"},
 		"another hospital":        {foreign("Other Root", "spiffe://other.test/service/ingest"), "TLS", "another hospital answers: spiffe://other.test/service/ingest", "the kit belongs to one hospital"},
 		"another root":            {foreign("Ward Root", ingest), "TLS", "its root is not in this kit", "fresh kit"},
 		"another service":         {web(t, plain(root.issue("spiffe://ward.test/service/api", -time.Hour, time.Hour)), time.Now()), "TLS", "another service of this hospital", "port in the kit"},
