@@ -242,6 +242,7 @@ func TestDatabaseThatCannotBeWritten(t *testing.T) {
 	}
 	close(release)
 	d.must(<-blocked)
+	d.limit = writeTime
 	d.flush()
 	if since, err := d.Failing(); !since.IsZero() || err != nil {
 		t.Fatal(since, err)

@@ -231,7 +231,7 @@ func (r *receiver) got() []got {
 }
 
 func (r *receiver) target(name, minimum string) Target {
-	return Target{Name: name, Webhook: r.URL + "/hook", SecretFile: secretFile(r.t, secretText), CAFile: r.ca, Minimum: minimum, Timeout: time.Second}
+	return Target{Name: name, Webhook: r.URL + "/hook", SecretFile: secretFile(r.t, secretText), CAFile: r.ca, Minimum: minimum, Timeout: 30 * time.Second}
 }
 
 // hurry makes a target's back-off short.
