@@ -13,12 +13,14 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
 	"wardlink/internal/child"
+	"wardlink/internal/mounttest"
 	"wardlink/server/sqldb"
 )
 
@@ -27,7 +29,7 @@ type ward struct {
 	*hospital
 	*testing.T
 	box                    *box
-	journal, database, log *disk
+	journal, database, log *mounttest.Disk
 	reader                 *http.Client
 }
 
@@ -277,9 +279,9 @@ func (w *ward) lines(text string) int {
 
 // newest is the journal file that is being written.
 func (w *ward) newest() string {
-	files, err := filepath.Glob(filepath.Join(w.journal.dir, "*.seg"))
+	files, err := filepath.Glob(filepath.Join(w.server(), "journal", "*.seg"))
 	if err != nil || len(files) == 0 {
-		all, _ := os.ReadDir(w.journal.dir)
+		all, _ := os.ReadDir(filepath.Join(w.server(), "journal"))
 		w.Fatalf("no journal file among %v: %v", all, err)
 	}
 	return slices.Max(files)
@@ -289,7 +291,7 @@ func (w *ward) newest() string {
 // acknowledged nor shown; what is journaled waits for the rest; nothing ends, and everything goes on by itself once there is room.
 func TestFullDisks(t *testing.T) {
 	t.Parallel()
-	if !inOwnMounts(t) {
+	if !mounttest.Inside(t, ownPrograms+"="+bin) {
 		return
 	}
 	w := newWard(t, true)
@@ -300,6 +302,7 @@ func TestFullDisks(t *testing.T) {
 	w.fullJournal()
 	w.fullDatabase()
 	w.fullLog()
+	w.revokedWithoutAJournal()
 
 	// In the end the log holds everything, once, and verifies.
 	w.await("the log", func(ctx context.Context) (bool, error) {
@@ -325,8 +328,8 @@ func TestFullDisks(t *testing.T) {
 
 func (w *ward) fullJournal() {
 	w.Helper()
-	unreserve(w.T, w.newest())
-	w.journal.fill()
+	mounttest.Unreserve(w.T, w.newest())
+	w.journal.Fill()
 	// Pages that former commits gave back take some more entries; each read is one.
 	w.await("a read that cannot be journaled", func(context.Context) (bool, error) {
 		status, _, _ := w.read()
@@ -357,18 +360,18 @@ func (w *ward) fullJournal() {
 		w.Errorf("the log says %d times that the journal cannot be written", n)
 	}
 	// Room, but a file system that takes no writes: the same.
-	w.journal.readOnly()
-	w.journal.free()
+	w.journal.Closed()
+	w.journal.Free()
 	w.awaitReady("not ready: journal")
 	w.refusesReads()
-	w.journal.writable()
+	w.journal.Opened()
 	w.awaitReady("ready")
 	w.awaitObservations(2)
 }
 
 func (w *ward) fullDatabase() {
 	w.Helper()
-	w.database.fill()
+	w.database.Fill()
 	w.takes("M3")
 	w.awaitDelivered() // the journal is the first word
 	w.awaitReady("not ready: records")
@@ -380,22 +383,69 @@ func (w *ward) fullDatabase() {
 	w.proc.Kill()
 	w.hospital.run()
 	w.awaitReady("not ready: records")
-	w.database.free()
+	w.database.Free()
 	w.awaitReady("ready")
 	w.awaitObservations(3)
 }
 
 func (w *ward) fullLog() {
 	w.Helper()
-	w.log.fill()
+	w.log.Fill()
 	w.takes("M4")
 	w.awaitObservations(4)
 	w.awaitReady("not ready: log")
 	if err := w.proc.Died(); err != nil {
 		w.Fatal(err)
 	}
-	w.log.free()
+	w.log.Free()
 	w.awaitReady("ready")
+}
+
+// revokedWithoutAJournal: a gateway can be cut off while nothing can be journaled; its event follows.
+func (w *ward) revokedWithoutAJournal() {
+	w.Helper()
+	sessions := func(want int) {
+		w.Helper()
+		w.await("sessions", func(context.Context) (bool, error) {
+			var s struct {
+				Sessions int `json:"sessions"`
+			}
+			w.ask(&s, "status")
+			return s.Sessions == want, nil
+		})
+	}
+	sessions(1)
+	// The agent must not end the session itself by publishing something that cannot be journaled.
+	status, err := w.box.status(context.Background())
+	if err != nil {
+		w.Fatal(err)
+	}
+	if err := syscall.Kill(status.PID, syscall.SIGSTOP); err != nil {
+		w.Fatal(err)
+	}
+	mounttest.Unreserve(w.T, w.newest())
+	w.journal.Fill()
+	w.await("a read that cannot be journaled", func(context.Context) (bool, error) {
+		status, _, _ := w.read()
+		return status != http.StatusOK, nil
+	})
+	sessions(1)
+	began := time.Now()
+	out, err := child.Output(context.Background(), program("wardlink"), "--operator", w.operator(), "--json", "gateway", "revoke", "icu-7", "--reason", "stolen")
+	if err != nil || !bytes.Contains(out, []byte(`"journaled": false`)) {
+		w.Errorf("revoke: %s, %v; expected it done, and its event to follow", out, err)
+	}
+	sessions(0)
+	w.Logf("the session was cut %v after the command began", time.Since(began).Round(time.Millisecond))
+	if err := syscall.Kill(status.PID, syscall.SIGCONT); err != nil {
+		w.Fatal(err)
+	}
+	w.journal.Free()
+	w.awaitReady("ready")
+	w.await("the revocation's event", func(ctx context.Context) (bool, error) {
+		out, err := child.Output(ctx, program("wardlink"), "audit", "list", "--json", "--dir", w.server(), "--type", "gateway.revoked")
+		return bytes.Count(out, []byte("gateway.revoked")) == 1, err
+	})
 }
 
 // TestLockedDatabase: another process holds the database's write lock, for longer than the server waits for it once. Ingest goes on, since

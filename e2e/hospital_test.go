@@ -159,6 +159,7 @@ func (b *box) start() {
 
 // boxStatus is what the tests read of an agent's status.
 type boxStatus struct {
+	PID      int    `json:"pid"`
 	Gateway  string `json:"gateway"`
 	Identity string `json:"identity"`
 	Waiting  string `json:"waiting"`

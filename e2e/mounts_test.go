@@ -1,66 +1,21 @@
 package e2e
 
 import (
-	"errors"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"syscall"
 	"testing"
 
-	"golang.org/x/sys/unix"
+	"wardlink/internal/mounttest"
 )
 
-const ownMounts = "WARDLINK_TEST_OWN_MOUNTS"
-
-// inOwnMounts runs the calling test once more in a process with a mount table of its own, so that it may mount small disks as anybody
-// and leaves none behind however it ends. It reports true in that process; in the first one the test is over when it returns.
-func inOwnMounts(t *testing.T) bool {
-	t.Helper()
-	if os.Getenv(ownMounts) == t.Name() {
-		return true
-	}
-	cmd := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v", "-test.timeout=5m")
-	cmd.Env = append(os.Environ(), ownMounts+"="+t.Name(), ownPrograms+"="+bin)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL} // its mounts are its own
-	if uid, gid := os.Getuid(), os.Getgid(); uid != 0 {
-		cmd.SysProcAttr.Cloneflags = syscall.CLONE_NEWUSER
-		cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: uid, HostID: uid, Size: 1}}
-		cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{ContainerID: gid, HostID: gid, Size: 1}}
-		cmd.SysProcAttr.AmbientCaps = []uintptr{unix.CAP_SYS_ADMIN}
-	}
-	out, err := cmd.CombinedOutput()
-	t.Logf("\n%s", out)
-	var exit *exec.ExitError
-	switch {
-	case errors.As(err, &exit):
-		t.Fail()
-	case err != nil:
-		t.Fatalf("%v; this test mounts small disks: it needs root, or a kernel that gives everybody a user namespace (sysctl kernel.unprivileged_userns_clone, user.max_user_namespaces)", err)
-	}
-	return false
-}
-
-// disk is a small disk at a directory.
-type disk struct {
-	t      *testing.T
-	dir    string
-	filler *os.File
-}
-
-// mount puts a disk of size bytes at dir, with what was in it.
-func mount(t *testing.T, dir string, size string) *disk {
+// mount puts a disk of a size such as "32m" at dir, with what was in it.
+func mount(t *testing.T, dir, size string) *mounttest.Disk {
 	t.Helper()
 	former := dir + ".former"
 	if err := os.Rename(dir, former); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Mkdir(dir, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size="+size+",mode=700"); err != nil {
-		t.Fatalf("mount a disk of %s: %v", size, err)
-	}
+	d := mounttest.Mount(t, dir, size)
 	if err := os.CopyFS(dir, os.DirFS(former)); err != nil {
 		t.Fatal(err)
 	}
@@ -73,77 +28,5 @@ func mount(t *testing.T, dir string, size string) *disk {
 	}); err != nil {
 		t.Fatal(err)
 	}
-	return &disk{t: t, dir: dir}
-}
-
-// fill leaves no free byte.
-func (d *disk) fill() {
-	d.t.Helper()
-	f, err := os.OpenFile(filepath.Join(d.dir, "filler"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
-	if err != nil {
-		d.t.Fatal(err)
-	}
-	d.filler = f
-	for _, block := range [][]byte{make([]byte, 1<<20), make([]byte, 4096), make([]byte, 1)} {
-		for {
-			if _, err := f.Write(block); errors.Is(err, syscall.ENOSPC) {
-				break
-			} else if err != nil {
-				d.t.Fatal(err)
-			}
-		}
-	}
-}
-
-// free gives back what fill took, also on a disk that is read only by now.
-func (d *disk) free() {
-	d.t.Helper()
-	if err := errors.Join(d.filler.Truncate(0), d.filler.Close()); err != nil {
-		d.t.Fatal(err)
-	}
-}
-
-// readOnly makes a disk one that takes no new files, until writable; files that are open for writing stay so.
-func (d *disk) readOnly() {
-	d.t.Helper()
-	if err := unix.Mount(d.dir, d.dir, "", unix.MS_BIND, ""); err != nil {
-		d.t.Fatal(err)
-	}
-	if err := unix.Mount("", d.dir, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
-		d.t.Fatal(err)
-	}
-}
-
-func (d *disk) writable() {
-	d.t.Helper()
-	if err := unix.Unmount(d.dir, unix.MNT_DETACH); err != nil {
-		d.t.Fatal(err)
-	}
-}
-
-// unreserve takes back the blocks that a file holds and nobody has written, as a file system that copies on write does in effect: a write
-// into the file then needs room on the disk.
-func unreserve(t *testing.T, path string) {
-	t.Helper()
-	f, err := os.OpenFile(path, os.O_RDWR, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		t.Fatal(err)
-	}
-	const page = 4096
-	zero, buf := [page]byte{}, [page]byte{}
-	for at := int64(0); at+page <= info.Size(); at += page {
-		if _, err := f.ReadAt(buf[:], at); err != nil {
-			t.Fatal(err)
-		}
-		if buf == zero {
-			if err := unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, at, page); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
+	return d
 }

@@ -104,3 +104,50 @@ func (d *Disk) ReadOnly() {
 		d.t.Fatal(err)
 	}
 }
+
+// Closed makes the disk one that takes no new files until Opened, as a file system that was remounted read only does; files that are open
+// for writing stay so.
+func (d *Disk) Closed() {
+	d.t.Helper()
+	if err := unix.Mount(d.dir, d.dir, "", unix.MS_BIND, ""); err != nil {
+		d.t.Fatal(err)
+	}
+	if err := unix.Mount("", d.dir, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
+		d.t.Fatal(err)
+	}
+}
+
+// Opened ends what Closed began.
+func (d *Disk) Opened() {
+	d.t.Helper()
+	if err := unix.Unmount(d.dir, unix.MNT_DETACH); err != nil {
+		d.t.Fatal(err)
+	}
+}
+
+// Unreserve takes back the blocks that a file holds and nobody has written, as a file system that copies on write does in effect: a write
+// into the file then needs room on the disk.
+func Unreserve(t *testing.T, path string) {
+	t.Helper()
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	const page = 4096
+	zero, buf := [page]byte{}, [page]byte{}
+	for at := int64(0); at+page <= info.Size(); at += page {
+		if _, err := f.ReadAt(buf[:], at); err != nil {
+			t.Fatal(err)
+		}
+		if buf == zero {
+			if err := unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, at, page); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
