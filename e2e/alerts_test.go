@@ -19,6 +19,7 @@ import (
 	"testing"
 
 	"wardlink/internal/child"
+	"wardlink/internal/mounttest"
 )
 
 // pager is a receiver of alerts that checks each message's signature.
@@ -156,7 +157,7 @@ func TestAlertsReachTheirTarget(t *testing.T) {
 
 // TestAlertsFromAFullDisk: the journal cannot be written, and the pager rings all the same; the events follow when there is room again.
 func TestAlertsFromAFullDisk(t *testing.T) {
-	if !inOwnMounts(t) {
+	if !mounttest.Inside(t, ownPrograms+"="+bin) {
 		return
 	}
 	h := initHospital(t)
@@ -165,7 +166,7 @@ func TestAlertsFromAFullDisk(t *testing.T) {
 	d := mount(t, filepath.Join(h.server(), "journal"), "160m")
 	h.run() // makes what a first run makes
 	h.proc.Stop()
-	d.fill()
+	d.Fill()
 	h.run()
 	for _, alert := range []string{"journal-fails", "disk-low"} {
 		h.await("the pager rings for "+alert, func(context.Context) (bool, error) { return p.count("alert.raised "+alert) == 1, nil })
@@ -182,7 +183,7 @@ func TestAlertsFromAFullDisk(t *testing.T) {
 		!strings.Contains(err.Error(), "it holds, but its event is not in the journal yet") {
 		t.Errorf("taking it on: %v", err)
 	}
-	d.free()
+	d.Free()
 	h.await("the events", func(ctx context.Context) (bool, error) {
 		out, err := child.Output(ctx, program("wardlink"), "audit", "list", "--dir", h.server())
 		text := string(out)

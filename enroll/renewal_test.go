@@ -21,6 +21,7 @@ type script struct {
 	seen  int             // identities told
 	told  []error
 	hurry chan struct{}
+	now   func() time.Time // nil: the bubble's
 }
 
 // fresh is a certificate as a server whose clock agrees would issue it.
@@ -44,6 +45,7 @@ func (s *script) run(d time.Duration, load func() (*Identity, error), enrol func
 		log:     slog.New(slog.DiscardHandler),
 		r:       rand.New(rand.NewPCG(1, 2)),
 		hurry:   s.hurry,
+		now:     s.now,
 	}
 	if err := loop.run(ctx, func(*Identity) { s.seen++ }); !errors.Is(err, context.DeadlineExceeded) {
 		s.t.Fatalf("the loop ended: %v", err)
@@ -201,6 +203,35 @@ func TestRevokedBacksOff(t *testing.T) {
 		var revoked *RevokedError
 		if len(s.at) < 24*12 || len(s.at) > 24*60 || !errors.As(s.told[0], &revoked) {
 			t.Errorf("%d attempts in a day, told %v", len(s.at), s.told[0])
+		}
+	})
+}
+
+// TestExpiryShowsWithTheTime: at boot the clock is at 1970, or at a floor from before the certificate's end; renewal is not late once the
+// time is known, and goes on by the monotonic clock whatever the wall clock shows.
+func TestExpiryShowsWithTheTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &script{t: t}
+		server := time.Now()
+		kept := &Identity{Gateway: "gw-1", NotBefore: server.Add(-8 * life), NotAfter: server.Add(-7 * life)} // off for a week
+		known := time.Now().Add(10 * time.Minute)
+		s.now = func() time.Time {
+			if time.Now().Before(known) {
+				return kept.NotBefore // the floor
+			}
+			return time.Now()
+		}
+		s.run(24*time.Hour, func() (*Identity, error) { return kept, nil }, func(int) (*Identity, error) { return fresh(), nil })
+		if len(s.at) < 2 || s.at[0] < 10*time.Minute || s.at[0] > 12*time.Minute {
+			t.Errorf("enrolled at %v; expected within a glance of the time being known, and then at half life", s.at)
+		}
+	})
+	synctest.Test(t, func(t *testing.T) {
+		s := &script{t: t} // the time is never known
+		s.now = func() time.Time { return time.Unix(60, 0) }
+		s.run(10*24*time.Hour, none, func(int) (*Identity, error) { return fresh(), nil })
+		if len(s.at) < 16 || len(s.at) > 23 {
+			t.Errorf("%d enrolments in ten days at 1970; expected about 18", len(s.at))
 		}
 	})
 }

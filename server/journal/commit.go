@@ -229,9 +229,19 @@ func (j *Journal) clear(first uint64) error {
 	return j.setVoid(s.path)
 }
 
+// maxVoid is how many void segments are kept as evidence. A disk that fails every commit is tried again for as long as gateways knock, and
+// must not be filled by what that leaves.
+const maxVoid = 8
+
 // setVoid sets a segment aside of which nothing counts. Its name differs from that of damaged files, because its numbers were never
 // given to anybody: the next segment begins with them, and a start must not pass over them.
 func (j *Journal) setVoid(path string) error {
+	if void, err := filepath.Glob(filepath.Join(j.c.Dir, "*"+voidSuffix)); err != nil || len(void) >= maxVoid {
+		if err := os.Remove(path); err != nil {
+			return err
+		}
+		return durable.SyncDir(j.c.Dir)
+	}
 	aside := path + voidSuffix
 	for i := 1; ; i++ {
 		if _, err := os.Lstat(aside); errors.Is(err, fs.ErrNotExist) {

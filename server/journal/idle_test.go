@@ -42,3 +42,31 @@ func TestIdleJournalMendsItself(t *testing.T) {
 		t.Errorf("%+v; expected one entry, the first of its file", st)
 	}
 }
+
+// TestEvidenceOfAFailingDiskIsBounded: each attempt may leave a void file of 64 MB.
+func TestEvidenceOfAFailingDiskIsBounded(t *testing.T) {
+	c := Config{Dir: t.TempDir(), Node: 1, SegmentSize: minSegment, Consumers: []string{"log"}}
+	if err := Create(c); err != nil {
+		t.Fatal(err)
+	}
+	j, err := Open(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer j.Close()
+	path := filepath.Join(c.Dir, fileName(1))
+	for range 3 * maxVoid {
+		if err := os.WriteFile(path, []byte("failed"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := j.setVoid(path); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := os.Lstat(path); !os.IsNotExist(err) {
+			t.Fatalf("the file is still in the way: %v", err)
+		}
+	}
+	if void, _ := filepath.Glob(filepath.Join(c.Dir, "*"+voidSuffix)); len(void) != maxVoid {
+		t.Errorf("%d files are kept, expected %d", len(void), maxVoid)
+	}
+}
