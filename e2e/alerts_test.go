@@ -19,7 +19,6 @@ import (
 	"testing"
 
 	"wardlink/internal/child"
-	"wardlink/internal/mounttest"
 )
 
 // pager is a receiver of alerts that checks each message's signature.
@@ -157,7 +156,7 @@ func TestAlertsReachTheirTarget(t *testing.T) {
 
 // TestAlertsFromAFullDisk: the journal cannot be written, and the pager rings all the same; the events follow when there is room again.
 func TestAlertsFromAFullDisk(t *testing.T) {
-	if !mounttest.Inside(t, ownPrograms+"="+bin) {
+	if !inOwnMounts(t) {
 		return
 	}
 	h := initHospital(t)
@@ -166,7 +165,7 @@ func TestAlertsFromAFullDisk(t *testing.T) {
 	d := mount(t, filepath.Join(h.server(), "journal"), "160m")
 	h.run() // makes what a first run makes
 	h.proc.Stop()
-	d.Fill()
+	d.fill()
 	h.run()
 	for _, alert := range []string{"journal-fails", "disk-low"} {
 		h.await("the pager rings for "+alert, func(context.Context) (bool, error) { return p.count("alert.raised "+alert) == 1, nil })
@@ -183,7 +182,7 @@ func TestAlertsFromAFullDisk(t *testing.T) {
 		!strings.Contains(err.Error(), "it holds, but its event is not in the journal yet") {
 		t.Errorf("taking it on: %v", err)
 	}
-	d.Free()
+	d.free()
 	h.await("the events", func(ctx context.Context) (bool, error) {
 		out, err := child.Output(ctx, program("wardlink"), "audit", "list", "--dir", h.server())
 		text := string(out)

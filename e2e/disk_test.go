@@ -29,7 +29,7 @@ type ward struct {
 	*hospital
 	*testing.T
 	box                    *box
-	journal, database, log *mounttest.Disk
+	journal, database, log disk
 	reader                 *http.Client
 }
 
@@ -291,7 +291,7 @@ func (w *ward) newest() string {
 // acknowledged nor shown; what is journaled waits for the rest; nothing ends, and everything goes on by itself once there is room.
 func TestFullDisks(t *testing.T) {
 	t.Parallel()
-	if !mounttest.Inside(t, ownPrograms+"="+bin) {
+	if !inOwnMounts(t) {
 		return
 	}
 	w := newWard(t, true)
@@ -329,7 +329,7 @@ func TestFullDisks(t *testing.T) {
 func (w *ward) fullJournal() {
 	w.Helper()
 	mounttest.Unreserve(w.T, w.newest())
-	w.journal.Fill()
+	w.journal.fill()
 	// Pages that former commits gave back take some more entries; each read is one.
 	w.await("a read that cannot be journaled", func(context.Context) (bool, error) {
 		status, _, _ := w.read()
@@ -361,7 +361,7 @@ func (w *ward) fullJournal() {
 	}
 	// Room, but a file system that takes no writes: the same.
 	w.journal.Closed()
-	w.journal.Free()
+	w.journal.free()
 	w.awaitReady("not ready: journal")
 	w.refusesReads()
 	w.journal.Opened()
@@ -371,7 +371,7 @@ func (w *ward) fullJournal() {
 
 func (w *ward) fullDatabase() {
 	w.Helper()
-	w.database.Fill()
+	w.database.fill()
 	w.takes("M3")
 	w.awaitDelivered() // the journal is the first word
 	w.awaitReady("not ready: records")
@@ -383,21 +383,21 @@ func (w *ward) fullDatabase() {
 	w.proc.Kill()
 	w.hospital.run()
 	w.awaitReady("not ready: records")
-	w.database.Free()
+	w.database.free()
 	w.awaitReady("ready")
 	w.awaitObservations(3)
 }
 
 func (w *ward) fullLog() {
 	w.Helper()
-	w.log.Fill()
+	w.log.fill()
 	w.takes("M4")
 	w.awaitObservations(4)
 	w.awaitReady("not ready: log")
 	if err := w.proc.Died(); err != nil {
 		w.Fatal(err)
 	}
-	w.log.Free()
+	w.log.free()
 	w.awaitReady("ready")
 }
 
@@ -424,7 +424,7 @@ func (w *ward) revokedWithoutAJournal() {
 		w.Fatal(err)
 	}
 	mounttest.Unreserve(w.T, w.newest())
-	w.journal.Fill()
+	w.journal.fill()
 	w.await("a read that cannot be journaled", func(context.Context) (bool, error) {
 		status, _, _ := w.read()
 		return status != http.StatusOK, nil
@@ -440,7 +440,7 @@ func (w *ward) revokedWithoutAJournal() {
 	if err := syscall.Kill(status.PID, syscall.SIGCONT); err != nil {
 		w.Fatal(err)
 	}
-	w.journal.Free()
+	w.journal.free()
 	w.awaitReady("ready")
 	w.await("the revocation's event", func(ctx context.Context) (bool, error) {
 		out, err := child.Output(ctx, program("wardlink"), "audit", "list", "--json", "--dir", w.server(), "--type", "gateway.revoked")

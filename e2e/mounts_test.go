@@ -8,8 +8,20 @@ import (
 	"wardlink/internal/mounttest"
 )
 
+// inOwnMounts is mounttest.Inside, which must not build the programs again.
+func inOwnMounts(t *testing.T) bool {
+	t.Helper()
+	return mounttest.Inside(t, ownPrograms+"="+bin)
+}
+
+// disk is a small disk under a directory that had something in it.
+type disk struct{ *mounttest.Disk }
+
+func (d disk) fill() { d.Fill() }
+func (d disk) free() { d.Free() }
+
 // mount puts a disk of a size such as "32m" at dir, with what was in it.
-func mount(t *testing.T, dir, size string) *mounttest.Disk {
+func mount(t *testing.T, dir, size string) disk {
 	t.Helper()
 	former := dir + ".former"
 	if err := os.Rename(dir, former); err != nil {
@@ -28,5 +40,5 @@ func mount(t *testing.T, dir, size string) *mounttest.Disk {
 	}); err != nil {
 		t.Fatal(err)
 	}
-	return d
+	return disk{d}
 }
