@@ -26,6 +26,7 @@ type theatre struct {
 	Options
 	dir     string // everything of this demonstration
 	server  string // the server's directory
+	doors   doors
 	ports   ports
 	stages  *stages
 	network *network // between the gateways and the server
@@ -160,8 +161,10 @@ func (t *theatre) operator() string { return filepath.Join(t.server, "operator",
 func (t *theatre) startServer(ctx context.Context) error {
 	t.stages.begin("server")
 	var err error
-	if t.ports, err = freePorts(); err != nil {
-		return err
+	for _, addr := range []*string{&t.ports.gateways, &t.ports.hospital, &t.ports.operators} {
+		if *addr, err = t.doors.free(); err != nil {
+			return err
+		}
 	}
 	args := []string{"init", "--dir", t.server, "--trust-domain", trustDomain, "--name", "localhost", "--name", "127.0.0.1",
 		"--gateways", t.ports.gateways, "--hospital", t.ports.hospital, "--operators", t.ports.operators}
@@ -180,7 +183,11 @@ func (t *theatre) startServer(ctx context.Context) error {
 	if err := t.serverReady(ctx); err != nil {
 		return err
 	}
-	if t.network, err = newNetwork(t.ports.gateways); err != nil {
+	wire, err := t.doors.free()
+	if err != nil {
+		return err
+	}
+	if t.network, err = newNetwork(wire, t.ports.gateways); err != nil {
 		return err
 	}
 	t.stages.done("gateways %s, hospital %s, operators %s", t.ports.gateways, t.ports.hospital, t.ports.operators)

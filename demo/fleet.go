@@ -37,23 +37,28 @@ const (
 // ports are the addresses of this demonstration's server.
 type ports struct{ gateways, hospital, operators string }
 
-func freePorts() (ports, error) {
-	var p ports
-	for _, addr := range []*string{&p.gateways, &p.hospital, &p.operators} {
-		var err error
-		if *addr, err = freePort(); err != nil {
-			return p, err
-		}
-	}
-	return p, nil
+// doors hands out addresses of this demonstration, none twice: most are not listened at before all are given.
+type doors struct {
+	mu    sync.Mutex
+	given map[int]bool
 }
 
-// freePort finds a port below those that the system gives to outgoing connections: one of these could take the port of a server that is
+// free finds a port below those that the system gives to outgoing connections: one of these could take the port of a server that is
 // killed, before it is started again.
-func freePort() (string, error) {
-	for range 100 {
-		ln, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", 20_000+rand.IntN(12_000)))
+func (d *doors) free() (string, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for range 200 {
+		port := 20_000 + rand.IntN(12_000)
+		if d.given[port] {
+			continue
+		}
+		ln, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
 		if err == nil {
+			if d.given == nil {
+				d.given = make(map[int]bool)
+			}
+			d.given[port] = true
 			return ln.Addr().String(), ln.Close()
 		}
 	}
@@ -95,7 +100,7 @@ func (t *theatre) makeTPMs(ctx context.Context) error {
 	t.mallory = newGateway(t.dir, mallory, factory)
 	boxes := t.boxes()
 	// The first one makes its maker's certificates, the others can come together.
-	if err := boxes[0].makeTPM(ctx); err != nil {
+	if err := boxes[0].makeTPM(ctx, &t.doors); err != nil {
 		return err
 	}
 	made := atomic.Int32{}
@@ -104,7 +109,7 @@ func (t *theatre) makeTPMs(ctx context.Context) error {
 	g.SetLimit(runtime.NumCPU())
 	for _, b := range boxes[1:] {
 		g.Go(func() error {
-			err := b.makeTPM(gctx)
+			err := b.makeTPM(gctx, &t.doors)
 			t.stages.progress("%d of %d", made.Add(1), len(boxes))
 			return err
 		})
@@ -120,7 +125,7 @@ func newGateway(dir, name string, factory *swtpm.Factory) *gateway {
 	return &gateway{name: name, ward: "icu-1", dir: filepath.Join(dir, name), factory: factory}
 }
 
-func (g *gateway) makeTPM(ctx context.Context) (err error) {
+func (g *gateway) makeTPM(ctx context.Context, d *doors) (err error) {
 	if err := os.MkdirAll(g.dir, 0o700); err != nil {
 		return err
 	}
@@ -134,7 +139,7 @@ func (g *gateway) makeTPM(ctx context.Context) (err error) {
 	if err := g.factory.Make(making, state); err != nil {
 		return err
 	}
-	if g.mllp, err = freePort(); err != nil {
+	if g.mllp, err = d.free(); err != nil {
 		return err
 	}
 	g.tpm, err = swtpm.Start(ctx, state, filepath.Join(g.dir, "t"))
@@ -188,7 +193,8 @@ func (g *gateway) process() *child.Process {
 type agentStatus struct {
 	Epoch  string `json:"epoch"`
 	Uplink struct {
-		Connected bool `json:"connected"`
+		Connected bool   `json:"connected"`
+		LastError string `json:"last_error"`
 	} `json:"uplink"`
 	Buffer struct {
 		Lanes []struct {

@@ -13,6 +13,9 @@ import (
 // outageTime is how long the network of the demonstration is cut: long enough for a backlog that one can see.
 const outageTime = 4 * time.Second
 
+// returnTime is how long a gateway may take to come back once all is well: it waits five minutes between two attempts at the most.
+const returnTime = 6 * time.Minute
+
 // Kills counts what was done to the gateways' world.
 type Kills struct {
 	Total   int `json:"total"`
@@ -167,20 +170,30 @@ func (t *theatre) reconnected(ctx context.Context) error {
 	for _, g := range t.fleet {
 		before[g] = g.monitor.Account().Totals().MessagesAcknowledged
 	}
-	return child.Until(ctx, "the gateways' return", t.running(), func(ctx context.Context) (bool, error) {
-		back := 0
+	ctx, cancel := context.WithTimeout(ctx, returnTime)
+	defer cancel()
+	var away string
+	err := child.Until(ctx, "the gateways' return", t.running(), func(ctx context.Context) (bool, error) {
 		for _, g := range t.fleet {
-			s, err := g.status(ctx)
-			if err != nil || !s.Uplink.Connected {
+			totals := g.monitor.Account().Totals()
+			switch s, err := g.status(ctx); {
+			case err != nil:
+				away = fmt.Sprintf("the agent of %s does not answer: %v", g.name, err)
+			case !s.Uplink.Connected:
+				away = fmt.Sprintf("%s is not connected: %s", g.name, s.Uplink.LastError)
+			case totals.MessagesAcknowledged == before[g] && totals.Messages < g.rows:
+				away = fmt.Sprintf("%s acknowledges nothing more to its monitor", g.name)
+			default:
 				continue
 			}
-			totals := g.monitor.Account().Totals()
-			if totals.MessagesAcknowledged > before[g] || totals.Messages == g.rows {
-				back++
-			}
+			return false, nil
 		}
-		return back == len(t.fleet), nil
+		return true, nil
 	})
+	if err != nil && away != "" {
+		return fmt.Errorf("%s (%w)", away, err)
+	}
+	return err
 }
 
 // count changes the summary.

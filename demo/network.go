@@ -35,12 +35,8 @@ type line struct {
 // tearing is how long a line that is cut may wait for something to tear.
 const tearing = 100 * time.Millisecond
 
-// newNetwork begins to carry connections to target.
-func newNetwork(target string) (*network, error) {
-	addr, err := freePort()
-	if err != nil {
-		return nil, err
-	}
+// newNetwork begins to carry connections from addr to target.
+func newNetwork(addr, target string) (*network, error) {
 	ln, err := net.Listen("tcp", addr)
 	if err != nil {
 		return nil, fmt.Errorf("network: %w", err)

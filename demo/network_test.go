@@ -28,7 +28,7 @@ func echo(t *testing.T) *network {
 			go func() { defer c.Close(); _, _ = io.Copy(c, c) }()
 		}
 	}()
-	n, err := newNetwork(ln.Addr().String())
+	n, err := newNetwork("127.0.0.1:0", ln.Addr().String())
 	if err != nil {
 		t.Fatal(err)
 	}
