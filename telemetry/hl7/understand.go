@@ -117,6 +117,7 @@ type understanding struct {
 	channels map[string]*channel // by sub id, as CD defined them; nil for one that cannot be read
 	starts   map[string]clock    // by sub id, of a waveform's first sample, as TIM gave them
 	held     []held              // of the OBR at hand
+	begin    int                 // of its observations
 	unread   string              // why the array at hand is no waveform
 }
 
@@ -200,7 +201,9 @@ func (u *understanding) segments(rest string) {
 		case "OBR":
 			u.release()
 			split(segment, u.d.field, f[:8])
-			u.reported = u.clock(u.fit(u.d.asSent(f[7]), maxTime, "segment[%d]-7", n))
+			if u.reported = u.clock(u.fit(u.d.asSent(f[7]), maxTime, "segment[%d]-7", n)); u.reported.text != "" {
+				clear(u.starts) // it says itself when its samples began
+			}
 		case "PID":
 			u.release()
 			split(segment, u.d.field, f[:4])

@@ -112,6 +112,9 @@ func (u *understanding) hold(i uint32, f []string) bool {
 
 // release decides about what was held: at the end of an OBR's segments, since attributes may stand behind their array.
 func (u *understanding) release() {
+	// What is of earlier OBRs is in its order, and a message can have thousands of them.
+	begin := u.begin
+	defer func() { u.begin = len(u.msg.Observations) }()
 	if len(u.held) == 0 {
 		return
 	}
@@ -141,7 +144,7 @@ func (u *understanding) release() {
 		}
 	}
 	u.held = u.held[:0]
-	slices.SortFunc(u.msg.Observations, func(a, b telemetry.Observation) int { return cmp.Compare(a.Index, b.Index) })
+	slices.SortFunc(u.msg.Observations[begin:], func(a, b telemetry.Observation) int { return cmp.Compare(a.Index, b.Index) })
 }
 
 // attributes lists what is held and describes something, by the sub id of that: its own with one part less, or its very own.

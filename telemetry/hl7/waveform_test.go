@@ -329,3 +329,26 @@ func BenchmarkUnderstandWaveforms(b *testing.B) {
 	}
 	b.ReportMetric(float64(b.N)*8*501/b.Elapsed().Seconds(), "samples/s")
 }
+
+// What cannot be a waveform is read when its OBR ends, and stands all the same where it was sent.
+func TestObservationsStandInTheirOrder(t *testing.T) {
+	row, rate := "OBX||NA|1^A^L|1|1^2", "OBX||NM|147842^MDC_ECG_HEART_RATE^MDC|1|70|264864^MDC_DIM_BEAT_PER_MIN^MDC"
+	got := understood(t, oru("OBR", row, rate, row, "OBR", rate, row, "OBR", row, row, rate, "OBR", rate))
+	for i, o := range got.Observations {
+		if o.Index != uint32(i) {
+			t.Fatalf("observation %d has index %d", i, o.Index)
+		}
+	}
+	if len(got.Observations) != 9 {
+		t.Errorf("%d observations", len(got.Observations))
+	}
+}
+
+// A start of samples holds for those of its OBR. One that says when it was observed itself has no other's.
+func TestTheStartOfAnotherObservationIsNotTaken(t *testing.T) {
+	start := "OBX|2|TS|131330&TIM^MDC_ECG_ELEC_POTL_II^MDC|1.1|20260102030405"
+	got := understood(t, oru("OBR|1|||||||", cd, start, na+"1^2", "OBR|2||||||20260102030410", na+"3^4"))
+	if len(got.Waveforms) != 2 || got.Waveforms[0].Time != "20260102030405" || got.Waveforms[1].Time != "20260102030410" {
+		t.Errorf("%q", waves(got))
+	}
+}
