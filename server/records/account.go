@@ -131,8 +131,16 @@ func (r *Records) arrived(tx *sql.Tx, todo []*work) error {
 		return err
 	}
 	for _, stream := range order {
+		changed := false // its gaps, once for all that the pass brings: a gateway can leave out every other number
 		for _, a := range joinArrivals(byStream[stream]) {
-			if err := r.arrive(tx, stream, a); err != nil {
+			gaps, err := r.arrive(tx, stream, a)
+			if err != nil {
+				return err
+			}
+			changed = changed || gaps
+		}
+		if changed {
+			if err := r.recount(tx, stream); err != nil {
 				return err
 			}
 		}
@@ -153,39 +161,37 @@ func joinArrivals(in []arrival) (out []arrival) {
 	return out
 }
 
-func (r *Records) arrive(tx *sql.Tx, stream int64, a arrival) error {
+// arrive enters a run of numbers, and tells whether the stream's gaps may be others now.
+func (r *Records) arrive(tx *sql.Tx, stream int64, a arrival) (gaps bool, err error) {
 	top, known := r.in.tops[stream]
 	if !known {
 		err := r.in.row(tx, findTop, stream).Scan(&top.first, &top.last, &top.gaps)
 		switch {
 		case errors.Is(err, sql.ErrNoRows) && a.First == 0:
-			if _, err := r.in.exec(tx, insertRun, stream, 0, int64(a.Last), a.since); err != nil {
-				return err
-			}
+			_, err := r.in.exec(tx, insertRun, stream, 0, int64(a.Last), a.since)
 			// A report may have told of numbers before the first of them came.
-			return r.recount(tx, stream)
+			return true, err
 		case errors.Is(err, sql.ErrNoRows):
-			return r.arriveApart(tx, stream, a)
+			return true, r.arriveApart(tx, stream, a)
 		case err != nil:
-			return err
+			return false, err
 		}
 	}
 	if a.First != top.last+1 {
-		return r.arriveApart(tx, stream, a)
+		return true, r.arriveApart(tx, stream, a)
 	}
 	if _, err := r.in.exec(tx, extendRun, int64(a.Last), stream, int64(top.first)); err != nil {
-		return err
-	}
-	if top.gaps {
-		return r.recount(tx, stream)
+		return false, err
 	}
 	top.last = a.Last
 	r.in.keepTop(stream, top)
-	return nil
+	return top.gaps, nil
 }
 
-// arriveApart is for numbers that do not follow the highest run: they make a hole, or fill one.
+// arriveApart is for numbers that do not follow the highest run: they make a hole, or fill one. Which run is the highest is not known
+// after it.
 func (r *Records) arriveApart(tx *sql.Tx, stream int64, a arrival) error {
+	delete(r.in.tops, stream)
 	rows, err := tx.Query("SELECT first, last, since FROM account_runs WHERE stream = $1 AND first <= $2 ORDER BY first DESC", stream, int64(a.Last+1))
 	if err != nil {
 		return err
@@ -210,10 +216,8 @@ func (r *Records) arriveApart(tx *sql.Tx, stream int64, a arrival) error {
 			return err
 		}
 	}
-	if _, err := r.in.exec(tx, insertRun, stream, int64(a.First), int64(a.Last), a.since); err != nil {
-		return err
-	}
-	return r.recount(tx, stream)
+	_, err = r.in.exec(tx, insertRun, stream, int64(a.First), int64(a.Last), a.since)
+	return err
 }
 
 // account is all that is known of one stream's numbers.
@@ -292,30 +296,57 @@ func (r *Records) recount(tx *sql.Tx, stream int64) error {
 	if err != nil {
 		return err
 	}
-	now := r.now().UnixMilli()
 	fresh := a.gaps()
-	for i := range fresh {
-		g := &fresh[i]
-		g.since = now
-		for _, o := range known {
-			if o.First <= g.Last && g.First <= o.Last {
-				g.since = min(g.since, o.since)
-			}
-		}
-	}
-	if !slices.Equal(known, fresh) {
-		if _, err := tx.Exec("DELETE FROM account_gaps WHERE stream = $1 AND last >= $2", stream, int64(a.from)); err != nil {
-			return err
-		}
-		for _, g := range fresh {
-			if _, err := tx.Exec("INSERT INTO account_gaps (stream, first, last, since, firm) VALUES ($1, $2, $3, $4, $5)",
-				stream, int64(g.First), int64(g.Last), g.since, g.firm); err != nil {
-				return err
-			}
-		}
+	datesOf(fresh, known, r.now().UnixMilli())
+	if err := changeGaps(tx, stream, known, fresh); err != nil {
+		return err
 	}
 	if n := len(a.runs); n > 0 {
 		r.in.keepTop(stream, topRun{first: a.runs[n-1].First, last: a.runs[n-1].Last, gaps: len(fresh) > 0})
+	}
+	return nil
+}
+
+// datesOf gives each fresh gap the earliest time at which a known one that it shares numbers with was noticed, else now. Both ascend.
+func datesOf(fresh, known []gapRow, now int64) {
+	for i := range fresh {
+		g := &fresh[i]
+		g.since = now
+		for len(known) > 0 && known[0].Last < g.First {
+			known = known[1:]
+		}
+		for _, o := range known {
+			if o.First > g.Last {
+				break
+			}
+			g.since = min(g.since, o.since)
+		}
+	}
+}
+
+// changeGaps makes the known gaps of a stream the fresh ones, writing only what is another. Both ascend.
+func changeGaps(tx *sql.Tx, stream int64, known, fresh []gapRow) error {
+	stay := make(map[gapRow]bool, len(known))
+	for _, g := range fresh {
+		stay[g] = true
+	}
+	for _, g := range known {
+		if stay[g] {
+			stay[g] = false
+			continue
+		}
+		if _, err := tx.Exec("DELETE FROM account_gaps WHERE stream = $1 AND first = $2", stream, int64(g.First)); err != nil {
+			return err
+		}
+	}
+	for _, g := range fresh {
+		if !stay[g] {
+			continue
+		}
+		if _, err := tx.Exec("INSERT INTO account_gaps (stream, first, last, since, firm) VALUES ($1, $2, $3, $4, $5)",
+			stream, int64(g.First), int64(g.Last), g.since, g.firm); err != nil {
+			return err
+		}
 	}
 	return nil
 }

@@ -161,9 +161,9 @@ func (r *Records) settleAll(ctx context.Context, todo []*work, seq uint64) (err 
 		}
 	}()
 	var group []*opened
-	rows := 0
+	rows, size := 0, 0
 	flush := func(seq uint64) error {
-		defer func() { group, rows = nil, 0 }()
+		defer func() { group, rows, size = nil, 0, 0 }()
 		return r.settleGroup(ctx, group, seq)
 	}
 	for _, w := range todo {
@@ -178,7 +178,8 @@ func (r *Records) settleAll(ctx context.Context, todo []*work, seq uint64) (err 
 		}
 		o := r.open(ctx, w)
 		group = append(group, o)
-		if rows += o.rows(); rows >= groupRows || len(group) >= readEntries {
+		rows, size = rows+o.rows(), size+o.size()
+		if rows >= groupRows || size >= groupBytes || len(group) >= readEntries {
 			if err := flush(0); err != nil {
 				return err
 			}

@@ -34,7 +34,7 @@ func (r *Records) takeConflict(tx *sql.Tx, seq uint64, w *work, first [32]byte, 
 		r.log.Error("no room for a second frame under one batch number; only its hash is kept", "batch", w.String())
 	}
 	res, err := tx.Exec(`INSERT INTO batch_conflicts (stream, number, frame, seq, received, tried, data) VALUES ($1, $2, $3, $4, $5, 0, $6)
-		ON CONFLICT (stream, number, frame) DO NOTHING`, w.stream, int64(w.number), w.hash[:], int64(seq), w.received, data)
+		ON CONFLICT (stream, number, frame) DO NOTHING`, w.stream, int64(w.number), w.hash[:], int64(seq), r.clock.aged(w.received), data)
 	if err != nil {
 		return err
 	}

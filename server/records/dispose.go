@@ -152,6 +152,10 @@ func deleteMessage(tx *sql.Tx, id int64, total *disposed) (rows int64, err error
 	if err != nil {
 		return 0, err
 	}
+	chunks, err := affected(tx.Exec("DELETE FROM waveforms WHERE message = $1", id)) // where messages are kept shorter than waveforms
+	if err != nil {
+		return 0, err
+	}
 	leftovers, err := affected(tx.Exec("DELETE FROM leftovers WHERE message = $1", id))
 	if err != nil {
 		return 0, err
@@ -159,10 +163,10 @@ func deleteMessage(tx *sql.Tx, id int64, total *disposed) (rows int64, err error
 	if _, err := tx.Exec("DELETE FROM messages WHERE id = $1", id); err != nil {
 		return 0, err
 	}
-	total.count += observations
+	total.count += observations + chunks
 	total.detail["messages"]++
 	total.detail["leftovers"] += leftovers
-	return observations + leftovers + 1, nil
+	return observations + chunks + leftovers + 1, nil
 }
 
 // deleteSubject deletes a patient of whom nothing is left, of any class.
@@ -358,7 +362,7 @@ func (r *Records) disposeDead(ctx context.Context, cutoff int64) (done bool, err
 		var oldest int64
 		err := r.db.QueryRow(ctx, "SELECT COALESCE(MIN(received), 0) FROM batches WHERE state <> 2 AND state = 3").Scan(&oldest)
 		r.disposal.least = oldest
-		return true, err
+		return true, errors.Join(err, r.deleteConflicts(ctx, cutoff))
 	}
 	return false, r.deleteDead(ctx, cutoff, over, "")
 }
@@ -418,6 +422,25 @@ func (r *Records) deleteDead(ctx context.Context, cutoff int64, over []deadRow, 
 				total.detail[why]++
 			}
 		}
+		return r.tally(tx, ClassDead, cutoff, total)
+	})
+}
+
+// deleteConflicts deletes the second frames whose time is over, also of numbers whose first frame was stored and is long gone. What is
+// unsettled keeps them: one may have to take its place. There are a few thousand at most.
+func (r *Records) deleteConflicts(ctx context.Context, cutoff int64) error {
+	return r.write(ctx, func(tx *sql.Tx) error {
+		const over = ` FROM batch_conflicts WHERE received < $1 AND NOT EXISTS (SELECT 1 FROM batches b
+			WHERE b.stream = batch_conflicts.stream AND b.number = batch_conflicts.number AND b.state <> 2)`
+		total := disposed{}
+		if err := tx.QueryRow("SELECT COALESCE(MIN(received), 0), COALESCE(MAX(received), 0)"+over, cutoff).Scan(&total.first, &total.last); err != nil {
+			return err
+		}
+		n, err := affected(tx.Exec("DELETE"+over, cutoff))
+		if err != nil || n == 0 {
+			return err
+		}
+		total.count, total.detail = n, map[string]int64{"second_frames": n}
 		return r.tally(tx, ClassDead, cutoff, total)
 	})
 }

@@ -12,5 +12,8 @@ func (r *Records) SetDecode(decode func([]byte) (telemetry.Batch, error)) { r.de
 // WatchQueries are what the watchers of alerts ask every minute.
 func WatchQueries() []string { return []string{deadByGateway, backlogQuery} }
 
+// WaitingTimes is what is asked each second.
+const WaitingTimes = waitingTimes
+
 // Dispose takes one step of disposal, as Run does.
 func (r *Records) Dispose(ctx context.Context) (more bool, err error) { return r.dispose(ctx) }

@@ -86,6 +86,7 @@ type Config struct {
 const (
 	readEntries   = 1024                   // journal entries of one pass (the journal bounds their bytes)
 	groupRows     = 20_000                 // observations of one transaction, so that other writers get their turn
+	groupBytes    = 32 << 20               // of their contents, about: a frame of a kilobyte can hold half a million samples
 	maxAttempts   = 3                      // after which a batch is dead
 	retryInterval = time.Second            // how often pending batches and waiting sealing records are looked at
 	retryBatches  = 64                     // of one look

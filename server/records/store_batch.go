@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"wardlink/audit"
@@ -25,6 +26,24 @@ type opened struct {
 func (o *opened) rows() (n int) {
 	for i := range o.batch.Messages {
 		n += len(o.batch.Messages[i].Observations) + len(o.batch.Messages[i].Waveforms) + 1
+	}
+	return n
+}
+
+// size is about what the contents take in memory, in bytes. Texts that rows share count wherever they stand.
+func (o *opened) size() (n int) {
+	const row = 400 // the greater of the two structures of a row, without its texts
+	for i := range o.batch.Messages {
+		m := &o.batch.Messages[i]
+		n += row + len(m.Raw) + len(m.ControlID) + len(m.SentAt) + len(m.Sender) + len(m.Type) + len(m.Patient.Visit) + len(m.Patient.Location)
+		for j := range m.Observations {
+			r := &m.Observations[j]
+			n += row + len(r.Value) + len(r.Limits) + len(r.Flags) + len(r.Time) + len(r.Device) + len(r.Code.Name)
+		}
+		for j := range m.Waveforms {
+			w := &m.Waveforms[j]
+			n += row + 4*len(w.Samples) + len(w.Flags) + len(w.Time) + len(w.Device) + len(w.Code.Name)
+		}
 	}
 	return n
 }
@@ -66,6 +85,9 @@ func (r *Records) open(ctx context.Context, w *work) (o *opened) {
 	}
 	if o.batch, err = r.decode(plain); err != nil {
 		o.batch, o.err = telemetry.Batch{}, &failure{reason: "its contents cannot be decoded"}
+	} else if (o.batch.Report != nil) != (w.lane == telemetry.LaneSelf) {
+		// How long readings are kept is by lane, and that lane has no readings; nor does a report count on any other.
+		o.batch, o.err = telemetry.Batch{}, &failure{reason: "its contents are not of its lane", final: true}
 	}
 	return o
 }
@@ -278,6 +300,11 @@ func (r *Records) storeMessage(tx *sql.Tx, o *opened, boot int64, m *telemetry.M
 	if m, err = r.repairArrival(tx, boot, id, m); err != nil {
 		return err
 	}
+	if n == 0 {
+		if m, err = unread(tx, id, m); err != nil {
+			return err
+		}
+	}
 	for i := range m.Observations {
 		if err := r.storeObservation(tx, id, subject, first, m, &m.Observations[i], total); err != nil {
 			return err
@@ -292,6 +319,38 @@ func (r *Records) storeMessage(tx *sql.Tx, o *opened, boot int64, m *telemetry.M
 		total.passed.message(source, id, subject, o.received, total.observations+total.waveforms-readings)
 	}
 	return r.storeLeftover(tx, id, m)
+}
+
+// unread gives a message that is stored already without what stands there under the same index as another kind: an agent that was
+// updated makes a waveform of what was a row of numbers before, and an index names one thing of a message for ever.
+func unread(tx *sql.Tx, id int64, m *telemetry.Message) (*telemetry.Message, error) {
+	indices := func(table string) (map[uint32]bool, error) {
+		rows, err := tx.Query("SELECT idx FROM "+table+" WHERE message = $1", id)
+		if err != nil {
+			return nil, err
+		}
+		held := map[uint32]bool{}
+		for rows.Next() {
+			var i uint32
+			if err := rows.Scan(&i); err != nil {
+				return nil, errors.Join(err, rows.Close())
+			}
+			held[i] = true
+		}
+		return held, errors.Join(rows.Err(), rows.Close())
+	}
+	observations, err := indices("observations")
+	if err != nil {
+		return nil, err
+	}
+	waveforms, err := indices("waveforms")
+	if err != nil {
+		return nil, err
+	}
+	again := *m
+	again.Observations = slices.DeleteFunc(slices.Clone(m.Observations), func(o telemetry.Observation) bool { return waveforms[o.Index] })
+	again.Waveforms = slices.DeleteFunc(slices.Clone(m.Waveforms), func(w telemetry.Waveform) bool { return observations[w.Index] })
+	return &again, nil
 }
 
 // The years that RFC 3339 and FHIR can write, as Unix milliseconds: what is stored lies within.

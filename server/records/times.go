@@ -108,6 +108,13 @@ func (r *Records) repairArrival(tx *sql.Tx, boot, id int64, m *telemetry.Message
 	return &again, nil
 }
 
+// waitingTimes are the messages that need wait no longer. A gateway that never learns the time leaves millions waiting, and this is asked
+// each second: it jumps from boot to boot and looks at none of their messages.
+const waitingTimes = `WITH RECURSIVE b (boot) AS (SELECT MIN(boot) FROM times_waiting
+		UNION ALL SELECT (SELECT MIN(w.boot) FROM times_waiting w WHERE w.boot > b.boot) FROM b WHERE b.boot IS NOT NULL)
+	SELECT w.boot, w.message, m.mono FROM b CROSS JOIN times_waiting w ON w.boot = b.boot JOIN messages m ON m.id = w.message
+	WHERE EXISTS (SELECT 1 FROM boot_clocks c WHERE c.boot = b.boot) LIMIT $1`
+
 // repairTimes moves readings that stand at a gateway's unrepaired time of arrival to the hospital's time, once that is known. more says
 // that it is not done yet.
 //
@@ -115,9 +122,7 @@ func (r *Records) repairArrival(tx *sql.Tx, boot, id int64, m *telemetry.Message
 func (r *Records) repairTimes(ctx context.Context) (more bool, err error) {
 	type waiting struct{ boot, message, mono int64 }
 	var todo []waiting
-	rows, err := r.db.Query(ctx, `SELECT w.boot, w.message, m.mono FROM (SELECT DISTINCT boot FROM times_waiting) b
-		JOIN times_waiting w ON w.boot = b.boot JOIN messages m ON m.id = w.message
-		WHERE EXISTS (SELECT 1 FROM boot_clocks c WHERE c.boot = b.boot) LIMIT $1`, repairMessages)
+	rows, err := r.db.Query(ctx, waitingTimes, repairMessages)
 	if err != nil {
 		return false, fmt.Errorf("repair times: %w", err)
 	}

@@ -1,0 +1,218 @@
+package records_test
+
+import (
+	"database/sql"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"wardlink/server/records"
+	"wardlink/telemetry"
+	"wardlink/telemetry/seal"
+)
+
+// A frame of a kilobyte can hold half a million samples. However many such stand in the journal, few are in memory at once.
+func TestSmallFramesOfManySamplesAreNotAllOpenedAtOnce(t *testing.T) {
+	const batches, most = 48, 40 << 20
+	f := setup(t)
+	g := f.gateway("gw-1").enrol().bring("gw-1")
+	g.lane = telemetry.LaneWaveform
+	flat := make([]int32, 65536)
+	m := second("p1", 1, flat, flat, flat, flat, flat, flat, flat, flat)
+	frame := g.sealBatch(m)
+	if len(frame) > 4<<10 {
+		t.Fatalf("frame of %d bytes", len(frame))
+	}
+	g.publish("gw-1", frame)
+	for n := 1; n < batches; n++ {
+		m.Digest[0] = byte(n)
+		g.publish("gw-1", g.sealBatch(m))
+	}
+	r := f.open()
+	var opened, worst atomic.Int64
+	r.SetDecode(func(b []byte) (telemetry.Batch, error) {
+		waiting := opened.Add(1) - f.count("SELECT COUNT(*) FROM batches WHERE state = 2")
+		worst.Store(max(worst.Load(), waiting*int64(len(m.Waveforms)*len(flat)*4)))
+		return telemetry.Decode(b)
+	})
+	f.settleWith("stored", r, func(s records.Stats) bool { return s.Batches == batches })
+	if worst.Load() > most {
+		t.Errorf("%d MB of samples in memory; expected at most %d", worst.Load()>>20, most>>20)
+	}
+}
+
+// What one gateway's holes cost grows with their number, not with its square: others wait for it.
+func TestAGatewayThatLeavesOutEveryOtherNumber(t *testing.T) {
+	const batches = 600
+	f := setup(t)
+	g := f.gateway("gw-1").enrol().bring("gw-1")
+	plain, err := telemetry.Encode(telemetry.Batch{Messages: []telemetry.Message{message("p", 1, "7")}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.exec(`CREATE TABLE gap_writes (n INTEGER)`, `INSERT INTO gap_writes VALUES (0)`,
+		`CREATE TRIGGER gap_in AFTER INSERT ON account_gaps BEGIN UPDATE gap_writes SET n = n + 1; END`,
+		`CREATE TRIGGER gap_out AFTER DELETE ON account_gaps BEGIN UPDATE gap_writes SET n = n + 1; END`)
+	publish := func(n uint64) {
+		frame, err := g.period.Seal(seal.Header{Lane: g.lane, Number: n, Wall: 1, Mono: 1}, plain)
+		if err != nil {
+			t.Fatal(err)
+		}
+		g.publish("gw-1", frame)
+	}
+	for n := range uint64(batches) {
+		publish(2 * n)
+	}
+	f.until("stored", func(s records.Stats) bool { return s.Batches == batches })
+	if gaps, writes := f.count("SELECT COUNT(*) FROM account_gaps"), f.count("SELECT n FROM gap_writes"); gaps != batches-1 || writes > 2*batches {
+		t.Errorf("%d gaps, %d rows written", gaps, writes)
+	}
+	// Then what was missing comes, newest first: runs join, and the highest grows on.
+	since := f.count("SELECT MIN(since) FROM account_gaps")
+	for n := uint64(2*batches - 1); n > 3; n -= 2 {
+		publish(n)
+	}
+	publish(2 * batches)
+	publish(2*batches + 2)
+	f.until("filled", func(s records.Stats) bool { return s.Batches == 2*batches })
+	gaps, err := f.store().Gaps(f.ctx)
+	if err != nil || len(gaps) != 3 || gaps[0].First != 1 || gaps[1].First != 3 || gaps[2].First != 2*batches+1 || gaps[2].Last != 2*batches+1 {
+		t.Errorf("%+v, %v", gaps, err)
+	}
+	if got := gaps[0].Since.UnixMilli(); got != since {
+		t.Errorf("a gap that was known was noticed at %d, and now at %d", since, got)
+	}
+	if n := f.count("SELECT COUNT(*) FROM account_runs"); n != 4 {
+		t.Errorf("%d runs", n)
+	}
+}
+
+func (f *fixture) exec(queries ...string) {
+	f.t.Helper()
+	if err := f.db.Write(f.ctx, func(tx *sql.Tx) error {
+		for _, q := range queries {
+			if _, err := tx.Exec(q); err != nil {
+				return err
+			}
+		}
+		return nil
+	}); err != nil {
+		f.t.Fatal(err)
+	}
+}
+
+// How long something is kept is by its lane, and a lane that holds reports alone has no such time.
+func TestContentsOfAnotherLaneAreNotStored(t *testing.T) {
+	f := setup(t)
+	g := f.gateway("gw-1").enrol().bring("gw-1")
+	g.lane = telemetry.LaneSelf
+	g.publish("gw-1", g.sealBatch(message("p1", 1, "7")))
+	g.lane = telemetry.LaneVitals
+	report, err := telemetry.Encode(telemetry.Batch{Report: &telemetry.Report{Agent: "1"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	g.publish("gw-1", g.seal(report))
+	g.publish("gw-1", g.sealBatch(message("p1", 2, "8")))
+	f.until("settled", func(s records.Stats) bool { return s.Batches == 1 && s.Dead == 2 })
+	if got := f.values("p1", 10); !slices.Equal(got, []string{"8"}) {
+		t.Error(got)
+	}
+	dead, err := f.open().Dead(f.ctx, records.BatchFilter{Reason: "not of its lane"}, 10)
+	if err != nil || dead.Total != 2 || !dead.Batches[0].Kept || f.count("SELECT COUNT(*) FROM gateway_reports") != 0 {
+		t.Errorf("%+v, %v", dead, err)
+	}
+}
+
+// An agent that was updated understands a row of numbers that it did not before, and the device sends its message again.
+func TestAnIndexNamesOneThingOfAMessage(t *testing.T) {
+	for _, first := range []string{"row of numbers", "waveform"} {
+		t.Run(first, func(t *testing.T) {
+			f := setup(t)
+			g := f.gateway("gw-1").enrol().bring("gw-1")
+			wave := second("p1", 1, []int32{1, 2, 3})
+			row := wave
+			row.Waveforms = nil
+			row.Observations = message("p1", 1, "1^2^3").Observations
+			row.Observations[0].Index, row.Observations[0].Type = wave.Waveforms[0].Index, "NA"
+			batches := []telemetry.Message{row, wave}
+			if first == "waveform" {
+				slices.Reverse(batches)
+			}
+			for _, m := range batches {
+				g.publish("gw-1", g.sealBatch(m))
+			}
+			f.until("stored", func(s records.Stats) bool { return s.Batches == 2 })
+			s := f.store()
+			page, err := s.Search(f.ctx, records.Query{Patients: []string{s.PatientID("urn:oid:2.25.77", "p1")}, Limit: 10})
+			if err != nil || len(page.Observations) != 1 || (page.Observations[0].Waveform != nil) != (first == "waveform") {
+				t.Errorf("%+v, %v", page, err)
+			}
+		})
+	}
+}
+
+// A second frame under a number holds readings as the first does, and goes when its time is over.
+func TestSecondFramesGoAfterTheirTime(t *testing.T) {
+	f := retained(t)
+	g := f.gateway("gw-1").enrol().bring("gw-1")
+	g.publish("gw-1", g.sealBatch(message("p1", 1, "7")))
+	g.next--
+	second := g.sealBatch(message("p1", 2, "8"))
+	g.publish("gw-1", second)
+	f.ran("stored")
+	f.later(30 * testDay)
+	f.ran("the first is a range")
+	if n := f.count("SELECT COUNT(*) FROM batch_conflicts"); n != 1 || f.count("SELECT COUNT(*) FROM batches") != 0 || !f.holds(string(second)) {
+		t.Fatalf("%d second frames", n)
+	}
+	f.later(336 * testDay)
+	f.ran("over")
+	events := f.disposals(records.ClassDead)
+	if len(events) != 1 || events[0].Count != 1 || events[0].Detail["second_frames"] != "1" || f.holds(string(second)) {
+		t.Errorf("%+v", events)
+	}
+}
+
+// Waveforms that go with the message that they came in are in its event.
+func TestWaveformsOfAMessageAreCounted(t *testing.T) {
+	f := retained(t)
+	f.retention.Vitals = testDay
+	g := f.gateway("gw-1").enrol().bring("gw-1")
+	m := message("p1", 1, "7")
+	m.Waveforms = second("p1", 1, []int32{1, 2, 3}, []int32{4}).Waveforms
+	m.Waveforms = m.Waveforms[:2]
+	m.Waveforms[1].Index = 9
+	g.publish("gw-1", g.sealBatch(m))
+	f.ran("stored")
+	f.later(2 * testDay)
+	f.ran("over")
+	if events := f.disposals(records.ClassVitals); len(events) != 1 || events[0].Count != 3 || f.count("SELECT COUNT(*) FROM waveforms") != 0 {
+		t.Errorf("%+v", events)
+	}
+}
+
+// It is asked each second, and millions may wait for a gateway that never learns the time.
+func TestWhatWaitsForAClockIsNotWalkedThrough(t *testing.T) {
+	f := setup(t)
+	rows, err := f.db.Query(f.ctx, "EXPLAIN QUERY PLAN "+records.WaitingTimes, 10)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = rows.Close() }()
+	for rows.Next() {
+		var id, parent, unused int
+		var step string
+		if err := rows.Scan(&id, &parent, &unused, &step); err != nil {
+			t.Fatal(err)
+		}
+		if strings.HasPrefix(step, "SCAN") && strings.Contains(step, "times_waiting") || step == "SCAN w" {
+			t.Error(step)
+		}
+		t.Log(step)
+	}
+	if err := rows.Err(); err != nil {
+		t.Fatal(err)
+	}
+}
