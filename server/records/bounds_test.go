@@ -1,12 +1,16 @@
 package records_test
 
 import (
+	"context"
 	"database/sql"
+	"errors"
 	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
+	"wardlink/server/journal"
 	"wardlink/server/records"
 	"wardlink/telemetry"
 	"wardlink/telemetry/seal"
@@ -172,6 +176,50 @@ func TestSecondFramesGoAfterTheirTime(t *testing.T) {
 	events := f.disposals(records.ClassDead)
 	if len(events) != 1 || events[0].Count != 1 || events[0].Detail["second_frames"] != "1" || f.holds(string(second)) {
 		t.Errorf("%+v", events)
+	}
+}
+
+// stuck is a journal that cannot be read from some entry on.
+type stuck struct {
+	records.Journal
+	from uint64
+}
+
+func (s stuck) Read(from uint64, limit int) ([]journal.Entry, error) {
+	if from >= s.from {
+		return nil, errors.New("input/output error")
+	}
+	return s.Journal.Read(from, min(limit, int(s.from-from)))
+}
+
+// oldest are the files of a journal that has nothing before an entry.
+type oldest uint64
+
+func (o oldest) Expired(time.Time) []journal.File                       { return nil }
+func (o oldest) Dispose(context.Context, journal.File, time.Time) error { return nil }
+func (o oldest) Oldest() (uint64, time.Time)                            { return uint64(o), time.Now() }
+
+// A sealing record stays while something that was not read yet may need it, however old both are: without it what is sealed is lost.
+func TestSealingRecordsStayForWhatIsNotReadYet(t *testing.T) {
+	f := retained(t)
+	g := f.gateway("gw-1").enrol().bring("gw-1")          // entry 1
+	g.publish("gw-1", g.sealBatch(message("p1", 1, "7"))) // 2
+	g.publish("gw-1", g.sealBatch(message("p1", 2, "8"))) // 3, in the next file
+	f.reading, f.files = stuck{f.journal, 3}, oldest(3)
+	looked := func(since time.Time) func() bool {
+		return func() bool {
+			return f.count("SELECT COUNT(*) FROM retention_classes WHERE class = 'batches' AND checked > $1", since.UnixMilli()) > 0
+		}
+	}
+	f.during("the first is read, the second cannot be", looked(f.clock.Now()))
+	f.later(8 * testDay)
+	f.during("days pass", looked(f.clock.Now()))
+	f.reading = nil
+	f.until("the journal can be read", func(s records.Stats) bool { return s.Batches == 2 })
+	f.later(8 * testDay)
+	f.ran("nothing needs it")
+	if n := f.count("SELECT COUNT(*) FROM sealings"); n != 0 {
+		t.Errorf("%d sealing records", n)
 	}
 }
 

@@ -335,9 +335,10 @@ func (r *Records) settledBefore(tx *sql.Tx, stream, number int64) (bool, error) 
 }
 
 // disposeSealings deletes sealing records that were last brought before anything that the journal still has, and that no unsettled batch
-// needs: a connection brings the records of all that it publishes and lives a day, the journal keeps three days at least.
+// needs: a connection brings the records of all that it publishes and lives a day, the journal keeps three days at least. While records
+// are further behind than a day, what is still to be read may need any of them.
 func (r *Records) disposeSealings(ctx context.Context, cutoff int64) error {
-	if r.files == nil {
+	if r.files == nil || !r.current {
 		return nil
 	}
 	oldest, _ := r.files.Oldest()

@@ -117,6 +117,8 @@ type Records struct {
 	looked    bool          // there was one in this life
 	lookedAt  time.Duration // elapsed then
 
+	current bool // the last pass met nothing that the server received more than a day before, or nothing at all
+
 	passed uint64 // where the journal's cursor stood when Run began
 
 	told   time.Time             // of Run alone
@@ -253,11 +255,13 @@ func (r *Records) recover(ctx context.Context) error {
 
 // pass settles what the journal has after cursor and gives the new cursor.
 func (r *Records) pass(ctx context.Context, cursor uint64) (uint64, error) {
+	r.current = false
 	entries, err := r.journal.Read(cursor+1, readEntries)
 	if err != nil {
 		return cursor, err
 	}
 	if len(entries) == 0 {
+		r.current = true
 		r.behind.Store(0)
 		return cursor, r.outbox.Flush(ctx)
 	}
@@ -282,6 +286,7 @@ func (r *Records) pass(ctx context.Context, cursor uint64) (uint64, error) {
 			return cursor, err
 		}
 	}
+	r.current = len(work) > 0 && r.now().Sub(time.UnixMilli(work[0].received)) < 24*time.Hour
 	return last, nil
 }
 
