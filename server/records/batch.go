@@ -152,8 +152,9 @@ func (w *work) key() [32]byte {
 	return [32]byte(textHash(w.gateway, w.id().String()))
 }
 
-// settleAll brings every batch to stored, pending or dead, and with the last of them says that all up to seq is settled (see commit). An error is the database's or the journal's and leaves some of them
-// opening; the caller comes again with the same entries and meets those as batches to be opened alone.
+// settleAll brings every batch to stored, pending or dead, and with the last of them says that all up to seq is settled (see commit). An
+// error is the database's or the journal's and leaves some of them opening; the caller comes again with the same entries and meets those
+// as batches to be opened alone.
 func (r *Records) settleAll(ctx context.Context, todo []*work, seq uint64) (err error) {
 	defer func() {
 		if err != nil {

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"wardlink/audit"
 	"wardlink/server/journal"
 	"wardlink/server/records"
 	"wardlink/telemetry"
@@ -154,6 +155,37 @@ func TestAnIndexNamesOneThingOfAMessage(t *testing.T) {
 				t.Errorf("%+v, %v", page, err)
 			}
 		})
+	}
+}
+
+// A gateway that makes second frames without end hides no other's.
+func TestSecondFramesOfOneGatewayHideNoOther(t *testing.T) {
+	const flood = 4200
+	f := setup(t)
+	loud, cloned := f.gateway("gw-loud").enrol().bring("gw-loud"), f.gateway("gw-cloned").enrol().bring("gw-cloned")
+	plain, err := telemetry.Encode(telemetry.Batch{Messages: []telemetry.Message{message("p1", 1, "7")}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range flood {
+		loud.publish("gw-loud", loud.seal(plain))
+		loud.next--
+	}
+	cloned.publish("gw-cloned", cloned.seal(plain))
+	cloned.next--
+	cloned.publish("gw-cloned", cloned.seal(plain))
+	f.until("read", func(s records.Stats) bool { return s.Batches == 2 })
+	told := map[string]int{}
+	for _, ev := range f.journal.Events(t) {
+		if ev.Type == audit.BatchConflict {
+			told[ev.Target]++
+		}
+	}
+	if told["gw-cloned"] != 1 || told["gw-loud"] == 0 || told["gw-loud"] > flood/4 {
+		t.Errorf("conflicts told: %v", told)
+	}
+	if n := f.count("SELECT COUNT(data) FROM batch_conflicts c JOIN streams s ON s.id = c.stream WHERE s.gateway = 'gw-cloned'"); n != 1 {
+		t.Errorf("%d frames of the other gateway are kept", n)
 	}
 }
 

@@ -9,26 +9,29 @@ import (
 	"wardlink/telemetry/seal"
 )
 
-// What is kept of frames that came under a number that another one has. A gateway that makes them without end fills no disk; the
-// window rows of the transparency log name every frame in any case.
+// What is kept of frames that came under a number that another one has. A gateway that makes them without end fills no disk, and takes
+// its share of the room and no other's; the window rows of the transparency log name every frame in any case.
 const (
-	maxConflicts      = 4096 // rows; what comes then is only logged
-	maxConflictFrames = 256  // rows with their frame, at most 64 MB
+	maxConflicts        = 4096 // rows; what comes then is only logged
+	maxConflictFrames   = 256  // rows with their frame, at most 64 MB
+	gatewayConflicts    = maxConflicts / 8
+	gatewayConflictData = maxConflictFrames / 8
 )
 
 // takeConflict is for a frame whose number another one has. That can only be a gateway whose state was cloned or put back, or one
 // that lies. The first stands, unless it is dead: then it cannot be the one that matters.
 func (r *Records) takeConflict(tx *sql.Tx, seq uint64, w *work, first [32]byte, state int) error {
 	r.log.Warn("two frames under one batch number; the first stands unless it is dead", "gateway", w.gateway, "batch", w.id().String())
-	var rows, frames int
-	if err := tx.QueryRow("SELECT COUNT(*), COUNT(data) FROM batch_conflicts").Scan(&rows, &frames); err != nil {
+	var rows, frames, own, ownFrames int
+	if err := tx.QueryRow(`SELECT COUNT(*), COUNT(data) FROM batch_conflicts WHERE stream IN (SELECT id FROM streams WHERE gateway = $1)`, w.gateway).
+		Scan(&own, &ownFrames); err != nil || own >= gatewayConflicts {
 		return err
 	}
-	if rows >= maxConflicts {
-		return nil
+	if err := tx.QueryRow("SELECT COUNT(*), COUNT(data) FROM batch_conflicts").Scan(&rows, &frames); err != nil || rows >= maxConflicts {
+		return err
 	}
 	var data []byte
-	if frames < maxConflictFrames {
+	if frames < maxConflictFrames && ownFrames < gatewayConflictData {
 		data = w.frame
 	} else {
 		r.log.Error("no room for a second frame under one batch number; only its hash is kept", "batch", w.String())

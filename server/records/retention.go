@@ -43,7 +43,7 @@ const (
 	ClassDead      Class = "dead"      // batches that could not be opened
 )
 
-// Classes are all of them, in the order of a run: what takes most room goes first.
+// classes are all of them, in the order of a run: what takes most room goes first.
 var classes = []Class{ClassWaveforms, ClassVitals, ClassAlarms, ClassBatches, ClassDead, ClassJournal}
 
 // Keep is how long the class is kept.

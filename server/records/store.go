@@ -155,7 +155,8 @@ const maxSeries = 10_000
 var ErrTooBroad = errors.New("too many kinds of readings match; name codes")
 
 // Search gives the newest observations that match, one page of them, on one snapshot. A page that continues with After the last
-// Position of the former one neither repeats nor skips a result, however much is stored meanwhile.
+// Position of the former one neither repeats nor skips a result, however much is stored or disposed of meanwhile; only a reading whose
+// time is repaired meanwhile may move between pages (times.go).
 func (s *Store) Search(ctx context.Context, q Query) (page Page, err error) {
 	err = s.db.Read(ctx, func(tx *sql.Tx) error {
 		series, err := matching(ctx, tx, &q)
