@@ -276,6 +276,14 @@ func (r *Records) retry(ctx context.Context) (more bool, err error) {
 	if err != nil {
 		return false, err
 	}
+	if len(todo) == retryBatches {
+		if waiting, err := r.postpone(ctx); err != nil || waiting {
+			return waiting, err
+		}
+		if todo, err = r.due(ctx); err != nil {
+			return false, err
+		}
+	}
 	if len(todo) == 0 {
 		return unrepaired, nil
 	}
@@ -286,6 +294,25 @@ func (r *Records) retry(ctx context.Context) (more bool, err error) {
 		return false, err
 	}
 	return unrepaired || len(todo) == retryBatches, r.outbox.Flush(ctx)
+}
+
+// postpone passes over what is due and still has no sealing record: a gateway can have hundreds of thousands of such batches, and those of
+// others are not to wait until each was tried. more says that there may be more of them. What can never be opened, or has waited for too
+// long, is left to be tried, and dies.
+func (r *Records) postpone(ctx context.Context) (more bool, err error) {
+	now := r.now()
+	err = r.db.Write(ctx, func(tx *sql.Tx) error {
+		n, err := affected(tx.Exec(`UPDATE batches SET due = $1 WHERE (stream, number) IN (
+			SELECT b.stream, b.number FROM batches b JOIN streams s ON s.id = b.stream
+			WHERE b.state <> 2 AND b.state = 0 AND b.due <= $2 AND b.received >= $3
+			AND NOT EXISTS (SELECT 1 FROM sealings g WHERE g.gateway = s.gateway AND g.sealing = b.sealing AND g.state = $4)
+			AND NOT EXISTS (SELECT 1 FROM epochs e WHERE e.epoch = s.epoch AND e.gateway <> s.gateway)
+			ORDER BY b.due LIMIT $5)`,
+			now.Add(waitInterval).UnixMilli(), now.UnixMilli(), now.Add(-keyWait).UnixMilli(), sealingValid, postponeBatches))
+		more = n == postponeBatches
+		return err
+	})
+	return more, err
 }
 
 // due reads the pending batches whose time has come, with the frames that were kept for them.

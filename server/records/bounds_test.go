@@ -158,6 +158,42 @@ func TestAnIndexNamesOneThingOfAMessage(t *testing.T) {
 	}
 }
 
+// Batches that wait for their sealing record are not tried one by one while others are due.
+func TestWhatWaitsForItsKeyHoldsUpNoRetry(t *testing.T) {
+	const waiting = 2500
+	f := setup(t)
+	unknown := f.gateway("gw-unknown").bring("gw-unknown")
+	plain, err := telemetry.Encode(telemetry.Batch{Messages: []telemetry.Message{message("p1", 1, "7")}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range waiting {
+		unknown.publish("gw-unknown", unknown.seal(plain))
+	}
+	f.until("waiting", func(s records.Stats) bool { return s.Pending == waiting })
+	f.exec("CREATE TABLE tried (n INTEGER)", "INSERT INTO tried VALUES (0)", `CREATE TRIGGER trying AFTER UPDATE OF state ON batches
+		WHEN NEW.state = 1 BEGIN UPDATE tried SET n = n + 1; END`)
+	f.clock.add(6 * time.Minute)
+	g := f.gateway("gw-1").enrol().bring("gw-1")
+	g.publish("gw-1", g.sealBatch(message("p2", 1, "8")))
+	r := f.open()
+	failed := false
+	r.SetDecode(func(b []byte) (telemetry.Batch, error) {
+		if !failed {
+			failed = true
+			return telemetry.Batch{}, errors.New("not now")
+		}
+		return telemetry.Decode(b)
+	})
+	f.settleWith("tried again", r, func(s records.Stats) bool { return s.Batches == 1 && s.Pending == waiting })
+	if n := f.count("SELECT n FROM tried"); n > 5 {
+		t.Errorf("%d batches were tried for one that was due", n)
+	}
+	// The key comes, and they are opened at once.
+	unknown.enrol()
+	f.until("opened", func(s records.Stats) bool { return s.Batches == waiting+1 })
+}
+
 // A gateway that makes second frames without end hides no other's.
 func TestSecondFramesOfOneGatewayHideNoOther(t *testing.T) {
 	const flood = 4200

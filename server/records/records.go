@@ -84,15 +84,17 @@ type Config struct {
 
 // Tuning that nobody needs to set.
 const (
-	readEntries   = 1024                   // journal entries of one pass (the journal bounds their bytes)
-	groupRows     = 20_000                 // observations of one transaction, so that other writers get their turn
-	groupBytes    = 32 << 20               // of their contents, about: a frame of a kilobyte can hold half a million samples
-	maxAttempts   = 3                      // after which a batch is dead
-	retryInterval = time.Second            // how often pending batches and waiting sealing records are looked at
-	retryBatches  = 64                     // of one look
-	keyInterval   = 2 * time.Second        // after which a sealing record whose key is unknown is tried again
-	errorPause    = 500 * time.Millisecond // after the database or the journal failed
-	tellInterval  = 30 * time.Second       // between two words about a fault that lasts
+	readEntries     = 1024                   // journal entries of one pass (the journal bounds their bytes)
+	groupRows       = 20_000                 // observations of one transaction, so that other writers get their turn
+	groupBytes      = 32 << 20               // of their contents, about: a frame of a kilobyte can hold half a million samples
+	maxAttempts     = 3                      // after which a batch is dead
+	retryInterval   = time.Second            // how often pending batches and waiting sealing records are looked at
+	retryBatches    = 64                     // of one look
+	waitInterval    = 5 * time.Minute        // after which a batch without a sealing record is looked at again
+	postponeBatches = 2000                   // of those, of one look
+	keyInterval     = 2 * time.Second        // after which a sealing record whose key is unknown is tried again
+	errorPause      = 500 * time.Millisecond // after the database or the journal failed
+	tellInterval    = 30 * time.Second       // between two words about a fault that lasts
 )
 
 // Records is the consumer. Its exported methods are safe for concurrent use; Run is called once.

@@ -183,7 +183,7 @@ func (r *Records) settle(tx *sql.Tx, o *opened, total *totals) error {
 	switch {
 	case errors.Is(o.err, errNotYet):
 		// It was not opened; it is looked at again when its sealing record has come, and every few minutes in any case.
-		attempts, due = attempts-1, r.now().Add(5*time.Minute)
+		attempts, due = attempts-1, r.now().Add(waitInterval)
 		if r.now().Sub(time.UnixMilli(o.received)) > keyWait {
 			state = stateDead
 		}
