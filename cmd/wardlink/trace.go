@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"wardlink/server/api/client"
 )
@@ -63,10 +64,10 @@ Exit code: 0 data arrives, 1 the server could not be asked, 2 a station has stop
 			if err != nil {
 				return err
 			}
-			if t.json {
+			if width, _ := screenSize(t.out); t.json {
 				err = t.printJSON(traces)
 			} else {
-				_, err = io.WriteString(t.out, tracePage(traces, wantsColour(t.out)))
+				_, err = io.WriteString(t.out, tracePage(traces, wantsColour(t.out), width))
 			}
 			return errors.Join(err, stoppedIn(traces))
 		},
@@ -92,8 +93,8 @@ func (t *tool) followTrace(ctx context.Context, every time.Duration, ask func(co
 	screen := isTerminal(t.out) && !t.json
 	colour := wantsColour(t.out)
 	if screen {
-		fmt.Fprint(t.out, "\x1b[?25l\x1b[2J") // hide the cursor, clear once
-		defer fmt.Fprint(t.out, "\x1b[?25h")  // and show it again
+		fmt.Fprint(t.out, "\x1b[?25l\x1b[?7l\x1b[2J")  // hide the cursor, let long lines end at the edge, clear once
+		defer fmt.Fprint(t.out, "\x1b[?7h\x1b[?25h\n") // and undo that
 	}
 	tick := time.NewTicker(every)
 	defer tick.Stop()
@@ -108,13 +109,18 @@ func (t *tool) followTrace(ctx context.Context, every time.Duration, ask func(co
 			werr = json.NewEncoder(t.out).Encode(traces)
 		case screen:
 			page := ""
+			width, most := screenSize(t.out)
 			if err != nil {
 				page = fmt.Sprintf("%s  the server cannot be asked: %v\n", time.Now().Format(time.TimeOnly), err)
 			} else {
-				page = tracePage(traces, colour)
+				page = tracePage(traces, colour, width)
 			}
-			// Each line wipes what was behind it, and the end what was below: no flicker.
-			_, werr = io.WriteString(t.out, "\x1b[H"+strings.ReplaceAll(page, "\n", "\x1b[K\n")+"\x1b[J")
+			// Each line wipes what was behind it, and the end what was below: no flicker. What is below the screen is cut, not scrolled.
+			lines := strings.SplitAfter(strings.TrimSuffix(page, "\n"), "\n")
+			if most > 1 && len(lines) > most {
+				lines = append(lines[:most-1], fmt.Sprintf("... %d more lines; name one source with --source", len(lines)-most+1))
+			}
+			_, werr = io.WriteString(t.out, "\x1b[H"+strings.ReplaceAll(strings.Join(lines, ""), "\n", "\x1b[K\n")+"\x1b[K\x1b[J")
 		case err != nil:
 			_, werr = fmt.Fprintf(t.err, "%s the server cannot be asked: %v\n", time.Now().UTC().Format(time.RFC3339), err)
 		default:
@@ -132,6 +138,19 @@ func (t *tool) followTrace(ctx context.Context, every time.Duration, ask func(co
 		case <-tick.C:
 		}
 	}
+}
+
+// screenSize is what a terminal shows, in columns and lines; 0 when nobody knows.
+func screenSize(out io.Writer) (width, height int) {
+	f, ok := out.(*os.File)
+	if !ok {
+		return 0, 0
+	}
+	size, err := unix.IoctlGetWinsize(int(f.Fd()), unix.TIOCGWINSZ)
+	if err != nil {
+		return 0, 0
+	}
+	return int(size.Col), int(size.Row)
 }
 
 // traceLines is one line for each source.
@@ -161,8 +180,8 @@ func tracedName(tr client.Trace) string {
 	return tr.Gateway + "/" + tr.Source
 }
 
-// tracePage is the whole picture, without colour as wide as its texts.
-func tracePage(traces []client.Trace, colour bool) string {
+// tracePage is the whole picture. Its sentences are broken at width, unless that is 0.
+func tracePage(traces []client.Trace, colour bool, width int) string {
 	paint := func(code, text string) string {
 		if !colour {
 			return text
@@ -183,8 +202,11 @@ func tracePage(traces []client.Trace, colour bool) string {
 			if s.Last != nil {
 				last = span(max(0, tr.At.Sub(*s.Last))) + " ago"
 			}
-			if s.KnownFor > 0 {
+			switch {
+			case s.KnownFor > 0:
 				known = span(time.Duration(s.KnownFor)*time.Second) + " ago"
+			case s.State == "unknown" && s.Last == nil:
+				known = "never"
 			}
 			fmt.Fprintf(w, "  %s\t%s\t%s\t%s\t%s\t%s\n", s.Name, s.State, last, grouped(s.Count), known, s.Note)
 		}
@@ -196,11 +218,33 @@ func tracePage(traces []client.Trace, colour bool) string {
 			}
 		}
 		if tr.Stopped == "" {
-			fmt.Fprintf(&b, "  %s %s\n", paint("32;1", "data arrives:"), strings.TrimPrefix(tr.Why, "data arrives; "))
+			b.WriteString(paragraph("data arrives:", "32;1", strings.TrimPrefix(tr.Why, "data arrives; "), width, paint))
 			continue
 		}
-		fmt.Fprintf(&b, "  %s %s\n  %s %s\n", paint("31;1", "stopped at "+tr.Stopped+":"), tr.Why, paint("1", "mend:"), tr.Mend)
+		b.WriteString(paragraph("stopped at "+tr.Stopped+":", "31;1", tr.Why, width, paint))
+		b.WriteString(paragraph("mend:", "1", tr.Mend, width, paint))
 	}
+	return b.String()
+}
+
+// paragraph is a label and a text whose further lines stand below the text's first; width 0 does not break it.
+func paragraph(label, code, text string, width int, paint func(code, text string) string) string {
+	indent := 3 + len(label)
+	if width > 0 && width < indent+20 {
+		width = 0
+	}
+	var b strings.Builder
+	b.WriteString("  " + paint(code, label))
+	column := indent - 1
+	for _, word := range strings.Fields(text) {
+		if width > 0 && column+1+len(word) > width && column >= indent {
+			b.WriteString("\n" + strings.Repeat(" ", indent-1))
+			column = indent - 1
+		}
+		b.WriteString(" " + word)
+		column += 1 + len(word)
+	}
+	b.WriteByte('\n')
 	return b.String()
 }
 
