@@ -90,32 +90,43 @@ func (w *wireBatch) refs(messages int) ([]ref, error) {
 	if err != nil {
 		return nil, err
 	}
+	refs := make([]ref, 0, rows)
+	for i := range w.Series {
+		s := &w.Series[i]
+		if refs, err = w.appendRefs(refs, i, int(s.rows()), s.Message, s.Time, s.Index, messages); err != nil {
+			return nil, fmt.Errorf("series %d: %w", i, err)
+		}
+	}
+	sortRefs(refs)
+	return refs, nil
+}
+
+// appendRefs lists the rows of one series, given its columns.
+func (w *wireBatch) appendRefs(refs []ref, series, rows int, message, time []int64, index []uint32, messages int) ([]ref, error) {
 	times := 0
 	if w.Times != nil {
 		times = len(w.Times.Texts)
 	}
-	refs := make([]ref, 0, rows)
-	for i := range w.Series {
-		s := &w.Series[i]
-		var message, time int64
-		for row := range int(s.rows()) {
-			message += delta(s.Message, row)
-			time += delta(s.Time, row)
-			if message < 0 || message >= int64(messages) {
-				return nil, fmt.Errorf("series %d: row %d is of message %d of %d", i, row, message, messages)
-			}
-			if time < 0 || time >= int64(times) {
-				return nil, fmt.Errorf("series %d: row %d has time %d of %d", i, row, time, times)
-			}
-			refs = append(refs, ref{
-				message: uint32(message), index: cell(s.Index, row), series: uint32(i), row: uint32(row), time: uint32(time),
-			})
+	var m, t int64
+	for row := range rows {
+		m += delta(message, row)
+		t += delta(time, row)
+		if m < 0 || m >= int64(messages) {
+			return nil, fmt.Errorf("row %d is of message %d of %d", row, m, messages)
 		}
+		if t < 0 || t >= int64(times) {
+			return nil, fmt.Errorf("row %d has time %d of %d", row, t, times)
+		}
+		refs = append(refs, ref{message: uint32(m), index: cell(index, row), series: uint32(series), row: uint32(row), time: uint32(t)})
 	}
+	return refs, nil
+}
+
+// sortRefs orders by message and index.
+func sortRefs(refs []ref) {
 	slices.SortFunc(refs, func(a, b ref) int {
 		return cmp.Or(cmp.Compare(a.message, b.message), cmp.Compare(a.index, b.index))
 	})
-	return refs, nil
 }
 
 // rows checks the columns' lengths and gives the number of observations, so that it is bounded before anything is built.

@@ -1,10 +1,8 @@
 package telemetry
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 )
 
@@ -169,32 +167,15 @@ func (w *wireBatch) waveRows() (rows int, err error) {
 }
 
 // waveRefs lists every waveform, ordered by message and index.
-func (w *wireBatch) waveRefs(messages, rows int) ([]ref, error) {
-	times := 0
-	if w.Times != nil {
-		times = len(w.Times.Texts)
-	}
-	refs := make([]ref, 0, rows)
+func (w *wireBatch) waveRefs(messages, rows int) (refs []ref, err error) {
+	refs = make([]ref, 0, rows)
 	for i := range w.Waveforms {
 		s := &w.Waveforms[i]
-		var message, time int64
-		for row := range int(s.rows()) {
-			message += delta(s.Message, row)
-			time += delta(s.Time, row)
-			if message < 0 || message >= int64(messages) {
-				return nil, fmt.Errorf("waveforms %d: row %d is of message %d of %d", i, row, message, messages)
-			}
-			if time < 0 || time >= int64(times) {
-				return nil, fmt.Errorf("waveforms %d: row %d has time %d of %d", i, row, time, times)
-			}
-			refs = append(refs, ref{
-				message: uint32(message), index: cell(s.Index, row), series: uint32(i), row: uint32(row), time: uint32(time),
-			})
+		if refs, err = w.appendRefs(refs, i, int(s.rows()), s.Message, s.Time, s.Index, messages); err != nil {
+			return nil, fmt.Errorf("waveforms %d: %w", i, err)
 		}
 	}
-	slices.SortFunc(refs, func(a, b ref) int {
-		return cmp.Or(cmp.Compare(a.message, b.message), cmp.Compare(a.index, b.index))
-	})
+	sortRefs(refs)
 	return refs, nil
 }
 
