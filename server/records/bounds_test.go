@@ -160,7 +160,7 @@ func TestAnIndexNamesOneThingOfAMessage(t *testing.T) {
 
 // Batches that wait for their sealing record are not tried one by one while others are due.
 func TestWhatWaitsForItsKeyHoldsUpNoRetry(t *testing.T) {
-	const waiting = 2500
+	const waiting = 2100 // more than one look passes over
 	f := setup(t)
 	unknown := f.gateway("gw-unknown").bring("gw-unknown")
 	plain, err := telemetry.Encode(telemetry.Batch{Messages: []telemetry.Message{message("p1", 1, "7")}})
@@ -242,9 +242,10 @@ func TestSecondFramesGoAfterTheirTime(t *testing.T) {
 	f.later(336 * testDay)
 	f.ran("over")
 	events := f.disposals(records.ClassDead)
-	if len(events) != 1 || events[0].Count != 1 || events[0].Detail["second_frames"] != "1" || f.holds(string(second)) {
+	if len(events) != 1 || events[0].Count != 1 || events[0].Detail["second_frames"] != "1" {
 		t.Errorf("%+v", events)
 	}
+	f.during("no trace is left", func() bool { return !f.holds(string(second)) })
 }
 
 // stuck is a journal that cannot be read from some entry on.
