@@ -145,11 +145,12 @@ func backupLook(path string, most time.Duration) look {
 }
 
 // clock compares the clock with the time that passed by the kernel's monotonic clock, and at the start with the clock as it was written
-// last. A jump is an alert for clockTime. Another is that retention does not believe the clock and disposes of nothing, for as long as it
-// does not.
+// last. A jump is an alert for clockTime. Others are that the server does not vouch for its clock, so that gateways without one stay
+// provisional, and that retention does not believe it and disposes of nothing, each for as long as it lasts.
 type clock struct {
 	memory  Memory
 	kept    Retention
+	vouched func() bool
 	most    time.Duration
 	elapsed func(since time.Time) time.Duration // by the monotonic clock
 	last    time.Time
@@ -160,7 +161,7 @@ type clock struct {
 const clockTime = time.Hour
 
 func newClock(cfg Config) *clock {
-	return &clock{memory: cfg.Memory, kept: cfg.Retention, most: cfg.Limits.ClockJump, elapsed: time.Since}
+	return &clock{memory: cfg.Memory, kept: cfg.Retention, vouched: cfg.Vouched, most: cfg.Limits.ClockJump, elapsed: time.Since}
 }
 
 func (c *clock) look(ctx context.Context, now time.Time) ([]alerts.Condition, error) {
@@ -179,6 +180,9 @@ func (c *clock) look(ctx context.Context, now time.Time) ([]alerts.Condition, er
 	var out []alerts.Condition
 	if !c.jumped.IsZero() && c.elapsed(c.jumped) < clockTime {
 		out = one(moved(c.moved))
+	}
+	if !c.vouched() {
+		out = append(out, alerts.Condition{Subject: "signed-time"})
 	}
 	state, err := c.kept.Retention(ctx)
 	if err != nil {

@@ -80,6 +80,7 @@ type Config struct {
 	Journal     Journal
 	Log         *slog.Logger
 	LogStats    func() translog.Stats
+	Vouched     func() bool // whether the server vouches for its clock, and signs the time for gateways
 	Places      []Place
 	Limits      alerts.Limits
 	BackupStamp string           // empty: backups are not watched
@@ -122,7 +123,7 @@ type Watch struct {
 // New makes the watchers; Run starts them.
 func New(cfg Config) (*Watch, error) {
 	if cfg.Alerts == nil || cfg.Memory == nil || cfg.Ingest == nil || cfg.Registry == nil || cfg.Records == nil || cfg.Retention == nil || cfg.Journal == nil ||
-		cfg.Log == nil || cfg.LogStats == nil || len(cfg.Places) == 0 {
+		cfg.Log == nil || cfg.LogStats == nil || cfg.Vouched == nil || len(cfg.Places) == 0 {
 		return nil, errors.New("watch: every field but BackupStamp and Now is required")
 	}
 	cfg.Limits = cfg.Limits.WithDefaults()

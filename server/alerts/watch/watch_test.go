@@ -65,6 +65,7 @@ func newPost(t *testing.T, change ...func(*Config)) *post {
 	p.cfg = Config{
 		Alerts: p.alerts, Memory: p.alerts, Ingest: p, Registry: p.registry, Records: p, Retention: p, Journal: wire{p}, Log: slog.New(slog.DiscardHandler),
 		LogStats: func() translog.Stats { p.mu.Lock(); defer p.mu.Unlock(); return p.log },
+		Vouched:  func() bool { return true },
 		Places:   []Place{{"server directory", t.TempDir()}}, Now: p.now,
 		Limits: alerts.Limits{DiskFreePercent: 1, DiskFreeGB: 1}, // of the machine that runs the test nothing is asked
 	}
@@ -491,7 +492,8 @@ func TestClock(t *testing.T) {
 	wallNow := func() time.Time { return begin.Add(passed + shift) }
 	when := map[time.Time]time.Duration{} // what had passed at a reading of the clock
 	p := &post{}
-	c := newClock(Config{Memory: pulse{}, Retention: p, Limits: alerts.Limits{}.WithDefaults()})
+	vouched := true
+	c := newClock(Config{Memory: pulse{}, Retention: p, Vouched: func() bool { return vouched }, Limits: alerts.Limits{}.WithDefaults()})
 	c.elapsed = func(since time.Time) time.Duration { return passed - when[since] }
 	look := func() string {
 		t.Helper()
@@ -525,8 +527,17 @@ func TestClock(t *testing.T) {
 		t.Errorf("%q", got)
 	}
 	p.kept.Suspended = false
+	// While the server does not vouch for its clock, gateways without one wait for the time.
+	vouched = false
+	now := wallNow()
+	when[now] = passed
+	out, err := c.look(t.Context(), now)
+	if err != nil || len(out) != 1 || out[0].Subject != "signed-time" {
+		t.Errorf("%v %v", out, err)
+	}
+	vouched = true
 	// Over a restart a clock that went back shows against what was written.
-	c = newClock(Config{Memory: pulse{at: begin.Add(24 * time.Hour)}, Retention: p, Limits: alerts.Limits{}.WithDefaults()})
+	c = newClock(Config{Memory: pulse{at: begin.Add(24 * time.Hour)}, Retention: p, Vouched: func() bool { return true }, Limits: alerts.Limits{}.WithDefaults()})
 	passed, shift = 0, 0
 	when = map[time.Time]time.Duration{}
 	c.elapsed = func(since time.Time) time.Duration { return passed - when[since] }
