@@ -368,7 +368,7 @@ var (
 	errGone    = errors.New("connection is over")
 )
 
-// maxKept is how many acknowledgements a provisional session remembers; then no more is sent until the time is known.
+// maxKept is how many acknowledgements and refusals are remembered of provisional sessions; then no more is sent until the time is known.
 const maxKept = 65_536
 
 // settling ticks while the session is provisional.
@@ -394,6 +394,7 @@ func (l *link) become() error {
 	l.more = append(l.more[:0], l.kept...)
 	l.kept = nil
 	l.acknowledge()
+	l.u.settleDoubted()
 	l.u.note(func(s *Status) { s.Provisional = false })
 	l.u.log.Info("the time is known; the session counts in full", "server", l.t.server)
 	return nil

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"wardlink/audit"
 	"wardlink/internal/spiffe"
 	"wardlink/telemetry"
 )
@@ -87,6 +88,57 @@ func TestAProvisionalSessionThatEndsKeepsEverything(t *testing.T) {
 	known.Store(&now)
 	h.start()
 	eventually(t, "everything is acknowledged", func() bool { return a.buf.count(acked) == 50 })
+}
+
+// TestNothingIsParkedBeforeTheTimeIsKnown: who holds a server's key of last year cannot have batches set aside for good either. What it
+// refuses waits, holds up nothing else, and is for the server that holds to judge.
+func TestNothingIsParkedBeforeTheTimeIsKnown(t *testing.T) {
+	h := newHospital(t)
+	ended := h.ca.issue("spiffe://"+domain+"/service/ingest", x509.ExtKeyUsageServerAuth, time.Now().Add(-time.Minute))
+	good := h.tls.Certificates[0]
+	h.tls.Certificates[0], h.lanes = ended, 1<<telemetry.LaneVitals
+	h.start()
+	a, known := newUntrusting(t, h)
+	a.addWithForbidden()
+	a.start()
+	eventually(t, "the others are journaled", func() bool { return h.journal.total() == 10 && len(h.journal.events(audit.Refused)) >= 2 })
+	now := time.Now()
+	known.Store(&now)
+	eventually(t, "the session ends", func() bool { return strings.Contains(a.Status().LastError, "not valid at this machine's time") })
+	h.kill()
+	h.tls.Certificates[0], h.lanes = good, 0x0f
+	h.start()
+	eventually(t, "everything is acknowledged", func() bool { return a.buf.count(acked) == 12 })
+	if s := a.Status(); s.Parked != 0 {
+		t.Errorf("%d batches were parked on the word of a server whose certificate has ended", s.Parked)
+	}
+}
+
+// TestARefusalCountsOnceTheTimeIsKnown: a server that holds refuses again, and that counts.
+func TestARefusalCountsOnceTheTimeIsKnown(t *testing.T) {
+	h := newHospital(t)
+	h.lanes = 1 << telemetry.LaneVitals
+	h.start()
+	a, known := newUntrusting(t, h)
+	a.addWithForbidden()
+	a.start()
+	eventually(t, "the others are journaled", func() bool { return h.journal.total() == 10 && len(h.journal.events(audit.Refused)) >= 2 })
+	if n := a.buf.count(parked); n != 0 {
+		t.Errorf("%d batches are parked before the time is known", n)
+	}
+	now := time.Now()
+	known.Store(&now)
+	eventually(t, "the rest is acknowledged", func() bool { return a.buf.count(acked) == 10 && a.buf.count(parked) == 2 })
+}
+
+// addWithForbidden adds ten vitals, and two waveforms before and among them.
+func (a *agent) addWithForbidden() {
+	p := a.ward.period()
+	forbidden := a.ward.batches(p, telemetry.LaneWaveform, 2, 50)
+	a.buf.add(forbidden[0])
+	a.buf.add(a.ward.batches(p, telemetry.LaneVitals, 5, 50)...)
+	a.buf.add(forbidden[1])
+	a.buf.add(a.ward.batches(p, telemetry.LaneVitals, 5, 50)...)
 }
 
 // TestAForeignServerIsRefusedAt1970: dates are all that is forgiven.

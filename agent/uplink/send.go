@@ -19,7 +19,7 @@ const takeAtOnce = 16
 
 // room reports whether another packet may be in flight.
 func (l *link) room() bool {
-	return len(l.flight) < window && l.bytes < windowBytes && len(l.held) < window && len(l.kept) < maxKept && len(l.brought) < maxBrought
+	return len(l.flight) < window && l.bytes < windowBytes && len(l.held) < window && len(l.kept)+len(l.u.doubted) < maxKept && len(l.brought) < maxBrought
 }
 
 // fill takes batches and sends them until the window is full or nothing is left. An error ends the connection.
@@ -174,7 +174,8 @@ func (l *link) read() {
 	}
 }
 
-// document takes one document of the server. Only a refusal is ours; it can at worst park a batch, which is kept and reported.
+// document takes one document of the server. Only a refusal is ours; it can at worst park a batch, which is kept and reported. On a
+// provisional session it does not even that.
 func (l *link) document(m paho.Message) {
 	gateway, doc, err := telemetry.ParseDown(m.Topic())
 	if err != nil || gateway != l.t.gateway {
@@ -197,6 +198,10 @@ func (l *link) document(m paho.Message) {
 		if f.batch && f.id == id {
 			l.flight = append(l.flight[:i], l.flight[i+1:]...)
 			l.bytes -= f.size
+			if l.t.judge != nil {
+				l.u.doubted = append(l.u.doubted, id)
+				return
+			}
 			l.park(id, "refused by the server: "+r.Reason)
 			return
 		}

@@ -68,7 +68,7 @@ type Config struct {
 	NotAdmitted func()
 	// Moment is what is known of the present, for judging the server's certificate; nil: the system's clock, trusted. While it is a floor
 	// a session is provisional: what the server acknowledges stays in the buffer until the clock is trusted and the certificate's dates
-	// have been checked by it, and the session has become a full one.
+	// have been checked by it, and the session has become a full one. What it refuses is sent again on a full one and not parked before.
 	Moment func() spiffe.Moment
 	Log    *slog.Logger // nil discards
 }
@@ -106,6 +106,9 @@ type Uplink struct {
 	timing timing
 	// open makes the transport to one server: TCP and TLS. A field so that the waits can be tested on a fake clock, without sockets.
 	open func(ctx context.Context, server string, cert tls.Certificate) (net.Conn, error)
+	// doubted was refused on provisional sessions and stays taken: it is neither parked on the word of a server that nobody could judge,
+	// nor does it end one session after the other. A full session sends it again. Of Run's goroutine alone.
+	doubted []buffer.ID
 
 	mu     sync.Mutex
 	status Status
@@ -240,7 +243,16 @@ func (u *Uplink) Run(ctx context.Context) error {
 	if next != nil {
 		_ = next.conn.Close()
 	}
+	u.settleDoubted()
 	return nil
+}
+
+// settleDoubted gives back what provisional sessions were refused.
+func (u *Uplink) settleDoubted() {
+	if len(u.doubted) > 0 {
+		u.cfg.Buffer.Release(u.doubted...)
+		u.doubted = nil
+	}
 }
 
 // serve runs one connection to its end. next is not nil when it ended because its successor is ready.
@@ -257,6 +269,9 @@ func (u *Uplink) serve(ctx context.Context, t *transport) (next *transport, live
 		s.Connects++
 	})
 	u.log.Info("connected", "server", t.server, "gateway", t.gateway)
+	if t.judge == nil {
+		u.settleDoubted()
+	}
 	next, err = l.pump(ctx)
 	u.note(func(s *Status) { s.Connected, s.Provisional, s.Since, s.InFlight = false, false, time.Now(), 0 })
 	return next, time.Since(began), err
