@@ -95,7 +95,7 @@ func ProbeAuthorisation(ctx context.Context, kit enroll.Kit, cert tls.Certificat
 	var wg sync.WaitGroup
 	for i, server := range kit.Servers {
 		wg.Go(func() {
-			out[i] = Finding{Area: AreaAuthorisation, Name: server, Level: Well, Found: "the server accepts this gateway's certificate"}
+			out[i] = Finding{Area: AreaAuthorisation, Name: server, Level: Well, Found: "the server believes this gateway's certificate; whether the registry admits it, the running agent knows"}
 			if err := showCertificate(ctx, server, kit, cert); err != nil {
 				out[i] = judgeRefusal(server, err)
 			}

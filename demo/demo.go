@@ -67,7 +67,7 @@ func Run(ctx context.Context, o Options) (Summary, error) {
 	err = t.perform(ctx)
 	if err == nil && o.Keep {
 		t.invite()
-		err = t.watch(ctx)
+		t.watch(ctx)
 	}
 	t.end()
 	switch {
@@ -81,13 +81,37 @@ func Run(ctx context.Context, o Options) (Summary, error) {
 	}
 }
 
-// watch waits for the interrupt, or says what ended by itself.
-func (t *theatre) watch(ctx context.Context) error {
-	err := child.Until(ctx, "an interrupt", t.running(), func(context.Context) (bool, error) { return false, nil })
-	if ctx.Err() != nil {
-		return nil
+// watch waits for the interrupt. Whoever looks around may well stop an agent or the server, to see what is said of it then: that is told
+// once, with what starts it again, and the rest keeps running.
+func (t *theatre) watch(ctx context.Context) {
+	again := map[*child.Process]string{t.process(): t.bin("wardlink-server") + " run --dir " + t.server}
+	for _, g := range t.boxes() {
+		if p := g.process(); p != nil {
+			again[p] = t.bin("wardlink-agent") + " run --config " + g.config()
+		}
 	}
-	return err
+	tick := time.NewTicker(200 * time.Millisecond)
+	defer tick.Stop()
+	told := map[*child.Process]bool{}
+	for {
+		for _, p := range t.running() {
+			err := p.Died()
+			if err == nil || told[p] {
+				continue
+			}
+			told[p] = true
+			fmt.Fprintf(t.Out, "%v\nThe rest keeps running until you press Ctrl-C.", err)
+			if command := again[p]; command != "" {
+				fmt.Fprintf(t.Out, " To start it again: %s", command)
+			}
+			fmt.Fprint(t.Out, "\n\n")
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
 }
 
 // perform plays within the limit and shows what came out.

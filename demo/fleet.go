@@ -337,12 +337,17 @@ Everything keeps running until you press Ctrl-C. Files: %s
   hospital   https://%s/fhir      certificate %s/%s.crt, key %s/%s.key, CA %s/root.crt
   operators  https://%s           operator's file %s
 
-Three commands to try:
+To try:
 
   %s 'https://%s/fhir/Observation?patient.identifier=urn:oid:2.25.1234|WL0001&code=147842&_count=3'
-  %s --operator %s gateway list
-  %s audit list --dir %s --outcome denied
+  export WARDLINK_OPERATOR=%s
+  %s gateway list
+  %s trace --gateway %s --follow     # then stop its agent: kill %d
+  %s alerts
+  %s audit list --outcome denied
+  %s doctor --config %s
 
 `, t.dir, t.ports.hospital, dir, readerName, dir, readerName, dir, t.ports.operators, op,
-		curl, t.ports.hospital, t.bin("wardlink"), op, t.bin("wardlink"), t.server)
+		curl, t.ports.hospital, op, t.bin("wardlink"), t.bin("wardlink"), t.fleet[0].name, t.fleet[0].process().PID(),
+		t.bin("wardlink"), t.bin("wardlink"), t.bin("wardlink-agent"), t.fleet[0].config())
 }

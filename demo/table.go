@@ -15,9 +15,9 @@ func (t *theatre) table() {
 	row("acknowledged", s.SamplesAcknowledged, "after the gateway's fsync")
 	row("stored", s.SamplesStored, "in FHIR with value, unit and time as sent")
 	row("no readings", s.NoReadings, "sent as such, and found as such")
-	row("missing", s.Missing, "")
-	row("duplicates", s.Duplicates, "")
-	row("mismatched", s.Mismatched, "")
+	row("missing", s.Missing, "sent, and not in FHIR")
+	row("duplicates", s.Duplicates, "in FHIR more than once")
+	row("mismatched", s.Mismatched, "in FHIR with another value, unit or time")
 	amid := "with SIGKILL, mid-stream"
 	if s.Chaos > 0 {
 		amid = "with SIGKILL, mid-stream and amid starts"
@@ -33,7 +33,7 @@ func (t *theatre) table() {
 	row("log", s.AuditLeaves, fmt.Sprintf("leaves and %d publishes, verified offline", s.AuditRows))
 	row("reads in the log", s.AuditReads, fmt.Sprintf("of %s that this comparison read", plural(s.FHIRReads, "FHIR page")))
 	row("revoked", fmt.Sprintf("%.2f s", s.RevokeSeconds), "from the operator's command until the live session was cut")
-	row("seconds", s.Seconds, "")
+	row("seconds", s.Seconds, "in all")
 	fmt.Fprintln(w)
 	fmt.Fprintf(w, "  %-29s %-8s %6s  %-20s  %s\n", "attack", "refused", "leaf", "actor in the log", "reason in the log")
 	for _, r := range s.Refusals {

@@ -194,7 +194,7 @@ func (s *Server) hospitalFault(ctx context.Context) string {
 func shownTrace(t trace.Trace, now time.Time) client.Trace {
 	out := client.Trace{Gateway: t.Gateway, Source: t.Source, At: now.UTC().Truncate(time.Millisecond), Stopped: t.Stopped, Why: t.Why, Mend: t.Mend}
 	for _, s := range t.Stations {
-		shown := client.Station{Name: s.Name, State: string(s.State), Count: s.Count, Note: s.Note, KnownFor: int64(s.As / time.Second)}
+		shown := client.Station{Name: s.Name, State: string(s.State), Count: s.Count, Note: s.Note, Why: s.Why, Mend: s.Mend, KnownFor: int64(s.As / time.Second)}
 		if !s.At.IsZero() {
 			at := s.At.UTC().Truncate(time.Millisecond)
 			shown.Last = &at

@@ -299,7 +299,7 @@ func TestAuthorisation(t *testing.T) {
 		level   agent.Level
 		found   string
 	}{
-		"believed": {root, agent.Well, "accepts this gateway's certificate"},
+		"believed": {root, agent.Well, "believes this gateway's certificate"},
 		"refused":  {newAuthority(t, "Other Root"), agent.Stops, "refuses this gateway's certificate"},
 	} {
 		pool := x509.NewCertPool()

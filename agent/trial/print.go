@@ -3,6 +3,7 @@ package trial
 import (
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode"
@@ -10,7 +11,7 @@ import (
 )
 
 // Print writes the report for a person. With onlyOdd, messages of which everything was understood are left out, and observations
-// without marks. Whatever a message holds, no control character of it reaches the terminal.
+// without marks or problems. Whatever a message holds, no control character of it reaches the terminal.
 func (r Report) Print(out io.Writer, onlyOdd bool) error {
 	w := &writer{out: out}
 	for i := range r.Messages {
@@ -85,12 +86,12 @@ func (w *writer) message(m *Message, onlyOdd bool) {
 	w.field(2, "location", shown(m.Patient.Location))
 	w.field(2, "visit", shown(m.Patient.Visit))
 	for i := range m.Observations {
-		if !onlyOdd || len(m.Observations[i].Marks) > 0 {
-			w.observation(&m.Observations[i])
+		if o := &m.Observations[i]; !onlyOdd || len(o.Marks) > 0 || m.problemAt(o.Index) {
+			w.observation(o)
 		}
 	}
 	for i := range m.Waveforms {
-		if !onlyOdd || len(m.Waveforms[i].Marks) > 0 {
+		if !onlyOdd || len(m.Waveforms[i].Marks) > 0 || m.problemAt(m.Waveforms[i].Index) {
 			w.waveform(&m.Waveforms[i])
 		}
 	}
@@ -106,6 +107,12 @@ func (w *writer) message(m *Message, onlyOdd bool) {
 	w.printf("\n")
 	w.answer(m.Answer)
 	w.field(2, "carries", fmt.Sprintf("%d bytes encoded, key sha256 %s", m.Encoded, m.Digest[:16]))
+}
+
+// problemAt tells whether something of an observation was not understood.
+func (m *Message) problemAt(index uint32) bool {
+	place := fmt.Sprintf("OBX[%d]", index)
+	return slices.ContainsFunc(m.Problems, func(p Problem) bool { return p.Where == place || strings.HasPrefix(p.Where, place+"-") })
 }
 
 func (w *writer) answer(a Answer) {

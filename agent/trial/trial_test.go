@@ -214,6 +214,17 @@ func TestPrintIsSafe(t *testing.T) {
 	}
 }
 
+// An observation of which something was not understood is odd, also when it carries no mark.
+func TestPrintOddValue(t *testing.T) {
+	var out bytes.Buffer
+	if err := mustRead(t, oru("loud", heartRate, strings.Replace(strings.Replace(heartRate, "OBX|1|", "OBX|2|", 1), "||80|", "||abc|", 1))).Print(&out, true); err != nil {
+		t.Fatal(err)
+	}
+	if s := out.String(); !strings.Contains(s, "OBX[1]  Heart rate (ECG): abc") || strings.Contains(s, "OBX[0]") {
+		t.Error(s)
+	}
+}
+
 func TestPrintOdd(t *testing.T) {
 	r := mustRead(t, oru("quiet", heartRate)+oru("loud", heartRate, "OBX|2|NM|1^UNHEARD^99X||3|bpm"))
 	var out bytes.Buffer

@@ -32,7 +32,7 @@ Examples:
   wardlink-agent hl7 try monitor.hl7                    MLLP frames or plain messages, lines ending in CR, LF or both
   wardlink-agent hl7 try - --odd --source-time-zone Europe/Berlin < capture.mllp
 
-Exit codes: 0 done, 1 failed, 2 wrong usage. Two commands answer with theirs:
+Exit codes: 0 done, 1 failed, 2 wrong usage. Two commands answer with theirs, and with 1 when they are used wrongly:
   doctor    0 all is well, 1 something stops telemetry now or nothing could be looked at, 2 something will unless somebody acts
   hl7 try   0 all was understood, 1 a message or the file is not readable, 2 something of a message was not understood
 

@@ -30,6 +30,8 @@ Usage:
   wardlink-server size     --gateways N [--waveforms 4x250] [--json]       reckon the disk that a hospital takes
   wardlink-server version  [--modules] [--json]
 
+Exit codes: 0 done, 1 failed, 2 wrong usage. 'wardlink-server COMMAND --help' lists a command's flags.
+
 Two commands for a first look:
 
   wardlink-server init --dir ./hospital --name localhost

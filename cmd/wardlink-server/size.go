@@ -55,11 +55,12 @@ func printSize(z server.Size, asJSON bool, s streams) error {
 		return json.NewEncoder(s.out).Encode(z)
 	}
 	l := z.Load
-	fmt.Fprintf(s.out, "%d gateways with %d sources, %g messages a second of %d readings, %g alarms a day", l.Gateways, l.Sources, l.Rate, l.Readings, l.Alarms)
+	fmt.Fprintf(s.out, "gateways %d, sources of each %d; of each source: messages a second %g, readings in each %d, alarms a day %g",
+		l.Gateways, l.Sources, l.Rate, l.Readings, l.Alarms)
 	if l.Channels > 0 {
-		fmt.Fprintf(s.out, ", %d waveforms of %d Hz", l.Channels, l.Hz)
+		fmt.Fprintf(s.out, ", waveforms %d of %d Hz", l.Channels, l.Hz)
 	}
-	fmt.Fprintf(s.out, ", each: %.0f publishes a second\n\n", z.PublishDay/86400)
+	fmt.Fprintf(s.out, "\nin all %.0f publishes a second\n\n", z.PublishDay/86400)
 	w := tabwriter.NewWriter(s.out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "CLASS\tWHAT\tA DAY\tKEPT FOR\tAFTER A YEAR")
 	day := 0.0

@@ -179,16 +179,21 @@ func (t *tool) auditList() *cobra.Command {
 				return nil
 			}
 			var failed error
+			none := true
 			err = t.table(func(w io.Writer) {
 				fmt.Fprintln(w, "LEAF\tTIME (UTC)\tTYPE\tACTOR\tTARGET\tOUTCOME\tCOUNT\tREASON")
 				for it, err := range items {
 					if failed = err; err != nil {
 						return
 					}
+					none = false
 					fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", it.Leaf, it.Time.Format(time.DateTime), it.Type,
 						who(it), it.Target, it.Outcome, blankZero(it.Count), it.Reason)
 				}
 			})
+			if none && failed == nil && err == nil {
+				fmt.Fprintln(t.err, "nothing in the log matches; audit/FORMAT.md lists the types of events")
+			}
 			return errors.Join(failed, err)
 		},
 	}

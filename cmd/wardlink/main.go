@@ -37,8 +37,12 @@ type tool struct {
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	t := &tool{out: stdout, err: stderr}
 	root := &cobra.Command{
-		Use:           "wardlink",
-		Short:         "Operate wardlink: gateways, access, audit, and the demonstration",
+		Use:   "wardlink",
+		Short: "Operate wardlink: gateways, access, audit, and the demonstration",
+		Long: `Operate wardlink: gateways, access, audit, and the demonstration.
+
+Exit codes: 0 done, 1 failed, used wrongly, or in doubt; 2 only of 'trace': a station has stopped.
+The environment variable WARDLINK_OPERATOR stands for --operator. NO_COLOR is respected.`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		Example: `  wardlink demo                                    # see it work, on this machine alone
@@ -53,6 +57,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return fmt.Errorf("%w; see '%s --help'", err, cmd.CommandPath())
+	})
 	root.CompletionOptions.HiddenDefaultCmd = true
 	if err := root.ExecuteContext(ctx); err != nil {
 		if errors.Is(err, errStopped) {
@@ -133,6 +140,10 @@ func (t *tool) version() *cobra.Command {
 func (t *tool) status() *cobra.Command {
 	return &cobra.Command{
 		Use: "status", Short: "Show the server's state in figures", Args: cobra.NoArgs,
+		Long: `Shows whether the server is ready, how far each part of it is, and its disk. It exits 0 whenever the server answers.
+'wardlink alerts' says what is wrong and what mends it, 'wardlink trace' where a monitor's data stops.`,
+		Example: `  wardlink status
+  wardlink status --json | jq -e .ready`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := t.client()
 			if err != nil {

@@ -33,6 +33,9 @@ func (t *tool) trace() *cobra.Command {
 What the gateway does itself (received to published) is known from its agent's reports; KNOWN says how old that knowledge is. A gateway that is
 silent is shown as it last was. A source is silent after five times its usual interval, and not before a minute.
 
+COUNT: from received to published since the agent's start, buffered what waits now, journaled and what follows since the source is known.
+Sealed to opened are counted for the whole gateway; a batch holds one message or many, and what was not acknowledged is published again.
+
 Exit code: 0 data arrives, 1 the server could not be asked, 2 a station has stopped.`,
 		Example: `  wardlink trace --source icu-bed-12
   wardlink trace --gateway icu-7 --follow
@@ -111,7 +114,7 @@ func (t *tool) followTrace(ctx context.Context, every time.Duration, ask func(co
 			page := ""
 			width, most := screenSize(t.out)
 			if err != nil {
-				page = fmt.Sprintf("%s  the server cannot be asked: %v\n", time.Now().Format(time.TimeOnly), err)
+				page = paragraph(time.Now().Format(time.TimeOnly)+" the server cannot be asked:", "", err.Error(), width, func(_, text string) string { return text })
 			} else {
 				page = tracePage(traces, colour, width)
 			}
@@ -208,7 +211,7 @@ func tracePage(traces []client.Trace, colour bool, width int) string {
 			case s.State == "unknown" && s.Last == nil:
 				known = "never"
 			}
-			fmt.Fprintf(w, "  %s\t%s\t%s\t%s\t%s\t%s\n", s.Name, s.State, last, grouped(s.Count), known, s.Note)
+			fmt.Fprintf(w, "  %s\t%s\t%s\t%s\t%s\t%s\n", s.Name, s.State, last, counted(s), known, s.Note)
 		}
 		_ = w.Flush() // a strings.Builder takes everything
 		for _, line := range strings.SplitAfter(table.String(), "\n") {
@@ -223,6 +226,12 @@ func tracePage(traces []client.Trace, colour bool, width int) string {
 		}
 		b.WriteString(paragraph("stopped at "+tr.Stopped+":", "31;1", tr.Why, width, paint))
 		b.WriteString(paragraph("mend:", "1", tr.Mend, width, paint))
+		for _, s := range tr.Stations {
+			if s.Why != "" && s.Name != tr.Stopped {
+				b.WriteString(paragraph("and at "+s.Name+":", "31;1", s.Why, width, paint))
+				b.WriteString(paragraph("mend:", "1", s.Mend, width, paint))
+			}
+		}
 	}
 	return b.String()
 }
@@ -256,6 +265,16 @@ func paintState(line string, paint func(code, text string) string) string {
 		}
 	}
 	return line
+}
+
+// units are what a station counts.
+var units = map[string]string{
+	"received": "messages", "not understood": "messages", "sealed": "batches", "buffered": "batches", "published": "publishes", "journaled": "batches",
+	"opened": "batches", "associated": "messages", "visible": "readings",
+}
+
+func counted(s client.Station) string {
+	return strings.TrimSpace(grouped(s.Count) + " " + units[s.Name])
 }
 
 // grouped is a count with its thousands apart.

@@ -52,6 +52,9 @@ func Start(name, logFile, program string, args ...string) (*Process, error) {
 	return p, nil
 }
 
+// PID is the process's number.
+func (p *Process) PID() int { return p.cmd.Process.Pid }
+
 // Kill is the power cut: SIGKILL, no goodbye.
 func (p *Process) Kill() {
 	p.expectEnd()

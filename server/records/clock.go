@@ -107,7 +107,8 @@ func (r *Records) watchClock(ctx context.Context) error {
 	return nil
 }
 
-// ClockIsRight is an operator's word that the server's clock is right: disposal goes on. The event is journaled when it returns.
+// ClockIsRight is an operator's word that the server's clock is right: disposal goes on. If it was suspended, that is an event, which
+// is journaled when it returns.
 func (r *Records) ClockIsRight(ctx context.Context, actor audit.Actor, peer string) error {
 	err := r.db.Write(ctx, func(tx *sql.Tx) error {
 		c, err := readClock(tx)
@@ -115,9 +116,10 @@ func (r *Records) ClockIsRight(ctx context.Context, actor audit.Actor, peer stri
 			return err
 		}
 		drift, now := c.drift, r.now().UnixMilli()
+		suspended := c.suspended()
 		c.clock, c.steady, c.floor, c.drift = now, now, max(c.floor, now), 0
-		if err := writeClock(tx, c); err != nil {
-			return err
+		if err := writeClock(tx, c); err != nil || !suspended {
+			return err // what was not suspended is not resumed
 		}
 		return r.outbox.Add(tx, audit.Event{
 			Type: audit.RetentionResumed, Actor: actor, Peer: peer, Outcome: audit.Success, Reason: "an operator says that the clock is right",

@@ -271,6 +271,20 @@ func TestAClockThatJumpsDisposesOfNothing(t *testing.T) {
 	}
 }
 
+// The log does not say that disposal was resumed when nothing had suspended it.
+func TestClockIsRightAnyhow(t *testing.T) {
+	f := retained(t)
+	f.ran("a clock that is right")
+	if err := f.open().ClockIsRight(f.ctx, operator, "10.0.0.9:1"); err != nil {
+		t.Fatal(err)
+	}
+	for _, ev := range f.journal.Events(t) {
+		if ev.Type == audit.RetentionResumed {
+			t.Errorf("%+v", ev)
+		}
+	}
+}
+
 // What was received while the clock stood at 1970 is not fifty years old.
 func TestReceivedWhileTheClockWasAt1970(t *testing.T) {
 	f := retained(t)

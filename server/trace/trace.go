@@ -87,6 +87,8 @@ type Station struct {
 	At    time.Time // the last time that something passed; zero: never
 	Count uint64
 	Note  string
+	Why   string // what is wrong with it and Mend what mends it, both "" unless it stopped: more than one station may have
+	Mend  string
 	// As is how old the knowledge is, for stations that the gateway itself tells of; 0 for those of the server.
 	As time.Duration
 }
@@ -259,9 +261,12 @@ func (j *judge) gateway(name string) Station {
 func (j *judge) settle() {
 	for i := range j.stations {
 		s := &j.stations[i]
+		if s.State == Stopped {
+			s.Why, s.Mend = j.faults[s.Name][0], j.faults[s.Name][1]
+		}
 		switch {
 		case j.stopped == "" && s.State == Stopped:
-			j.stopped, j.why, j.mend = s.Name, j.faults[s.Name][0], j.faults[s.Name][1]
+			j.stopped, j.why, j.mend = s.Name, s.Why, s.Mend
 		case j.stopped != "" && s.State == OK:
 			s.State = Waits
 		}

@@ -306,3 +306,24 @@ func TestSpoken(t *testing.T) {
 		t.Error(s)
 	}
 }
+
+// A station that stopped says why and what mends it, also when it is not the first.
+func TestEachStationSays(t *testing.T) {
+	f := well()
+	f.gone(time.Hour)
+	silentFor(&f, time.Hour)
+	f.serverSince(2 * time.Hour)
+	f.State, f.Reason = "revoked", "stolen"
+	got := Judge(f)
+	if got.Stopped != Received {
+		t.Fatalf("stopped at %q", got.Stopped)
+	}
+	for _, s := range got.Stations {
+		if (s.State == Stopped) != (s.Why != "" && s.Mend != "") {
+			t.Errorf("%+v", s)
+		}
+		if s.Name == Published && s.Why != "the gateway is revoked: stolen" {
+			t.Errorf("%+v", s)
+		}
+	}
+}

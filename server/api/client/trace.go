@@ -20,5 +20,7 @@ type Station struct {
 	Last     *time.Time `json:"last"`  // null: never
 	Count    uint64     `json:"count"`
 	Note     string     `json:"note,omitempty"`
+	Why      string     `json:"why,omitempty"` // with Mend, of each station that stopped, not of the first alone
+	Mend     string     `json:"mend,omitempty"`
 	KnownFor int64      `json:"known_for_seconds"` // age of what the gateway told; 0 for the server's own stations
 }
