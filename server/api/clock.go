@@ -42,8 +42,8 @@ type ClockConfig struct {
 
 // Clock vouches for the server's clock and signs it for gateways that have none. It is safe for concurrent use.
 //
-// It is held against itself: between two looks it may differ from the monotonic clock by maxStep, and across a restart from the last
-// moment that was vouched for. That moment is kept on disk and does not move on while there is doubt, so that starting the server again
+// It is held against itself: within a process's life it may differ from the monotonic clock by maxStep in all, so that no chain of
+// smaller steps leads further, and across a restart from the last moment that was vouched for. That moment is kept on disk and does not move on while there is doubt, so that starting the server again
 // settles nothing; a clock that is set right does.
 type Clock struct {
 	cfg ClockConfig
@@ -52,6 +52,8 @@ type Clock struct {
 	file    *durable.AB
 	ref     time.Time     // the last moment vouched for
 	refMono time.Duration // when that was
+	first   time.Time     // the first moment that this process vouched for, or an operator's; zero: none yet
+	firstAt time.Duration // when that was, on the monotonic clock
 	kept    time.Time     // what is on disk
 	doubted bool          // at the last look
 }
@@ -102,8 +104,11 @@ func (c *Clock) look() (time.Time, *audit.Event, error) {
 	defer c.mu.Unlock()
 	now, mono := c.cfg.Now().Round(0), c.cfg.Elapsed()
 	expected := c.ref.Add(mono - c.refMono)
+	if !c.first.IsZero() {
+		expected = c.first.Add(mono - c.firstAt)
+	}
 	if step := now.Sub(expected); step > maxStep || step < -maxStep {
-		err := fmt.Errorf("%w: it shows %s, which is %s from where it stood last; set it right, or, if it is right, run: wardlink clock confirm",
+		err := fmt.Errorf("%w: it shows %s, which is %s from where it should stand; set it right, or, if it is right, run: wardlink clock confirm",
 			ErrDoubt, now.UTC().Format(time.RFC3339), step.Round(time.Minute))
 		if c.doubted {
 			return time.Time{}, nil, err
@@ -117,6 +122,9 @@ func (c *Clock) look() (time.Time, *audit.Event, error) {
 	if c.doubted {
 		c.doubted = false
 		c.cfg.Log.Info("the server's clock is where it should be again")
+	}
+	if c.first.IsZero() {
+		c.first, c.firstAt = now, mono
 	}
 	c.move(now, mono)
 	return now, nil, nil
@@ -169,8 +177,9 @@ func (c *Clock) confirm() time.Time {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.doubted = false
-	now := c.cfg.Now().Round(0)
-	c.move(now, c.cfg.Elapsed())
+	now, mono := c.cfg.Now().Round(0), c.cfg.Elapsed()
+	c.first, c.firstAt = now, mono
+	c.move(now, mono)
 	return now
 }
 

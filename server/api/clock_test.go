@@ -105,6 +105,34 @@ func TestClockIsSignedUnlessItMoved(t *testing.T) {
 	}
 }
 
+// TestAClockThatWalksIsNotVouchedFor: whoever answers the server's NTP may set its clock by less than 48 hours, again and again.
+func TestAClockThatWalksIsNotVouchedFor(t *testing.T) {
+	for _, step := range []time.Duration{47 * time.Hour, -47 * time.Hour, 30 * time.Minute} {
+		h := newHandClock(t)
+		c := h.open(t)
+		code := 200
+		for range 200 {
+			h.pass(time.Minute)
+			h.wall = h.wall.Add(step)
+			if _, code = h.ask(t, c); code != 200 {
+				break
+			}
+		}
+		if code != 503 {
+			t.Errorf("steps of %s: %v is vouched for", step, h.wall)
+		}
+		h.wall = time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC).Add(h.mono)
+		if _, code := h.ask(t, c); code != 200 {
+			t.Errorf("steps of %s: set right, and %d", step, code)
+		}
+		h.wall = h.wall.Add(100 * time.Hour)
+		c.confirm()
+		if _, code := h.ask(t, c); code != 200 {
+			t.Errorf("steps of %s: confirmed, and %d", step, code)
+		}
+	}
+}
+
 // TestClockIsHeldAgainstTheJournal where nothing is kept: a server of an older release, or a restored one.
 func TestClockIsHeldAgainstTheJournal(t *testing.T) {
 	for days, want := range map[int]int{-3: 503, -1: 200, 1: 200, 3: 503} {

@@ -15,9 +15,12 @@ import (
 // of until the clock is back, an operator says that it is right, or it has run steadily for steadyTime.
 const (
 	clockInterval = time.Minute
-	jumpFrom      = time.Hour // smaller ones are restarts and leap smears
-	maxDrift      = 48 * time.Hour
-	steadyTime    = 7 * 24 * time.Hour
+	jumpFrom      = time.Hour // across a restart; smaller ones are the time that it took
+	// stepFrom is for looks of one life, which have a clock that cannot be set beside them: a machine that is paused for a moment, or a leap
+	// second, stays below. Smaller than a look's interval by far, or whoever answers the server's NTP could walk the clock ahead unseen.
+	stepFrom   = 10 * time.Second
+	maxDrift   = 48 * time.Hour
+	steadyTime = 7 * 24 * time.Hour
 
 	// birth is 2026-01-01: this program is younger, so a clock that shows less is one whose battery is dead.
 	birth = 1_767_225_600_000
@@ -39,12 +42,12 @@ func (c clockState) look(now int64, elapsed time.Duration) clockState {
 	if c.clock == 0 {
 		return clockState{clock: now, floor: now, steady: now, ahead: c.ahead}
 	}
-	jump := now - c.clock
+	jump, least := now-c.clock, jumpFrom.Milliseconds()
 	if elapsed >= 0 {
-		jump -= elapsed.Milliseconds()
+		jump, least = jump-elapsed.Milliseconds(), stepFrom.Milliseconds()
 	}
 	c.clock = now
-	if jump > jumpFrom.Milliseconds() || jump < -jumpFrom.Milliseconds() {
+	if jump > least || jump < -least {
 		c.drift += jump
 		c.steady = now
 	} else if now-c.steady >= steadyTime.Milliseconds() {
