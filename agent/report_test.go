@@ -174,7 +174,7 @@ func TestReportsDoNotMultiply(t *testing.T) {
 	}
 	// One that is on its way is not withdrawn.
 	b.agent.reports.send(time.Now())
-	got, numbers = b.reports()
+	_, numbers = b.reports()
 	if fmt.Sprint(numbers) != "[5]" || b.buf.Stats().Lanes[telemetry.LaneSelf].Waiting != 2 {
 		t.Errorf("reports %v, %d wait", numbers, b.buf.Stats().Lanes[telemetry.LaneSelf].Waiting)
 	}

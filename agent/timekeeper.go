@@ -36,8 +36,7 @@ const (
 // every connection, so nothing is gained by believing less.
 type timekeeper struct {
 	clock
-	log   *slog.Logger
-	build time.Time
+	log *slog.Logger
 
 	mu        sync.Mutex
 	file      *durable.AB

@@ -185,12 +185,11 @@ func TestServerSteps(t *testing.T) {
 	good := root.issue(ingest, -time.Hour, time.Hour)
 	old := plain(good)
 	old.MaxVersion = tls.VersionTLS12
-	closed := listen(t, func(net.Conn) {})
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	closed = l.Addr().String()
+	closed := l.Addr().String()
 	l.Close()
 	foreign := func(name, id string) string {
 		return web(t, plain(newAuthority(t, name).issue(id, -time.Hour, time.Hour)), time.Now())

@@ -33,9 +33,8 @@ type desk struct {
 	cfg     Config
 	*Alerts
 
-	mu  sync.Mutex
-	at  time.Time
-	ids int
+	mu sync.Mutex
+	at time.Time
 }
 
 func schema() []sqldb.Migration { return append(sqldb.OutboxMigrations(), Migrations()...) }

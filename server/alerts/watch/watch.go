@@ -131,7 +131,7 @@ func New(cfg Config) (*Watch, error) {
 	if w.now == nil {
 		w.now = time.Now
 	}
-	for _, one := range []*watcher{
+	w.watchers = []*watcher{
 		{typ: alerts.GatewaySilent, every: tick, look: newSilent(cfg, w.now()).look},
 		{typ: alerts.BatchDead, every: time.Minute, look: deadLook(cfg.Records)},
 		{typ: alerts.GapOpen, every: time.Minute, look: gapLook(cfg.Records, cfg.Limits.Gap)},
@@ -145,8 +145,6 @@ func New(cfg Config) (*Watch, error) {
 		{typ: alerts.LogLags, every: tick, look: (&logWatch{journal: cfg.Journal, stats: cfg.LogStats, most: cfg.Limits.LogLag}).look},
 		{typ: alerts.RecordsLag, every: tick, look: recordsLook(cfg.Records, cfg.Limits.RecordsLag)},
 		{typ: alerts.ClockJumped, every: tick, look: newClock(cfg).look},
-	} {
-		w.watchers = append(w.watchers, one)
 	}
 	return w, nil
 }
