@@ -14,7 +14,7 @@ build: ## the three programs, into bin/
 	$(BUILD) -o bin/ ./cmd/wardlink ./cmd/wardlink-server
 	$(BUILD) $(AGENT) -o bin/ ./cmd/wardlink-agent
 
-demo: need build ## monitor, gateway, server on a bad day: kills, a cut network, attacks, proof; about a minute after the build
+demo: need build ## monitor, gateway, server on a bad day: kills, a cut network, attacks, proof; half a minute after the build
 	bin/wardlink demo
 
 test: need ## all tests, with a real TPM emulator (at most 8 minutes)

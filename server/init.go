@@ -150,7 +150,7 @@ func configText(c Config) []byte {
 	}
 	fmt.Fprintf(&b, "\n# Listen addresses. Nothing else is opened.\ngateways: %q\nhospital: %q\noperators: %q\n", c.Gateways, c.Hospital, c.Operators)
 	fmt.Fprintf(&b, "\n# The hospital's own certificate for FHIR; without it one of our CA is used.\n# hospital_tls: {cert: /path/fhir.crt, key: /path/fhir.key}\n")
-	fmt.Fprintf(&b, "\n# Where alerts go; the README has all keys.\n# alerts:\n#   targets:\n#     - {name: pager, webhook: \"https://pager.example/wardlink\", secret_file: /etc/wardlink/pager.secret, minimum: critical}\n#     - {name: siem, syslog: \"tls://siem.example:6514\"}\n")
+	fmt.Fprintf(&b, "\n# Where alerts go; docs/ALERTS.md has all keys.\n# alerts:\n#   targets:\n#     - {name: pager, webhook: \"https://pager.example/wardlink\", secret_file: /etc/wardlink/pager.secret, minimum: critical}\n#     - {name: siem, syslog: \"tls://siem.example:6514\"}\n")
 	b.WriteString(retentionText(c.Retention))
 	fmt.Fprintf(&b, "\n# text or json\nlog: %s\n", c.Log)
 	return []byte(b.String())
