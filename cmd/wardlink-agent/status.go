@@ -215,7 +215,8 @@ func page(s agent.Status, now time.Time, pen ink, width int) string {
 	}
 	for _, f := range unwell {
 		head := headline(f)
-		fmt.Fprintf(&b, "%s%s\n", pen.level(f.Level, head), strings.TrimPrefix(wrap(head+" "+f.Found, 7, width), head))
+		rest := wrap(strings.Repeat("x", len(head))+" "+f.Found, 7, width)[len(head):] // what follows is broken where it would be behind the head
+		fmt.Fprintf(&b, "%s%s\n", pen.level(f.Level, head), rest)
 		if f.Mend != "" {
 			fmt.Fprintf(&b, "    -> %s\n", wrap(f.Mend, 7, width))
 		}

@@ -147,3 +147,14 @@ func TestCommandsWithoutAnAgent(t *testing.T) {
 		t.Errorf("status --nonsense: exit %d", code)
 	}
 }
+
+// A warning's head stands once, before what was found.
+func TestWarningHead(t *testing.T) {
+	s := sample()
+	s.Uplink.Connected, s.Started = false, noon
+	for _, width := range []int{0, 60} {
+		if text := page(s, noon, false, width); !strings.Contains(text, "\nWARN  uplink: connecting") || strings.Count(text, "uplink:") != 1 {
+			t.Errorf("width %d:\n%s", width, text)
+		}
+	}
+}

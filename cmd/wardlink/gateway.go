@@ -121,20 +121,20 @@ func (t *tool) gatewayList() *cobra.Command {
 				return t.printJSON(list)
 			}
 			return t.table(func(w io.Writer) {
-				fmt.Fprintln(w, "GATEWAY\tSTATE\tSITE\tWARD\tPROFILE\tEK")
+				fmt.Fprintln(w, "GATEWAY\tSTATE\tSITE\tWARD\tPROFILE\tEK\tNOTE")
 				for _, g := range list.Gateways {
 					note := ""
 					if r := g.Revoked; r != nil {
-						note = fmt.Sprintf(", revoked %s by %s: %s", r.At.Local().Format(time.DateTime), shortActor(r.By), r.Reason)
+						note = fmt.Sprintf("revoked %s by %s: %s", r.At.Local().Format(time.DateTime), shortActor(r.By), r.Reason)
 					}
-					fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s%s\n", g.ID, g.State, orDash(g.Site), orDash(g.Ward), g.Profile, shortEK(g.EK), note)
+					fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", g.ID, g.State, orDash(g.Site), orDash(g.Ward), g.Profile, shortEK(g.EK), note)
 				}
 				for _, q := range list.Waiting {
 					chain := "EK certificate NOT verified"
 					if q.Chain {
 						chain = "EK certificate verified"
 					}
-					fmt.Fprintf(w, "%s\twaiting\t-\t-\t-\t%s %s, %s, seen %s\n", q.Fingerprint, q.Manufacturer, q.Model, chain, q.LastSeen.Local().Format(time.DateTime))
+					fmt.Fprintf(w, "%s\twaiting\t-\t-\t-\t-\t%s %s, %s, seen %s\n", q.Fingerprint, q.Manufacturer, q.Model, chain, q.LastSeen.Local().Format(time.DateTime))
 				}
 				if len(list.Waiting) > 0 {
 					fmt.Fprintln(w, "\nApprove one with: wardlink gateway approve FINGERPRINT --id NAME --ward WARD")

@@ -114,9 +114,9 @@ func (t *tool) followTrace(ctx context.Context, every time.Duration, ask func(co
 			page := ""
 			width, most := screenSize(t.out)
 			if err != nil {
-				page = paragraph(time.Now().Format(time.TimeOnly)+" the server cannot be asked:", "", err.Error(), width, func(_, text string) string { return text })
+				page = paragraph(time.Now().Format(time.TimeOnly)+" the server cannot be asked:", "", err.Error(), max(0, width-1), func(_, text string) string { return text })
 			} else {
-				page = tracePage(traces, colour, width)
+				page = tracePage(traces, colour, max(0, width-1)) // in the last column the wipe would take a line's last letter
 			}
 			// Each line wipes what was behind it, and the end what was below: no flicker. What is below the screen is cut, not scrolled.
 			lines := strings.SplitAfter(strings.TrimSuffix(page, "\n"), "\n")
@@ -211,7 +211,11 @@ func tracePage(traces []client.Trace, colour bool, width int) string {
 			case s.State == "unknown" && s.Last == nil:
 				known = "never"
 			}
-			fmt.Fprintf(w, "  %s\t%s\t%s\t%s\t%s\t%s\n", s.Name, s.State, last, counted(s), known, s.Note)
+			note := s.Note
+			if s.Why != "" {
+				note = "" // the sentences below the table say more
+			}
+			fmt.Fprintf(w, "  %s\t%s\t%s\t%s\t%s\t%s\n", s.Name, s.State, last, counted(s), known, note)
 		}
 		_ = w.Flush() // a strings.Builder takes everything
 		for _, line := range strings.SplitAfter(table.String(), "\n") {

@@ -23,7 +23,6 @@ type Process struct {
 	done chan struct{}
 
 	mu     sync.Mutex
-	err    error
 	wanted bool // its end is ours
 }
 
@@ -43,10 +42,7 @@ func Start(name, logFile, program string, args ...string) (*Process, error) {
 		return nil, fmt.Errorf("%s: %w; 'make build' makes it", name, err)
 	}
 	go func() {
-		err := p.cmd.Wait()
-		p.mu.Lock()
-		p.err = err
-		p.mu.Unlock()
+		_ = p.cmd.Wait() // what became of it is in ProcessState
 		close(p.done)
 	}()
 	return p, nil
@@ -92,7 +88,7 @@ func (p *Process) Died() error {
 	if p.wanted {
 		return nil
 	}
-	return fmt.Errorf("%s ended by itself (%v); its last words in %s:\n%s", p.name, p.err, p.log, lastLines(p.log, 5))
+	return fmt.Errorf("%s ended by itself (%v); its last words in %s:\n%s", p.name, p.cmd.ProcessState, p.log, lastLines(p.log, 5))
 }
 
 func lastLines(path string, n int) string {

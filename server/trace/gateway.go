@@ -253,7 +253,7 @@ func (j *judge) disconnected(s *Station) {
 	r := j.Report
 	switch {
 	case j.State == "revoked":
-		j.stop(s, "the gateway is revoked: "+j.Reason, "nothing, if that was meant; otherwise register the box again under a new id")
+		j.stop(s, "the gateway is revoked: "+j.Reason, "nothing, if that was meant; otherwise put a gateway with another TPM in its place: this one stays cut off")
 	case j.State != "" && j.State != "active":
 		j.stop(s, "the gateway is "+j.State+" in the registry", "make it active again in the registry")
 	case !j.Session.Refused.IsZero() && j.Session.Refused.After(j.Session.Opened):
