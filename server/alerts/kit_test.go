@@ -102,7 +102,7 @@ func (d *desk) expectEvents(want ...string) {
 	}
 }
 
-// queued are the messages that wait for a target, as "type severity".
+// queued are the messages that wait for a target, as "type subject".
 func (d *desk) queued(name string) (out []string) {
 	d.t.Helper()
 	for _, t := range d.targets {

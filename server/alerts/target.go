@@ -76,8 +76,8 @@ func (t *target) takes(al *Alert) bool {
 	return al.Peak >= t.min && !(al.Type == TargetFails && al.Subject == t.name)
 }
 
-// add queues a message. At the bound the oldest one that is not under way goes: what holds is still among 'wardlink alerts', and is
-// repeated.
+// add queues a message. At the bound the oldest of the least severe goes, but never the first, which may be under way: nobody who can
+// cause warnings pushes out a critical one. What holds is still among 'wardlink alerts', and is repeated.
 func (t *target) add(m *message) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -86,8 +86,14 @@ func (t *target) add(m *message) {
 		t.retry = soon
 	}
 	if len(t.queue) > maxSpool {
-		old := t.queue[1]
-		t.queue = slices.Delete(t.queue, 1, 2)
+		i := 1
+		for j, m := range t.queue[1:] {
+			if m.severity < t.queue[i].severity {
+				i = j + 1
+			}
+		}
+		old := t.queue[i]
+		t.queue = slices.Delete(t.queue, i, i+1)
 		t.lost++
 		old.state, old.reason = givenUp, "too many messages wait for the target"
 		t.alerts.settled = append(t.alerts.settled, old) // add is called under the alerts' mutex

@@ -305,6 +305,42 @@ func TestSpoolIsBounded(t *testing.T) {
 	}
 }
 
+// TestCriticalMessagesOutliveAFlood: whoever can cause warnings, at every door that he tries, pushes no critical message out of the spool.
+func TestCriticalMessagesOutliveAFlood(t *testing.T) {
+	d := newDesk(t, Settings{Targets: []Target{unreachable(t, "pager", "")}})
+	d.Raise(RefusalsMany, Condition{Subject: "10.0.0.0/24"}) // the first may be under way
+	d.Raise(BatchDead, Condition{Subject: "icu-7"})
+	for i := range maxSpool + 30 {
+		d.Raise(RefusalsMany, Condition{Subject: fmt.Sprintf("10.%d.%d.0/24", 1+i/250, i%250)})
+		if i%50 == 49 { // they stop and others begin
+			for range 2 {
+				d.Observe(RefusalsMany, nil)
+				d.pass(settleTime)
+			}
+			d.flush()
+		}
+	}
+	d.flush()
+	if !slices.Contains(d.queued("pager"), msgRaised+" icu-7") {
+		t.Error("warnings have pushed a critical message out")
+	}
+	if n := d.count("SELECT COUNT(*) FROM alert_spool WHERE state = 0"); n != maxSpool {
+		t.Errorf("%d rows wait", n)
+	}
+	// What all are alike of goes by age.
+	target := d.targets[0]
+	target.queue = target.queue[:1]
+	d.Alerts.mu.Lock()
+	for i := range maxSpool {
+		target.add(&message{to: target, id: fmt.Sprint(i), severity: Critical})
+	}
+	target.add(&message{to: target, id: "a warning", severity: Warning})
+	d.Alerts.mu.Unlock()
+	if n := len(target.queue); n != maxSpool || target.queue[1].id != "1" || target.queue[n-1].id != fmt.Sprint(maxSpool-1) {
+		t.Errorf("%d wait, %q to %q", n, target.queue[1].id, target.queue[n-1].id)
+	}
+}
+
 func TestOldMessagesAreGivenUp(t *testing.T) {
 	d := newDesk(t, Settings{Targets: []Target{unreachable(t, "pager", "")}})
 	d.Raise(LogLags, Condition{})
