@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"wardlink/audit"
+	"wardlink/internal/spiffe"
 	"wardlink/server/api/client"
 	"wardlink/server/records"
 	"wardlink/telemetry"
@@ -130,6 +131,9 @@ const maxReason = 200
 
 func batchFilter(in client.BatchFilter) (f records.BatchFilter, err error) {
 	f.Gateway, f.Reason = in.Gateway, in.Reason
+	if err := spiffe.ValidName(in.Gateway); in.Gateway != "" && err != nil { // it becomes part of the log, which keeps for ever
+		return f, fmt.Errorf("gateway: %w", err)
+	}
 	if len(in.Reason) > maxReason {
 		return f, fmt.Errorf("reason: %d bytes; at most %d", len(in.Reason), maxReason)
 	}

@@ -57,6 +57,11 @@ func TestDeadBatchesAndReopening(t *testing.T) {
 			t.Errorf("%s: %d %s; expected %d", body, got.Code, got.Body, want)
 		}
 	}
+	for _, gateway := range []string{"Mrs+Miller", "icu-7%0A", strings.Repeat("x", 5000)} {
+		if got := o.do(op, "GET", "/v1/records/dead?gateway="+gateway, "", ""); got.Code != 400 {
+			t.Errorf("gateway %.20q: %d %.100s", gateway, got.Code, got.Body)
+		}
+	}
 	var r client.Reopening
 	got = o.do(op, "POST", "/v1/records/reopen", "application/json", fmt.Sprintf(`{"gateway":"icu-7","epoch":%q,"lane":"vitals","number":"7"}`, d.Epoch))
 	if err := json.Unmarshal(got.Body.Bytes(), &r); err != nil || r.Batches != 1 || r.Pending != 1 {
