@@ -111,7 +111,7 @@ func TestDoctor(t *testing.T) {
 	}
 	expect("agent gone", r, "agent", "", "stops", "does not run")
 	expect("agent gone", r, "TPM", "", "well", "fingerprint") // which the doctor has opened itself
-	expect("agent gone", r, "server", "authorisation", "well", "accepts")
+	expect("agent gone", r, "server", "authorisation", "well", "believes")
 	expect("agent gone", r, "buffer", "", "well", "to send, 0 parked")
 	expect("agent gone", r, "source", "", "well", "is free")
 
