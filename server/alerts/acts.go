@@ -50,14 +50,20 @@ type Silence struct {
 	Reason  string
 }
 
+// holds says whether the silence holds now. One that begins in the future was made while the clock stood ahead, and would hold until then.
+func (s Silence) holds(now time.Time) bool {
+	return now.Before(s.Until) && s.Since.Sub(now) < clockSlack
+}
+
 func (s Silence) covers(al *Alert, now time.Time) bool {
-	return now.Before(s.Until) && match(s.Type, string(al.Type)) && match(s.Subject, al.Subject)
+	return s.holds(now) && match(s.Type, string(al.Type)) && match(s.Subject, al.Subject)
 }
 
 const (
 	maxSilences = 1000
 	maxSilence  = 90 * 24 * time.Hour
 	maxNote     = 500
+	clockSlack  = time.Hour // by which the clock may go back under a silence
 )
 
 // Notes say what an empty list does not mean.
@@ -101,7 +107,7 @@ func (a *Alerts) silenced(al *Alert, now time.Time) string {
 
 // expire forgets silences that have ended. The caller holds mu.
 func (a *Alerts) expire(now time.Time) {
-	a.silences = slices.DeleteFunc(a.silences, func(s Silence) bool { return !now.Before(s.Until) })
+	a.silences = slices.DeleteFunc(a.silences, func(s Silence) bool { return !s.holds(now) })
 }
 
 // Acknowledge notes that somebody has taken an open alert on: it is not repeated any more, unless its severity rises. name is its id

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"wardlink/audit"
 	"wardlink/server/journal"
 )
 
@@ -366,4 +367,24 @@ func TestMatch(t *testing.T) {
 	if match(strings.Repeat("a*", 90)+"b", strings.Repeat("a", maxSubject)) {
 		t.Error("matches")
 	}
+}
+
+// TestASilenceOutlivesNoClock: one that was made while the server's clock stood years ahead does not hold for years once it is right.
+func TestASilenceOutlivesNoClock(t *testing.T) {
+	d := newDesk(t, Settings{Targets: []Target{unreachable(t, "pager", "")}})
+	d.pass(20 * 365 * 24 * time.Hour)
+	_, err := d.Silence(t.Context(), Who{Actor: audit.Actor{ID: "op"}}, Silence{Reason: "maintenance"}, time.Hour)
+	d.must(err)
+	d.Raise(BatchDead, Condition{Subject: "icu-7"})
+	d.pass(-time.Minute) // the clock is disciplined a little
+	d.Tick()
+	d.expectQueued("pager")
+	d.pass(-20 * 365 * 24 * time.Hour)
+	if s := d.Silences(); len(s) != 0 {
+		t.Errorf("%+v still holds", s)
+	}
+	d.flush()
+	d.restart()
+	d.Tick()
+	d.expectQueued("pager", "alert.raised icu-7")
 }
