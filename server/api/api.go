@@ -175,7 +175,10 @@ func (a *API) identify(r *http.Request) (spiffe.ID, string, error) {
 	return id, serial, nil
 }
 
+// refuse answers somebody who is no operator. The connection ends with it: a refusal of a proven identity is an event, and whoever carries
+// off a gateway or a service account's key pays for each with a handshake.
 func (a *API) refuse(w http.ResponseWriter, r *http.Request, id spiffe.ID, serial string, reason error) {
+	w.Header().Set("Connection", "close")
 	if id.Kind == "" { // nothing is proven: an event for each would let anyone fill the log, so they are counted
 		a.unproven(r)
 		writeProblem(w, http.StatusUnauthorized, "not authorised", reason.Error())

@@ -191,8 +191,12 @@ func TestOnlyOperators(t *testing.T) {
 		"an operator":               {o.certificate(spiffe.Operator, "op", domain), 200},
 	} {
 		for _, path := range []string{"/v1/gateways", "/v1/kit", "/v1/status"} {
-			if got := o.do(c.state, "GET", path, "", ""); got.Code != c.want {
+			got := o.do(c.state, "GET", path, "", "")
+			if got.Code != c.want {
 				t.Errorf("%s, GET %s: %d; expected %d", name, path, got.Code, c.want)
+			}
+			if closed := got.Header().Get("Connection") == "close"; closed != (c.want != 200) {
+				t.Errorf("%s, GET %s: connection ends: %t", name, path, closed)
 			}
 		}
 	}

@@ -402,8 +402,8 @@ func TestUnprovenPeersAreAggregated(t *testing.T) {
 	}
 	// A chain that nobody verified is no identity.
 	w := f.do("GET", "/fhir/metadata", f.cert, func(r *http.Request) { r.TLS.VerifiedChains = nil })
-	if w.Code != 401 {
-		t.Errorf("unverified chain: %d", w.Code)
+	if w.Code != 401 || w.Header().Get("Connection") != "close" {
+		t.Errorf("unverified chain: %d %v", w.Code, w.Header())
 	}
 	if w := f.do("GET", "/fhir/metadata", f.cert, func(r *http.Request) { r.TLS = nil }); w.Code != 401 {
 		t.Errorf("no TLS: %d", w.Code)

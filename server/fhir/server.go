@@ -317,6 +317,9 @@ func write(w http.ResponseWriter, r *http.Request, a *answer) {
 	h.Set("Content-Length", strconv.Itoa(body.Len()))
 	h.Set("Cache-Control", "no-store")
 	h.Set("X-Content-Type-Options", "nosniff")
+	if a.status == http.StatusUnauthorized || a.status == http.StatusForbidden {
+		h.Set("Connection", "close") // a refusal of a proven identity is an event: who has no business here pays for each with a handshake
+	}
 	if a.allow != "" {
 		h.Set("Allow", a.allow)
 	}
