@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"strings"
 	"time"
+	"unicode"
 
 	"wardlink/audit"
 	"wardlink/server/api/client"
@@ -90,7 +92,7 @@ func (s *Server) facts(ctx context.Context, store *records.Store, gateway, sourc
 	var out []trace.Facts
 	for _, c := range sourcesOf(account, source) {
 		one := f
-		one.Source = c.ID
+		one.Source = printable(c.ID)
 		one.Passed = trace.Passed{
 			Heard: time.Duration(c.Heard) * time.Millisecond, Usual: c.Usual, Messages: c.Messages, Identified: c.Identified, Anonymous: c.Anonymous,
 			Readings: c.Readings, MessageAt: c.MessageAt, IdentifiedAt: c.IdentifiedAt, AnonymousAt: c.AnonymousAt, ReadingAt: c.ReadingAt,
@@ -112,6 +114,16 @@ func (s *Server) facts(ctx context.Context, store *records.Store, gateway, sourc
 	return out, nil
 }
 
+// printable makes a name that a gateway chose fit for a terminal: in a report telemetry sees to that, but not in what a device sent.
+func printable(name string) string {
+	return strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return '?'
+		}
+		return r
+	}, name)
+}
+
 // oldGap is when a gap that no report has confirmed counts all the same.
 const oldGap = 10 * time.Minute
 
@@ -120,7 +132,9 @@ const oldGap = 10 * time.Minute
 func sourcesOf(a records.Account, asked string) (out []records.SourceAccount) {
 	for _, c := range a.Sources {
 		if asked != "" && c.ID == asked || asked == "" && (a.Report == nil || c.Reported.Equal(a.Received)) {
-			out = append(out, c)
+			if out = append(out, c); len(out) == telemetry.MaxSources { // as a report; whoever names more than that names what is none
+				break
+			}
 		}
 	}
 	return out

@@ -25,6 +25,7 @@ import (
 	"wardlink/server/keys"
 	"wardlink/server/records"
 	"wardlink/server/registry"
+	"wardlink/telemetry"
 )
 
 // ward is a server whose services can be stopped one by one, an agent with a TPM, and a monitor.
@@ -334,5 +335,22 @@ func TestTraceNamesTheStationThatStopped(t *testing.T) {
 		if text := fmt.Sprintf("%+v", tr); strings.Contains(text, "4711") {
 			t.Errorf("a patient is in a trace: %s", text)
 		}
+	}
+}
+
+// TestSourcesThatAThiefNames: a gateway that reports nothing may name its sources as it likes, in what devices sent.
+func TestSourcesThatAThiefNames(t *testing.T) {
+	var a records.Account
+	for i := range 100_000 {
+		a.Sources = append(a.Sources, records.SourceAccount{ID: fmt.Sprint(i)})
+	}
+	if n := len(sourcesOf(a, "")); n != telemetry.MaxSources {
+		t.Errorf("%d sources are traced", n)
+	}
+	if n := len(sourcesOf(a, "99999")); n != 1 {
+		t.Errorf("%d sources of the name that was asked for", n)
+	}
+	if got := printable("bed-7\x1b[2J\u009b1mü"); got != "bed-7?[2J?1mü" {
+		t.Errorf("%q", got)
 	}
 }
