@@ -12,6 +12,7 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+	"unicode"
 	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
@@ -179,11 +180,23 @@ func widthOf(out io.Writer) int {
 	return width
 }
 
-// wrap breaks text at blanks so that lines which begin at a column end before width; 0 leaves it in one line.
+// printable keeps from the terminal what a peer put into an error to move the cursor or to hide a line.
+func printable(word string) string {
+	return strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return '?'
+		}
+		return r
+	}, word)
+}
+
+// wrap breaks text at blanks so that lines which begin at a column end before width; 0 leaves it in one line. Nothing but printable
+// characters comes out of it.
 func wrap(text string, column, width int) string {
 	var b strings.Builder
 	at := column
 	for i, word := range strings.Fields(text) {
+		word = printable(word)
 		n := utf8.RuneCountInString(word)
 		switch {
 		case i == 0:

@@ -81,6 +81,7 @@ func TestWrap(t *testing.T) {
 		want          string
 	}{
 		{"a b  c", 0, 0, "a b c"}, {"aa bb cc", 2, 7, "aa bb\n  cc"}, {"verylongword", 2, 5, "verylongword"}, {"a verylongword b", 2, 6, "a\n  verylongword\n  b"}, {"", 3, 9, ""},
+		{"it says \x1b[2J\u009b1m, zu spät", 0, 0, "it says ?[2J?1m, zu spät"},
 	} {
 		if got := wrap(c.text, c.column, c.width); got != c.want {
 			t.Errorf("%q at %d of %d: %q", c.text, c.column, c.width, got)
