@@ -292,6 +292,7 @@ func (t *tool) alertsSilences() *cobra.Command {
 func (t *tool) alertsUnsilence() *cobra.Command {
 	return &cobra.Command{
 		Use: "unsilence ID", Short: "End a silence early", Args: exactly("silence ID; 'wardlink alerts silences' lists them"),
+		Example: "  wardlink alerts unsilence WFTE2M45F6",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := t.client()
 			if err != nil {
@@ -314,7 +315,8 @@ func (t *tool) alertsTest() *cobra.Command {
 	var in client.AlertTest
 	c := &cobra.Command{
 		Use: "test", Short: "Send a test message to each target and show what it answers", Args: cobra.NoArgs,
-		Long: "Exits 0 when every target took the message, 1 otherwise.",
+		Example: "  wardlink alerts test --target pager",
+		Long:    "Exits 0 when every target took the message, 1 otherwise.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := t.client()
 			if err != nil {

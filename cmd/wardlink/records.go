@@ -194,6 +194,7 @@ func (t *tool) printReopening(r client.Reopening) error {
 func (t *tool) recordsRetention() *cobra.Command {
 	return &cobra.Command{
 		Use: "retention", Short: "Show what is kept, since when, and what was disposed of", Args: cobra.NoArgs,
+		Example: "  wardlink records retention --json",
 		Long: "Shows each class with its retention (server.yaml, section retention), the oldest that is kept, and the last disposal.\n" +
 			"When the server's clock moved by more than 48 h, or the server was down that long, nothing is disposed of until the clock is back,\n" +
 			"has run steadily for 7 days, or you say that it is right with 'wardlink clock confirm'.",
