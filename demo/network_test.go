@@ -73,7 +73,10 @@ func TestCutTearsLines(t *testing.T) {
 			t.Errorf("%s: %v; expected a reset", what, err)
 		}
 	}
-	if n.torn == 0 {
+	n.mu.Lock()
+	torn := n.torn
+	n.mu.Unlock()
+	if torn == 0 {
 		t.Error("nothing was torn in its middle")
 	}
 	if late, err := net.Dial("tcp", n.address()); err == nil { // or it is reset before Dial has returned

@@ -39,7 +39,7 @@ const probeInterval = 2 * time.Second
 // idle waits for something to commit. After a failed commit it also tries, now and then, whether a segment can be begun again: whoever
 // asks for Health sends no traffic to a node that is ill, and the disk's recovery must not wait for traffic.
 func (j *Journal) idle() {
-	if j.current != nil || j.Health() == nil {
+	if j.Health() == nil || j.current != nil {
 		<-j.more
 		return
 	}
