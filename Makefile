@@ -27,7 +27,7 @@ check: need build lint race ## the long checks: lint, race detector, a minute of
 
 race: ## the concurrent packages under the race detector
 	@scripts/need gcc:build-essential
-	CGO_ENABLED=1 GOFIPS140=off go test -race -timeout 15m ./agent/... ./buffer/... ./server/journal/... ./server/ingest/... ./server/translog/... ./demo/...
+	CGO_ENABLED=1 GOFIPS140=off go test -race -timeout 15m ./agent/... ./buffer/... ./server/alerts/... ./server/journal/... ./server/ingest/... ./server/translog/... ./demo/...
 
 bench: need build ## figures beside goals
 	scripts/bench
