@@ -4,9 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"encoding/json"
-	"io"
 	"log/slog"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -71,23 +69,11 @@ func (b *box) clock() (c agent.ClockFacts) {
 // timeless delivers a message in which the device says no time at all.
 func (b *box) timeless(control string) {
 	b.t.Helper()
-	var conn net.Conn
-	b.await("the MLLP listener", func(context.Context) (bool, error) {
-		var err error
-		conn, err = net.Dial("tcp", b.mllp)
-		return err == nil, nil
-	})
-	defer conn.Close()
-	msg := "MSH|^~\\&|MON|ICU|WL|WL|||ORU^R01^ORU_R01|" + control + "|T|2.6|||AL|NE\r" +
+	answer := b.exchange("MSH|^~\\&|MON|ICU|WL|WL|||ORU^R01^ORU_R01|" + control + "|T|2.6|||AL|NE\r" +
 		"PID|||CANARY7^^^HOSP&1.2.3&ISO\rOBR|1|||X\r" +
-		"OBX|1|NM|147842^MDC_ECG_HEART_RATE^MDC|1.5.1.1|61|264864^MDC_DIM_BEAT_PER_MIN^MDC|||||R\r"
-	if _, err := io.WriteString(conn, "\x0b"+msg+"\x1c\r"); err != nil {
-		b.t.Fatal(err)
-	}
-	_ = conn.SetReadDeadline(time.Now().Add(20 * time.Second))
-	buf := make([]byte, 4096)
-	if n, err := conn.Read(buf); err != nil || !strings.Contains(string(buf[:n]), "MSA|CA|"+control) {
-		b.t.Fatalf("acknowledgement %q, %v", buf[:n], err)
+		"OBX|1|NM|147842^MDC_ECG_HEART_RATE^MDC|1.5.1.1|61|264864^MDC_DIM_BEAT_PER_MIN^MDC|||||R\r")
+	if !strings.Contains(answer, "MSA|CA|"+control) {
+		b.t.Fatalf("acknowledgement %q", answer)
 	}
 }
 

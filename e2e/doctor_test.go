@@ -4,9 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -50,23 +48,7 @@ func (r findings) level(area, step string) (level, found string) {
 func TestDoctor(t *testing.T) {
 	h := newHospital(t)
 	b := h.newBox("box", h.kit())
-	var id struct {
-		EK string `json:"ek_sha256"`
-	}
-	if err := json.Unmarshal(h.must("wardlink-agent", "identity", "--json", "--config", b.config()), &id); err != nil {
-		t.Fatal(err)
-	}
-	csv := filepath.Join(h.dir, "gateways.csv")
-	if err := os.WriteFile(csv, []byte("id,ek_sha256,site,ward,profile\nicu-7,"+id.EK+",s,w,default\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	h.must("wardlink", "--operator", h.operator(), "gateway", "import", csv)
-	b.start()
-	b.send("M1")
-	h.await("delivery", func(ctx context.Context) (bool, error) {
-		s, err := b.status(ctx)
-		return err == nil && s.Uplink.Connected && s.waiting() == 0, nil
-	})
+	b.deliverAs("icu-7")
 	expect := func(when string, r findings, area, step, level, found string) {
 		t.Helper()
 		if l, f := r.level(area, step); l != level || !strings.Contains(f, found) {

@@ -182,8 +182,38 @@ func (b *box) status(ctx context.Context) (s boxStatus, err error) {
 	return s, json.Unmarshal(out, &s)
 }
 
+// deliverAs enters the box into the registry under id, starts its agent and waits until a first message has arrived.
+func (b *box) deliverAs(id string) {
+	b.t.Helper()
+	var identity struct {
+		EK string `json:"ek_sha256"`
+	}
+	if err := json.Unmarshal(b.must("wardlink-agent", "identity", "--json", "--config", b.config()), &identity); err != nil {
+		b.t.Fatal(err)
+	}
+	csv := filepath.Join(b.hospital.dir, "gateways.csv")
+	if err := os.WriteFile(csv, []byte("id,ek_sha256,site,ward,profile\n"+id+","+identity.EK+",s,w,default\n"), 0o600); err != nil {
+		b.t.Fatal(err)
+	}
+	b.must("wardlink", "--operator", b.operator(), "gateway", "import", csv)
+	b.start()
+	b.send("M1")
+	b.await("delivery", func(ctx context.Context) (bool, error) {
+		s, err := b.status(ctx)
+		return err == nil && s.Uplink.Connected && s.waiting() == 0, nil
+	})
+}
+
 // send delivers one HL7 message and gives the acknowledgement.
 func (b *box) send(control string) string {
+	b.t.Helper()
+	return b.exchange("MSH|^~\\&|MON|ICU|WL|WL|20261122120000+0000||ORU^R01^ORU_R01|" + control + "|T|2.6|||AL|NE\r" +
+		"PID|||CANARY7^^^HOSP&1.2.3&ISO\rOBR|1|||X|||20261122120000+0000\r" +
+		"OBX|1|NM|147842^MDC_ECG_HEART_RATE^MDC|1.5.1.1|72|264864^MDC_DIM_BEAT_PER_MIN^MDC|||||R\r")
+}
+
+// exchange delivers a message over a connection of its own and gives the answer.
+func (b *box) exchange(msg string) string {
 	b.t.Helper()
 	var conn net.Conn
 	b.await("the MLLP listener", func(context.Context) (bool, error) {
@@ -192,9 +222,6 @@ func (b *box) send(control string) string {
 		return err == nil, nil
 	})
 	defer conn.Close()
-	msg := "MSH|^~\\&|MON|ICU|WL|WL|20261122120000+0000||ORU^R01^ORU_R01|" + control + "|T|2.6|||AL|NE\r" +
-		"PID|||CANARY7^^^HOSP&1.2.3&ISO\rOBR|1|||X|||20261122120000+0000\r" +
-		"OBX|1|NM|147842^MDC_ECG_HEART_RATE^MDC|1.5.1.1|72|264864^MDC_DIM_BEAT_PER_MIN^MDC|||||R\r"
 	if _, err := io.WriteString(conn, "\x0b"+msg+"\x1c\r"); err != nil {
 		b.t.Fatal(err)
 	}

@@ -3,8 +3,6 @@ package e2e
 import (
 	"context"
 	"encoding/json"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 
@@ -16,23 +14,7 @@ import (
 func TestRevokedGateway(t *testing.T) {
 	h := newHospital(t)
 	b := h.newBox("box", h.kit())
-	var id struct {
-		EK string `json:"ek_sha256"`
-	}
-	if err := json.Unmarshal(h.must("wardlink-agent", "identity", "--json", "--config", b.config()), &id); err != nil {
-		t.Fatal(err)
-	}
-	csv := filepath.Join(h.dir, "gateways.csv")
-	if err := os.WriteFile(csv, []byte("id,ek_sha256,site,ward,profile\nicu-7,"+id.EK+",s,w,default\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	h.must("wardlink", "--operator", h.operator(), "gateway", "import", csv)
-	b.start()
-	b.send("M1")
-	h.await("delivery", func(ctx context.Context) (bool, error) {
-		s, err := b.status(ctx)
-		return err == nil && s.Uplink.Connected && s.waiting() == 0, nil
-	})
+	b.deliverAs("icu-7")
 	ctx := t.Context()
 	if _, err := child.Output(ctx, program("wardlink"), "--operator", h.operator(), "gateway", "revoke", "icu-7"); err == nil || !strings.Contains(err.Error(), "--reason") {
 		t.Errorf("without a reason: %v", err)
