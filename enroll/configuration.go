@@ -4,6 +4,8 @@ import (
 	"crypto/ed25519"
 	"errors"
 	"fmt"
+	"slices"
+	"time"
 
 	"github.com/fxamacker/cbor/v2"
 
@@ -15,28 +17,64 @@ import (
 const configPurpose = "wardlink/config/1\x00"
 
 // Configuration is what the hospital tells one gateway, or all gateways of one site. Ingest only relays it; the config key,
-// which ingest does not have, signs it.
+// which ingest does not have, signs it. Keys are integers, so that a field more does not disturb an older agent.
+//
+// A gateway keeps one document of its own and one of its site, each with its own version; Overlay says what holds. Keys 9 to 19 are
+// what an operator sets ('wardlink config set').
 type Configuration struct {
-	Gateway string // for this gateway; "" when ForSite is set
-	ForSite string // for all gateways of this site; "" when Gateway is set
-	Version uint64 // grows with every configuration for the same target; an agent never goes back
-	Issued  int64  // Unix milliseconds, server's clock
-	Ward    string
-	Profile string
-	Lanes   uint8  // bit mask of the lanes that the gateway may publish
-	Site    string // of a gateway's own document: its site, by which it knows a site's documents as meant for it
-}
-
-// configBody is the signed form; integer keys, so that later fields do not disturb older agents.
-type configBody struct {
-	Gateway string `cbor:"1,keyasint,omitempty"`
-	ForSite string `cbor:"2,keyasint,omitempty"`
-	Version uint64 `cbor:"3,keyasint"`
-	Issued  int64  `cbor:"4,keyasint"`
+	Gateway string `cbor:"1,keyasint,omitempty"` // for this gateway; "" when ForSite is set
+	ForSite string `cbor:"2,keyasint,omitempty"` // for all gateways of this site; "" when Gateway is set
+	Version uint64 `cbor:"3,keyasint"`           // grows with every configuration for the same target; an agent never goes back
+	Issued  int64  `cbor:"4,keyasint"`           // Unix milliseconds, server's clock
 	Ward    string `cbor:"5,keyasint,omitempty"`
 	Profile string `cbor:"6,keyasint,omitempty"`
-	Lanes   uint8  `cbor:"7,keyasint"`
-	Site    string `cbor:"8,keyasint,omitempty"`
+	Lanes   uint8  `cbor:"7,keyasint"`           // bit mask of the lanes that the gateway may publish
+	Site    string `cbor:"8,keyasint,omitempty"` // of a gateway's own document: its site, by which it knows a site's documents as meant for it
+
+	Settings
+}
+
+// Settings are what an operator may set, for a gateway or for a site. A zero field is not set.
+type Settings struct {
+	Servers     []string `cbor:"9,keyasint,omitempty"`  // host:port, tried in this order, before those of the kit; at most MaxServers
+	ReportEvery uint64   `cbor:"10,keyasint,omitempty"` // milliseconds between two reports while nothing changes; 1 s to 1 h
+}
+
+// Bounds of Settings.
+const (
+	MaxServers     = 16
+	MinReportEvery = time.Second
+	MaxReportEvery = time.Hour
+)
+
+// Check holds settings to their bounds. Its errors name the setting and what is expected.
+func (s Settings) Check() error {
+	if len(s.Servers) > 0 {
+		if err := checkServers(s.Servers); err != nil {
+			return err
+		}
+		for i, server := range s.Servers {
+			if slices.Contains(s.Servers[:i], server) {
+				return fmt.Errorf("servers[%d]: %q is named twice", i, server)
+			}
+		}
+	}
+	if every := s.ReportEvery; every != 0 && (every < uint64(MinReportEvery.Milliseconds()) || every > uint64(MaxReportEvery.Milliseconds())) {
+		return fmt.Errorf("report_every: %d ms; expected 1s to 1h", every)
+	}
+	return nil
+}
+
+// Overlay is what holds for a gateway: a setting of its own, else its site's.
+func Overlay(site, own Settings) Settings {
+	out := own
+	if len(out.Servers) == 0 {
+		out.Servers = site.Servers
+	}
+	if out.ReportEvery == 0 {
+		out.ReportEvery = site.ReportEvery
+	}
+	return out
 }
 
 type signedConfig struct {
@@ -64,7 +102,10 @@ func SignConfiguration(c Configuration, key ed25519.PrivateKey) ([]byte, error) 
 	if (c.Gateway == "") == (c.ForSite == "") {
 		return nil, errors.New("configuration: name either a gateway or a site")
 	}
-	body, err := configEnc.Marshal(configBody(c))
+	if err := c.Check(); err != nil {
+		return nil, fmt.Errorf("configuration: %w", err)
+	}
+	body, err := configEnc.Marshal(c)
 	if err != nil {
 		return nil, fmt.Errorf("configuration: %w", err)
 	}
@@ -85,11 +126,10 @@ func VerifyConfiguration(doc []byte, key ed25519.PublicKey, gateway, site string
 	if !ed25519.Verify(key, append([]byte(configPurpose), s.Body...), s.Signature) {
 		return Configuration{}, errors.New("configuration: not signed by the kit's config key; make a new kit if the key was changed")
 	}
-	var body configBody
-	if err := configDec.Unmarshal(s.Body, &body); err != nil {
+	var c Configuration
+	if err := configDec.Unmarshal(s.Body, &c); err != nil {
 		return Configuration{}, fmt.Errorf("configuration: signed body: %w", err)
 	}
-	c := Configuration(body)
 	switch {
 	case c.Gateway != "" && c.ForSite != "":
 		return Configuration{}, errors.New("configuration: names a gateway and a site")
@@ -104,6 +144,9 @@ func VerifyConfiguration(doc []byte, key ed25519.PublicKey, gateway, site string
 		if err := spiffe.ValidName(c.Gateway); err != nil {
 			return Configuration{}, fmt.Errorf("configuration: %w", err)
 		}
+	}
+	if err := c.Check(); err != nil {
+		return Configuration{}, fmt.Errorf("configuration: version %d: %w", c.Version, err)
 	}
 	return c, nil
 }

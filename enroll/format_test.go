@@ -5,26 +5,36 @@ import (
 	"crypto/ed25519"
 	"encoding/hex"
 	"os"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
 )
 
+// formatKey signs the page's documents; its seed is the one that the page names.
+var formatKey = ed25519.NewKeyFromSeed(bytes.Repeat([]byte{7}, ed25519.SeedSize))
+
+func siteExample() Configuration {
+	return Configuration{
+		ForSite: "main", Version: 5, Issued: 1795357800000,
+		Settings: Settings{Servers: []string{"wardlink.hospital.example:443", "10.20.0.5:8883"}, ReportEvery: 300_000},
+	}
+}
+
 // formatExample is the document in FORMAT.md; its key is the seed that the page names.
 func formatExample(t *testing.T) ([]byte, ed25519.PublicKey) {
 	t.Helper()
-	key := ed25519.NewKeyFromSeed(bytes.Repeat([]byte{7}, ed25519.SeedSize))
 	doc, err := SignConfiguration(Configuration{
 		Gateway: "icu-3-bed-7", Version: 2, Issued: 1795357800000, Ward: "icu-3", Profile: "default", Lanes: 15, Site: "main",
-	}, key)
+	}, formatKey)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return doc, key.Public().(ed25519.PublicKey)
+	return doc, formatKey.Public().(ed25519.PublicKey)
 }
 
-// example reads a document in FORMAT.md.
-func example(t *testing.T, name string) []byte {
+// exampleOf reads a document in FORMAT.md.
+func exampleOf(t *testing.T, name string) []byte {
 	t.Helper()
 	page, err := os.ReadFile("FORMAT.md")
 	if err != nil {
@@ -45,7 +55,7 @@ func example(t *testing.T, name string) []byte {
 // TestFormatPageIsTrue: the examples in FORMAT.md are what this code writes and reads.
 func TestFormatPageIsTrue(t *testing.T) {
 	want, public := formatExample(t)
-	example, request, answer := example(t, "configuration"), example(t, "time-request"), example(t, "signed-time")
+	example, request, answer := exampleOf(t, "configuration"), exampleOf(t, "time-request"), exampleOf(t, "signed-time")
 	r := exampleRequest()
 	if got, err := ParseTimeRequest(request); err != nil || got != r {
 		t.Errorf("%+v, %v", got, err)
@@ -58,6 +68,16 @@ func TestFormatPageIsTrue(t *testing.T) {
 	}
 	if !bytes.Equal(example, want) {
 		t.Errorf("FORMAT.md shows\n%x\nthe code writes\n%x", example, want)
+	}
+	site, err := SignConfiguration(siteExample(), formatKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if shown := exampleOf(t, "site-configuration"); !bytes.Equal(shown, site) {
+		t.Errorf("FORMAT.md shows\n%x\nthe code writes\n%x", shown, site)
+	}
+	if c, err := VerifyConfiguration(site, public, "icu-3-bed-7", "main", 4); err != nil || !reflect.DeepEqual(c, siteExample()) {
+		t.Errorf("%+v, %v", c, err)
 	}
 	c, err := VerifyConfiguration(example, public, "icu-3-bed-7", "", 1)
 	if err != nil || c.Site != "main" || c.Version != 2 {

@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"strconv"
 	"strings"
 	"time"
 
@@ -98,7 +99,7 @@ func ParseKit(data []byte) (Kit, error) {
 		return Kit{}, fmt.Errorf("kit: trust_domain: %w", err)
 	}
 	if err := checkServers(f.Servers); err != nil {
-		return Kit{}, err
+		return Kit{}, fmt.Errorf("kit: %w", err)
 	}
 	var err error
 	if k.Roots, err = parseRoots(f.Roots); err != nil {
@@ -144,16 +145,24 @@ func (k Kit) Pool() *x509.CertPool {
 }
 
 func checkServers(servers []string) error {
-	if len(servers) == 0 || len(servers) > 16 {
-		return fmt.Errorf("kit: servers: %d addresses; expected 1 to 16 of host:port", len(servers))
+	if len(servers) == 0 || len(servers) > MaxServers {
+		return fmt.Errorf("servers: %d addresses; expected 1 to %d of host:port", len(servers), MaxServers)
 	}
 	for i, s := range servers {
 		host, port, err := net.SplitHostPort(s)
-		if err != nil || host == "" || port == "" {
-			return fmt.Errorf("kit: servers[%d]: %q; expected host:port such as wardlink.hospital.example:8883", i, s)
+		if n, perr := strconv.ParseUint(port, 10, 16); err != nil || host == "" || perr != nil || n == 0 || len(s) > maxServer || steers(s) {
+			return fmt.Errorf("servers[%d]: %.300q; expected host:port such as wardlink.hospital.example:8883", i, s)
 		}
 	}
 	return nil
+}
+
+// maxServer is the longest address: a DNS name has at most 253 bytes (RFC 1035, 2.3.4), and a port five.
+const maxServer = 253 + 1 + 5
+
+// steers finds what could steer a terminal, and blanks.
+func steers(s string) bool {
+	return strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r >= 0x7f })
 }
 
 func parseRoots(texts []string) ([]*x509.Certificate, error) {

@@ -8,7 +8,9 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"fmt"
 	"math/big"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -228,4 +230,73 @@ func FuzzVerifyConfiguration(f *testing.F) {
 			t.Errorf("accepted %+v from bytes that were never signed", c)
 		}
 	})
+}
+
+func TestSettingsAreBounded(t *testing.T) {
+	_, key := testKit(t)
+	many := make([]string, MaxServers+1)
+	for i := range many {
+		many[i] = fmt.Sprintf("10.0.0.%d:8883", i)
+	}
+	for _, bad := range []struct {
+		name string
+		set  Settings
+		want string
+	}{
+		{"too many servers", Settings{Servers: many}, "1 to 16"},
+		{"no port", Settings{Servers: []string{"10.0.0.1:8883", "10.0.0.2"}}, "servers[1]"},
+		{"port 0", Settings{Servers: []string{"10.0.0.1:0"}}, "servers[0]"},
+		{"no host", Settings{Servers: []string{":8883"}}, "servers[0]"},
+		{"an address that steers", Settings{Servers: []string{"a\x1b[2J:8883"}}, "servers[0]"},
+		{"an address too long", Settings{Servers: []string{strings.Repeat("a", 255) + ":8883"}}, "servers[0]"},
+		{"twice", Settings{Servers: []string{"10.0.0.1:8883", "10.0.0.1:8883"}}, "twice"},
+		{"too often", Settings{ReportEvery: 999}, "report_every"},
+		{"too seldom", Settings{ReportEvery: 3_600_001}, "report_every"},
+	} {
+		c := Configuration{ForSite: "main", Version: 1, Settings: bad.set}
+		if _, err := SignConfiguration(c, key); err == nil || !strings.Contains(err.Error(), bad.want) {
+			t.Errorf("%s: signing: %v", bad.name, err)
+		}
+		// Whoever signs without looking does not get through either.
+		body, err := configEnc.Marshal(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		doc, err := configEnc.Marshal(signedConfig{Body: body, Signature: ed25519.Sign(key, append([]byte(configPurpose), body...))})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := VerifyConfiguration(doc, key.Public().(ed25519.PublicKey), "gw-1", "main", 0); err == nil {
+			t.Errorf("%s: accepted", bad.name)
+		}
+	}
+}
+
+func TestOverlay(t *testing.T) {
+	site := Settings{Servers: []string{"site:1"}, ReportEvery: 5000}
+	for _, c := range []struct{ own, want Settings }{
+		{Settings{}, site},
+		{Settings{Servers: []string{"own:1"}}, Settings{Servers: []string{"own:1"}, ReportEvery: 5000}},
+		{Settings{ReportEvery: 7000}, Settings{Servers: []string{"site:1"}, ReportEvery: 7000}},
+	} {
+		if got := Overlay(site, c.own); !reflect.DeepEqual(got, c.want) {
+			t.Errorf("%+v over the site's: %+v", c.own, got)
+		}
+	}
+}
+
+// An agent of today reads what a later server signs: keys that it does not know are nothing to it.
+func TestUnknownKeysAreIgnored(t *testing.T) {
+	_, key := testKit(t)
+	body, err := configEnc.Marshal(map[int]any{1: "gw-1", 3: 2, 4: 1, 7: 15, 19: []string{"later"}, 31: map[int]int{1: 2}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	doc, err := configEnc.Marshal(signedConfig{Body: body, Signature: ed25519.Sign(key, append([]byte(configPurpose), body...))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c, err := VerifyConfiguration(doc, key.Public().(ed25519.PublicKey), "gw-1", "", 1); err != nil || c.Version != 2 || c.Lanes != 15 {
+		t.Errorf("%+v, %v", c, err)
+	}
 }
