@@ -58,6 +58,7 @@ func (e *Enroller) attest(ctx context.Context, keys *tpm.Keys) (*attestation, er
 		AttestParams: verify.Params{Public: ak.Public, CreateData: ak.CreateData, CreateAttestation: ak.CreateAttestation,
 			CreateSignature: ak.CreateSignature},
 	}
+	request.Serial = e.cfg.Serial
 	// Without one the hospital can still know the EK by its hash.
 	if ek.Certificate != nil {
 		request.EKCerts = [][]byte{ek.Certificate}

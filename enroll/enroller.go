@@ -48,7 +48,7 @@ func (e *RevokedError) Error() string {
 	return "revoked by the hospital: " + e.Reason
 }
 
-// Config is what an Enroller needs. Every field but Now is required.
+// Config is what an Enroller needs. Every field but Now and Serial is required.
 type Config struct {
 	TPM         *tpm.TPM
 	Dir         string       // state directory: key files, account key, certificate chain
@@ -56,6 +56,7 @@ type Config struct {
 	Directory   string       // URL of the ACME directory
 	HTTP        *http.Client // trusts the kit's roots; its timeouts, if any, apply beside ours
 	Log         *slog.Logger
+	Serial      string           // the box's serial number, told to the operators with the first attestation; "" is none
 	Now         func() time.Time // the best that is known of the time, for when to renew; nil: time.Now
 }
 

@@ -110,6 +110,7 @@ func (c caRegistry) ByEK(ctx context.Context, ek [32]byte) (string, error) {
 func (c caRegistry) Wait(ctx context.Context, w ca.Waiting) error {
 	return c.r.Wait(ctx, registry.Waiting{
 		EK: w.EK, EKPublic: w.EKPublic, Manufacturer: w.Manufacturer, Model: w.Model, Chain: w.Chain, Peer: w.Peer,
+		Serial: w.Serial,
 	})
 }
 

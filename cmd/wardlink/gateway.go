@@ -134,7 +134,15 @@ func (t *tool) gatewayList() *cobra.Command {
 					if q.Chain {
 						chain = "EK certificate verified"
 					}
-					fmt.Fprintf(w, "%s\twaiting\t-\t-\t-\t-\t%s %s, %s, seen %s\n", q.Fingerprint, q.Manufacturer, q.Model, chain, q.LastSeen.Local().Format(time.DateTime))
+					claim := ""
+					if q.Serial != "" {
+						claim = fmt.Sprintf(", says its serial is %s (unproven)", q.Serial)
+					}
+					if q.SerialOf != "" {
+						claim += ", WHICH IS THAT OF " + q.SerialOf
+					}
+					fmt.Fprintf(w, "%s\twaiting\t-\t-\t-\t-\t%s %s, %s, seen %s from %s%s\n", q.Fingerprint, q.Manufacturer, q.Model, chain,
+						q.LastSeen.Local().Format(time.DateTime), q.Peer, claim)
 				}
 				if len(list.Waiting) > 0 {
 					fmt.Fprintln(w, "\nApprove one with: wardlink gateway approve FINGERPRINT --id NAME --ward WARD")
@@ -234,12 +242,36 @@ func (t *tool) gatewayRevoke() *cobra.Command {
 
 func (t *tool) gatewayApprove() *cobra.Command {
 	var a client.Approval
+	var batch batchOptions
 	c := &cobra.Command{
-		Use: "approve FINGERPRINT", Short: "Admit a waiting gateway", Args: exactly("FINGERPRINT, such as ABCD-EFGH-IJKL-MNOP"),
-		Long: "Admits a TPM from the waiting list as a gateway. Compare the fingerprint with the one that\n" +
-			"'wardlink-agent identity' or 'wardlink-agent status' shows on the box itself.",
-		Example: "  wardlink gateway approve ABCD-EFGH-IJKL-MNOP --id icu-3-bed-7 --site main --ward icu-3",
+		Use: "approve {FINGERPRINT --id NAME | --batch FILE.csv}", Short: "Admit a waiting gateway, or many at once",
+		Args: func(cmd *cobra.Command, args []string) error {
+			if batch.file != "" && len(args) > 0 {
+				return fmt.Errorf("--batch admits the gateways of a file, and %q is one more; see '%s --help'", args[0], cmd.CommandPath())
+			}
+			if batch.file != "" {
+				return nil
+			}
+			return exactly("FINGERPRINT, such as ABCD-EFGH-IJKL-MNOP, or --batch FILE.csv")(cmd, args)
+		},
+		Long: "Admits a TPM from the waiting list as a gateway. Compare the fingerprint with the one that the box itself shows: on its\n" +
+			"console, in 'wardlink-agent doctor', 'wardlink-agent identity' and 'wardlink-agent status'.\n\n" + batchHelp,
+		Example: `  wardlink gateway approve ABCD-EFGH-IJKL-MNOP --id icu-3-bed-7 --site main --ward icu-3
+  wardlink gateway approve --batch gateways.csv
+  wardlink gateway approve --batch gateways.csv --wait 10m                       # while the boxes are switched on
+  wardlink gateway approve --batch gateways.csv --trust-serial 192.168.7.0/24    # the bench on which they stand
+  wardlink gateway approve --batch gateways.failed.csv                           # the failed rows, mended`,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			switch {
+			case batch.file != "" && (a.ID != "" || a.Site != "" || a.Ward != ""):
+				return errors.New("--id, --site and --ward are columns of the batch file; leave them out with --batch")
+			case batch.file != "" && (batch.wait < 0 || batch.wait > 24*time.Hour):
+				return errors.New("--wait: expected up to 24h, such as 10m")
+			case batch.file != "":
+				return t.approveBatch(cmd.Context(), batch)
+			case batch.wait != 0 || batch.report != "" || len(batch.trust) > 0:
+				return errors.New("--wait, --report and --trust-serial go with --batch FILE.csv")
+			}
 			if a.ID == "" {
 				return errors.New("--id is missing: the gateway's name, for ever")
 			}
@@ -262,5 +294,9 @@ func (t *tool) gatewayApprove() *cobra.Command {
 	c.Flags().StringVar(&a.Site, "site", "", "its `SITE`")
 	c.Flags().StringVar(&a.Ward, "ward", "", "its `WARD`")
 	c.Flags().StringVar(&a.Profile, "profile", "default", "what it may publish")
+	c.Flags().StringVar(&batch.file, "batch", "", "admit the gateways of this CSV `FILE`")
+	c.Flags().DurationVar(&batch.wait, "wait", 0, "with --batch: how long to wait for gateways that are not in the list yet")
+	c.Flags().StringArrayVar(&batch.trust, "trust-serial", nil, "with --batch: `NETWORK` from which a box's own word for its serial number counts, such as 192.168.7.0/24")
+	c.Flags().StringVar(&batch.report, "report", "", "with --batch: where the report goes (default: beside the batch file)")
 	return c
 }

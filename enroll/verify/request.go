@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 )
 
 // Bounds of an attestation request. A real one has about 6 KB.
@@ -13,6 +14,7 @@ const (
 	maxCertificate  = 8 << 10
 	maxStructure    = 2 << 10 // any TPM structure; the largest, a TPMT_PUBLIC with an RSA-4096 key, has about 600 bytes
 	maxText         = 64
+	MaxSerial       = 64 // bytes of a serial number
 )
 
 // Request is the body of POST /attest, as the attestation clients of go.step.sm/crypto and stock step send it. Byte fields are
@@ -23,6 +25,8 @@ type Request struct {
 	EKCerts      [][]byte `json:"ekCerts,omitempty"` // DER
 	AKCert       []byte   `json:"akCert,omitempty"`  // a former AK certificate; ignored
 	AttestParams Params   `json:"params"`
+	// Serial is the serial number of the box around the TPM, in the box's own words; stock clients send none.
+	Serial string `json:"serial,omitempty"`
 }
 
 // TPMInfo is what the TPM says of itself.
@@ -75,6 +79,9 @@ func ParseRequest(data []byte) (*Request, error) {
 			return nil, fmt.Errorf("attestation request: a certificate of %d bytes; expected at most %d", len(c), maxCertificate)
 		}
 	}
+	if !PlainSerial(r.Serial) {
+		return nil, fmt.Errorf("attestation request: serial: expected at most %d printable ASCII characters", MaxSerial)
+	}
 	p := r.AttestParams
 	for _, s := range [][]byte{r.EK, p.Public, p.CreateData, p.CreateAttestation, p.CreateSignature} {
 		if len(s) > maxStructure {
@@ -85,4 +92,9 @@ func ParseRequest(data []byte) (*Request, error) {
 		return nil, errors.New("attestation request: TPM 1.2 is not supported")
 	}
 	return &r, nil
+}
+
+// PlainSerial tells whether a serial number may stand in a request: printable ASCII, at most MaxSerial bytes, none included.
+func PlainSerial(s string) bool {
+	return len(s) <= MaxSerial && !strings.ContainsFunc(s, func(c rune) bool { return c < ' ' || c > '~' }) && s == strings.TrimSpace(s)
 }

@@ -35,6 +35,8 @@ type Verified struct {
 	// From the EK certificate, or, without one, the TPM's own unproven words. Never empty, printable ASCII.
 	Manufacturer, Model, Version string
 
+	Serial string // of the box around the TPM, as it says; nothing proves it
+
 	ek tpm2.TPMTPublic
 }
 
@@ -69,7 +71,7 @@ const ekUsage = "2.23.133.8.1"
 // Attestation judges r at now. The errors are those above, wrapped; an EK whose certificate is absent or does not chain is no error
 // but a verdict, since the registry may hold its hash.
 func Attestation(r *Request, trust Trust, now time.Time) (*Verified, error) {
-	v := &Verified{}
+	v := &Verified{Serial: r.Serial}
 	if err := v.endorsement(r, trust, now); err != nil {
 		return nil, err
 	}

@@ -46,7 +46,7 @@ func (a *API) listGateways(w http.ResponseWriter, r *http.Request, who who) erro
 	for _, q := range ws {
 		out.Waiting = append(out.Waiting, client.Waiting{
 			Fingerprint: q.Fingerprint, EK: hex.EncodeToString(q.EK[:]), Manufacturer: q.Manufacturer, Model: q.Model,
-			Chain: q.Chain, Peer: q.Peer, FirstSeen: q.FirstSeen, LastSeen: q.LastSeen,
+			Chain: q.Chain, Peer: q.Peer, Serial: q.Serial, SerialOf: q.SerialOf, FirstSeen: q.FirstSeen, LastSeen: q.LastSeen,
 		})
 	}
 	return writeJSON(w, out)

@@ -116,7 +116,7 @@ func (c *CA) secret(w http.ResponseWriter, r *http.Request) {
 
 func (c *CA) wait(w http.ResponseWriter, r *http.Request, v *verify.Verified) {
 	if err := c.cfg.Registry.Wait(r.Context(), Waiting{EK: v.EK, EKPublic: v.EKPublic, Manufacturer: v.Manufacturer, Model: v.Model,
-		Chain: v.Chain, Peer: r.RemoteAddr}); err != nil {
+		Chain: v.Chain, Peer: r.RemoteAddr, Serial: v.Serial}); err != nil {
 		c.unavailable(w, "waiting list", err)
 		return
 	}

@@ -58,6 +58,7 @@ type Waiting struct {
 	Manufacturer, Model string   // from the EK certificate, else the TPM's own words
 	Chain               bool     // the EK certificate chains to a known maker
 	Peer                string   // ip:port
+	Serial              string   // what the gateway says that its serial number is; unproven
 }
 
 // Key is a gateway's device key and the certificate issued for it.

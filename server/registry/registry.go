@@ -9,6 +9,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
 	"strings"
 	"time"
 	"unicode"
@@ -26,9 +27,13 @@ var schema1 string
 //go:embed revocations_0001.sql
 var revocations1 string
 
+//go:embed waiting_0001.sql
+var waiting1 string
+
 // Migrations is the registry's schema. Domains are migrated in the order of their names: the revocations may name the registry's tables.
 func Migrations() []sqldb.Migration {
-	return []sqldb.Migration{{Domain: "registry", Version: 1, SQL: schema1}, {Domain: "revocations", Version: 1, SQL: revocations1}}
+	return []sqldb.Migration{{Domain: "registry", Version: 1, SQL: schema1}, {Domain: "revocations", Version: 1, SQL: revocations1},
+		{Domain: "waiting", Version: 1, SQL: waiting1}}
 }
 
 // What callers branch on.
@@ -72,6 +77,8 @@ type Gateway struct {
 
 	// The validity; a zero time is no limit.
 	NotBefore, NotAfter time.Time
+
+	matched map[string]string // how a batch found its TPM, for the event
 
 	// Set by the registry.
 	State   State
@@ -388,6 +395,7 @@ func (r *Registry) enter(tx *sql.Tx, who audit.Actor, peer string, g *Gateway, a
 		Type: act, Actor: who, Peer: peer, Target: g.ID, Outcome: audit.Success,
 		Detail: map[string]string{"site": g.Site, "ward": g.Ward, "profile": g.Profile, "ek_sha256": hexes(g.EKs)},
 	}
+	maps.Copy(ev.Detail, g.matched)
 	switch {
 	case same:
 		return ImportResult{ID: g.ID, Outcome: Unchanged}, nil

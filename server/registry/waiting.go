@@ -21,15 +21,18 @@ type Waiting struct {
 	Model        string
 	Chain        bool // its EK certificate chains to a manufacturer that we know
 	Peer         string
+	Serial       string // what the gateway says that its serial number is; anybody can say anything
 
 	// Set by the registry.
 	Fingerprint         string
 	FirstSeen, LastSeen time.Time
+	SerialOf            string // the gateway that was approved by this very serial number, when another TPM had it; one of the two lies
 }
 
 const (
 	maxEKPublic  = 4096
 	maxTPMName   = 100
+	maxSerial    = 64
 	seenInterval = time.Minute // how precisely LastSeen is kept; a TPM that asks more often costs no write
 )
 
@@ -42,7 +45,7 @@ func (r *Registry) Wait(ctx context.Context, w Waiting) error {
 	if w.EKPublic == nil {
 		w.EKPublic = []byte{} // nil would be NULL
 	}
-	w.Manufacturer, w.Model = printable(w.Manufacturer), printable(w.Model)
+	w.Manufacturer, w.Model, w.Serial = printable(w.Manufacturer), printable(w.Model), printable(w.Serial[:min(len(w.Serial), maxSerial)])
 	now := r.now().UnixMilli()
 	var last int64
 	err := r.db.QueryRow(ctx, "SELECT last_seen FROM waiting WHERE ek = $1", w.EK[:]).Scan(&last)
@@ -68,7 +71,7 @@ func (r *Registry) wait(tx *sql.Tx, w *Waiting, now int64) error {
 		return err
 	}
 	if n, err := res.RowsAffected(); err != nil || n > 0 {
-		return err
+		return errors.Join(err, claim(tx, w))
 	}
 	if err := r.makeRoom(tx); err != nil {
 		return err
@@ -82,10 +85,23 @@ func (r *Registry) wait(tx *sql.Tx, w *Waiting, now int64) error {
 		w.EK[:], enroll.Fingerprint(w.EK), w.EKPublic, w.Manufacturer, w.Model, chain, w.Peer, now); err != nil {
 		return err
 	}
+	if err := claim(tx, w); err != nil {
+		return err
+	}
 	return r.outbox.Add(tx, audit.Event{
 		Type: audit.GatewayWaiting, Actor: audit.Actor{ID: "peer"}, Peer: w.Peer, Target: enroll.Fingerprint(w.EK), Outcome: audit.Success,
-		Detail: map[string]string{"ek_sha256": hex.EncodeToString(w.EK[:]), "manufacturer": w.Manufacturer, "model": w.Model, "chain": fmt.Sprint(w.Chain)},
+		Detail: map[string]string{"ek_sha256": hex.EncodeToString(w.EK[:]), "manufacturer": w.Manufacturer, "model": w.Model, "chain": fmt.Sprint(w.Chain), "claimed_serial": w.Serial},
 	})
+}
+
+// claim keeps what a waiting gateway says its serial number is, in the place of what it said before.
+func claim(tx *sql.Tx, w *Waiting) error {
+	if w.Serial == "" {
+		_, err := tx.Exec("DELETE FROM waiting_serials WHERE ek = $1", w.EK[:])
+		return err
+	}
+	_, err := tx.Exec("INSERT INTO waiting_serials (ek, serial) VALUES ($1, $2) ON CONFLICT (ek) DO UPDATE SET serial = excluded.serial", w.EK[:], w.Serial)
+	return err
 }
 
 func (r *Registry) makeRoom(tx *sql.Tx) error {
@@ -117,8 +133,10 @@ func printable(s string) string {
 
 // Waiting lists the TPMs that wait, the latest first.
 func (r *Registry) Waiting(ctx context.Context) ([]Waiting, error) {
-	rows, err := r.db.Query(ctx, `SELECT ek, fingerprint, ek_public, manufacturer, model, chain, peer, first_seen, last_seen
-		FROM waiting ORDER BY first_seen DESC, ek`)
+	rows, err := r.db.Query(ctx, `SELECT w.ek, w.fingerprint, w.ek_public, w.manufacturer, w.model, w.chain, w.peer, w.first_seen, w.last_seen,
+		COALESCE(s.serial, ''), COALESCE(g.gateway, '')
+		FROM waiting w LEFT JOIN waiting_serials s ON s.ek = w.ek LEFT JOIN gateway_serials g ON g.serial = s.serial
+		ORDER BY w.first_seen DESC, w.ek`)
 	if err != nil {
 		return nil, fmt.Errorf("registry: %w", err)
 	}
@@ -129,7 +147,8 @@ func (r *Registry) Waiting(ctx context.Context) ([]Waiting, error) {
 		var ek []byte
 		var chain int
 		var first, last int64
-		if err := rows.Scan(&ek, &w.Fingerprint, &w.EKPublic, &w.Manufacturer, &w.Model, &chain, &w.Peer, &first, &last); err != nil {
+		if err := rows.Scan(&ek, &w.Fingerprint, &w.EKPublic, &w.Manufacturer, &w.Model, &chain, &w.Peer, &first, &last,
+			&w.Serial, &w.SerialOf); err != nil {
 			return nil, fmt.Errorf("registry: %w", err)
 		}
 		w.EK, w.Chain = [32]byte(ek), chain == 1

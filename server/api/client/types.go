@@ -44,6 +44,8 @@ type Waiting struct {
 	Model        string    `json:"model"`
 	Chain        bool      `json:"ek_chain_verified"` // its EK certificate ends in a vendor root that the server trusts
 	Peer         string    `json:"peer"`
+	Serial       string    `json:"claimed_serial,omitempty"` // what the box says of itself; nothing proves it
+	SerialOf     string    `json:"serial_of,omitempty"`      // the gateway that was approved by this serial number already
 	FirstSeen    time.Time `json:"first_seen"`
 	LastSeen     time.Time `json:"last_seen"`
 }
@@ -62,6 +64,39 @@ type Approval struct {
 	Site        string `json:"site"`
 	Ward        string `json:"ward"`
 	Profile     string `json:"profile"`
+}
+
+// ApprovalRow is one gateway of a batch. EK, Fingerprint or Serial say which waiting TPM it is; the first of these that is given decides,
+// and the others must not contradict it.
+type ApprovalRow struct {
+	ID          string `json:"id"`
+	Site        string `json:"site"`
+	Ward        string `json:"ward"`
+	Profile     string `json:"profile"`
+	Serial      string `json:"serial,omitempty"`
+	EK          string `json:"ek_sha256,omitempty"`
+	Fingerprint string `json:"fingerprint,omitempty"`
+}
+
+// BatchApproval admits many waiting TPMs.
+type BatchApproval struct {
+	Rows        []ApprovalRow `json:"rows"`         // at most MaxApprovalRows
+	TrustSerial []string      `json:"trust_serial"` // networks in CIDR form from which what a box says of its serial number counts
+	Last        bool          `json:"last"`         // a row for which no TPM waits is refused and journaled; otherwise it is asked again
+}
+
+// MaxApprovalRows bounds one request.
+const MaxApprovalRows = 1000
+
+// ApprovalResult is what became of a row.
+type ApprovalResult struct {
+	ID          string `json:"id"`
+	Result      string `json:"result"` // "approved", "unchanged", "absent" or "refused"
+	By          string `json:"matched_by,omitempty"`
+	Fingerprint string `json:"fingerprint,omitempty"` // of the TPM that it is, or would be
+	EK          string `json:"ek_sha256,omitempty"`
+	Serial      string `json:"claimed_serial,omitempty"`
+	Reason      string `json:"reason,omitempty"`
 }
 
 // AccessRequest asks for a service account's certificate. The key never leaves the requester.

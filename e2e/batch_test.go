@@ -1,0 +1,132 @@
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"wardlink/internal/child"
+)
+
+// identity asks a box for its TPM's fingerprint and endorsement key hash, as an engineer would.
+func (b *box) identity() (fingerprint, ek string) {
+	b.t.Helper()
+	var id struct {
+		Fingerprint string `json:"fingerprint"`
+		EK          string `json:"ek_sha256"`
+	}
+	if err := json.Unmarshal(b.must("wardlink-agent", "identity", "--json", "--config", b.config()), &id); err != nil {
+		b.t.Fatal(err)
+	}
+	return id.Fingerprint, id.EK
+}
+
+type approvalReport struct {
+	Counts map[string]int `json:"counts"`
+	Rows   []struct {
+		ID, Result, Reason string
+		By                 string `json:"matched_by"`
+	} `json:"rows"`
+	Failed string `json:"failed_rows"`
+}
+
+// TestBatchApproval: three gateways are admitted from one file, one of them only once its row is mended; what stands is left alone.
+func TestBatchApproval(t *testing.T) {
+	h := newHospital(t)
+	boxes := []*box{h.newBox("one", h.kit()), h.newBox("two", h.kit()), h.newBox("three", h.kit())}
+	for _, b := range boxes {
+		b.start()
+	}
+	// The TPM is the running agent's alone; what it is called is in its status.
+	short := make([]string, len(boxes))
+	for i, b := range boxes {
+		h.await("the waiting list", func(ctx context.Context) (bool, error) {
+			s, err := b.status(ctx)
+			short[i] = s.Waiting
+			return err == nil && s.Waiting != "", nil
+		})
+	}
+	var list struct {
+		Waiting []struct {
+			Fingerprint string `json:"fingerprint"`
+			EK          string `json:"ek_sha256"`
+		} `json:"waiting"`
+	}
+	h.ask(&list, "gateway", "list")
+	eks := map[string]string{}
+	for _, w := range list.Waiting {
+		eks[w.Fingerprint] = w.EK
+	}
+	dir := filepath.Join(h.dir, "batch")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(dir, "gateways.csv")
+	rows := "id,site,ward,ek_sha256,fingerprint\nicu-1,main,ICU 3," + eks[short[0]] + ",\nicu-2,main,ICU 3,," + short[1] + "\nicu-3,main,ICU 3,,AAAA-AAAA-AAAA-AAAA\n"
+	if err := os.WriteFile(file, []byte(rows), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	approve := func(file string) (string, error) {
+		out, err := child.Output(t.Context(), program("wardlink"), "--operator", h.operator(), "gateway", "approve", "--batch", file)
+		return string(out), err
+	}
+	read := func() (r approvalReport) {
+		data, err := os.ReadFile(filepath.Join(dir, "gateways.report.json"))
+		if err == nil {
+			err = json.Unmarshal(data, &r)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}
+	out, err := approve(file)
+	if err == nil || !strings.Contains(err.Error(), "gateways.failed.csv") {
+		t.Errorf("a batch with a wrong row succeeds: %v\n%s", err, out)
+	}
+	r := read()
+	if r.Counts["approved"] != 2 || r.Counts["absent"] != 1 || r.Rows[0].By != "ek_sha256" || r.Rows[1].By != "fingerprint" || r.Rows[2].Result != "absent" {
+		t.Errorf("report %+v", r)
+	}
+	failed := filepath.Join(dir, "gateways.failed.csv")
+	text, err := os.ReadFile(failed)
+	if err != nil || strings.Count(string(text), "\n") != 2 || !strings.Contains(string(text), "icu-3") || !strings.Contains(string(text), "no TPM waits") {
+		t.Fatalf("failed rows: %v\n%s", err, text)
+	}
+	if err := os.WriteFile(failed, []byte(strings.Replace(string(text), "AAAA-AAAA-AAAA-AAAA", short[2], 1)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := approve(failed); err != nil {
+		t.Errorf("the mended row: %v\n%s", err, out)
+	}
+	if _, err := os.Stat(failed); !os.IsNotExist(err) {
+		t.Errorf("no row has failed, but its file is there: %v", err)
+	}
+	if err := os.WriteFile(file, []byte(strings.Replace(rows, "AAAA-AAAA-AAAA-AAAA", short[2], 1)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := approve(file); err != nil || !strings.Contains(out, "0 approved, 3 unchanged, 0 failed") {
+		t.Errorf("the same again: %v\n%s", err, out)
+	}
+	for i, b := range boxes {
+		h.await("enrolment", func(ctx context.Context) (bool, error) {
+			s, err := b.status(ctx)
+			return err == nil && s.Uplink.Connected && s.Gateway == []string{"icu-1", "icu-2", "icu-3"}[i], nil
+		})
+	}
+	h.await("the events", func(context.Context) (bool, error) {
+		approved, denied := 0, 0
+		for _, it := range h.audit("--type", "gateway.approved") {
+			switch it.Outcome {
+			case "success":
+				approved++
+			case "denied":
+				denied++
+			}
+		}
+		return approved == 3 && denied == 1, nil
+	})
+}
