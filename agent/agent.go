@@ -24,6 +24,7 @@ import (
 	"wardlink/enroll"
 	"wardlink/enroll/tpm"
 	"wardlink/internal/build"
+	"wardlink/internal/sdnotify"
 	"wardlink/internal/spiffe"
 	"wardlink/telemetry"
 	"wardlink/telemetry/seal"
@@ -219,6 +220,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	g.Go(func() error { return a.runIdentity(gctx) })
 	g.Go(func() error { return a.serveStatus(gctx) })
 	g.Go(func() error { return a.reports.run(gctx) })
+	g.Go(func() error { sdnotify.Run(gctx, sdnotify.Service{Alive: a.alive, Log: a.log}); return nil })
 	err := g.Wait()
 	a.log.Info("agent stops")
 	a.reports.last()

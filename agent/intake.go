@@ -39,6 +39,7 @@ type intake struct {
 	queue  chan *waiting
 	open   func() int // connections that may still deliver
 	copies *copies
+	pulse  chan struct{} // taken by run when it is free for work
 
 	mu     sync.Mutex
 	period *seal.Period
@@ -82,7 +83,7 @@ type waiting struct {
 func newIntake(buf *buffer.Buffer, key seal.PublicKey, epoch telemetry.Epoch, c clock, log *slog.Logger) (*intake, error) {
 	in := &intake{
 		buf: buf, key: key, epoch: epoch, clock: c, log: log,
-		hour: source.Rate{Unit: time.Minute}, queue: make(chan *waiting, 256), open: func() int { return 1 }, copies: newCopies(),
+		hour: source.Rate{Unit: time.Minute}, queue: make(chan *waiting, 256), open: func() int { return 1 }, copies: newCopies(), pulse: make(chan struct{}),
 	}
 	p, err := seal.NewPeriod(key, epoch, c.now())
 	if err != nil {
@@ -163,6 +164,8 @@ func (in *intake) run(ctx context.Context) error {
 		case <-ctx.Done():
 			in.refuseQueued()
 			return nil
+		case <-in.pulse:
+			continue
 		case first = <-in.queue:
 		}
 		in.commit(in.collect(ctx, first))

@@ -18,6 +18,7 @@ import (
 
 	"wardlink/audit"
 	"wardlink/internal/build"
+	"wardlink/internal/sdnotify"
 	"wardlink/server/alerts"
 	"wardlink/server/alerts/watch"
 	"wardlink/server/api"
@@ -242,6 +243,7 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	front.Go(func() error { return s.ingest.Run(fctx) })
 	front.Go(func() error { return s.flushOutbox(fctx) })
 	front.Go(func() error { return s.clock.Run(fctx) })
+	front.Go(func() error { sdnotify.Run(fctx, sdnotify.Service{Alive: s.alive, Log: s.log}); return nil })
 	// A consumer that fails ends the server: it must not go on taking what nobody opens or logs.
 	front.Go(func() error {
 		select {

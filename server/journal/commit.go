@@ -20,10 +20,13 @@ func (j *Journal) run(notes chan<- group) {
 	defer j.workers.Done()
 	defer close(notes)
 	for {
-		batch, last := j.gather()
-		if len(batch) > 0 {
-			err := j.commit(batch)
-			notes <- group{batch, err}
+		batch, asked, last := j.gather()
+		if len(batch)+len(asked) > 0 {
+			var err error
+			if len(batch) > 0 {
+				err = j.commit(batch)
+			}
+			notes <- group{batch, err, asked}
 			continue
 		}
 		if last {
@@ -63,6 +66,7 @@ func (j *Journal) idle() {
 type group struct {
 	entries []pending
 	err     error
+	asked   []chan struct{} // by Alive; to be closed
 }
 
 func (j *Journal) notify(notes <-chan group) {
@@ -75,11 +79,14 @@ func (j *Journal) notify(notes <-chan group) {
 				p.done(p.seq, nil)
 			}
 		}
+		for _, round := range g.asked {
+			close(round)
+		}
 	}
 }
 
-// gather takes the next commit's entries off the queue; last is true when there will be no more.
-func (j *Journal) gather() (batch []pending, last bool) {
+// gather takes the next commit's entries off the queue, and who asked whether we live; last is true when there will be no more.
+func (j *Journal) gather() (batch []pending, asked []chan struct{}, last bool) {
 	limit := int(min(commitBytes, j.c.SegmentSize/2))
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -95,7 +102,8 @@ func (j *Journal) gather() (batch []pending, last bool) {
 	}
 	j.queued -= bytes
 	j.room.Broadcast()
-	return batch, j.closed
+	asked, j.asked = j.asked, nil
+	return batch, asked, j.closed
 }
 
 // commit makes a group durable, in a new segment when the current one has no room or is given up.

@@ -160,6 +160,7 @@ type Journal struct {
 	queue     []pending
 	queued    int // bytes
 	more      chan struct{}
+	asked     []chan struct{} // by Alive, for the next round
 	closed    bool
 	segs      []*seg // in order
 	committed uint64
@@ -311,6 +312,29 @@ func (j *Journal) Wait(ctx context.Context, after uint64) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		}
+	}
+}
+
+// Alive returns once the goroutine that commits and the one that tells of commits have come round, whether or not commits succeed. An
+// error is that of ctx, when a commit or somebody's done does not end, or ErrClosed.
+func (j *Journal) Alive(ctx context.Context) error {
+	round := make(chan struct{})
+	j.mu.Lock()
+	if j.closed {
+		j.mu.Unlock()
+		return fmt.Errorf("journal: %w", ErrClosed)
+	}
+	j.asked = append(j.asked, round)
+	select {
+	case j.more <- struct{}{}:
+	default:
+	}
+	j.mu.Unlock()
+	select {
+	case <-round:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("journal: a commit does not end: %w", ctx.Err())
 	}
 }
 
