@@ -44,6 +44,8 @@ const (
 	ClockDoubted    Type = "clock.doubted"    // the server's clock moved so far that no time is signed for gateways; Detail holds both
 	ClockConfirmed  Type = "clock.confirmed"  // an operator says that the server's clock is right
 	CertIssued      Type = "certificate.issued"
+	CAMade          Type = "ca.made"    // the root signed an issuing CA; Detail holds its serial, key hash and dates
+	CARotated       Type = "ca.rotated" // from here on another issuing CA issues; Detail holds its serial and the former one's
 	ConfigIssued    Type = "config.issued"
 	KitIssued       Type = "kit.issued"
 	AccessIssued    Type = "access.issued" // a service account's certificate

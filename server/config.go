@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/goccy/go-yaml"
 
@@ -32,14 +33,21 @@ type Config struct {
 		Cert string `yaml:"cert"` // PEM file of the hospital's own server certificate; default: one of our CA
 		Key  string `yaml:"key"`
 	} `yaml:"hospital_tls"`
+	// ExpiredGrace is how long after its end a gateway's certificate is admitted while the CA cannot issue; 0 is never, 72h the most.
+	ExpiredGrace time.Duration `yaml:"expired_grace"`
+
 	Log       string          `yaml:"log"`       // text (default) or json
 	Alerts    alerts.Settings `yaml:"alerts"`    // targets, and when the watchers raise; without targets alerts are rows and events alone
 	Retention Retention       `yaml:"retention"` // how long each class is kept; see retention.go for the defaults
 }
 
+// MaxExpiredGrace is the longest grace, and the default. A server's own certificate has at least 84 hours left when it cannot be renewed
+// (serviceLife), so that it outlives the grace.
+const MaxExpiredGrace = 72 * time.Hour
+
 // DefaultConfig is what init starts from.
 func DefaultConfig() Config {
-	return Config{Gateways: ":8883", Hospital: ":8443", Operators: ":9443", Retention: DefaultRetention(), Log: "text"}
+	return Config{Gateways: ":8883", Hospital: ":8443", Operators: ":9443", Retention: DefaultRetention(), ExpiredGrace: MaxExpiredGrace, Log: "text"}
 }
 
 // LoadConfig reads DIR/server.yaml.
@@ -97,6 +105,9 @@ func (c Config) Check() error {
 	}
 	if err := c.Retention.Check(); err != nil {
 		return err
+	}
+	if c.ExpiredGrace != 0 && (c.ExpiredGrace < time.Minute || c.ExpiredGrace > MaxExpiredGrace) {
+		return fmt.Errorf("expired_grace: %s; expected 0 (off) or 1m to 72h", c.ExpiredGrace)
 	}
 	if c.Log != "text" && c.Log != "json" {
 		return fmt.Errorf("log: %q; expected text or json", c.Log)

@@ -193,7 +193,8 @@ func TestServiceCertificateRenewsItself(t *testing.T) {
 	fail := false
 	tr := newTrust(t)
 	n := 0
-	s := &serviceCert{id: spiffe.ID{TrustDomain: "ward.example", Kind: spiffe.Service, Name: "ingest"}, now: func() time.Time { return now }}
+	s := &serviceCert{id: spiffe.ID{TrustDomain: "ward.example", Kind: spiffe.Service, Name: "ingest"}, now: func() time.Time { return now },
+		issuer: func() *x509.Certificate { return tr.issuing }}
 	s.issue = func(template ca.Template) ([]*x509.Certificate, error) {
 		if fail {
 			return nil, errors.New("CA is down")

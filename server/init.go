@@ -3,11 +3,8 @@ package server
 import (
 	"context"
 	"crypto/rand"
-	"crypto/sha256"
 	"crypto/x509"
-	"database/sql"
 	"encoding/binary"
-	"encoding/hex"
 	"encoding/json"
 	"encoding/pem"
 	"errors"
@@ -26,7 +23,6 @@ import (
 	"wardlink/server/alerts"
 	"wardlink/server/api"
 	"wardlink/server/api/client"
-	"wardlink/server/ca"
 	"wardlink/server/journal"
 	"wardlink/server/keys"
 	"wardlink/server/records"
@@ -151,32 +147,24 @@ func configText(c Config) []byte {
 	fmt.Fprintf(&b, "\n# Listen addresses. Nothing else is opened.\ngateways: %q\nhospital: %q\noperators: %q\n", c.Gateways, c.Hospital, c.Operators)
 	fmt.Fprintf(&b, "\n# The hospital's own certificate for FHIR; without it one of our CA is used.\n# hospital_tls: {cert: /path/fhir.crt, key: /path/fhir.key}\n")
 	fmt.Fprintf(&b, "\n# Where alerts go; docs/ALERTS.md has all keys.\n# alerts:\n#   targets:\n#     - {name: pager, webhook: \"https://pager.example/wardlink\", secret_file: /etc/wardlink/pager.secret, minimum: critical}\n#     - {name: siem, syslog: \"tls://siem.example:6514\"}\n")
+	fmt.Fprintf(&b, "\n# While the CA cannot issue, gateways are admitted so long after their certificates' end; 0 is never, 72h the most.\nexpired_grace: %s\n", graceText(c.ExpiredGrace))
 	b.WriteString(retentionText(c.Retention))
 	fmt.Fprintf(&b, "\n# text or json\nlog: %s\n", c.Log)
 	return []byte(b.String())
 }
 
-// announce leaves the event of a certificate in the outbox: the journal is the running server's alone, the database is not.
-func announce(ctx context.Context, dir string, cert *x509.Certificate) (err error) {
-	db, err := sqldb.Open(databaseFile(dir), sqldb.OutboxMigrations()...)
-	if err != nil {
-		return err
+func graceText(d time.Duration) string {
+	if d%time.Hour == 0 {
+		return fmt.Sprintf("%dh", d/time.Hour)
 	}
-	defer func() { err = errors.Join(err, db.Close()) }()
-	outbox, err := sqldb.NewOutbox(db, nil, nil) // Add asks no journal for what has its id and time
-	if err != nil {
-		return err
-	}
-	now := time.Now()
-	spki := sha256.Sum256(cert.RawSubjectPublicKeyInfo)
-	ev := audit.Event{
-		ID: commandID(now), Type: audit.CertIssued, Time: now.UnixMilli(), Actor: audit.Actor{ID: "server"},
-		Target: cert.URIs[0].String(), Outcome: audit.Success, Detail: map[string]string{
-			"serial": ca.Serial(cert), "spki_sha256": hex.EncodeToString(spki[:]), "by": "wardlink-server operator",
-			"not_before": cert.NotBefore.UTC().Format(time.RFC3339), "not_after": cert.NotAfter.UTC().Format(time.RFC3339),
-		},
-	}
-	return db.Write(ctx, func(tx *sql.Tx) error { return outbox.Add(tx, ev) })
+	return d.String()
+}
+
+// announce leaves the event of a certificate in the outbox.
+func announce(ctx context.Context, dir string, cert *x509.Certificate) error {
+	detail := certificateDetail(cert)
+	detail["by"] = "wardlink-server operator"
+	return leave(ctx, dir, audit.Event{Type: audit.CertIssued, Target: cert.URIs[0].String(), Detail: detail})
 }
 
 // commandID is the id of an event of a command that has no journal to count with: node 0, which no journal of ours has, and a random counter.

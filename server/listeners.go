@@ -85,14 +85,17 @@ func (s *Server) gatewayHTTP() http.Handler {
 }
 
 func (s *Server) cert(name string) *serviceCert {
-	return &serviceCert{
-		id: spiffe.ID{TrustDomain: s.cfg.TrustDomain, Kind: spiffe.Service, Name: name}, names: s.cfg.Names, now: time.Now,
+	c := &serviceCert{
+		issuer: s.ca.Issuer,
+		id:     spiffe.ID{TrustDomain: s.cfg.TrustDomain, Kind: spiffe.Service, Name: name}, names: s.cfg.Names, now: time.Now,
 		issue: func(t ca.Template) ([]*x509.Certificate, error) {
 			ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 			defer cancel()
 			return s.ca.Issue(ctx, audit.Actor{ID: "server"}, "", t)
 		},
 	}
+	s.services.Store(name, c)
+	return c
 }
 
 // hospitalCert is the hospital's own certificate, or nil.

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"golang.org/x/mod/sumdb/note"
@@ -56,6 +57,7 @@ type Server struct {
 	api      *api.API
 	clock    *api.Clock
 	owed     owed
+	services sync.Map      // of *serviceCert by name
 	silence  time.Duration // of a source, for trace; 0: its default
 
 	listeners struct{ gateways, hospital, operators net.Listener }
@@ -80,6 +82,13 @@ func New(dir string, log *slog.Logger) (*Server, error) {
 func (s *Server) openConfig() (err error) {
 	if s.cfg, err = LoadConfig(s.dir); err != nil {
 		return err
+	}
+	renewed, err := keys.RenewAttestation(s.dir, s.cfg.TrustDomain, time.Now())
+	if err != nil {
+		return err
+	}
+	if renewed {
+		s.log.Info("the attestation CA was past half of its life and is a new one")
 	}
 	if s.keys, err = keys.Open(s.dir); err != nil {
 		return err
@@ -171,7 +180,7 @@ func (s *Server) openCA() error {
 		TrustDomain: s.cfg.TrustDomain, DNSNames: s.cfg.Names, Roots: []*x509.Certificate{s.keys.Root},
 		Issuing: s.keys.Issuing, IssuingKey: s.keys.IssuingKey, Attestation: s.keys.Attestation, AttestationKey: s.keys.AttestationKey,
 		Dir: caDir(s.dir), EKRoots: roots, EKIntermediates: inter, Registry: caRegistry{s.registry}, Log: s.log,
-		Events: s.caEvent,
+		Events: s.caEvent, Needs: s.issuingNeeds,
 		Refused: func(peer, reason string) {
 			if addr, err := net.ResolveTCPAddr("tcp", peer); err == nil {
 				s.ingest.Refusals().Add(addr, reason)
@@ -228,6 +237,8 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	s.log.Info("server started", "trust_domain", s.cfg.TrustDomain, "gateways", s.listeners.gateways.Addr().String(),
 		"hospital", s.listeners.hospital.Addr().String(), "operators", s.listeners.operators.Addr().String())
 
+	s.lookAfterCA(ctx) // before the first handshake: the present issuing CA may have ended while the next one waits
+
 	// Consumers outlive the listeners, so that what was journaled last is still opened and logged.
 	consumerCtx, stopConsumers := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopConsumers()
@@ -244,6 +255,7 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	front.Go(func() error { return s.flushOutbox(fctx) })
 	front.Go(func() error { return s.clock.Run(fctx) })
 	front.Go(func() error { sdnotify.Run(fctx, sdnotify.Service{Alive: s.alive, Log: s.log}); return nil })
+	front.Go(func() error { return s.runCA(fctx) })
 	// A consumer that fails ends the server: it must not go on taking what nobody opens or logs.
 	front.Go(func() error {
 		select {

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"bytes"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -64,35 +65,51 @@ func pemChain(chain []*x509.Certificate) []byte {
 	return out
 }
 
-// serviceCert is one service's TLS certificate. Its key lives in memory only and is new at every renewal.
+// serviceCert is one service's TLS certificate. Its key lives in memory only and is new at every renewal: at half of its life, and when
+// there is another issuing CA.
 type serviceCert struct {
-	issue func(ca.Template) (chain []*x509.Certificate, err error) // durably journaled when it returns
-	id    spiffe.ID
-	names []string
-	now   func() time.Time
+	issue  func(ca.Template) (chain []*x509.Certificate, err error) // durably journaled when it returns
+	issuer func() *x509.Certificate                                 // the issuing CA in use
+	id     spiffe.ID
+	names  []string
+	now    func() time.Time
 
 	mu      sync.Mutex
 	current *tls.Certificate
 	renewAt time.Time
+	retryAt time.Time // after a renewal that failed; each handshake must not try again
 }
 
 func (s *serviceCert) get() (*tls.Certificate, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := s.now()
-	if s.current != nil && now.Before(s.renewAt) {
-		return s.current, nil
+	if s.current != nil && now.Before(s.current.Leaf.NotAfter) {
+		former := !bytes.Equal(s.current.Leaf.AuthorityKeyId, s.issuer().SubjectKeyId)
+		if now.Before(s.retryAt) || now.Before(s.renewAt) && !former {
+			return s.current, nil
+		}
 	}
 	cert, err := s.renew()
 	if err != nil {
 		if s.current != nil && now.Before(s.current.Leaf.NotAfter) {
-			s.renewAt = now.Add(time.Minute) // the old one is still good; each handshake must not try again
+			s.retryAt = now.Add(time.Minute)
 			return s.current, nil
 		}
 		return nil, fmt.Errorf("certificate of %s: %w", s.id, err)
 	}
-	s.current, s.renewAt = cert, now.Add(cert.Leaf.NotAfter.Sub(now)/2)
+	s.current, s.renewAt, s.retryAt = cert, now.Add(cert.Leaf.NotAfter.Sub(now)/2), time.Time{}
 	return cert, nil
+}
+
+// leaf is the certificate in use, nil before the first handshake.
+func (s *serviceCert) leaf() *x509.Certificate {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.current == nil {
+		return nil
+	}
+	return s.current.Leaf
 }
 
 func (s *serviceCert) renew() (*tls.Certificate, error) {

@@ -27,6 +27,7 @@ Usage:
   wardlink-server run      --dir DIR                                       serve until SIGTERM
   wardlink-server operator --dir DIR --name NAME                           make an operator's file
   wardlink-server recovery check --dir DIR                                 prove that the recovery file opens
+  wardlink-server rotate issuing --dir DIR                                 make the next issuing CA, with the recovery passphrase
   wardlink-server size     --gateways N [--waveforms 4x250] [--json]       reckon the disk that a hospital takes
   wardlink-server version  [--modules] [--json]
 
@@ -52,7 +53,7 @@ type streams struct {
 // run is the program: exit code 0 done, 1 failed, 2 wrong usage.
 func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	commands := map[string]func(context.Context, []string, streams) error{
-		"init": initServer, "run": runServer, "operator": operator, "recovery": recovery, "size": size, "version": version,
+		"init": initServer, "run": runServer, "operator": operator, "recovery": recovery, "rotate": rotate, "size": size, "version": version,
 	}
 	if len(args) == 0 {
 		fmt.Fprint(stderr, usage)
@@ -212,11 +213,24 @@ func recovery(_ context.Context, args []string, s streams) error {
 	if err := parse(fs, args[1:], dir); err != nil {
 		return err
 	}
+	passphrase, err := readPassphrase(*passFile, s)
+	if err != nil {
+		return err
+	}
+	if err := keys.CheckRecovery(*dir, passphrase); err != nil {
+		return err
+	}
+	fmt.Fprintln(s.out, "the recovery file opens, and its records key opens what gateways seal, its config key is the one that kits trust")
+	return nil
+}
+
+// readPassphrase reads the recovery passphrase from a file, or from standard input.
+func readPassphrase(file string, s streams) (string, error) {
 	in := s.in
-	if *passFile != "" {
-		f, err := os.Open(*passFile)
+	if file != "" {
+		f, err := os.Open(file)
 		if err != nil {
-			return fmt.Errorf("passphrase: %w", err)
+			return "", fmt.Errorf("passphrase: %w", err)
 		}
 		defer f.Close()
 		in = f
@@ -225,16 +239,12 @@ func recovery(_ context.Context, args []string, s streams) error {
 	}
 	text, err := bufio.NewReader(io.LimitReader(in, 4096)).ReadString('\n')
 	if err != nil && !errors.Is(err, io.EOF) {
-		return fmt.Errorf("passphrase: %w", err)
+		return "", fmt.Errorf("passphrase: %w", err)
 	}
 	if strings.TrimSpace(text) == "" {
-		return errors.New("no passphrase was given; type it, or name a file with --passphrase-file")
+		return "", errors.New("no passphrase was given; type it, or name a file with --passphrase-file")
 	}
-	if err := keys.CheckRecovery(*dir, strings.TrimSpace(text)); err != nil {
-		return err
-	}
-	fmt.Fprintln(s.out, "the recovery file opens, and its records key opens what gateways seal, its config key is the one that kits trust")
-	return nil
+	return strings.TrimSpace(text), nil
 }
 
 func version(_ context.Context, args []string, s streams) error {

@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/http"
 	"slices"
 	"sync"
 	"time"
@@ -143,6 +144,14 @@ func (g *guarded) withheld(ctx context.Context, gateway string, err error) error
 // CreateCertificate is smallstep's last step before the order shows its certificate. The certificate is signed but nobody can fetch
 // it yet: what fails here keeps it from ever leaving.
 func (g *guarded) CreateCertificate(ctx context.Context, cert *acme.Certificate) error {
+	err := g.createCertificate(ctx, cert)
+	if refused := (*acme.Error)(nil); !errors.As(err, &refused) || refused.Status >= http.StatusInternalServerError {
+		g.ca.health.issued(g.ca.cfg.Now(), err) // the order's attestation was accepted: whoever asks is a gateway of ours
+	}
+	return err
+}
+
+func (g *guarded) createCertificate(ctx context.Context, cert *acme.Certificate) error {
 	order, err := g.DB.GetOrder(ctx, cert.OrderID)
 	if err != nil {
 		return err

@@ -7,7 +7,6 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"crypto/x509/pkix"
-	"errors"
 	"fmt"
 	"math/big"
 	"net"
@@ -61,8 +60,13 @@ func newAuthority(trustDomain, name string, pathLen int, now time.Time, life tim
 		KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
 		URIs:     []*url.URL{{Scheme: "spiffe", Host: trustDomain}}, // a signing certificate names its trust domain (X.509-SVID, 2)
 	}
-	if parent == nil {
+	switch {
+	case parent == nil:
 		parent, parentKey = template, key
+	case !now.Before(parent.NotAfter):
+		return nil, nil, fmt.Errorf("make the %s: its root ended at %s", name, parent.NotAfter.UTC().Format(time.RFC3339))
+	case template.NotAfter.After(parent.NotAfter):
+		template.NotAfter = parent.NotAfter // nobody accepts it any longer than that
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, parent, key.Public(), parentKey)
 	if err != nil {
@@ -125,7 +129,7 @@ func NewCertificate(issuing *x509.Certificate, key crypto.Signer, t Template, no
 		notAfter = issuing.NotAfter
 	}
 	if !notAfter.After(now) {
-		return nil, errors.New("the issuing CA has expired; make a new one")
+		return nil, errIssuerEnded
 	}
 	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
 		SerialNumber: serial, Subject: pkix.Name{CommonName: t.ID.Name},

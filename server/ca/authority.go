@@ -26,8 +26,10 @@ import (
 	_ "github.com/smallstep/certificates/cas/softcas" // registers the signer that WithX509Signer uses
 	"github.com/smallstep/certificates/db"
 	"github.com/smallstep/nosql"
+	bolt "go.etcd.io/bbolt/errors"
 
 	"wardlink/enroll"
+	"wardlink/internal/durable"
 	"wardlink/internal/spiffe"
 )
 
@@ -44,7 +46,23 @@ type embedded struct {
 	router http.Handler
 }
 
-// openAuthority opens smallstep's store in the CA's directory and starts its authority. Nothing is read from files beside it.
+// open makes the authority where there is none yet.
+func (c *CA) open() error {
+	c.opening.Lock()
+	defer c.opening.Unlock()
+	if c.authority.Load() != nil {
+		return nil
+	}
+	e, err := openAuthority(c)
+	if err == nil {
+		c.authority.Store(e)
+	}
+	return err
+}
+
+// openAuthority opens smallstep's store in the CA's directory and starts its authority. Nothing is read from files beside it. A damaged
+// store is set aside and a new one made: it holds accounts and orders, which gateways make again by themselves; what was issued is in
+// the registry and in the log.
 func openAuthority(c *CA) (*embedded, error) {
 	if err := os.MkdirAll(c.cfg.Dir, 0o700); err != nil {
 		return nil, err
@@ -52,6 +70,14 @@ func openAuthority(c *CA) (*embedded, error) {
 	storage := &db.Config{Type: "bbolt", DataSource: filepath.Join(c.cfg.Dir, "acme.db")}
 	// bbolt locks the file: a second server on this directory waits and then fails here.
 	store, err := db.New(storage)
+	if damaged(err) {
+		aside, lost := durable.SetAside(storage.DataSource)
+		c.cfg.Log.Error("the CA's store is damaged; a new one is made", "path", storage.DataSource, "set_aside", aside, "error", err)
+		if lost != nil {
+			return nil, errors.Join(err, lost)
+		}
+		store, err = db.New(storage)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w; is another server running on this directory?", storage.DataSource, err)
 	}
@@ -60,6 +86,10 @@ func openAuthority(c *CA) (*embedded, error) {
 		return nil, errors.Join(err, store.Shutdown())
 	}
 	return e, nil
+}
+
+func damaged(err error) bool {
+	return errors.Is(err, bolt.ErrInvalid) || errors.Is(err, bolt.ErrChecksum) || errors.Is(err, bolt.ErrVersionMismatch)
 }
 
 func (e *embedded) start(c *CA, storage *db.Config) error {
@@ -77,7 +107,7 @@ func (e *embedded) start(c *CA, storage *db.Config) error {
 			Backdate: &provisioner.Duration{Duration: backdate}}}
 	cfg.Init()
 	e.auth, err = authority.New(cfg, authority.WithDatabase(e.store), authority.WithX509RootCerts(c.cfg.Roots...),
-		authority.WithX509Signer(c.cfg.Issuing, c.cfg.IssuingKey), authority.WithX509Enforcers(validity{c}), authority.WithQuietInit())
+		authority.WithX509SignerFunc(c.signer), authority.WithX509Enforcers(validity{c}), authority.WithQuietInit())
 	if err != nil {
 		return fmt.Errorf("start the authority: %w", err)
 	}
@@ -115,13 +145,13 @@ type validity struct{ ca *CA }
 func (v validity) Enforce(leaf *x509.Certificate) error {
 	now, life := v.ca.cfg.Now(), v.ca.cfg.CertLife
 	leaf.NotBefore = now.Add(-min(backdate, life/20))
-	for _, end := range []time.Time{now.Add(life), v.ca.cfg.Issuing.NotAfter} {
+	for _, end := range []time.Time{now.Add(life), v.ca.issuer.Load().cert.NotAfter} {
 		if leaf.NotAfter.After(end) {
 			leaf.NotAfter = end
 		}
 	}
 	if !leaf.NotAfter.After(now) {
-		return errors.New("the issuing CA has expired; make a new one")
+		return errIssuerEnded
 	}
 	return nil
 }

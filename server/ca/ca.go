@@ -18,6 +18,8 @@ import (
 	"log/slog"
 	"net/http"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"wardlink/audit"
@@ -75,7 +77,7 @@ type Config struct {
 	TrustDomain    string
 	DNSNames       []string // server names and addresses under which gateways reach this server
 	Roots          []*x509.Certificate
-	Issuing        *x509.Certificate
+	Issuing        *x509.Certificate // the first; SetIssuer changes it
 	IssuingKey     crypto.Signer
 	Attestation    *x509.Certificate
 	AttestationKey crypto.Signer
@@ -86,6 +88,7 @@ type Config struct {
 	Registry        Registry
 	Events          func(context.Context, audit.Event) error // durable when it returns nil
 	Refused         func(peer, reason string)                // may be nil; refusals before a proven identity, to be aggregated
+	Needs           func(context.Context) error              // may be nil; asked by Probe: what the registry and the journal must be able to do
 	Now             func() time.Time                         // may be nil: time.Now
 	Log             *slog.Logger
 	CertLife        time.Duration // of gateways' certificates; 0 means 24 hours
@@ -95,12 +98,16 @@ type Config struct {
 // CA serves the enrolment protocols and issues certificates. It is an http.Handler for /attestation/ and /acme/.
 type CA struct {
 	cfg       Config
+	issuer    atomic.Pointer[issuer]
 	pending   *pending
-	authority *embedded
+	authority atomic.Pointer[embedded] // nil while its store cannot be opened
+	opening   sync.Mutex
 	handler   http.Handler
+	health    health
 }
 
-// New opens the store and starts the embedded authority.
+// New opens the store and starts the embedded authority. A store that cannot be opened is no error: the server must start all the same,
+// to serve the gateways that have certificates. Health says so, and Probe tries again.
 func New(cfg Config) (*CA, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
@@ -118,9 +125,9 @@ func New(cfg Config) (*CA, error) {
 		return nil, fmt.Errorf("ca: %w", err)
 	}
 	c := &CA{cfg: cfg, pending: newPending(cfg.Now)}
-	var err error
-	if c.authority, err = openAuthority(c); err != nil {
-		return nil, fmt.Errorf("ca: %w", err)
+	c.issuer.Store(&issuer{cfg.Issuing, cfg.IssuingKey})
+	if err := c.open(); err != nil {
+		cfg.Log.Error("the CA cannot open its store; no gateway gets a certificate until it can", "error", err)
 	}
 	c.handler = c.routes()
 	return c, nil
@@ -157,21 +164,29 @@ func samePublic(cert *x509.Certificate, key crypto.Signer) bool {
 }
 
 // Close closes the store. Requests must have ended.
-func (c *CA) Close() error { return c.authority.close() }
+func (c *CA) Close() error {
+	c.opening.Lock()
+	defer c.opening.Unlock()
+	if e := c.authority.Swap(nil); e != nil {
+		return e.close()
+	}
+	return nil
+}
 
 // ServeHTTP implements http.Handler.
 func (c *CA) ServeHTTP(w http.ResponseWriter, r *http.Request) { c.handler.ServeHTTP(w, r) }
 
 // Issue signs t for the API and journals the act before the certificate is returned, leaf first. who and peer are the operator's.
 func (c *CA) Issue(ctx context.Context, who audit.Actor, peer string, t Template) ([]*x509.Certificate, error) {
-	cert, err := NewCertificate(c.cfg.Issuing, c.cfg.IssuingKey, t, c.cfg.Now())
+	by := c.issuer.Load()
+	cert, err := NewCertificate(by.cert, by.key, t, c.cfg.Now())
 	if err != nil {
 		return nil, err
 	}
 	if err := c.issued(ctx, who, peer, t.ID, cert); err != nil {
 		return nil, err
 	}
-	return []*x509.Certificate{cert, c.cfg.Issuing}, nil
+	return []*x509.Certificate{cert, by.cert}, nil
 }
 
 // issued journals that a certificate is about to be handed out.

@@ -28,7 +28,7 @@ func (c *CA) routes() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /attestation/attest", c.attest)
 	mux.HandleFunc("POST /attestation/secret", c.secret)
-	mux.Handle("/acme/", c.authority)
+	mux.HandleFunc("/acme/", c.acme)
 	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
 		reply(w, http.StatusNotFound, enroll.Problem{Type: problemPrefix + "not-found", Detail: "expected /attestation/attest, /attestation/secret or /acme/attest/directory"})
 	})
@@ -49,6 +49,15 @@ func (c *CA) routes() http.Handler {
 		r.Body = http.MaxBytesReader(w, r.Body, maxBody)
 		mux.ServeHTTP(w, r)
 	})
+}
+
+// acme serves ACME, as far as the store could be opened.
+func (c *CA) acme(w http.ResponseWriter, r *http.Request) {
+	if e := c.authority.Load(); e != nil {
+		e.ServeHTTP(w, r)
+		return
+	}
+	c.unavailable(w, "the CA's store", errNoStore)
 }
 
 // recover turns a panic into an answer: one request's fault must not close the connection of another.

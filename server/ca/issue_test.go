@@ -71,7 +71,8 @@ func TestIssue(t *testing.T) {
 func TestValidity(t *testing.T) {
 	now := time.Now()
 	for life, end := range map[time.Duration]time.Time{time.Minute: now.Add(time.Minute), 24 * time.Hour: now.Add(time.Hour)} {
-		v := validity{&CA{cfg: Config{CertLife: life, Now: func() time.Time { return now }, Issuing: &x509.Certificate{NotAfter: now.Add(time.Hour)}}}}
+		v := validity{&CA{cfg: Config{CertLife: life, Now: func() time.Time { return now }}}}
+		v.ca.issuer.Store(&issuer{cert: &x509.Certificate{NotAfter: now.Add(time.Hour)}})
 		leaf := &x509.Certificate{NotBefore: now.Add(-time.Hour), NotAfter: now.Add(48 * time.Hour)}
 		if err := v.Enforce(leaf); err != nil {
 			t.Fatal(err)
@@ -80,7 +81,8 @@ func TestValidity(t *testing.T) {
 			t.Errorf("life %v: from %v to %v", life, leaf.NotBefore, leaf.NotAfter)
 		}
 	}
-	over := validity{&CA{cfg: Config{CertLife: time.Hour, Now: time.Now, Issuing: &x509.Certificate{NotAfter: now.Add(-time.Hour)}}}}
+	over := validity{&CA{cfg: Config{CertLife: time.Hour, Now: time.Now}}}
+	over.ca.issuer.Store(&issuer{cert: &x509.Certificate{NotAfter: now.Add(-time.Hour)}})
 	if err := over.Enforce(&x509.Certificate{NotAfter: now.Add(time.Hour)}); err == nil {
 		t.Error("issued by an expired CA")
 	}

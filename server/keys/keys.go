@@ -17,7 +17,6 @@ package keys
 
 import (
 	"crypto"
-	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/hkdf"
 	"crypto/rand"
@@ -132,13 +131,9 @@ func Create(dir, trustDomain, passphrase string, now time.Time) error {
 func Open(dir string) (*Keys, error) {
 	r := reader{dir: dir}
 	k := &Keys{
-		Root:           r.certificate(rootFile),
-		Issuing:        r.certificate(issuingFile),
-		Attestation:    r.certificate(attestationFile),
-		IssuingKey:     r.signer(issuingKeyFile),
-		AttestationKey: r.signer(attestationKeyFile),
-		LogSigner:      r.line(logKeyFile),
-		LogVerifier:    r.line(LogPublicFile),
+		Root:        r.certificate(rootFile),
+		LogSigner:   r.line(logKeyFile),
+		LogVerifier: r.line(LogPublicFile),
 	}
 	recordsRaw := r.private(recordsKeyFile, "WARDLINK RECORDS KEY")
 	configKey := r.signer(configKeyFile)
@@ -156,15 +151,11 @@ func Open(dir string) (*Keys, error) {
 	if k.Config, ok = configKey.(ed25519.PrivateKey); !ok {
 		return nil, fmt.Errorf("%s: not an Ed25519 key", filepath.Join(dir, configKeyFile))
 	}
-	for _, pair := range []struct {
-		file string
-		key  crypto.Signer
-		cert *x509.Certificate
-	}{{issuingKeyFile, k.IssuingKey, k.Issuing}, {attestationKeyFile, k.AttestationKey, k.Attestation}} {
-		pub, ok := pair.cert.PublicKey.(*ecdsa.PublicKey)
-		if !ok || !pub.Equal(pair.key.Public()) {
-			return nil, fmt.Errorf("%s does not belong to its certificate in public/; restore both from one backup", filepath.Join(dir, pair.file))
-		}
+	if k.Issuing, k.IssuingKey, err = issuingPair(dir); err != nil {
+		return nil, err
+	}
+	if k.Attestation, k.AttestationKey, err = attestationPair(dir); err != nil {
+		return nil, err
 	}
 	return k, nil
 }

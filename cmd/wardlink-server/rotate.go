@@ -1,0 +1,69 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"time"
+
+	"wardlink/server"
+	"wardlink/server/ca"
+)
+
+// takenUp is how long 'rotate' waits for a running server, which looks every half minute.
+const takenUp = 40 * time.Second
+
+func rotate(ctx context.Context, args []string, s streams) error {
+	if len(args) == 0 || args[0] != "issuing" {
+		return usageError{fmt.Errorf("rotate has no command %q; it has issuing", strings.Join(args, " "))}
+	}
+	fs, dir := flags("rotate issuing", s)
+	passFile := fs.String("passphrase-file", "", "read the recovery passphrase from `FILE` (default: standard input)")
+	wait := fs.Duration("wait", takenUp, "how long to wait for the running server to take it up; 0 prepares only")
+	asJSON := fs.Bool("json", false, "print JSON")
+	fs.Usage = func() {
+		fmt.Fprint(fs.Output(), `Usage: wardlink-server rotate issuing --dir DIR [--passphrase-file FILE]
+
+Makes the next issuing CA with the root key of the recovery file. The running server takes it up within half a minute and destroys the
+former key; a stopped one takes it up at its start. Certificates of the former CA stay good until they end, and gateways notice nothing.
+
+  wardlink-server rotate issuing --dir /var/lib/wardlink-server --passphrase-file /media/usb/passphrase
+
+`)
+		fs.PrintDefaults()
+	}
+	if err := parse(fs, args[1:], dir); err != nil {
+		return err
+	}
+	passphrase, err := readPassphrase(*passFile, s)
+	if err != nil {
+		return err
+	}
+	cert, err := server.PrepareIssuing(ctx, *dir, passphrase)
+	if err != nil {
+		return err
+	}
+	end := cert.NotAfter.UTC().Format("2006-01-02")
+	if !*asJSON {
+		fmt.Fprintf(s.out, "made      the next issuing CA, serial %s, until %s\n", ca.Serial(cert), end)
+		if *wait > 0 {
+			fmt.Fprintf(s.err, "waiting up to %s for the running server to take it up\n", *wait)
+		}
+	}
+	waiting, cancel := context.WithTimeout(ctx, *wait)
+	defer cancel()
+	inUse, err := server.AwaitIssuing(waiting, *dir)
+	if err != nil {
+		return err
+	}
+	if *asJSON {
+		return json.NewEncoder(s.out).Encode(map[string]any{"serial": ca.Serial(cert), "not_before": cert.NotBefore.UTC(), "not_after": cert.NotAfter.UTC(), "in_use": inUse})
+	}
+	if inUse {
+		fmt.Fprintln(s.out, "in use    the former key is destroyed; what the former CA issued stays good until it ends")
+	} else {
+		fmt.Fprintln(s.out, "prepared  no running server has taken it up yet; the next 'wardlink-server run' does")
+	}
+	return nil
+}
