@@ -1,11 +1,11 @@
-# Everything is built static, with Go's certified FIPS 140-3 module, and reproducible from the sources.
+# Everything is built static, with Go's certified FIPS 140-3 module, and reproducible from the sources (cross/).
 export CGO_ENABLED := 0
 export GOFIPS140 := certified
-BUILD := go build -trimpath -ldflags="-s -w"
+BUILD = stamp=$$(cross/stamp) && go build -trimpath -buildvcs=false -ldflags="$$stamp"
 # The agent speaks HTTP/1.1 alone; without HTTP/2 its program is half a megabyte smaller.
 AGENT := -tags nethttpomithttp2
 
-.PHONY: help build demo test check race bench fuzz lint vuln clean need
+.PHONY: help build cross repro demo test check race bench fuzz lint vuln clean need
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -29,6 +29,13 @@ race: ## the concurrent packages under the race detector
 	@scripts/need gcc:build-essential
 	CGO_ENABLED=1 GOFIPS140=off go test -race -timeout 15m ./agent/... ./buffer/... ./server/alerts/... ./server/journal/... ./server/ingest/... ./server/translog/... ./demo/...
 
+cross: ## every program for every machine, into dist/; sizes beside goals
+	cross/build dist
+	cross/size dist
+
+repro: ## every program twice, in two directories: are the bytes the same? Some minutes
+	cross/repro
+
 bench: need build ## figures beside goals
 	scripts/bench
 
@@ -41,8 +48,8 @@ lint: ## gofmt, vet, staticcheck (pinned in go.mod)
 vuln: ## known vulnerabilities in what is linked (needs the vulnerability database's host)
 	go tool govulncheck ./...
 
-clean: ## remove bin/
-	rm -rf bin
+clean: ## remove bin/ and dist/
+	rm -rf bin dist
 
 need:
-	@scripts/need swtpm:swtpm swtpm_setup:swtpm-tools
+	@scripts/need swtpm:swtpm swtpm_setup:swtpm-tools qemu-arm-static:qemu-user-static
