@@ -42,6 +42,8 @@ var rules = []rule{
 	{"demo/bedside", module, nil, "the monitor is checked against, so it shares no code with what it checks"},
 	{"server/alerts", "server/api", nil, "alerts are raised and delivered whoever may look at them"},
 	{"server/alerts", "server/fhir", nil, "an alert holds no record"},
+	{"firmware", "agent", nil, "what chooses the agent to start must not hang on an agent"},
+	{"firmware", "server", nil, "the gateway's side"},
 	{"internal", "agent", nil, "internal is below every domain"},
 	{"internal", "server", nil, "internal is below every domain"},
 	{"internal", "buffer", nil, "internal is below every domain"},
