@@ -42,8 +42,8 @@ func (b *backoff) draw(ceiling time.Duration) time.Duration {
 
 // pause waits before the next attempt. An alarm that comes meanwhile shortens a long wait. A missing identity is a local matter that
 // another part of the agent works on: it is looked for every second, and no backoff is built up. shown is the certificate of the attempt
-// before: a new one that comes during the wait is tried at once, because the old one, expired or revoked, may have been the trouble.
-func (u *Uplink) pause(ctx context.Context, b *backoff, local bool, shown []byte) {
+// before: a new one that comes during the wait is tried at once, because the old one, expired or revoked, may have been the trouble. turned ends the wait: there are other servers to try.
+func (u *Uplink) pause(ctx context.Context, b *backoff, local bool, shown []byte, turned <-chan struct{}) {
 	urgency, _ := u.cfg.Buffer.(Urgency)
 	wait := u.timing.least
 	if !local {
@@ -66,6 +66,9 @@ func (u *Uplink) pause(ctx context.Context, b *backoff, local bool, shown []byte
 		case <-ctx.Done():
 			return
 		case <-timer.C:
+			return
+		case <-turned:
+			b.reset()
 			return
 		case <-u.cfg.Buffer.Changed(): // not lost for the link to come: it begins with a Take
 			if urgency != nil && urgency.Urgent() {

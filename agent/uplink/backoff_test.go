@@ -171,7 +171,7 @@ func TestAnAlarmShortensAWait(t *testing.T) {
 			a.buf.add(a.ward.batches(a.ward.period(), telemetry.LaneAlarm, 1, 10)...)
 		}()
 		began := time.Now()
-		a.pause(t.Context(), &wait, false, a.leaf())
+		a.pause(t.Context(), &wait, false, a.leaf(), nil)
 		if took := time.Since(began); took > 6*time.Second {
 			t.Errorf("waited %s", took)
 		}

@@ -17,7 +17,10 @@ import (
 	"wardlink/internal/spiffe"
 )
 
-var errNoIdentity = errors.New("gateway has no certificate yet")
+var (
+	errNoIdentity = errors.New("gateway has no certificate yet")
+	errMoved      = errors.New("other servers are to be tried") // Move was called meanwhile
+)
 
 // transport is a TLS connection to a server that has proven its identity.
 type transport struct {
@@ -25,6 +28,7 @@ type transport struct {
 	server  string
 	gateway string
 	leaf    []byte // the certificate that we showed
+	route   uint64 // Uplink.route before it was dialled
 	// judge is nil once the server's certificate was judged by a trusted clock; else it does that.
 	judge func(now time.Time) error
 }
@@ -39,24 +43,42 @@ func (u *Uplink) dial(ctx context.Context) (*transport, error) {
 		return nil, errNoIdentity
 	}
 	var failed []error
-	for _, server := range u.cfg.Servers {
+	route, turned := u.way() // before the servers are asked for: at worst too old, and then the connection moves once more
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	go func() {
+		select {
+		case <-turned:
+			cancel(errMoved) // an address that swallows packets must not hold up the one that takes its place
+		case <-ctx.Done():
+		}
+	}()
+	for _, server := range u.servers() {
 		limited, cancel := context.WithTimeout(ctx, u.timing.handshake)
 		trusted := !u.cfg.Moment().Floor // before the handshake: what it was judged by is at least that
 		conn, err := u.open(limited, server, cert)
 		cancel()
 		if err == nil {
-			t := &transport{conn: conn, server: server, gateway: gateway, leaf: cert.Certificate[0]}
+			t := &transport{conn: conn, server: server, gateway: gateway, leaf: cert.Certificate[0], route: route}
 			if !trusted {
 				t.judge = func(now time.Time) error { return u.judge(conn, now) }
 			}
 			return t, nil
 		}
 		if ctx.Err() != nil {
-			return nil, ctx.Err()
+			return nil, context.Cause(ctx)
 		}
 		failed = append(failed, fmt.Errorf("server %s: %w", server, u.explain(err)))
 	}
 	return nil, errors.Join(failed...)
+}
+
+// servers are those to try now.
+func (u *Uplink) servers() []string {
+	if u.cfg.Current == nil {
+		return u.cfg.Servers
+	}
+	return u.cfg.Current()
 }
 
 // openTLS makes the TCP connection and the handshake. The signer behind cert keeps its own deadlines: a handshake cannot be called
@@ -147,8 +169,11 @@ func (u *Uplink) leaf() []byte {
 	return cert.Certificate[0]
 }
 
-// changed reports whether the identity is another one than t was made with.
+// changed reports whether the identity, or the way to the hospital, is another one than t was made with.
 func (u *Uplink) changed(t *transport) bool {
+	if route, _ := u.way(); route != t.route {
+		return true
+	}
 	cert, gateway, err := u.cfg.Identity()
 	return err == nil && len(cert.Certificate) > 0 && (gateway != t.gateway || !bytes.Equal(cert.Certificate[0], t.leaf))
 }

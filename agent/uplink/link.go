@@ -181,7 +181,15 @@ func (l *link) pump(ctx context.Context) (*transport, error) {
 	defer stopSettling()
 	dialCtx, stopDialing := context.WithCancel(ctx)
 	defer stopDialing()
+	_, turned := l.u.way()
+	look := func() {
+		if dialing == nil && l.u.changed(l.t) {
+			dialing = make(chan *transport, 1)
+			go l.successor(dialCtx, dialing)
+		}
+	}
 
+	look()
 	for {
 		l.read()
 		if err := l.sweep(); err != nil {
@@ -216,11 +224,15 @@ func (l *link) pump(ctx context.Context) (*transport, error) {
 			if l.t.judge == nil {
 				settling = nil
 			}
-		case <-identity.C:
-			if dialing == nil && l.u.changed(l.t) {
-				dialing = make(chan *transport, 1)
-				go l.successor(dialCtx, dialing)
+		case <-turned:
+			_, turned = l.u.way()
+			if dialing != nil { // its dial ends by itself
+				go abandon(dialing)
+				dialing = nil
 			}
+			look()
+		case <-identity.C:
+			look()
 		case next = <-dialing:
 			dialing = nil
 			if next != nil {
@@ -239,8 +251,8 @@ func (l *link) pump(ctx context.Context) (*transport, error) {
 // again, and the server ends this connection when its certificate does.
 func (l *link) successor(ctx context.Context, to chan<- *transport) {
 	t, err := l.u.dial(ctx)
-	if err != nil && ctx.Err() == nil {
-		l.u.fault(fmt.Errorf("connection for the new certificate: %w", err))
+	if err != nil && ctx.Err() == nil && !errors.Is(err, errMoved) {
+		l.u.fault(fmt.Errorf("connection to take this one's place: %w", err))
 	}
 	to <- t
 }

@@ -48,9 +48,12 @@ type Urgency interface {
 // them without it, and they must not hold up the others.
 var ErrNoSealing = errors.New("sealing record does not exist")
 
-// Config is what an Uplink is made of. All fields but Down and Log are required.
+// Config is what an Uplink is made of. All fields but Current, Down, NotAdmitted, Moment and Log are required.
 type Config struct {
-	Servers []string  // host:port, tried in this order
+	Servers []string // host:port, tried in this order
+	// Current gives the servers to try now, in their order, at every attempt to connect; nil: Servers. It must not block. Whoever changes
+	// what it gives calls Move.
+	Current func() []string
 	Server  spiffe.ID // the identity that the server must prove, whatever its address
 	Roots   *x509.CertPool
 	// Identity gives the gateway's certificate, its key in the TPM, and its id. It is asked at every attempt to connect and every
@@ -111,6 +114,8 @@ type Uplink struct {
 	doubted []buffer.ID
 
 	mu     sync.Mutex
+	route  uint64        // how often Move was called
+	turned chan struct{} // closed, and made anew, when route grows
 	status Status
 }
 
@@ -126,6 +131,7 @@ type Status struct {
 	// Provisional says that the clock is not trusted yet: what the server has acknowledged is kept all the same.
 	Provisional bool `json:"provisional,omitempty"`
 
+	Route        uint64 `json:"route"`        // what Move gave when the session's connection was about to be made
 	Connects     uint64 `json:"connects"`     // sessions that the server has admitted
 	Published    uint64 `json:"published"`    // batches handed to the network
 	Acknowledged uint64 `json:"acknowledged"` // batches that the hospital has
@@ -166,7 +172,7 @@ func New(cfg Config) (*Uplink, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	u := &Uplink{cfg: cfg, log: cfg.Log, timing: defaultTiming}
+	u := &Uplink{cfg: cfg, log: cfg.Log, timing: defaultTiming, turned: make(chan struct{})}
 	u.open = u.openTLS
 	u.status.Since = time.Now()
 	return u, nil
@@ -177,6 +183,25 @@ func (u *Uplink) Status() Status {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	return u.status
+}
+
+// Move says that Current gives other servers now. A connection that stands is kept until one to them is made, which is tried at once and
+// then every few seconds; one that is waited for is tried at once. The session that comes of it has this Status.Route, or a greater one.
+// Safe for concurrent use; it does not block.
+func (u *Uplink) Move() (route uint64) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.route++
+	close(u.turned)
+	u.turned = make(chan struct{})
+	return u.route
+}
+
+// way is the present route, and what is closed when it is not the present one any more.
+func (u *Uplink) way() (route uint64, turned <-chan struct{}) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.route, u.turned
 }
 
 func (u *Uplink) note(change func(s *Status)) {
@@ -206,18 +231,19 @@ func (u *Uplink) Run(ctx context.Context) error {
 		t := next
 		next = nil
 		shown := u.leaf()
+		_, turned := u.way()
 		if t != nil {
 			shown = t.leaf
 		} else {
 			var err error
 			if t, err = u.dial(ctx); err != nil {
-				if ctx.Err() == nil {
+				if ctx.Err() == nil && !errors.Is(err, errMoved) {
 					if errors.Is(err, errNoIdentity) { // nothing is wrong yet: the gateway is enrolling, or waits for approval
 						u.note(func(s *Status) { s.LastError, s.LastErrorAt, s.Fault = err.Error(), time.Now(), class(err) })
 					} else {
 						u.fault(err)
 					}
-					u.pause(ctx, &wait, errors.Is(err, errNoIdentity), shown)
+					u.pause(ctx, &wait, errors.Is(err, errNoIdentity), shown, turned)
 				}
 				continue
 			}
@@ -237,7 +263,7 @@ func (u *Uplink) Run(ctx context.Context) error {
 		}
 		if next == nil && ctx.Err() == nil {
 			// Also after a session that the server ended: who is admitted and then kicked must not hammer.
-			u.pause(ctx, &wait, false, shown)
+			u.pause(ctx, &wait, false, shown, turned)
 		}
 	}
 	if next != nil {
@@ -265,7 +291,7 @@ func (u *Uplink) serve(ctx context.Context, t *transport) (next *transport, live
 	began := time.Now()
 	u.note(func(s *Status) {
 		s.Connected, s.Since, s.Server, s.LastError = true, began, t.server, ""
-		s.Provisional = t.judge != nil
+		s.Provisional, s.Route = t.judge != nil, t.route
 		s.Connects++
 	})
 	u.log.Info("connected", "server", t.server, "gateway", t.gateway)
