@@ -66,6 +66,9 @@ const (
 	EntryUnreadable    Type = "entry.unreadable" // the log's writer could not read a journal entry; Detail holds its kind, position and head's SHA-256
 )
 
+// DatabaseUpgraded: a newer program changed the database's schema; Detail holds both, and the name of the copy made before.
+const DatabaseUpgraded Type = "database.upgraded"
+
 // What becomes of alerts.
 const (
 	AlertRaised      Type = "alert.raised"        // an alert opened, or its severity rose; Target is type/subject, Detail holds id and severity

@@ -455,7 +455,7 @@ func TestLockedDatabase(t *testing.T) {
 	w := newWard(t, false)
 	w.takes("M1")
 	w.awaitObservations(1)
-	other, err := sqldb.Open(filepath.Join(w.server(), "wardlink.db"))
+	other, err := sqldb.OpenBeside(filepath.Join(w.server(), "wardlink.db"))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -126,16 +126,12 @@ func AwaitIssuing(ctx context.Context, dir string) (bool, error) {
 
 // leave puts an event of a command into the outbox: the journal is the running server's alone, the database is not.
 func leave(ctx context.Context, dir string, ev audit.Event) (err error) {
-	db, err := sqldb.Open(databaseFile(dir), sqldb.OutboxMigrations()...)
+	db, err := sqldb.OpenBeside(databaseFile(dir), sqldb.OutboxMigrations()...)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, db.Close()) }()
-	outbox, err := sqldb.NewOutbox(db, nil, nil) // Add asks no journal for what has its id and time
-	if err != nil {
-		return err
-	}
 	now := time.Now()
 	ev.ID, ev.Time, ev.Actor, ev.Outcome = commandID(now), now.UnixMilli(), audit.Actor{ID: "server"}, audit.Success
-	return db.Write(ctx, func(tx *sql.Tx) error { return outbox.Add(tx, ev) })
+	return db.Write(ctx, func(tx *sql.Tx) error { return sqldb.AddEvent(tx, ev) })
 }

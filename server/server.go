@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"crypto/x509"
+	"database/sql"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -107,7 +108,7 @@ func (s *Server) openStores() (err error) {
 		return err
 	}
 	s.closers = append(s.closers, s.journal.Close)
-	if s.db, err = sqldb.Open(databaseFile(s.dir), migrations()...); err != nil {
+	if s.db, err = sqldb.OpenConfig(sqldb.Config{Path: databaseFile(s.dir), Migrations: migrations(), Log: s.log, Upgraded: s.upgraded}); err != nil {
 		return err
 	}
 	s.closers = append(s.closers, s.db.Close)
@@ -116,6 +117,14 @@ func (s *Server) openStores() (err error) {
 	}
 	s.registry, err = registry.New(registry.Config{DB: s.db, Outbox: s.outbox, Changed: func() { s.ingest.Nudge() }})
 	return err
+}
+
+// upgraded leaves the event of an upgrade in the outbox.
+func (s *Server) upgraded(tx *sql.Tx, u sqldb.Upgrade) error {
+	return sqldb.AddEvent(tx, audit.Event{
+		ID: s.journal.NextID(), Type: audit.DatabaseUpgraded, Time: time.Now().UnixMilli(), Actor: audit.Actor{ID: "server"}, Outcome: audit.Success,
+		Detail: map[string]string{"version": build.Version, "from": u.From.String(), "to": u.To.String(), "copy": filepath.Base(u.Copy)},
+	})
 }
 
 func (s *Server) openServices() (err error) {

@@ -75,7 +75,8 @@ const (
 	disposeInterval = 10 * time.Minute
 	disposeRows     = 4000 // rows of one step, about
 	disposeRest     = 3
-	runMost         = 1_000_000 // items in one event; a run that takes more has several
+	copiesKept      = 30 * 24 * time.Hour // a copy of the database from before an upgrade: it holds what was disposed of since
+	runMost         = 1_000_000           // items in one event; a run that takes more has several
 )
 
 // disposal is the state of the run under way; it needs none to survive, since each step looks for what is over by now.
@@ -139,6 +140,9 @@ func (r *Records) dispose(ctx context.Context) (more bool, err error) {
 	// Whether or not this run deleted anything: a former life may have died before it came here.
 	if err := r.db.Reclaim(ctx); err != nil {
 		r.log.Warn("what was disposed of is deleted, but traces of it are in the write-ahead log until the next run", "error", err)
+	}
+	if err := r.db.DropCopies(r.now().Add(-copiesKept)); err != nil {
+		r.log.Warn("a copy of the database from before an upgrade is older than it may be, and could not be removed", "error", err)
 	}
 	*d = disposal{next: end + disposeInterval}
 	return false, r.outbox.Flush(ctx)

@@ -2,8 +2,10 @@ package records_test
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -11,6 +13,7 @@ import (
 
 	"wardlink/audit"
 	"wardlink/server/records"
+	"wardlink/server/sqldb"
 	"wardlink/telemetry"
 )
 
@@ -93,9 +96,22 @@ func TestEachClassGoesWhenItsTimeIsOver(t *testing.T) {
 		t.Fatalf("%d observations", n)
 	}
 
-	f.later(80 * testDay)
+	// A copy from before an upgrade holds what has been disposed of since, so it goes too.
+	copied := filepath.Join(sqldb.CopiesDir(f.path), "before-0.0.1-"+received.UTC().Format("20060102T150405Z")+".db")
+	if err := errors.Join(os.Mkdir(sqldb.CopiesDir(f.path), 0o700), os.WriteFile(copied, nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	f.later(29 * testDay)
+	f.ran("a copy is kept for 30 days")
+	if _, err := os.Stat(copied); err != nil {
+		t.Error(err)
+	}
+	f.later(51 * testDay)
 	g.publish("gw-1", g.sealBatch(message("p-late", 1, "60")))
 	f.ran("days before")
+	if _, err := os.Stat(copied); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the copy is still there: %v", err)
+	}
 	if n := f.count("SELECT COUNT(*) FROM observations"); n != 4 || len(f.disposals(records.ClassVitals)) != 0 {
 		t.Fatalf("%d observations", n)
 	}

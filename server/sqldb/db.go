@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -23,6 +24,7 @@ import (
 var (
 	ErrMissing = errors.New("database is missing")
 	ErrExists  = errors.New("database exists already")
+	ErrNewer   = errors.New("database was made by a newer wardlink-server") // than this program
 )
 
 const (
@@ -49,10 +51,8 @@ func Create(path string, migrations ...Migration) error {
 		return fmt.Errorf("database %s: %w", path, err)
 	}
 	making := path + ".making"
-	for _, suffix := range []string{"", "-wal", "-shm", "-journal"} {
-		if err := os.Remove(making + suffix); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("database %s: remove what an interrupted init left: %w", path, err)
-		}
+	if err := removeDatabase(making); err != nil {
+		return fmt.Errorf("database %s: remove what an interrupted init left: %w", path, err)
 	}
 	f, err := os.OpenFile(making, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if err != nil {
@@ -89,14 +89,49 @@ func fill(path string, migrations []Migration) error {
 	ctx := context.Background()
 	_, err = w.ExecContext(ctx, fmt.Sprintf("PRAGMA application_id = %d", applicationID))
 	if err == nil {
-		err = migrate(ctx, w, migrations)
+		err = fillSchema(ctx, w, migrations)
 	}
 	return errors.Join(err, w.Close())
 }
 
-// Open opens the database at path and applies the migrations it does not have yet. A missing file is ErrMissing, never a silent
-// fresh start; a schema newer than the program's is refused with both versions named.
+// Config is how a database is opened.
+type Config struct {
+	Path       string
+	Migrations []Migration  // of every domain that the program has
+	Log        *slog.Logger // nil: an upgrade goes on in silence
+
+	// Upgraded, unless nil, runs in the transaction of an upgrade, after its last step: what it writes is there exactly when the new
+	// schema is.
+	Upgraded func(tx *sql.Tx, u Upgrade) error
+
+	step func(string) // tests kill the process here
+}
+
+// Open is OpenConfig without a log.
 func Open(path string, migrations ...Migration) (*DB, error) {
+	return OpenConfig(Config{Path: path, Migrations: migrations})
+}
+
+// OpenConfig opens a database and applies the migrations that it does not have yet, after a verified copy of it as it is was made in
+// CopiesDir. A missing file is ErrMissing, never a silent fresh start; a schema with anything that this program does not know is ErrNewer,
+// and is left as it is.
+func OpenConfig(c Config) (*DB, error) {
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if c.step == nil {
+		c.step = func(string) {}
+	}
+	return open(c.Path, func(ctx context.Context, w *sql.DB) error { return upgrade(ctx, w, c) })
+}
+
+// OpenBeside opens a database for a command that works beside the server, or before it, with the tables of some domains. It changes no
+// schema: the given domains must be at exactly the given versions.
+func OpenBeside(path string, migrations ...Migration) (*DB, error) {
+	return open(path, func(ctx context.Context, w *sql.DB) error { return expect(ctx, w, migrations) })
+}
+
+func open(path string, prepare func(ctx context.Context, w *sql.DB) error) (*DB, error) {
 	info, err := os.Stat(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -118,7 +153,7 @@ func Open(path string, migrations ...Migration) (*DB, error) {
 	if id != applicationID {
 		return nil, errors.Join(fmt.Errorf("database %s: not a wardlink database (application id %#x, expected %#x); check the path", path, id, applicationID), db.writer.Close())
 	}
-	if err := migrate(ctx, db.writer, migrations); err != nil {
+	if err := prepare(ctx, db.writer); err != nil {
 		return nil, errors.Join(explain(path, err), db.writer.Close())
 	}
 	if db.readers, err = openHandle(path, readerPragmas, "deferred", maxReaders); err != nil {
@@ -141,11 +176,11 @@ func openHandle(path string, pragmas []string, txlock string, conns int) (*sql.D
 	for _, p := range pragmas {
 		q.Add("_pragma", p)
 	}
-	abs, err := filepath.Abs(path)
+	uri, err := fileURI(path, q)
 	if err != nil {
 		return nil, err
 	}
-	db, err := sql.Open("sqlite", "file:"+(&url.URL{Path: abs}).EscapedPath()+"?"+q.Encode())
+	db, err := sql.Open("sqlite", uri)
 	if err != nil {
 		return nil, err
 	}
@@ -155,6 +190,12 @@ func openHandle(path string, pragmas []string, txlock string, conns int) (*sql.D
 		return nil, errors.Join(err, db.Close())
 	}
 	return db, nil
+}
+
+// fileURI is a file as SQLite names it, with parameters for SQLite and its driver.
+func fileURI(path string, q url.Values) (string, error) {
+	abs, err := filepath.Abs(path)
+	return "file:" + (&url.URL{Path: abs}).EscapedPath() + "?" + q.Encode(), err
 }
 
 // turnTime bounds how long a write waits for its turn. While another process holds the file locked each turn takes busy_timeout, and

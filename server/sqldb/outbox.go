@@ -71,6 +71,11 @@ func (o *Outbox) Add(tx *sql.Tx, ev audit.Event) error {
 	if ev.Time == 0 {
 		ev.Time = o.now().UnixMilli()
 	}
+	return AddEvent(tx, ev)
+}
+
+// AddEvent is Add for an event that has its id and time, where there is no Outbox yet.
+func AddEvent(tx *sql.Tx, ev audit.Event) error {
 	body, err := audit.EncodeEvent(ev)
 	if err != nil {
 		return fmt.Errorf("outbox: %w", err)

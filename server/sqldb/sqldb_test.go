@@ -87,31 +87,10 @@ func TestDurabilitySettings(t *testing.T) {
 	}
 }
 
-func TestMigrateUpAndRefuseNewer(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "x.db")
-	if err := sqldb.Create(path, things[0]); err != nil {
-		t.Fatal(err)
-	}
-	db, err := sqldb.Open(path, things...)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := db.Write(context.Background(), func(tx *sql.Tx) error {
-		_, err := tx.Exec("INSERT INTO things (name, size) VALUES ($1, $2)", "x", 3)
-		return err
-	}); err != nil {
-		t.Fatal(err)
-	}
-	if err := db.Close(); err != nil {
-		t.Fatal(err)
-	}
-	_, err = sqldb.Open(path, things[0])
-	if err == nil || !strings.Contains(err.Error(), "version 2") || !strings.Contains(err.Error(), "version 1") {
-		t.Fatalf("older program: %v", err)
-	}
-	sqldbtest.Open(t, path) // a program without the domain leaves it alone
-	if _, err := sqldb.Open(path, things[1]); err == nil {
-		t.Fatal("migrations with a hole were taken")
+func TestMigrationsWithAHoleAreNotTaken(t *testing.T) {
+	_, path := create(t, things[0])
+	if _, err := sqldb.Open(path, things[1]); err == nil || !strings.Contains(err.Error(), "expected version 1") {
+		t.Fatalf("%v", err)
 	}
 }
 
