@@ -113,9 +113,9 @@ func SignConfiguration(c Configuration, key ed25519.PrivateKey) ([]byte, error) 
 	return configEnc.Marshal(signedConfig{Body: body, Signature: sig})
 }
 
-// VerifyConfiguration is the one decision whether a document is configuration for this gateway: signed by the config key, for
-// this gateway or its site, and newer than the version in force. site may be "" while the gateway does not know its site.
-func VerifyConfiguration(doc []byte, key ed25519.PublicKey, gateway, site string, inForce uint64) (Configuration, error) {
+// OpenConfiguration tells what a document of the config key says, whoever it is for and whatever its version: for a document that was
+// verified once and kept. VerifyConfiguration decides whether one that arrives counts.
+func OpenConfiguration(doc []byte, key ed25519.PublicKey) (Configuration, error) {
 	if len(doc) > telemetry.MaxDocument {
 		return Configuration{}, fmt.Errorf("configuration: %d bytes; at most %d", len(doc), telemetry.MaxDocument)
 	}
@@ -130,15 +130,8 @@ func VerifyConfiguration(doc []byte, key ed25519.PublicKey, gateway, site string
 	if err := configDec.Unmarshal(s.Body, &c); err != nil {
 		return Configuration{}, fmt.Errorf("configuration: signed body: %w", err)
 	}
-	switch {
-	case c.Gateway != "" && c.ForSite != "":
+	if c.Gateway != "" && c.ForSite != "" {
 		return Configuration{}, errors.New("configuration: names a gateway and a site")
-	case c.Gateway != "" && c.Gateway != gateway:
-		return Configuration{}, fmt.Errorf("configuration: is for gateway %q, this is %q", c.Gateway, gateway)
-	case c.Gateway == "" && (c.ForSite == "" || c.ForSite != site):
-		return Configuration{}, fmt.Errorf("configuration: is for site %q, this gateway is of %q", c.ForSite, site)
-	case c.Version <= inForce:
-		return Configuration{}, fmt.Errorf("configuration: version %d is not newer than %d, which is in force", c.Version, inForce)
 	}
 	if c.Gateway != "" {
 		if err := spiffe.ValidName(c.Gateway); err != nil {
@@ -147,6 +140,23 @@ func VerifyConfiguration(doc []byte, key ed25519.PublicKey, gateway, site string
 	}
 	if err := c.Check(); err != nil {
 		return Configuration{}, fmt.Errorf("configuration: version %d: %w", c.Version, err)
+	}
+	return c, nil
+}
+
+// VerifyConfiguration is the one decision whether a document is configuration for this gateway: signed by the config key, for
+// this gateway or its site, and newer than the version in force. site may be "" while the gateway does not know its site.
+func VerifyConfiguration(doc []byte, key ed25519.PublicKey, gateway, site string, inForce uint64) (Configuration, error) {
+	c, err := OpenConfiguration(doc, key)
+	switch {
+	case err != nil:
+		return Configuration{}, err
+	case c.Gateway != "" && c.Gateway != gateway:
+		return Configuration{}, fmt.Errorf("configuration: is for gateway %q, this is %q", c.Gateway, gateway)
+	case c.Gateway == "" && (c.ForSite == "" || c.ForSite != site):
+		return Configuration{}, fmt.Errorf("configuration: is for site %q, this gateway is of %q", c.ForSite, site)
+	case c.Version <= inForce:
+		return Configuration{}, fmt.Errorf("configuration: version %d is not newer than %d, which is in force", c.Version, inForce)
 	}
 	return c, nil
 }

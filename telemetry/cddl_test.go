@@ -36,6 +36,8 @@ func TestTagsFollowTheCDDL(t *testing.T) {
 		"uplink":       reflect.TypeFor[wireUplink](),
 		"buffer":       reflect.TypeFor[wireBuffer](),
 		"clock":        reflect.TypeFor[wireClock](),
+		"config":       reflect.TypeFor[wireConfig](),
+		"step":         reflect.TypeFor[wireStep](),
 	} {
 		var want []string
 		for i := range typ.NumField() {

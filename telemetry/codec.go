@@ -58,7 +58,7 @@ func Decode(data []byte) (Batch, error) {
 	if err != nil {
 		return Batch{}, fmt.Errorf("decode batch: %w", err)
 	}
-	if bytes.HasPrefix(cborBytes, reportPrefix) {
+	if isReport(cborBytes) {
 		b, err := decodeReport(cborBytes)
 		if err != nil {
 			return Batch{}, fmt.Errorf("decode batch: %w", err)

@@ -6,12 +6,17 @@ import (
 	"fmt"
 )
 
-// reportVersion is key 1 of a batch that holds a report. Readers of version 1 refuse such a batch as a whole.
-const reportVersion = 2
+// Versions of a batch that holds a report, its key 1. Readers of an earlier one refuse such a batch as a whole.
+const (
+	reportVersion = 2 // and not more where nothing is said that it cannot say
+	configVersion = 3 // steps of configurations
+)
 
-// reportPrefix begins every such batch: a map of three pairs, key 1, the version, key 2. Encoding is deterministic, so no other batch
-// can begin with it: those have at least four pairs.
-var reportPrefix = []byte{0xa3, 0x01, reportVersion, 0x02}
+// isReport tells a report by how it begins: a map of three pairs, key 1, the version, key 2. Encoding is deterministic, so no other batch
+// can begin so: those have at least four pairs.
+func isReport(data []byte) bool {
+	return len(data) >= 4 && data[0] == 0xa3 && data[1] == 0x01 && (data[2] == reportVersion || data[2] == configVersion) && data[3] == 0x02
+}
 
 // wireReportBatch is a batch that holds an agent's report and nothing else.
 type wireReportBatch struct {
@@ -33,6 +38,21 @@ type wireReport struct {
 	Buffer   wireBuffer   `cbor:"10,keyasint"`
 	Clock    *wireClock   `cbor:"11,keyasint,omitempty"`
 	Every    uint64       `cbor:"12,keyasint,omitempty"`
+	Settings *wireConfig  `cbor:"13,keyasint,omitempty"`
+}
+
+type wireConfig struct {
+	Site    string     `cbor:"1,keyasint,omitempty"`
+	Version uint64     `cbor:"2,keyasint,omitempty"`
+	Steps   []wireStep `cbor:"3,keyasint,omitempty"`
+}
+
+type wireStep struct {
+	Site    string `cbor:"1,keyasint,omitempty"`
+	Version uint64 `cbor:"2,keyasint"`
+	Step    uint8  `cbor:"3,keyasint"`
+	At      int64  `cbor:"4,keyasint,omitempty"`
+	Reason  string `cbor:"5,keyasint,omitempty"`
 }
 
 type wireSource struct {
@@ -138,7 +158,33 @@ func newWireReportBatch(b *Batch) *wireReportBatch {
 	if c := r.Clock; c.Known {
 		w.Clock = &wireClock{c.Trusted, c.Offset, c.Floor, c.Uncertainty}
 	}
-	return &wireReportBatch{Version: reportVersion, Boot: b.Boot[:], Report: w}
+	version := uint64(reportVersion)
+	if c := &r.Settings; c.Site != "" || c.Version > 0 || len(c.Steps) > 0 {
+		version, w.Settings = configVersion, newWireConfig(c)
+	}
+	return &wireReportBatch{Version: version, Boot: b.Boot[:], Report: w}
+}
+
+func newWireConfig(c *ConfigReport) *wireConfig {
+	w := &wireConfig{Site: c.Site, Version: c.Version}
+	for _, s := range c.Steps {
+		w.Steps = append(w.Steps, wireStep{s.Site, s.Version, uint8(s.Step), s.At, s.Reason})
+	}
+	return w
+}
+
+func (w *wireConfig) report() (c ConfigReport, err error) {
+	if w == nil {
+		return c, nil
+	}
+	if len(w.Steps) > MaxConfigSteps {
+		return c, fmt.Errorf("report: %d steps of configurations; at most %d", len(w.Steps), MaxConfigSteps)
+	}
+	c = ConfigReport{Site: w.Site, Version: w.Version}
+	for _, s := range w.Steps {
+		c.Steps = append(c.Steps, ConfigStep{s.Site, s.Version, ConfigState(s.Step), s.At, s.Reason})
+	}
+	return c, nil
 }
 
 func newWireSpans(s Spans) *wireSpans {
@@ -152,7 +198,7 @@ func newWireSpans(s Spans) *wireSpans {
 	return w
 }
 
-// decodeReport reads a batch that begins as reportPrefix does. It accepts only the bytes that Encode makes.
+// decodeReport reads a batch that isReport. It accepts only the bytes that Encode makes.
 func decodeReport(data []byte) (Batch, error) {
 	var w wireReportBatch
 	if err := unmarshal(data, &w); err != nil {
@@ -202,8 +248,9 @@ func (w *wireReportBatch) batch() (b Batch, err error) {
 		}
 		r.Lanes = append(r.Lanes, l)
 	}
+	r.Settings, err = in.Settings.report()
 	b.Report = r
-	return b, nil
+	return b, err
 }
 
 func (w *wireLane) lane() (l LaneReport, err error) {

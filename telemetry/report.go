@@ -17,7 +17,7 @@ type Report struct {
 	Agent   string // the agent's version
 	At      Stamp  // when it was made
 	Started int64  // when the agent was started
-	Config  uint64 // version of the configuration in force; 0 for none
+	Config  uint64 // version of the gateway's own configuration that is in force; 0 for none
 	Every   uint64 // milliseconds after which the next report follows at the latest
 
 	Sources  []SourceReport // ascending by ID
@@ -26,6 +26,7 @@ type Report struct {
 	Uplink   UplinkReport
 	Buffer   BufferReport
 	Clock    ClockReport
+	Settings ConfigReport
 }
 
 // SourceReport is what one source has brought.
@@ -120,6 +121,49 @@ type ClockReport struct {
 	Uncertainty uint64 // of Offset, milliseconds
 }
 
+// ConfigReport is what became of the hospital's signed configuration. All zero: the agent does not say.
+type ConfigReport struct {
+	Site    string       // whose document is in force beside the gateway's own; "" for none
+	Version uint64       // of that document
+	Steps   []ConfigStep // the latest ones, in the order in which they happened; at most MaxConfigSteps
+}
+
+// ConfigStep is one step of one version. A version takes each step once at most: prepared, applied, then confirmed or reverted; or
+// prepared and reverted.
+type ConfigStep struct {
+	Site    string // the document's site; "" for the gateway's own
+	Version uint64
+	Step    ConfigState
+	At      int64
+	Reason  string // of reverted: a short constant text
+}
+
+// ConfigState is a step of a configuration. The values are part of the wire format.
+type ConfigState uint8
+
+// The steps.
+const (
+	ConfigPrepared  ConfigState = 1 // stored durably beside the one in force
+	ConfigApplied   ConfigState = 2 // in use, on trial
+	ConfigConfirmed ConfigState = 3 // the hospital acknowledged a report that was sent under it: in force
+	ConfigReverted  ConfigState = 4 // taken back; not tried again
+)
+
+// String is the step as events and people call it.
+func (s ConfigState) String() string {
+	switch s {
+	case ConfigPrepared:
+		return "prepared"
+	case ConfigApplied:
+		return "applied"
+	case ConfigConfirmed:
+		return "confirmed"
+	case ConfigReverted:
+		return "reverted"
+	}
+	return fmt.Sprintf("step %d", uint8(s))
+}
+
 // Span is a run of batch numbers, both ends included.
 type Span struct{ First, Last uint64 }
 
@@ -136,6 +180,8 @@ const (
 	MaxLanes      = 64  // lanes of this and of former epochs
 	MaxSpans      = 32  // runs of one set
 	MaxReportText = 200 // bytes of one text
+
+	MaxConfigSteps = 16
 )
 
 // maxInstant is the end of the year 9999 in Unix milliseconds.
@@ -190,6 +236,9 @@ func (r *Report) check() error {
 	if r.At.Mono < 0 || r.Identity.State > IdentityEnrolled {
 		return errors.New("report: a field is out of range")
 	}
+	if err := r.Settings.check(); err != nil {
+		return err
+	}
 	if !r.Clock.Known && r.Clock != (ClockReport{}) {
 		return errors.New("report: a clock that is not known says something")
 	}
@@ -212,6 +261,28 @@ func (r *Report) check() error {
 			return errors.New("report: a lane comes twice")
 		}
 		seen[key] = true
+	}
+	return nil
+}
+
+func (c *ConfigReport) check() error {
+	if len(c.Steps) > MaxConfigSteps {
+		return fmt.Errorf("report: %d steps of configurations; at most %d", len(c.Steps), MaxConfigSteps)
+	}
+	if (c.Site == "") != (c.Version == 0) {
+		return errors.New("report: a site's configuration is a site and a version")
+	}
+	if err := errors.Join(reportText("site", c.Site), counts("configuration", c.Version)); err != nil {
+		return err
+	}
+	for i := range c.Steps {
+		s := &c.Steps[i]
+		if s.Version == 0 || s.Step < ConfigPrepared || s.Step > ConfigReverted {
+			return errors.New("report: a step of a configuration is out of range")
+		}
+		if err := errors.Join(reportText("site", s.Site), reportText("reason", s.Reason), counts("configuration", s.Version), instants("configuration", s.At)); err != nil {
+			return err
+		}
 	}
 	return nil
 }

@@ -37,6 +37,31 @@ func exampleReport() Batch {
 	}}
 }
 
+// configReport is a report of a gateway that took one configuration back and has another one on trial.
+func configReport() Batch {
+	return Batch{Boot: [16]byte([]byte("boot-id-89abcdef")), Report: &Report{
+		Agent: "1.0.0", At: Stamp{Wall: 1795357860000, Mono: 86460000}, Started: 1795271400000, Config: 3,
+		Identity: IdentityReport{State: IdentityEnrolled},
+		Settings: ConfigReport{Site: "main", Version: 5, Steps: []ConfigStep{
+			{Site: "main", Version: 6, Step: ConfigPrepared, At: 1795357700000},
+			{Site: "main", Version: 6, Step: ConfigReverted, At: 1795357730000, Reason: "none of its servers answered"},
+			{Version: 4, Step: ConfigPrepared, At: 1795357859000},
+			{Version: 4, Step: ConfigApplied, At: 1795357859100},
+		}},
+	}}
+}
+
+// A report that says nothing of configurations is of version 2, which every server reads.
+func TestReportVersions(t *testing.T) {
+	with, without := configReport(), exampleReport()
+	for want, b := range map[byte]*Batch{reportVersion: &without, configVersion: &with} {
+		plain, err := encoding.Marshal(newWireReportBatch(b))
+		if err != nil || plain[2] != want || !isReport(plain) {
+			t.Errorf("%x, %v; expected version %d", plain[:4], err, want)
+		}
+	}
+}
+
 func TestReportRoundTrip(t *testing.T) {
 	least := Batch{Report: &Report{}}
 	full := exampleReport()
@@ -49,7 +74,7 @@ func TestReportRoundTrip(t *testing.T) {
 		}
 		full.Report.Sources = append(full.Report.Sources, s)
 	}
-	for name, b := range map[string]Batch{"least": least, "example": exampleReport(), "full": full} {
+	for name, b := range map[string]Batch{"least": least, "example": exampleReport(), "full": full, "configuration": configReport()} {
 		got, err := Decode(mustEncode(t, b))
 		if err != nil {
 			t.Fatalf("%s: %v", name, err)
@@ -109,6 +134,13 @@ func TestReportLimits(t *testing.T) {
 		"a text that is not UTF-8": func(b *Batch) { b.Report.Agent = "\xff" },
 		"unknown identity state":   func(b *Batch) { b.Report.Identity.State = 9 },
 		"clock that is not known":  func(b *Batch) { b.Report.Clock.Trusted = true },
+		"too many steps":           func(b *Batch) { b.Report.Settings.Steps = make([]ConfigStep, MaxConfigSteps+1) },
+		"a step of no version":     func(b *Batch) { b.Report.Settings.Steps = []ConfigStep{{Step: ConfigApplied}} },
+		"an unknown step":          func(b *Batch) { b.Report.Settings.Steps = []ConfigStep{{Version: 1, Step: 5}} },
+		"a site without a version": func(b *Batch) { b.Report.Settings.Site = "main" },
+		"a reason that steers": func(b *Batch) {
+			b.Report.Settings.Steps = []ConfigStep{{Version: 1, Step: ConfigReverted, Reason: "\x1b[2J"}}
+		},
 	} {
 		b := exampleReport()
 		spoil(&b)
@@ -135,8 +167,8 @@ func TestReportIsReadOnlyAsItIsWritten(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !bytes.HasPrefix(plain, reportPrefix) {
-		t.Fatalf("a report begins with %x; expected %x", plain[:4], reportPrefix)
+	if !isReport(plain) {
+		t.Fatalf("a report begins with %x; which nobody takes for one", plain[:4])
 	}
 	// "connected: true" with its key once more, as an encoder that is not deterministic might write zero values out.
 	long := bytes.Replace(plain, []byte{0x01, 0xf5, 0x02}, []byte{0x01, 0xf5, 0x18, 0x02}, 1)
