@@ -48,10 +48,10 @@ type Agent struct {
 	mu       sync.Mutex
 	dev      *tpm.TPM // nil until it could be opened
 	identity *enroll.Identity
-	waiting  string // fingerprint while the hospital has not approved this gateway
-	tpmState string // what holds up the identity, for status; "" when nothing does
-	revoked  string // why the hospital has cut this gateway off, in its words; "" while it has not
-	renew    func() // asks for a new certificate soon; nil until the identity is at work
+	waiting  string              // fingerprint while the hospital has not approved this gateway
+	tpmState string              // what holds up the identity, for status; "" when nothing does
+	cutOff   *enroll.CutOffError // why the hospital has cut this gateway off, in its words; nil while it has not
+	renew    func()              // asks for a new certificate soon; nil until the identity is at work
 }
 
 // New opens the buffer and prepares every part, so that whatever is wrong with configuration, kit or disk is said before the first
@@ -315,7 +315,7 @@ func (a *Agent) useIdentity(id *enroll.Identity) {
 	}
 	a.time.raise(id.NotBefore, "this gateway's certificate")
 	a.mu.Lock()
-	a.identity, a.waiting, a.tpmState, a.revoked = id, "", "", ""
+	a.identity, a.waiting, a.tpmState, a.cutOff = id, "", "", nil
 	a.mu.Unlock()
 	a.log.Info("identity in use", "gateway", id.Gateway, "not_after", id.NotAfter.UTC().Format(time.RFC3339))
 }
@@ -325,13 +325,13 @@ func (a *Agent) identityTrouble(err error) {
 	var w *enroll.WaitingError
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	var r *enroll.RevokedError
+	var r *enroll.CutOffError
 	switch {
 	case errors.As(err, &w):
 		a.waiting, a.tpmState = w.Fingerprint, ""
 	case errors.As(err, &r):
-		a.revoked, a.tpmState = r.Error(), ""
-	default: // what was known of a revocation stays: the hospital has not said otherwise
+		a.cutOff, a.tpmState = r, ""
+	default: // what was known of being cut off stays: the hospital has not said otherwise
 		a.tpmState = err.Error()
 	}
 }

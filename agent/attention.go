@@ -53,7 +53,7 @@ func (s Status) examineIdentity(now time.Time) Finding {
 	switch {
 	case s.Revoked:
 		f.Level, f.Found = Stops, "cut off: "+s.Identity
-		f.Mend = "what devices send is kept; ask the operators why ('wardlink gateway show' says who and when)"
+		f.Mend = cutOffMend(s.CutOff)
 	case s.Waiting != "":
 		f.Level, f.Found = Stops, "this gateway waits for the hospital's approval under the fingerprint "+s.Waiting
 		f.Mend = "an operator runs: wardlink gateway approve " + s.Waiting
@@ -74,6 +74,17 @@ func (s Status) examineIdentity(now time.Time) Finding {
 		}
 	}
 	return f
+}
+
+// cutOffMend says what can be done where the hospital has cut a gateway off.
+func cutOffMend(how string) string {
+	switch how {
+	case "suspended":
+		return "nothing on this machine: what devices send is kept, and it goes on by itself once an operator runs 'wardlink gateway resume'"
+	case "replaced":
+		return "another board is this gateway now, and this one never again; put its disk into the new board, and what waits here is sent"
+	}
+	return "what devices send is kept; ask the operators why ('wardlink gateway show' says who and when)"
 }
 
 // Present is an instant of this machine's clock by the hospital's, where the hospital has told it: certificates are dated by that.

@@ -138,7 +138,7 @@ func judgeRefusal(server string, err error) Finding {
 	switch {
 	case refused:
 		f.Found = fmt.Sprintf("the server refuses this gateway's certificate: %v", err)
-		f.Mend = "compare the clocks and see 'wardlink gateway show': a revoked gateway stays cut off"
+		f.Mend = "compare the clocks and see 'wardlink gateway show': a gateway that is revoked or suspended stays cut off until it is resumed"
 	case errors.Is(err, context.DeadlineExceeded):
 		f.Found, f.Mend = "no answer in time when the gateway showed its certificate", "see the steps to this server, and the latency of the TPM"
 	default:

@@ -23,9 +23,10 @@ import (
 // Status is what a running agent says of itself: no patient, no value, no key.
 type Status struct {
 	Gateway   string                  `json:"gateway"`  // "" until enrolled
-	Identity  string                  `json:"identity"` // "enrolled", "waiting for approval", "revoked by the hospital: ...", or what is in the way
+	Identity  string                  `json:"identity"` // "enrolled", "waiting for approval", "revoked by the hospital: ...", "suspended by ...", or what is in the way
 	Waiting   string                  `json:"waiting,omitempty"`
-	Revoked   bool                    `json:"revoked"` // the hospital has cut this gateway off; what is taken in is kept
+	Revoked   bool                    `json:"revoked"`           // the hospital has cut this gateway off; what is taken in is kept
+	CutOff    string                  `json:"cut_off,omitempty"` // how: "revoked", "suspended", "decommissioned", "replaced"
 	NotBefore *time.Time              `json:"not_before,omitempty"`
 	NotAfter  *time.Time              `json:"not_after,omitempty"`
 	Kit       string                  `json:"kit"`
@@ -114,8 +115,8 @@ func (a *Agent) status() Status {
 		s.Gateway, s.NotBefore, s.NotAfter = a.identity.Gateway, &a.identity.NotBefore, &a.identity.NotAfter
 	}
 	switch {
-	case a.revoked != "":
-		s.Identity, s.Revoked = a.revoked, true
+	case a.cutOff != nil && !(s.Uplink.Connected && s.Gateway != ""): // who is let in has been resumed, and has not asked for a certificate since
+		s.Identity, s.CutOff, s.Revoked = a.cutOff.Error(), a.cutOff.What, true
 	case a.identity != nil:
 	case a.waiting != "":
 		s.Identity, s.Waiting = "waiting for approval", a.waiting

@@ -69,6 +69,16 @@ const (
 // DatabaseUpgraded: a newer program changed the database's schema; Detail holds both, and the name of the copy made before.
 const DatabaseUpgraded Type = "database.upgraded"
 
+// What becomes of a gateway between its approval and its end.
+const (
+	GatewayMoved    Type = "gateway.moved"    // an operator said in which ward a gateway stands, and from when
+	GatewayReplaced Type = "gateway.replaced" // an operator gave a gateway another board; Detail holds the old and the new endorsement keys
+	// An operator cut a gateway off for a time; and the end of that, or of a revocation: Detail says what it was.
+	GatewaySuspended Type = "gateway.suspended"
+	GatewayResumed   Type = "gateway.resumed"
+	TPMCleared       Type = "tpm.cleared" // a gateway's TPM shows a new attestation key under the same endorsement key
+)
+
 // What becomes of alerts.
 const (
 	AlertRaised      Type = "alert.raised"        // an alert opened, or its severity rose; Target is type/subject, Detail holds id and severity

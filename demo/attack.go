@@ -91,7 +91,7 @@ func (t *theatre) trials() (before, after []trial) {
 			name: "renew once revoked", kind: "refused", actor: spiffeGateway(mallory), target: enroll.Fingerprint(t.malloryEK), reason: "gateway is revoked",
 			attempt: func(ctx context.Context, a *attacker) error {
 				_, err := a.enroller.Enroll(ctx)
-				if revoked := (*enroll.RevokedError)(nil); errors.As(err, &revoked) {
+				if revoked := (*enroll.CutOffError)(nil); errors.As(err, &revoked) {
 					return errRefused{err.Error()}
 				}
 				return err

@@ -26,6 +26,13 @@ const WaitingProblem = "urn:wardlink:waiting"
 // RevokedProblem is the type by which it says that an operator has revoked the gateway; Detail is the operator's reason.
 const RevokedProblem = "urn:wardlink:revoked"
 
+// The types by which it says that the gateway is cut off otherwise; Detail is the operator's reason.
+const (
+	SuspendedProblem      = "urn:wardlink:suspended"      // until an operator resumes it
+	DecommissionedProblem = "urn:wardlink:decommissioned" // for ever
+	ReplacedProblem       = "urn:wardlink:replaced"       // another board is this gateway now
+)
+
 // Problem is a problem document as the attestation CA answers it.
 type Problem struct {
 	Type        string `json:"type"`
@@ -137,10 +144,15 @@ func problem(path string, answer *http.Response, data []byte) error {
 	if p.Type == WaitingProblem && p.Fingerprint != "" {
 		return &WaitingError{Fingerprint: p.Fingerprint}
 	}
-	if p.Type == RevokedProblem {
-		return &RevokedError{Reason: printable(p.Detail)}
+	if what, ok := cutOffs[p.Type]; ok {
+		return &CutOffError{What: what, Reason: printable(p.Detail)}
 	}
 	return fmt.Errorf("%s: the server answers %d %s: %q", path, answer.StatusCode, p.Type, p.Detail)
+}
+
+// cutOffs are the problems that say for which gateway the hospital has nothing any more, in the words of status.
+var cutOffs = map[string]string{
+	RevokedProblem: "revoked", SuspendedProblem: "suspended", DecommissionedProblem: "decommissioned", ReplacedProblem: "replaced",
 }
 
 // printable makes a peer's words fit for one line of a terminal.

@@ -36,16 +36,17 @@ func (e *WaitingError) Error() string {
 	return "the gateway waits for approval under the fingerprint " + e.Fingerprint + "; run: wardlink gateway approve " + e.Fingerprint
 }
 
-// RevokedError: an operator has revoked this gateway. It gets no certificate until an operator takes that back.
-type RevokedError struct {
+// CutOffError: an operator has cut this gateway off. It gets no certificate until an operator takes that back, if ever.
+type CutOffError struct {
+	What   string // "revoked", "suspended", "decommissioned" or "replaced"
 	Reason string // the operator's; may be empty
 }
 
-func (e *RevokedError) Error() string {
+func (e *CutOffError) Error() string {
 	if e.Reason == "" {
-		return "revoked by the hospital"
+		return e.What + " by the hospital"
 	}
-	return "revoked by the hospital: " + e.Reason
+	return e.What + " by the hospital: " + e.Reason
 }
 
 // Config is what an Enroller needs. Every field but Now and Serial is required.

@@ -199,8 +199,8 @@ func TestHurry(t *testing.T) {
 func TestRevokedBacksOff(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &script{t: t, hurry: make(chan struct{}, 1)}
-		s.run(24*time.Hour, none, func(int) (*Identity, error) { return nil, &RevokedError{Reason: "stolen"} })
-		var revoked *RevokedError
+		s.run(24*time.Hour, none, func(int) (*Identity, error) { return nil, &CutOffError{What: "revoked", Reason: "stolen"} })
+		var revoked *CutOffError
 		if len(s.at) < 24*12 || len(s.at) > 24*60 || !errors.As(s.told[0], &revoked) {
 			t.Errorf("%d attempts in a day, told %v", len(s.at), s.told[0])
 		}

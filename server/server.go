@@ -165,7 +165,7 @@ func (s *Server) openServices() (err error) {
 	}
 	if s.fhir, err = fhir.New(fhir.Config{
 		Store: records.NewStore(s.db, s.keys.Pseudonym), Journal: s.journal, Pseudonym: s.keys.Pseudonym, TrustDomain: s.cfg.TrustDomain,
-		Access: s.registry, Refusals: s.ingest.Refusals(), Log: s.log,
+		Access: s.registry, Wards: s.registry, Refusals: s.ingest.Refusals(), Log: s.log,
 	}); err != nil {
 		return err
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"wardlink/enroll"
 	"wardlink/internal/build"
 	"wardlink/server/api"
 	"wardlink/server/api/client"
@@ -93,10 +94,16 @@ type caRegistry struct{ r *registry.Registry }
 
 func (c caRegistry) ByEK(ctx context.Context, ek [32]byte) (string, error) {
 	g, err := c.r.ByEK(ctx, ek)
-	revoked := (*registry.RevokedError)(nil)
+	revoked, held, retired := (*registry.RevokedError)(nil), (*registry.HeldError)(nil), (*registry.RetiredError)(nil)
 	switch {
 	case errors.As(err, &revoked):
 		return g.ID, &ca.RevokedError{Reason: revoked.Reason}
+	case errors.As(err, &held) && held.State == registry.Suspended:
+		return g.ID, &ca.CutOffError{Type: enroll.SuspendedProblem, Title: "suspended", Reason: held.Reason}
+	case errors.As(err, &held):
+		return g.ID, &ca.CutOffError{Type: enroll.DecommissionedProblem, Title: "decommissioned", Reason: held.Reason}
+	case errors.As(err, &retired):
+		return g.ID, &ca.CutOffError{Type: enroll.ReplacedProblem, Title: "replaced", Reason: retired.Reason}
 	case errors.Is(err, registry.ErrUnknown):
 		return "", fmt.Errorf("%w: %w", ca.ErrUnknown, err)
 	case errors.Is(err, registry.ErrNotActive):
@@ -114,9 +121,13 @@ func (c caRegistry) Wait(ctx context.Context, w ca.Waiting) error {
 	})
 }
 
+func (c caRegistry) Attested(ctx context.Context, gateway string, ek [32]byte, ak []byte) error {
+	return c.r.Attested(ctx, gateway, ek, ak)
+}
+
 func (c caRegistry) AddKey(ctx context.Context, k ca.Key) error {
 	err := c.r.AddKey(ctx, registry.Key{
-		Gateway: k.Gateway, SPKI: k.SPKI, Public: k.Public, Serial: k.Serial, NotBefore: k.NotBefore, NotAfter: k.NotAfter,
+		Gateway: k.Gateway, EK: k.EK, SPKI: k.SPKI, Public: k.Public, Serial: k.Serial, NotBefore: k.NotBefore, NotAfter: k.NotAfter,
 	})
 	if errors.Is(err, registry.ErrNotActive) {
 		return fmt.Errorf("%w: %w", ca.ErrNotActive, err)

@@ -63,11 +63,13 @@ func (s *Server) facts(ctx context.Context, store *records.Store, gateway, sourc
 		return nil, err
 	}
 	f := trace.Facts{
-		Now: now, Started: s.started, Gateway: g.ID, State: string(g.State), Report: account.Report, ReportAt: account.Received,
+		Now: now, Started: s.started, Gateway: g.ID, Ward: g.Ward, State: string(g.State), Report: account.Report, ReportAt: account.Received,
 		Silence: s.silence, Session: s.sessionOf(gateway), Hospital: trace.Hospital{Fault: s.hospitalFault(ctx)},
 	}
 	if g.Revoked != nil {
 		f.Reason = g.Revoked.Reason
+	} else if g.Hold != nil {
+		f.Reason = g.Hold.Reason
 	}
 	if err := s.journal.Health(); err != nil {
 		f.Journal = err.Error()
@@ -206,7 +208,7 @@ func (s *Server) hospitalFault(ctx context.Context) string {
 }
 
 func shownTrace(t trace.Trace, now time.Time) client.Trace {
-	out := client.Trace{Gateway: t.Gateway, Source: t.Source, At: now.UTC().Truncate(time.Millisecond), Stopped: t.Stopped, Why: t.Why, Mend: t.Mend}
+	out := client.Trace{Gateway: t.Gateway, Ward: t.Ward, Source: t.Source, At: now.UTC().Truncate(time.Millisecond), Stopped: t.Stopped, Why: t.Why, Mend: t.Mend}
 	for _, s := range t.Stations {
 		shown := client.Station{Name: s.Name, State: string(s.State), Count: s.Count, Note: s.Note, Why: s.Why, Mend: s.Mend, KnownFor: int64(s.As / time.Second)}
 		if !s.At.IsZero() {

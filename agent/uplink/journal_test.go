@@ -179,12 +179,12 @@ func (j *memJournal) events(t audit.Type) []audit.Event {
 // memRegistry admits gw-1 on the lanes of its mask.
 type memRegistry struct{ lanes uint8 }
 
-func (r memRegistry) Admit(_ context.Context, g string) (registry.Admission, error) {
+func (r memRegistry) AdmitKey(_ context.Context, g string, _ [32]byte) (registry.Admission, error) {
 	if g != gateway || r.lanes == 0 {
 		return registry.Admission{}, fmt.Errorf("gateway %s: %w", g, registry.ErrUnknown)
 	}
 	return registry.Admission{Gateway: g, Lanes: r.lanes}, nil
 }
 
-func (r memRegistry) Revision(context.Context) (int64, error)   { return 1, nil }
-func (r memRegistry) Revoked(context.Context) ([]string, error) { return nil, nil }
+func (r memRegistry) Revision(context.Context) (int64, error)           { return 1, nil }
+func (r memRegistry) CutOff(context.Context) ([]registry.CutOff, error) { return nil, nil }

@@ -56,15 +56,17 @@ func (t *tool) provision() *cobra.Command {
 }
 
 func (t *tool) gateway() *cobra.Command {
-	return group("gateway", "Register, list, approve and revoke gateways",
-		t.gatewayImport(), t.gatewayList(), t.gatewayShow(), t.gatewayApprove(), t.gatewayRevoke())
+	return group("gateway", "Register, list, approve, move, replace, suspend and revoke gateways",
+		t.gatewayImport(), t.gatewayList(), t.gatewayShow(), t.gatewayApprove(), t.gatewayMove(), t.gatewayReplace(),
+		t.gatewaySuspend(), t.gatewayResume(), t.gatewayRevoke())
 }
 
 func (t *tool) gatewayImport() *cobra.Command {
 	return &cobra.Command{
 		Use: "import FILE.csv", Short: "Enter gateways from a manifest", Args: exactly("FILE.csv"),
 		Long: "Enters gateways from a CSV manifest with the columns id, ek_sha256, site, ward, profile.\n" +
-			"'wardlink-agent identity' prints a gateway's ek_sha256. Rows that are there already are unchanged.",
+			"'wardlink-agent identity' prints a gateway's ek_sha256. Rows that are there already are unchanged; of those that are\n" +
+			"revoked, suspended or decommissioned the result says so.",
 		Example: "  wardlink gateway import gateways.csv",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			data, err := os.ReadFile(args[0])
@@ -123,10 +125,7 @@ func (t *tool) gatewayList() *cobra.Command {
 			return t.table(func(w io.Writer) {
 				fmt.Fprintln(w, "GATEWAY\tSTATE\tSITE\tWARD\tPROFILE\tEK\tNOTE")
 				for _, g := range list.Gateways {
-					note := ""
-					if r := g.Revoked; r != nil {
-						note = fmt.Sprintf("revoked %s by %s: %s", r.At.Local().Format(time.DateTime), shortActor(r.By), r.Reason)
-					}
+					note := gatewayNote(g)
 					fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", g.ID, g.State, orDash(g.Site), orDash(g.Ward), g.Profile, shortEK(g.EK), note)
 				}
 				for _, q := range list.Waiting {
@@ -180,6 +179,7 @@ func (t *tool) gatewayShow() *cobra.Command {
 				for _, ek := range g.EK {
 					fmt.Fprintf(w, "EK SHA-256\t%s\n", ek)
 				}
+				showLife(w, g)
 				if r := g.Revoked; r != nil {
 					showRevocation(w, *r)
 				}
@@ -208,7 +208,8 @@ func (t *tool) gatewayRevoke() *cobra.Command {
 		Use: "revoke ID --reason TEXT", Short: "Cut a gateway off, now: session, certificate and renewal", Args: exactly("gateway ID"),
 		Long: "Cuts a gateway off: its session ends within two seconds, its certificates are of no more use here, and it gets no new one.\n" +
 			"What it buffers stays on the gateway, sealed. The reason stands in the audit log and is shown by the gateway's own status:\n" +
-			"name no patient in it. It works when the journal cannot be written; the event follows. Revoking again changes nothing.",
+			"name no patient in it. It works when the journal cannot be written; the event follows. Revoking again changes nothing.\n" +
+			"'gateway resume' takes a mistake back; 'gateway suspend' is for a time.",
 		Example: `  wardlink gateway revoke icu-3-bed-7 --reason "stolen from the ward on Monday"`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if strings.TrimSpace(in.Reason) == "" {

@@ -196,7 +196,11 @@ func tracePage(traces []client.Trace, colour bool, width int) string {
 		if i > 0 {
 			b.WriteByte('\n')
 		}
-		fmt.Fprintf(&b, "%s  %s\n", paint("1", tracedName(tr)), tr.At.Local().Format("2006-01-02 15:04:05"))
+		ward := ""
+		if tr.Ward != "" {
+			ward = "ward " + tr.Ward + "  "
+		}
+		fmt.Fprintf(&b, "%s  %s%s\n", paint("1", tracedName(tr)), ward, tr.At.Local().Format("2006-01-02 15:04:05"))
 		var table strings.Builder
 		w := tabwriter.NewWriter(&table, 0, 0, 2, ' ', 0)
 		fmt.Fprintln(w, "  STATION\tSTATE\tLAST\tCOUNT\tKNOWN\tNOTE")

@@ -100,8 +100,10 @@ func New(cfg Config) *API {
 	} {
 		a.mux.Handle(pattern, a.operator(h))
 	}
-	for pattern, h := range a.alertRoutes() {
-		a.mux.Handle(pattern, a.operator(h))
+	for _, routes := range []map[string]handler{a.alertRoutes(), a.lifeRoutes()} {
+		for pattern, h := range routes {
+			a.mux.Handle(pattern, a.operator(h))
+		}
 	}
 	return a
 }

@@ -40,8 +40,17 @@ func (a *API) listGateways(w http.ResponseWriter, r *http.Request, who who) erro
 		Gateways []client.Gateway `json:"gateways"`
 		Waiting  []client.Waiting `json:"waiting"`
 	}{[]client.Gateway{}, []client.Waiting{}}
+	planned, err := a.Registry.Planned(r.Context())
+	if err != nil {
+		return err
+	}
 	for _, g := range gs {
-		out.Gateways = append(out.Gateways, shown(g))
+		one := shown(g)
+		if next, ok := planned[g.ID]; ok {
+			w := shownWard(next)
+			one.Next = &w
+		}
+		out.Gateways = append(out.Gateways, one)
 	}
 	for _, q := range ws {
 		out.Waiting = append(out.Waiting, client.Waiting{
@@ -61,13 +70,28 @@ func (a *API) showGateway(w http.ResponseWriter, r *http.Request, who who) error
 	if err := a.event(r, who, audit.Event{Type: audit.RegistryRead, Target: g.ID, Outcome: audit.Success, Count: 1}); err != nil {
 		return err
 	}
-	return writeJSON(w, shown(g))
+	out := shown(g)
+	wards, err := a.Registry.Wards(r.Context(), id)
+	if err != nil {
+		return err
+	}
+	out.Wards = shownWards(wards)
+	retired, err := a.Registry.Retired(r.Context(), id)
+	if err != nil {
+		return err
+	}
+	out.Retired = hexes(retired)
+	return writeJSON(w, out)
 }
 
 func shown(g registry.Gateway) client.Gateway {
 	out := client.Gateway{ID: g.ID, Site: g.Site, Ward: g.Ward, Profile: g.Profile, State: string(g.State)}
 	for _, ek := range g.EKs {
 		out.EK = append(out.EK, hex.EncodeToString(ek[:]))
+	}
+	if g.Hold != nil {
+		h := shownHold(*g.Hold)
+		out.Hold = &h
 	}
 	if g.Revoked != nil {
 		r := revocation(g.ID, *g.Revoked)

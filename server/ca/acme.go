@@ -91,11 +91,14 @@ func (g *guarded) judge(ctx context.Context, ch *acme.Challenge) (ek [32]byte, e
 // admitted asks the registry whether the EK is that gateway's, now.
 func (g *guarded) admitted(ctx context.Context, ek [32]byte, gateway string) error {
 	owner, err := g.ca.cfg.Registry.ByEK(ctx, ek)
-	revoked := (*RevokedError)(nil)
+	revoked, cut := (*RevokedError)(nil), (*CutOffError)(nil)
 	switch {
 	case errors.As(err, &revoked) && owner == gateway:
 		return &refusedGateway{g.ca.gateway(gateway), revokedReason,
 			refusedBy(acme.ErrorUnauthorizedType, "%s is revoked by the hospital: %s", gateway, revoked.Reason)}
+	case errors.As(err, &cut) && owner == gateway:
+		return &refusedGateway{g.ca.gateway(gateway), "gateway is " + cut.Title,
+			refusedBy(acme.ErrorUnauthorizedType, "%s is %s by the hospital: %s", gateway, cut.Title, cut.Reason)}
 	case errors.Is(err, ErrUnknown), errors.Is(err, ErrNotActive):
 		return refusedBy(acme.ErrorUnauthorizedType, "the registry does not admit %s now", gateway)
 	case err != nil:
@@ -175,7 +178,7 @@ func (g *guarded) createCertificate(ctx context.Context, cert *acme.Certificate)
 	}
 	// The key first: if the event then fails, a key is on record that has no certificate, which harms nobody. The other way round a
 	// proven issuance would have no key to verify sealing records with.
-	if err := g.ca.cfg.Registry.AddKey(ctx, Key{Gateway: gateway, SPKI: sha256.Sum256(cert.Leaf.RawSubjectPublicKeyInfo),
+	if err := g.ca.cfg.Registry.AddKey(ctx, Key{Gateway: gateway, EK: ek, SPKI: sha256.Sum256(cert.Leaf.RawSubjectPublicKeyInfo),
 		Public: cert.Leaf.RawSubjectPublicKeyInfo, Serial: Serial(cert.Leaf),
 		NotBefore: cert.Leaf.NotBefore, NotAfter: cert.Leaf.NotAfter}); errors.Is(err, ErrNotActive) {
 		// Revoked since it was asked a moment ago: the registry says why.

@@ -88,11 +88,18 @@ func (c *CA) secret(w http.ResponseWriter, r *http.Request) {
 		if revoked := (*RevokedError)(nil); errors.As(err, &revoked) {
 			ev.Reason = revokedReason
 			problem = enroll.Problem{Type: enroll.RevokedProblem, Title: "revoked", Detail: revoked.Reason}
+		} else if cut := (*CutOffError)(nil); errors.As(err, &cut) {
+			ev.Reason = "gateway is " + cut.Title
+			problem = enroll.Problem{Type: cut.Type, Title: cut.Title, Detail: cut.Reason}
 		}
 		c.denied(ctx, ev)
 		reply(w, http.StatusForbidden, problem)
 		return
 	case err != nil:
+		c.unavailable(w, "registry", err)
+		return
+	}
+	if err := c.cfg.Registry.Attested(ctx, gateway, verified.EK, verified.AKName); err != nil {
 		c.unavailable(w, "registry", err)
 		return
 	}

@@ -30,10 +30,12 @@ import (
 // Registry is what the CA asks. An adapter maps the registry's own errors to the two below.
 type Registry interface {
 	// ByEK names the gateway that owns an endorsement key (SHA-256 of its PKIX DER): ErrUnknown; the name and ErrNotActive, a
-	// *RevokedError among them.
+	// *RevokedError or *CutOffError among them.
 	ByEK(ctx context.Context, ek [32]byte) (gateway string, err error)
 	// Wait puts a TPM that has proven its EK into the list for an operator to approve.
 	Wait(ctx context.Context, w Waiting) error
+	// Attested notes which attestation key (its TPM name) a gateway's TPM has proven to hold.
+	Attested(ctx context.Context, gateway string, ek [32]byte, ak []byte) error
 	// AddKey keeps a device key and its certificate, durably; ErrNotActive when its gateway may not have one now.
 	AddKey(ctx context.Context, k Key) error
 }
@@ -53,6 +55,15 @@ func (e *RevokedError) Error() string { return "gateway is revoked: " + e.Reason
 // Unwrap gives ErrNotActive.
 func (e *RevokedError) Unwrap() error { return ErrNotActive }
 
+// CutOffError is the ErrNotActive of a gateway that an operator suspended or decommissioned, or whose board was replaced. What is told to
+// the TPM is a problem of Type, one of enroll's.
+type CutOffError struct{ Type, Title, Reason string }
+
+func (e *CutOffError) Error() string { return "gateway is " + e.Title + ": " + e.Reason }
+
+// Unwrap gives ErrNotActive.
+func (e *CutOffError) Unwrap() error { return ErrNotActive }
+
 // Waiting is a TPM that has proven its EK, which nobody has entered.
 type Waiting struct {
 	EK                  [32]byte // SHA-256 of EKPublic
@@ -66,6 +77,7 @@ type Waiting struct {
 // Key is a gateway's device key and the certificate issued for it.
 type Key struct {
 	Gateway             string
+	EK                  [32]byte // under which the TPM attested it
 	SPKI                [32]byte // SHA-256 of Public
 	Public              []byte   // PKIX DER
 	Serial              string   // lower-case hex

@@ -35,6 +35,8 @@ type registryFake struct {
 	revoked map[[32]byte]string // reasons
 	waiting map[[32]byte]Waiting
 	keys    map[[32]byte]Key
+	aks     map[[32]byte]string
+	cut     map[[32]byte]*CutOffError
 	fail    error
 	late    func() // revokes just before a key is entered
 }
@@ -47,6 +49,9 @@ func (r *registryFake) ByEK(_ context.Context, ek [32]byte) (string, error) {
 	}
 	if reason, ok := r.revoked[ek]; ok {
 		return r.active[ek], &RevokedError{reason}
+	}
+	if c := r.cut[ek]; c != nil {
+		return r.active[ek], c
 	}
 	if r.blocked[ek] {
 		return r.active[ek], ErrNotActive
@@ -67,6 +72,16 @@ func (r *registryFake) Wait(_ context.Context, w Waiting) error {
 	return nil
 }
 
+func (r *registryFake) Attested(_ context.Context, gateway string, ek [32]byte, ak []byte) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.active[ek] != gateway || len(ak) != 34 { // algorithm and SHA-256
+		return errors.New("the attestation key is not described")
+	}
+	r.aks[ek] = string(ak)
+	return r.fail
+}
+
 func (r *registryFake) AddKey(_ context.Context, k Key) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -80,7 +95,7 @@ func (r *registryFake) AddKey(_ context.Context, k Key) error {
 	if old, ok := r.keys[k.SPKI]; ok && old.Gateway != k.Gateway {
 		return errors.New("key of another gateway")
 	}
-	if sha256.Sum256(k.Public) != k.SPKI || k.Serial == "" || !k.NotAfter.After(k.NotBefore) {
+	if r.active[k.EK] != k.Gateway || sha256.Sum256(k.Public) != k.SPKI || k.Serial == "" || !k.NotAfter.After(k.NotBefore) {
 		return errors.New("key is not described")
 	}
 	r.keys[k.SPKI] = k
@@ -122,7 +137,7 @@ func newHospital(t *testing.T, adjust func(*Config)) *hospital {
 		t.Fatal(err)
 	}
 	h := &hospital{t: t, root: root, registry: &registryFake{active: map[[32]byte]string{}, blocked: map[[32]byte]bool{}, revoked: map[[32]byte]string{},
-		waiting: map[[32]byte]Waiting{}, keys: map[[32]byte]Key{}}}
+		waiting: map[[32]byte]Waiting{}, keys: map[[32]byte]Key{}, aks: map[[32]byte]string{}, cut: map[[32]byte]*CutOffError{}}}
 	roots, intermediates := ekTrust(t)
 	cfg := Config{TrustDomain: domain, DNSNames: []string{"127.0.0.1"}, Roots: []*x509.Certificate{root}, Issuing: issuing, IssuingKey: issuingKey,
 		Attestation: attestation, AttestationKey: attestationKey, Dir: filepath.Join(t.TempDir(), "ca"), EKRoots: roots, EKIntermediates: intermediates,

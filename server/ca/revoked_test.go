@@ -75,9 +75,55 @@ func TestAgentHearsThatItIsRevoked(t *testing.T) {
 		t.Fatal(err)
 	}
 	h.registry.set(func() { h.registry.revoked[g.ek] = "stolen from \x1b[2J ward 3" })
-	var revoked *enroll.RevokedError
+	var revoked *enroll.CutOffError
 	_, err := g.e.Enroll(t.Context())
 	if !errors.As(err, &revoked) || revoked.Error() != "revoked by the hospital: stolen from ?[2J ward 3" {
 		t.Errorf("%v", err)
+	}
+}
+
+// TestCutOffOtherwise: suspended, replaced and decommissioned gateways get nothing, hear why, and are in the log by that name.
+func TestCutOffOtherwise(t *testing.T) {
+	h := newHospital(t, nil)
+	g := h.gateway(t, swtpmtest.Start(t).Path)
+	h.registry.active[g.ek] = "gw-1"
+	if _, err := g.e.Enroll(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for kind, title := range map[string]string{enroll.SuspendedProblem: "suspended", enroll.ReplacedProblem: "replaced", enroll.DecommissionedProblem: "decommissioned"} {
+		h.registry.set(func() { h.registry.cut[g.ek] = &CutOffError{Type: kind, Title: title, Reason: "because"} })
+		var cut *enroll.CutOffError
+		if _, err := g.e.Enroll(t.Context()); !errors.As(err, &cut) || cut.What != title || cut.Reason != "because" {
+			t.Errorf("%s: %v", title, err)
+		}
+		h.mu.Lock()
+		ev := h.events[len(h.events)-1]
+		h.mu.Unlock()
+		if ev.Type != audit.Refused || ev.Actor.ID != "spiffe://ward.example/gateway/gw-1" || ev.Reason != "gateway is "+title {
+			t.Errorf("%s: %+v", title, ev)
+		}
+	}
+	h.registry.set(func() { delete(h.registry.cut, g.ek) })
+	if _, err := g.e.Enroll(t.Context()); err != nil {
+		t.Errorf("resumed: %v", err)
+	}
+}
+
+// TestCutOffWhileItIsIssued: also between attestation and certificate.
+func TestCutOffWhileItIsIssued(t *testing.T) {
+	h := newHospital(t, nil)
+	a := h.attacker(t, swtpmtest.Start(t).Path)
+	h.registry.active[a.ek.Hash] = "gw-1"
+	order, challenge, err := a.prove("gw-1", a.akChain(), -257)
+	if err != nil || challenge.Status != acme.StatusValid {
+		t.Fatalf("%v, challenge %+v", err, challenge)
+	}
+	h.registry.set(func() {
+		h.registry.cut[a.ek.Hash] = &CutOffError{Type: enroll.SuspendedProblem, Title: "suspended", Reason: "because"}
+	})
+	_, err = a.finalize(order, a.keys.Device(), x509.CertificateRequest{})
+	refusedWith(t, "suspended after the attestation", err, "suspended by the hospital: because")
+	if n := h.count(audit.CertIssued); n != 0 {
+		t.Errorf("%d certificates", n)
 	}
 }

@@ -46,7 +46,11 @@ func (s *Server) read(r *http.Request, kind, id string) *answer {
 	if err != nil {
 		return s.failed(err)
 	}
-	return &answer{status: http.StatusOK, body: toObservation(&o), count: 1, patients: known(o.Patient)}
+	wards, err := s.wardsOf(r.Context(), []records.Observation{o})
+	if err != nil {
+		return s.failed(err)
+	}
+	return &answer{status: http.StatusOK, body: located(toObservation(&o), wards[0]), count: 1, patients: known(o.Patient)}
 }
 
 // known is the pseudonym of a reading's patient, if it has one.
@@ -156,11 +160,17 @@ func (s *Server) searchObservations(r *http.Request, base string) *answer {
 		a.patients = asked
 		return a
 	}
+	wards, err := s.wardsOf(r.Context(), page.Observations)
+	if err != nil {
+		a := s.failed(err)
+		a.patients = asked
+		return a
+	}
 	values, _ := url.ParseQuery(r.URL.RawQuery) // parsed before
 	b := bundle{ResourceType: "Bundle", Type: "searchset", Link: []link{{"self", base + "/Observation?" + values.Encode()}}}
 	for i := range page.Observations {
 		o := &page.Observations[i]
-		b.Entry = append(b.Entry, entry{base + "/Observation/" + o.ID, toObservation(o), &entryMatch{"match"}})
+		b.Entry = append(b.Entry, entry{base + "/Observation/" + o.ID, located(toObservation(o), wards[i]), &entryMatch{"match"}})
 	}
 	if n := len(page.Observations); page.More && n > 0 {
 		next := q.query(values, ids, page.Observations[n-1].Position())

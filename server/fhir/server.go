@@ -52,6 +52,7 @@ type Config struct {
 	Store       *records.Store
 	Journal     Journal
 	Access      Access
+	Wards       Wards        // nil: readings do not say where they were taken in
 	Refusals    Refusals     // nil: refusals of unproven peers are journaled one by one
 	Pseudonym   secret.Bytes // the key of records.PatientID, the same that the records use
 	TrustDomain string

@@ -218,18 +218,19 @@ type fakeRegistry struct {
 	lanes    map[string]uint8
 	inactive map[string]bool
 	revoked  map[string]bool
-	slow     time.Duration // how long Admit takes
+	retired  map[[32]byte]string // keys of replaced boards, and whose they were
+	slow     time.Duration       // how long Admit takes
 }
 
 func newRegistry(gateways ...string) *fakeRegistry {
-	r := &fakeRegistry{lanes: make(map[string]uint8), inactive: make(map[string]bool), revoked: make(map[string]bool)}
+	r := &fakeRegistry{lanes: make(map[string]uint8), inactive: make(map[string]bool), revoked: make(map[string]bool), retired: make(map[[32]byte]string)}
 	for _, g := range gateways {
 		r.lanes[g] = 0x0f
 	}
 	return r
 }
 
-func (r *fakeRegistry) Admit(ctx context.Context, gateway string) (registry.Admission, error) {
+func (r *fakeRegistry) AdmitKey(ctx context.Context, gateway string, key [32]byte) (registry.Admission, error) {
 	r.mu.Lock()
 	slow := r.slow
 	r.mu.Unlock()
@@ -246,6 +247,8 @@ func (r *fakeRegistry) Admit(ctx context.Context, gateway string) (registry.Admi
 		return registry.Admission{}, fmt.Errorf("gateway %s: %w", gateway, registry.ErrUnknown)
 	case r.revoked[gateway]:
 		return registry.Admission{}, &registry.RevokedError{Gateway: gateway, Reason: "stolen"}
+	case r.retired[key] != "":
+		return registry.Admission{}, &registry.RetiredError{Gateway: gateway, Reason: "broken"}
 	case r.inactive[gateway]:
 		return registry.Admission{}, fmt.Errorf("gateway %s: %w", gateway, registry.ErrNotActive)
 	}
@@ -258,10 +261,16 @@ func (r *fakeRegistry) Revision(context.Context) (int64, error) {
 	return r.revision, r.err
 }
 
-func (r *fakeRegistry) Revoked(context.Context) ([]string, error) {
+func (r *fakeRegistry) CutOff(context.Context) (out []registry.CutOff, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return slices.Sorted(maps.Keys(r.revoked)), r.err
+	for _, g := range slices.Sorted(maps.Keys(r.revoked)) {
+		out = append(out, registry.CutOff{Gateway: g})
+	}
+	for key, g := range r.retired {
+		out = append(out, registry.CutOff{Gateway: g, Key: key})
+	}
+	return out, r.err
 }
 
 func (r *fakeRegistry) change(f func()) {

@@ -1,6 +1,7 @@
 package ingest
 
 import (
+	"crypto/sha256"
 	"crypto/tls"
 	"time"
 
@@ -12,6 +13,7 @@ type identity struct {
 	gateway  string
 	spiffe   string
 	serial   string    // lower-case hex
+	key      [32]byte  // SHA-256 of the certificate's SubjectPublicKeyInfo
 	notAfter time.Time // the earliest end within the verified chain
 }
 
@@ -34,7 +36,7 @@ func prove(state tls.ConnectionState, domain string, now time.Time) (id identity
 	if err != nil || name.TrustDomain != domain {
 		return identity{}, false, violation{reasonCertificate}
 	}
-	id = identity{spiffe: name.String(), serial: leaf.SerialNumber.Text(16), notAfter: leaf.NotAfter}
+	id = identity{spiffe: name.String(), serial: leaf.SerialNumber.Text(16), key: sha256.Sum256(leaf.RawSubjectPublicKeyInfo), notAfter: leaf.NotAfter}
 	for _, cert := range chain[1:] {
 		if cert.NotAfter.Before(id.notAfter) {
 			id.notAfter = cert.NotAfter

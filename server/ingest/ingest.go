@@ -39,13 +39,14 @@ type Journal interface {
 
 // Registry says who may publish what.
 type Registry interface {
-	// Admit gives registry.ErrUnknown or registry.ErrNotActive for a gateway that may not connect; any other error means that
-	// nobody knows.
-	Admit(ctx context.Context, gateway string) (registry.Admission, error)
+	// AdmitKey gives registry.ErrUnknown or registry.ErrNotActive for a gateway that may not connect, or not with that device key (SHA-256
+	// of its SPKI); any other error means that nobody knows.
+	AdmitKey(ctx context.Context, gateway string, key [32]byte) (registry.Admission, error)
 	// Revision grows with every change of who may do what.
 	Revision(ctx context.Context) (int64, error)
-	// Revoked gives the gateways that were cut off for good: a short list, so that they need not wait until everybody is judged.
-	Revoked(ctx context.Context) ([]string, error)
+	// CutOff gives the gateways, and the keys of replaced boards, that are cut off: a short list, so that they need not wait until
+	// everybody is judged.
+	CutOff(ctx context.Context) ([]registry.CutOff, error)
 }
 
 // Document is a body for one of a gateway's down topics. Ingest relays it and cannot tell whether it is genuine: the gateway
@@ -228,7 +229,7 @@ func (s *Server) look(ctx context.Context, last int64) (int64, error) {
 	}
 	for i, c := range s.all() {
 		if i%judgedBetween == 0 {
-			if err := s.cutRevoked(ctx); err != nil {
+			if err := s.cutOff(ctx); err != nil {
 				return now, err
 			}
 		}
@@ -243,20 +244,20 @@ func (s *Server) look(ctx context.Context, last int64) (int64, error) {
 // nobody who is revoked meanwhile may have.
 const judgedBetween = 256
 
-// cutRevoked cuts the sessions of revoked gateways: few, and with one question.
-func (s *Server) cutRevoked(ctx context.Context) error {
+// cutOff cuts the sessions of gateways and keys that are cut off: few, and with one question.
+func (s *Server) cutOff(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, s.limits.Ask)
 	defer cancel()
-	revoked, err := s.registry.Revoked(ctx)
+	list, err := s.registry.CutOff(ctx)
 	if err != nil {
 		return err
 	}
-	for _, gateway := range revoked {
+	for _, cut := range list {
 		s.mu.Lock()
-		c := s.sessions[gateway]
+		c := s.sessions[cut.Gateway]
 		s.mu.Unlock()
-		if c != nil {
-			s.log.Warn("gateway is revoked; its session is cut", "gateway", gateway)
+		if c != nil && (cut.Key == [32]byte{} || cut.Key == c.id.key) {
+			s.log.Warn("gateway is cut off; its session ends", "gateway", cut.Gateway)
 			c.stop(endRevoked, true)
 		}
 	}
@@ -267,7 +268,7 @@ func (s *Server) cutRevoked(ctx context.Context) error {
 func (s *Server) judge(ctx context.Context, c *session) error {
 	ctx, cancel := context.WithTimeout(ctx, s.limits.Ask)
 	defer cancel()
-	adm, err := s.registry.Admit(ctx, c.id.gateway)
+	adm, err := s.registry.AdmitKey(ctx, c.id.gateway, c.id.key)
 	switch {
 	case err == nil:
 		c.lanes.Store(uint32(adm.Lanes))

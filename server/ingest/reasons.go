@@ -37,15 +37,18 @@ const (
 	reasonSealingRecord = "sealing record cannot be read"
 	reasonSealings      = "too many sealing records on one connection"
 
-	reasonNoIdentity  = "no verified client certificate over TLS 1.3"
-	reasonCertificate = "certificate holds no identity of this trust domain"
-	reasonKind        = "certificate is not a gateway's"
-	reasonExpired     = "certificate has expired"
-	reasonNotAdmitted = "gateway is not admitted by the registry"
-	reasonRevoked     = "gateway is revoked"
-	reasonRegistry    = "registry cannot be asked"
-	reasonJournal     = "journal cannot be written"
-	reasonOverflow    = "other"
+	reasonNoIdentity     = "no verified client certificate over TLS 1.3"
+	reasonCertificate    = "certificate holds no identity of this trust domain"
+	reasonKind           = "certificate is not a gateway's"
+	reasonExpired        = "certificate has expired"
+	reasonNotAdmitted    = "gateway is not admitted by the registry"
+	reasonRevoked        = "gateway is revoked"
+	reasonSuspended      = "gateway is suspended"
+	reasonDecommissioned = "gateway is decommissioned"
+	reasonReplaced       = "the board of this certificate was replaced"
+	reasonRegistry       = "registry cannot be asked"
+	reasonJournal        = "journal cannot be written"
+	reasonOverflow       = "other"
 )
 
 // Why a session ended: the Reason of SessionClosed.
@@ -57,7 +60,7 @@ const (
 	endRefused    = "refused"    // a Refused event says what
 	endExpired    = "expired"    // the certificate's NotAfter
 	endTakeover   = "takeover"   // a newer connection of the same identity
-	endRevoked    = "revoked"    // the registry no longer admits the gateway
+	endRevoked    = "revoked"    // the registry no longer admits the gateway, or not this board of it
 	endBlind      = "blind"      // the registry could not be asked for too long
 	endDraining   = "draining"   // the server is stopping
 	endError      = "error"      // the journal failed, or a fault of our own

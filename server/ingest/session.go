@@ -286,13 +286,20 @@ func (s *Server) admit(ctx context.Context, c *session) (code byte, reason strin
 		case <-ctx.Done():
 		}
 	}
+	held, retired := (*registry.HeldError)(nil), (*registry.RetiredError)(nil)
 	// Asked twice: look may have stored the answer to a change that came between our first answer and our storing it. The second answer is
 	// newer than that, and a change after it is look's again.
 	for range 2 {
-		adm, err := s.registry.Admit(ctx, c.id.gateway)
+		adm, err := s.registry.AdmitKey(ctx, c.id.gateway, c.id.key)
 		switch {
 		case errors.Is(err, registry.ErrRevoked):
 			return connackDenied, reasonRevoked
+		case errors.As(err, &held) && held.State == registry.Suspended:
+			return connackDenied, reasonSuspended
+		case errors.As(err, &held):
+			return connackDenied, reasonDecommissioned
+		case errors.As(err, &retired):
+			return connackDenied, reasonReplaced
 		case denied(err):
 			return connackDenied, reasonNotAdmitted
 		case err != nil:

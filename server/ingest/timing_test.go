@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"wardlink/audit"
+	"wardlink/server/registry"
 	"wardlink/telemetry"
 )
 
@@ -211,6 +212,53 @@ func TestNudgeCutsAtOnce(t *testing.T) {
 			t.Errorf("refused: %+v", ev)
 		}
 	})
+}
+
+// TestReplacedBoardIsCut: its key, and not the gateway: the new board's session, which has the same name, stands.
+func TestReplacedBoardIsCut(t *testing.T) {
+	inBubble(t, Limits{}, func(t *testing.T, b *pipeBench) {
+		c := b.session("gw-1", 10*time.Hour, 0)
+		b.srv.mu.Lock()
+		old := b.srv.sessions["gw-1"].id.key
+		b.srv.mu.Unlock()
+		b.reg.change(func() { b.reg.retired[old] = "gw-1" })
+		if took, why := b.lives(c); took > time.Second || why != endRevoked {
+			t.Errorf("cut after %s (%s)", took, why)
+		}
+		fresh := b.session("gw-1", 10*time.Hour, 0) // another key
+		b.reg.change(func() {})
+		time.Sleep(2 * time.Second)
+		fresh.send([]byte{0xc0, 0})
+		fresh.expect(kindPingresp)
+
+		var again [32]byte
+		b.srv.mu.Lock()
+		again = b.srv.sessions["gw-1"].id.key
+		b.srv.mu.Unlock()
+		if again == old || again == [32]byte{} {
+			t.Fatal("two certificates have one key")
+		}
+	})
+}
+
+// TestWhyAGatewayIsTurnedAway: each way of being cut off has its own words in the log.
+func TestWhyAGatewayIsTurnedAway(t *testing.T) {
+	for reason, refusal := range map[string]error{
+		reasonSuspended:      &registry.HeldError{Gateway: "gw-1", State: registry.Suspended, Reason: "looked at"},
+		reasonDecommissioned: &registry.HeldError{Gateway: "gw-1", State: registry.Decommissioned, Reason: "scrapped"},
+		reasonReplaced:       &registry.RetiredError{Gateway: "gw-1", Reason: "broken"},
+	} {
+		inBubble(t, Limits{}, func(t *testing.T, b *pipeBench) {
+			b.reg.change(func() { b.reg.err = refusal })
+			c := b.open("gw-1", 10*time.Hour)
+			c.send(connectPacket("gw-1", 0))
+			c.expectConnack(connackDenied)
+			if ev := b.journal.events(audit.Refused); len(ev) != 1 || ev[0].Reason != reason {
+				t.Errorf("refused: %+v; expected %q", ev, reason)
+			}
+			b.reg.change(func() { b.reg.err = nil })
+		})
+	}
 }
 
 // TestRevokedNeedNotWaitForTheOthers: judging thousands of sessions takes seconds, more than one question to the registry may; who is

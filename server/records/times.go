@@ -177,3 +177,23 @@ func (o *Observation) setArrival(q queryRower) error {
 	}
 	return err
 }
+
+// ArrivedAt is when the gateway had a reading's message, in Unix milliseconds: by the hospital's clock where that is known of the gateway's
+// boot, else by the gateway's, but never after the server had it.
+func (s *Store) ArrivedAt(ctx context.Context, o *Observation) (at int64, err error) {
+	err = s.db.Read(ctx, func(tx *sql.Tx) error {
+		var boot int64
+		if err := tx.QueryRow("SELECT boot FROM messages WHERE id = $1", o.position.Message).Scan(&boot); err != nil {
+			return err
+		}
+		t, known, err := repaired(tx, boot, o.Received.Mono)
+		if at = o.Received.Wall; known {
+			at = t.At
+		}
+		return err
+	})
+	if err != nil {
+		return 0, fmt.Errorf("records: %w", err)
+	}
+	return min(at, o.Journaled), nil
+}

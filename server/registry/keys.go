@@ -6,15 +6,18 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"wardlink/audit"
+	"wardlink/enroll"
 	"wardlink/internal/spiffe"
 )
 
 // Key is a device key of a gateway and the certificate that was issued for it last.
 type Key struct {
 	Gateway             string
+	EK                  [32]byte // the endorsement key under which the TPM attested it; AddKey alone needs it
 	SPKI                [32]byte // SHA-256 of Public
 	Public              []byte   // PKIX DER
 	Serial              string   // lower-case hex
@@ -23,7 +26,7 @@ type Key struct {
 
 // AddKey enters a key and its certificate into the gateway's history, before the certificate is handed out: a sealing record that
 // the key signs must find it. Entering the same again is harmless. A key of another gateway is ErrConflict, and a gateway that may not
-// have a certificate now ErrNotActive: no certificate can slip past a revocation that it races. The act itself is the
+// have a certificate now, or not under that EK, ErrNotActive: no certificate can slip past a revocation or a replacement that it races. The act itself is the
 // issuing of the certificate, which the CA journals; AddKey adds no event.
 func (r *Registry) AddKey(ctx context.Context, k Key) error {
 	if sha256.Sum256(k.Public) != k.SPKI {
@@ -33,12 +36,15 @@ func (r *Registry) AddKey(ctx context.Context, k Key) error {
 		return errors.New("device key: expected a certificate serial of 1 to 64 hex digits")
 	}
 	err := r.db.Write(ctx, func(tx *sql.Tx) error {
-		g, err := get(tx, k.Gateway)
+		g, err := get(tx, r.now(), k.Gateway)
 		if err == nil {
 			err = g.admissible(r.now())
 		}
 		if err != nil {
 			return err
+		}
+		if !slices.Contains(g.EKs, k.EK) {
+			return fmt.Errorf("endorsement key %s is not gateway %s's: %w", enroll.Fingerprint(k.EK), k.Gateway, ErrNotActive)
 		}
 		now := r.now().UnixMilli()
 		if _, err := tx.Exec(`INSERT INTO gateway_keys (spki, gateway, public, added) VALUES ($1, $2, $3, $4)

@@ -30,10 +30,16 @@ var revocations1 string
 //go:embed waiting_0001.sql
 var waiting1 string
 
-// Migrations is the registry's schema. Domains are migrated in the order of their names: the revocations may name the registry's tables.
+//go:embed standing_0001.sql
+var standing1 string
+
+//go:embed wards_0001.sql
+var wards1 string
+
+// Migrations is the registry's schema. Domains are migrated in the order of their names: those behind registry may name its tables.
 func Migrations() []sqldb.Migration {
 	return []sqldb.Migration{{Domain: "registry", Version: 1, SQL: schema1}, {Domain: "revocations", Version: 1, SQL: revocations1},
-		{Domain: "waiting", Version: 1, SQL: waiting1}}
+		{Domain: "standing", Version: 1, SQL: standing1}, {Domain: "waiting", Version: 1, SQL: waiting1}, {Domain: "wards", Version: 1, SQL: wards1}}
 }
 
 // What callers branch on.
@@ -43,7 +49,7 @@ var (
 	ErrConflict  = errors.New("conflicts with the registry")
 )
 
-// State of a gateway. Only Active and Revoked are reached today; the others are reserved in the schema.
+// State of a gateway. Quarantined is not reached yet; it is reserved in the schema.
 type State string
 
 // The states.
@@ -72,7 +78,7 @@ type Gateway struct {
 	ID      string // SPIFFE name: 1 to 63 of a-z, 0-9, hyphens inside
 	EKs     [][32]byte
 	Site    string
-	Ward    string
+	Ward    string // as the registry gives it: the one of this moment
 	Profile string // "" is DefaultProfile
 
 	// The validity; a zero time is no limit.
@@ -84,6 +90,7 @@ type Gateway struct {
 	State   State
 	Added   time.Time
 	Revoked *Revocation // nil unless State is Revoked
+	Hold    *Hold       // of a gateway that is suspended or decommissioned, or was before it was revoked
 }
 
 // check says what is wrong with an entered gateway and how to mend it.
@@ -184,8 +191,10 @@ func (r *Registry) Revision(ctx context.Context) (rev int64, err error) {
 }
 
 const (
-	gatewayColumns = "g.id, g.site, g.ward, g.profile, g.state, g.not_before, g.not_after, g.added, v.at, v.actor, v.reason, v.serials"
-	gatewayTables  = "gateways g LEFT JOIN revocations v ON v.gateway = g.id"
+	gatewayColumns = `g.id, g.site,
+		COALESCE((SELECT w.ward FROM gateway_wards w WHERE w.gateway = g.id AND w.since <= $1 ORDER BY w.since DESC LIMIT 1), g.ward),
+		g.profile, g.state, g.not_before, g.not_after, g.added, v.at, v.actor, v.reason, v.serials, h.at, h.actor, h.reason` // $1: now
+	gatewayTables = "gateways g LEFT JOIN revocations v ON v.gateway = g.id LEFT JOIN gateway_holds h ON h.gateway = g.id"
 )
 
 type scanner interface{ Scan(dest ...any) error }
@@ -193,11 +202,14 @@ type scanner interface{ Scan(dest ...any) error }
 func scanGateway(row scanner, more ...any) (Gateway, error) {
 	var g Gateway
 	var notBefore, notAfter, added int64
-	var at sql.NullInt64
-	var actor, reason, serials sql.NullString
+	var at, heldAt sql.NullInt64
+	var actor, reason, serials, heldBy, heldFor sql.NullString
 	err := row.Scan(append([]any{&g.ID, &g.Site, &g.Ward, &g.Profile, &g.State, &notBefore, &notAfter, &added,
-		&at, &actor, &reason, &serials}, more...)...)
+		&at, &actor, &reason, &serials, &heldAt, &heldBy, &heldFor}, more...)...)
 	g.NotBefore, g.NotAfter, g.Added = instant(notBefore), instant(notAfter), instant(added)
+	if heldAt.Valid {
+		g.Hold = &Hold{At: instant(heldAt.Int64), By: heldBy.String, Reason: heldFor.String}
+	}
 	if at.Valid {
 		g.State = Revoked
 		g.Revoked = &Revocation{At: instant(at.Int64), By: actor.String, Reason: reason.String, Serials: strings.Fields(serials.String)}
@@ -222,7 +234,7 @@ func millis(t time.Time) int64 {
 
 // List gives all gateways in the order of their ids.
 func (r *Registry) List(ctx context.Context) ([]Gateway, error) {
-	rows, err := r.db.Query(ctx, "SELECT "+gatewayColumns+", e.ek FROM "+gatewayTables+" JOIN gateway_eks e ON e.gateway = g.id ORDER BY g.id, e.ek")
+	rows, err := r.db.Query(ctx, "SELECT "+gatewayColumns+", e.ek FROM "+gatewayTables+" JOIN gateway_eks e ON e.gateway = g.id ORDER BY g.id, e.ek", r.now().UnixMilli())
 	if err != nil {
 		return nil, fmt.Errorf("registry: %w", err)
 	}
@@ -255,14 +267,14 @@ type querier interface {
 // Get gives one gateway, or ErrUnknown.
 func (r *Registry) Get(ctx context.Context, id string) (g Gateway, err error) {
 	err = r.db.Read(ctx, func(tx *sql.Tx) error {
-		g, err = get(tx, id)
+		g, err = get(tx, r.now(), id)
 		return err
 	})
 	return g, err
 }
 
-func get(q querier, id string) (Gateway, error) {
-	g, err := scanGateway(q.QueryRow("SELECT "+gatewayColumns+" FROM "+gatewayTables+" WHERE g.id = $1", id))
+func get(q querier, now time.Time, id string) (Gateway, error) {
+	g, err := scanGateway(q.QueryRow("SELECT "+gatewayColumns+" FROM "+gatewayTables+" WHERE g.id = $2", now.UnixMilli(), id))
 	if errors.Is(err, sql.ErrNoRows) {
 		return Gateway{}, fmt.Errorf("gateway %.64q: %w", id, ErrUnknown)
 	}
@@ -285,12 +297,21 @@ func get(q querier, id string) (Gateway, error) {
 }
 
 // ByEK gives the gateway that owns an endorsement key: ErrUnknown when nobody entered it; the gateway and ErrNotActive, a
-// *RevokedError among them, when it may not have a certificate now.
+// *RevokedError or a *HeldError among them, when it may not have a certificate now; the gateway's id and a *RetiredError for a
+// board that was replaced.
 func (r *Registry) ByEK(ctx context.Context, ek [32]byte) (Gateway, error) {
 	var id string
 	err := r.db.QueryRow(ctx, "SELECT gateway FROM gateway_eks WHERE ek = $1", ek[:]).Scan(&id)
 	if errors.Is(err, sql.ErrNoRows) {
-		return Gateway{}, fmt.Errorf("endorsement key %s: %w", enroll.Fingerprint(ek), ErrUnknown)
+		retired := &RetiredError{}
+		err := r.db.QueryRow(ctx, "SELECT gateway, reason FROM retired_eks WHERE ek = $1", ek[:]).Scan(&retired.Gateway, &retired.Reason)
+		switch {
+		case errors.Is(err, sql.ErrNoRows):
+			return Gateway{}, fmt.Errorf("endorsement key %s: %w", enroll.Fingerprint(ek), ErrUnknown)
+		case err != nil:
+			return Gateway{}, fmt.Errorf("registry: %w", err)
+		}
+		return Gateway{ID: retired.Gateway}, retired
 	}
 	if err != nil {
 		return Gateway{}, fmt.Errorf("registry: %w", err)
@@ -306,6 +327,8 @@ func (g *Gateway) admissible(now time.Time) error {
 	switch {
 	case g.Revoked != nil:
 		return &RevokedError{g.ID, g.Revoked.Reason}
+	case g.State != Active && g.Hold != nil:
+		return &HeldError{g.ID, g.State, g.Hold.Reason}
 	case g.State != Active:
 		return fmt.Errorf("gateway %s is %s: %w", g.ID, g.State, ErrNotActive)
 	case !g.NotBefore.IsZero() && now.Before(g.NotBefore), !g.NotAfter.IsZero() && now.After(g.NotAfter):
@@ -332,6 +355,23 @@ func (r *Registry) Admit(ctx context.Context, gateway string) (Admission, error)
 	return Admission{Gateway: g.ID, Lanes: profiles[g.Profile]}, nil
 }
 
+// AdmitKey is Admit for a session that a device key opens, by the SHA-256 of its SPKI: one of a board that was replaced is admitted no more.
+func (r *Registry) AdmitKey(ctx context.Context, gateway string, key [32]byte) (Admission, error) {
+	a, err := r.Admit(ctx, gateway)
+	if err != nil {
+		return Admission{}, err
+	}
+	var was string
+	err = r.db.QueryRow(ctx, "SELECT gateway FROM retired_keys WHERE spki = $1", key[:]).Scan(&was)
+	switch {
+	case errors.Is(err, sql.ErrNoRows):
+		return a, nil
+	case err != nil:
+		return Admission{}, fmt.Errorf("registry: %w", err)
+	}
+	return Admission{}, &RetiredError{Gateway: was, Reason: "its key is the former board's"}
+}
+
 // ImportResult is what became of one gateway of a manifest.
 type ImportResult struct {
 	ID      string
@@ -342,7 +382,7 @@ type ImportResult struct {
 // Imported is the outcome for one gateway of a manifest.
 type Imported string
 
-// The outcomes.
+// The outcomes. One that is there just like this and may not speak has its State for an outcome, and the Reason says what lifts that.
 const (
 	Added     Imported = "added"
 	Unchanged Imported = "unchanged" // it is in the registry, just like this
@@ -387,7 +427,7 @@ func (r *Registry) Import(ctx context.Context, who audit.Actor, peer string, gs 
 
 // enter adds one gateway within tx, with its event.
 func (r *Registry) enter(tx *sql.Tx, who audit.Actor, peer string, g *Gateway, act audit.Type) (ImportResult, error) {
-	reason, same, err := contradiction(tx, g)
+	reason, have, err := r.contradiction(tx, g)
 	if err != nil {
 		return ImportResult{}, err
 	}
@@ -397,8 +437,10 @@ func (r *Registry) enter(tx *sql.Tx, who audit.Actor, peer string, g *Gateway, a
 	}
 	maps.Copy(ev.Detail, g.matched)
 	switch {
-	case same:
+	case reason == "" && have != nil && have.State == Active:
 		return ImportResult{ID: g.ID, Outcome: Unchanged}, nil
+	case reason == "" && have != nil:
+		return ImportResult{ID: g.ID, Outcome: Imported(have.State), Reason: have.cutOff()}, nil
 	case reason != "":
 		ev.Outcome, ev.Reason = audit.Denied, reason
 		return ImportResult{ID: g.ID, Outcome: Conflict, Reason: reason}, r.outbox.Add(tx, ev)
@@ -406,6 +448,9 @@ func (r *Registry) enter(tx *sql.Tx, who audit.Actor, peer string, g *Gateway, a
 	if _, err := tx.Exec(`INSERT INTO gateways (id, site, ward, profile, state, not_before, not_after, added)
 		VALUES ($1, $2, $3, $4, $5, $6, $7, $8)`,
 		g.ID, g.Site, g.Ward, g.Profile, string(Active), millis(g.NotBefore), millis(g.NotAfter), r.now().UnixMilli()); err != nil {
+		return ImportResult{}, err
+	}
+	if _, err := tx.Exec("INSERT INTO gateway_wards (gateway, since, ward, entered, actor) VALUES ($1, 0, $2, $3, '')", g.ID, g.Ward, r.now().UnixMilli()); err != nil {
 		return ImportResult{}, err
 	}
 	for _, ek := range g.EKs {
@@ -419,42 +464,53 @@ func (r *Registry) enter(tx *sql.Tx, who audit.Actor, peer string, g *Gateway, a
 	return ImportResult{ID: g.ID, Outcome: Added}, r.outbox.Add(tx, ev)
 }
 
-// contradiction compares an entered gateway with the registry: same means that it is there just like this, a reason that it
-// cannot be entered, neither that it is new.
-func contradiction(tx *sql.Tx, g *Gateway) (reason string, same bool, err error) {
+// cutOff says why a gateway may not speak, and what lifts that.
+func (g *Gateway) cutOff() string {
+	switch {
+	case g.Revoked != nil:
+		return fmt.Sprintf("revoked (%s); if that was a mistake: wardlink gateway resume %s --reason TEXT", g.Revoked.Reason, g.ID)
+	case g.State == Suspended && g.Hold != nil:
+		return fmt.Sprintf("suspended (%s); wardlink gateway resume %s", g.Hold.Reason, g.ID)
+	case g.Hold != nil:
+		return fmt.Sprintf("%s (%s), for ever", g.State, g.Hold.Reason)
+	}
+	return string(g.State)
+}
+
+// contradiction compares an entered gateway with the registry: a reason says why it cannot be entered; else have is the gateway that is
+// there just like this, or nil when it is new.
+func (r *Registry) contradiction(tx *sql.Tx, g *Gateway) (reason string, have *Gateway, err error) {
 	own := 0
 	seen := make(map[[32]byte]bool)
 	for _, ek := range g.EKs {
 		if seen[ek] {
-			return "endorsement key " + enroll.Fingerprint(ek) + " is given twice", false, nil
+			return "endorsement key " + enroll.Fingerprint(ek) + " is given twice", nil, nil
 		}
 		seen[ek] = true
-		var owner string
-		err := tx.QueryRow("SELECT gateway FROM gateway_eks WHERE ek = $1", ek[:]).Scan(&owner)
+		reason, owner, err := taken(tx, ek)
 		switch {
-		case errors.Is(err, sql.ErrNoRows):
 		case err != nil:
-			return "", false, err
-		case owner != g.ID:
-			return "endorsement key " + enroll.Fingerprint(ek) + " belongs to gateway " + owner + " already; one TPM is one gateway", false, nil
-		default:
+			return "", nil, err
+		case owner != "" && owner == g.ID:
 			own++
+		case reason != "":
+			return reason, nil, nil
 		}
 	}
-	have, err := get(tx, g.ID)
+	there, err := get(tx, r.now(), g.ID)
 	if errors.Is(err, ErrUnknown) {
-		return "", false, nil
+		return "", nil, nil
 	}
 	if err != nil {
-		return "", false, err
+		return "", nil, err
 	}
-	if own != len(g.EKs) || own != len(have.EKs) {
-		return "gateway " + g.ID + " is registered with another TPM; choose another id", false, nil
+	if own != len(g.EKs) || own != len(there.EKs) {
+		return "gateway " + g.ID + " is registered with another TPM; choose another id, or put a new board in its place: wardlink gateway replace " + g.ID, nil, nil
 	}
-	if have.Site != g.Site || have.Ward != g.Ward || have.Profile != g.Profile || millis(have.NotBefore) != millis(g.NotBefore) || millis(have.NotAfter) != millis(g.NotAfter) {
-		return "gateway " + g.ID + " is registered with another site, ward, profile or validity; make the manifest agree with wardlink gateway show " + g.ID, false, nil
+	if there.Site != g.Site || there.Ward != g.Ward || there.Profile != g.Profile || millis(there.NotBefore) != millis(g.NotBefore) || millis(there.NotAfter) != millis(g.NotAfter) {
+		return "gateway " + g.ID + " is registered with another site, ward, profile or validity; make the manifest agree with wardlink gateway show " + g.ID + ", or move it: wardlink gateway move " + g.ID, nil, nil
 	}
-	return "", true, nil
+	return "", &there, nil
 }
 
 func hexes(eks [][32]byte) string {

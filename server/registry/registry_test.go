@@ -233,7 +233,7 @@ func TestKeys(t *testing.T) {
 		t.Fatal(err)
 	}
 	public := []byte("a PKIX key")
-	k := registry.Key{Gateway: "gw-1", SPKI: sha256.Sum256(public), Public: public, Serial: "01", NotBefore: f.clock, NotAfter: f.clock.Add(24 * time.Hour)}
+	k := registry.Key{Gateway: "gw-1", EK: ek("one"), SPKI: sha256.Sum256(public), Public: public, Serial: "01", NotBefore: f.clock, NotAfter: f.clock.Add(24 * time.Hour)}
 	for range 2 {
 		if err := f.AddKey(f.ctx, k); err != nil {
 			t.Fatal(err)
@@ -253,7 +253,7 @@ func TestKeys(t *testing.T) {
 		t.Fatal(err)
 	}
 	stolen, forged, nobody := k, k, k
-	stolen.Gateway, stolen.Serial = "gw-2", "03"
+	stolen.Gateway, stolen.EK, stolen.Serial = "gw-2", ek("two"), "03"
 	forged.SPKI[0] ^= 1
 	nobody.Gateway = "gw-3"
 	if err := f.AddKey(f.ctx, stolen); !errors.Is(err, registry.ErrConflict) {

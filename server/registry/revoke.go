@@ -63,7 +63,7 @@ func (r *Registry) Revoke(ctx context.Context, who audit.Actor, peer, id, reason
 		return Revocation{}, false, err
 	}
 	err = r.commit(ctx, func(tx *sql.Tx) (bool, error) {
-		g, err := get(tx, id)
+		g, err := get(tx, r.now(), id)
 		if err != nil {
 			return false, err
 		}
@@ -90,27 +90,6 @@ func (r *Registry) Revoke(ctx context.Context, who audit.Actor, peer, id, reason
 		return Revocation{}, false, fmt.Errorf("revoke: %w", err)
 	}
 	return rev, again, r.follow(ctx)
-}
-
-// Revoked gives the ids of all revoked gateways, in order.
-func (r *Registry) Revoked(ctx context.Context) ([]string, error) {
-	rows, err := r.db.Query(ctx, "SELECT gateway FROM revocations ORDER BY gateway")
-	if err != nil {
-		return nil, fmt.Errorf("registry: %w", err)
-	}
-	defer func() { _ = rows.Close() }()
-	var ids []string
-	for rows.Next() {
-		var id string
-		if err := rows.Scan(&id); err != nil {
-			return nil, fmt.Errorf("registry: %w", err)
-		}
-		ids = append(ids, id)
-	}
-	if err := rows.Err(); err != nil {
-		return nil, fmt.Errorf("registry: %w", err)
-	}
-	return ids, nil
 }
 
 // follow moves events to the journal, and waits a bounded time for it. A journal that hangs holds Flush, which no context reaches

@@ -18,8 +18,12 @@ import (
 func (f *fixture) certify(t *testing.T, id string, lives ...time.Duration) {
 	t.Helper()
 	public := []byte("key of " + id)
+	g, err := f.Get(f.ctx, id)
+	if err != nil {
+		t.Fatal(err)
+	}
 	for i, life := range lives {
-		k := registry.Key{Gateway: id, SPKI: sha256.Sum256(public), Public: public, Serial: fmt.Sprintf("%s-%d", id, i), NotBefore: f.clock, NotAfter: f.clock.Add(life)}
+		k := registry.Key{Gateway: id, EK: g.EKs[0], SPKI: sha256.Sum256(public), Public: public, Serial: fmt.Sprintf("%s-%d", id, i), NotBefore: f.clock, NotAfter: f.clock.Add(life)}
 		if err := f.AddKey(f.ctx, k); err != nil {
 			t.Fatal(err)
 		}
@@ -67,11 +71,11 @@ func TestRevoke(t *testing.T) {
 	if err != nil || !again || second.By != operator.ID || second.Reason != "stolen" || !second.At.Equal(rev.At) {
 		t.Errorf("again: %+v, %t, %v", second, again, err)
 	}
-	if res, err := f.Import(f.ctx, operator, "", []registry.Gateway{gateway("gw-1", "one")}); err != nil || res[0].Outcome != registry.Unchanged {
+	if res, err := f.Import(f.ctx, operator, "", []registry.Gateway{gateway("gw-1", "one")}); err != nil || res[0].Outcome != "revoked" || !strings.Contains(res[0].Reason, "stolen") {
 		t.Errorf("imported again: %v %v", res, err)
 	}
 	f.refuses(t)
-	if ids, err := f.Revoked(f.ctx); err != nil || !slices.Equal(ids, []string{"gw-1"}) {
+	if ids, err := f.CutOff(f.ctx); err != nil || !slices.Equal(ids, []registry.CutOff{{Gateway: "gw-1"}}) {
 		t.Errorf("revoked: %q, %v", ids, err)
 	}
 	list, err := f.List(f.ctx)
@@ -100,7 +104,7 @@ func (f *fixture) refuses(t *testing.T) {
 		t.Errorf("by its EK: %s, %v", g.ID, err)
 	}
 	public := []byte("key of gw-1")
-	renewed := registry.Key{Gateway: "gw-1", SPKI: sha256.Sum256(public), Public: public, Serial: "gw-1-9", NotBefore: f.clock, NotAfter: f.clock.Add(time.Hour)}
+	renewed := registry.Key{Gateway: "gw-1", EK: ek("one"), SPKI: sha256.Sum256(public), Public: public, Serial: "gw-1-9", NotBefore: f.clock, NotAfter: f.clock.Add(time.Hour)}
 	if err := f.AddKey(f.ctx, renewed); !errors.Is(err, registry.ErrRevoked) {
 		t.Errorf("a certificate slipped past: %v", err)
 	}

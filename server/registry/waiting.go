@@ -59,12 +59,12 @@ func (r *Registry) Wait(ctx context.Context, w Waiting) error {
 }
 
 func (r *Registry) wait(tx *sql.Tx, w *Waiting, now int64) error {
-	var owner string
-	err := tx.QueryRow("SELECT gateway FROM gateway_eks WHERE ek = $1", w.EK[:]).Scan(&owner)
-	if err == nil {
-		return fmt.Errorf("endorsement key %s belongs to gateway %s: %w", enroll.Fingerprint(w.EK), owner, ErrConflict)
-	} else if !errors.Is(err, sql.ErrNoRows) {
+	reason, _, err := taken(tx, w.EK)
+	if err != nil {
 		return err
+	}
+	if reason != "" {
+		return fmt.Errorf("%s: %w", reason, ErrConflict)
 	}
 	res, err := tx.Exec("UPDATE waiting SET last_seen = $1, peer = $2 WHERE ek = $3", now, w.Peer, w.EK[:])
 	if err != nil {

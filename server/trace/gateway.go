@@ -253,7 +253,11 @@ func (j *judge) disconnected(s *Station) {
 	r := j.Report
 	switch {
 	case j.State == "revoked":
-		j.stop(s, "the gateway is revoked: "+j.Reason, "nothing, if that was meant; otherwise put a gateway with another TPM in its place: this one stays cut off")
+		j.stop(s, "the gateway is revoked: "+j.Reason, "nothing, if that was meant; otherwise 'wardlink gateway resume "+j.Gateway+" --reason TEXT' takes it back")
+	case j.State == "suspended":
+		j.stop(s, "the gateway is suspended: "+j.Reason, "'wardlink gateway resume "+j.Gateway+"' lets it go on; what it took in meanwhile follows")
+	case j.State == "decommissioned":
+		j.stop(s, "the gateway is decommissioned: "+j.Reason, "nothing: it sends no more")
 	case j.State != "" && j.State != "active":
 		j.stop(s, "the gateway is "+j.State+" in the registry", "make it active again in the registry")
 	case !j.Session.Refused.IsZero() && j.Session.Refused.After(j.Session.Opened):

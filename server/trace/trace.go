@@ -19,6 +19,7 @@ type Facts struct {
 	Started time.Time // of the server: what it counts in memory begins here
 
 	Gateway string
+	Ward    string // in which it stands now
 	State   string // of the gateway in the registry: "active", "revoked", ...
 	Reason  string // why it is not active, as the operator gave it
 	Source  string // "" while the gateway has named none
@@ -121,6 +122,7 @@ const (
 // Trace is the judgement.
 type Trace struct {
 	Gateway  string
+	Ward     string // in which the gateway stands
 	Source   string
 	Stations []Station
 	Stopped  string // name of the first station that stopped; "" when none has
@@ -152,7 +154,7 @@ func Judge(f Facts) Trace {
 	}
 	j.lagging()
 	j.settle()
-	return Trace{Gateway: f.Gateway, Source: f.Source, Stations: j.stations, Stopped: j.stopped, Why: j.why, Mend: j.mend}
+	return Trace{Gateway: f.Gateway, Ward: f.Ward, Source: f.Source, Stations: j.stations, Stopped: j.stopped, Why: j.why, Mend: j.mend}
 }
 
 func (f *Facts) usual() time.Duration {

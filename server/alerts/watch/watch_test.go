@@ -263,8 +263,10 @@ func TestCertificateLate(t *testing.T) {
 	p.register("gw-1", "gw-2", "gw-3")
 	issue := func(gateway, serial string, at time.Time, key string) {
 		public := []byte(gateway + key)
+		g, err := p.registry.Get(t.Context(), gateway)
+		p.must(err)
 		p.must(p.registry.AddKey(t.Context(), registry.Key{
-			Gateway: gateway, SPKI: sha256.Sum256(public), Public: public, Serial: serial, NotBefore: at, NotAfter: at.Add(24 * time.Hour),
+			Gateway: gateway, EK: g.EKs[0], SPKI: sha256.Sum256(public), Public: public, Serial: serial, NotBefore: at, NotAfter: at.Add(24 * time.Hour),
 		}))
 	}
 	start := p.now()

@@ -5,8 +5,9 @@ import "time"
 // Trace says where one source's data stops.
 type Trace struct {
 	Gateway  string    `json:"gateway"`
-	Source   string    `json:"source"` // "" when the gateway has named none
-	At       time.Time `json:"at"`     // by the server's clock, as every instant here
+	Ward     string    `json:"ward,omitempty"` // in which the gateway stands
+	Source   string    `json:"source"`         // "" when the gateway has named none
+	At       time.Time `json:"at"`             // by the server's clock, as every instant here
 	Stations []Station `json:"stations"`
 	Stopped  string    `json:"stopped"` // the first station that stopped; "" when none has
 	Why      string    `json:"why"`

@@ -12,7 +12,11 @@ type Gateway struct {
 	State   string   `json:"state"`
 	EK      []string `json:"ek_sha256"` // hex
 
-	Revoked *Revocation `json:"revoked,omitempty"` // set when State is "revoked"
+	Revoked *Revocation `json:"revoked,omitempty"`           // set when State is "revoked"
+	Hold    *Hold       `json:"hold,omitempty"`              // of a gateway that is suspended or decommissioned
+	Next    *Ward       `json:"next_ward,omitempty"`         // a move that is to come
+	Wards   []Ward      `json:"wards,omitempty"`             // the history, when one gateway is shown
+	Retired []string    `json:"retired_ek_sha256,omitempty"` // of former boards, when one gateway is shown; hex
 }
 
 // Revocation says that a gateway was cut off.
@@ -53,7 +57,7 @@ type Waiting struct {
 // ImportResult is what became of one line of a manifest.
 type ImportResult struct {
 	ID     string `json:"id"`
-	Result string `json:"result"` // "imported", "unchanged" or "refused"
+	Result string `json:"result"` // "added", "unchanged" or "refused"; the state of one that is unchanged and cut off
 	Reason string `json:"reason,omitempty"`
 }
 

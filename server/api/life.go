@@ -1,0 +1,146 @@
+package api
+
+import (
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net/http"
+	"time"
+
+	"wardlink/audit"
+	"wardlink/server/api/client"
+	"wardlink/server/registry"
+)
+
+// lifeRoutes are the acts of a gateway's life between its approval and its end.
+func (a *API) lifeRoutes() map[string]handler {
+	return map[string]handler{
+		"POST /v1/gateways/{id}/move":    a.moveGateway,
+		"POST /v1/gateways/{id}/replace": a.replaceGateway,
+		"POST /v1/gateways/{id}/suspend": a.suspendGateway,
+		"POST /v1/gateways/{id}/resume":  a.resumeGateway,
+	}
+}
+
+// deniedAct journals an act that the registry refused: the registry undoes the event of a refusal together with the act.
+func (a *API) deniedAct(r *http.Request, who who, act audit.Type, err error) error {
+	reason := ""
+	switch {
+	case errors.Is(err, registry.ErrUnknown):
+		reason = "not in the registry"
+	case errors.Is(err, registry.ErrConflict):
+		reason = "conflicts with the registry"
+	default:
+		return err
+	}
+	denied := audit.Event{Type: act, Target: fmt.Sprintf("%.64q", r.PathValue("id")), Outcome: audit.Denied, Reason: reason}
+	if jerr := a.event(r, who, denied); jerr != nil {
+		return jerr
+	}
+	return err
+}
+
+// late tells whether an act stands although its event waits for a journal that cannot be written, and logs that.
+func (a *API) late(what, id string, err error) bool {
+	if !errors.Is(err, registry.ErrLate) {
+		return false
+	}
+	a.Log.Error("an act on a gateway stands, and its event cannot be journaled yet", "act", what, "gateway", id, "error", err)
+	return true
+}
+
+func (a *API) moveGateway(w http.ResponseWriter, r *http.Request, who who) error {
+	var in client.MoveRequest
+	if err := readJSON(r, &in); err != nil {
+		return err
+	}
+	if err := registry.CheckMove(in.Ward, in.From, time.Now()); err != nil {
+		return badRequest{err}
+	}
+	id := r.PathValue("id")
+	m, err := a.Registry.Move(r.Context(), who.actor, who.peer, id, in.Ward, in.From)
+	if err != nil {
+		return a.deniedAct(r, who, audit.GatewayMoved, err)
+	}
+	return writeJSON(w, client.MoveAnswer{Gateway: id, Ward: shownWard(m.Ward), Before: m.Before, Replaced: shownWards(m.Replaced), Already: m.Already})
+}
+
+func shownWard(w registry.Ward) client.Ward {
+	out := client.Ward{Ward: w.Name, By: w.By}
+	if !w.Since.IsZero() {
+		out.Since = &w.Since
+	}
+	return out
+}
+
+func shownWards(ws registry.Wards) []client.Ward {
+	out := []client.Ward{}
+	for _, w := range ws {
+		out = append(out, shownWard(w))
+	}
+	return out
+}
+
+func (a *API) replaceGateway(w http.ResponseWriter, r *http.Request, who who) error {
+	var in client.ReplaceRequest
+	if err := readJSON(r, &in); err != nil {
+		return err
+	}
+	if err := registry.CheckReason(in.Reason); err != nil {
+		return badRequest{err}
+	}
+	id := r.PathValue("id")
+	out, err := a.Registry.Replace(r.Context(), who.actor, who.peer, id, in.Reason, in.TPMs)
+	late := a.late("replace", id, err)
+	if err != nil && !late {
+		return a.deniedAct(r, who, audit.GatewayReplaced, err)
+	}
+	return writeJSON(w, client.ReplaceAnswer{Gateway: id, Old: hexes(out.Old), New: hexes(out.New), Serials: append([]string{}, out.Serials...),
+		State: string(out.State), Journaled: !late})
+}
+
+func hexes(eks [][32]byte) []string {
+	out := []string{}
+	for _, ek := range eks {
+		out = append(out, hex.EncodeToString(ek[:]))
+	}
+	return out
+}
+
+// suspendGateway is answered although its event is not journaled, as a revocation is: cutting off always works.
+func (a *API) suspendGateway(w http.ResponseWriter, r *http.Request, who who) error {
+	var in client.RevokeRequest
+	if err := readJSON(r, &in); err != nil {
+		return err
+	}
+	if err := registry.CheckReason(in.Reason); err != nil {
+		return badRequest{err}
+	}
+	id := r.PathValue("id")
+	h, again, err := a.Registry.Suspend(r.Context(), who.actor, who.peer, id, in.Reason)
+	late := a.late("suspend", id, err)
+	if err != nil && !late {
+		return a.deniedAct(r, who, audit.GatewaySuspended, err)
+	}
+	return writeJSON(w, client.SuspendAnswer{Gateway: id, Hold: shownHold(h), Already: again, Journaled: !late})
+}
+
+func shownHold(h registry.Hold) client.Hold { return client.Hold{At: h.At, By: h.By, Reason: h.Reason} }
+
+func (a *API) resumeGateway(w http.ResponseWriter, r *http.Request, who who) error {
+	var in client.ResumeRequest
+	if err := readJSON(r, &in); err != nil {
+		return err
+	}
+	if in.Reason != "" {
+		if err := registry.CheckReason(in.Reason); err != nil {
+			return badRequest{err}
+		}
+	}
+	id := r.PathValue("id")
+	was, err := a.Registry.Resume(r.Context(), who.actor, who.peer, id, in.Reason)
+	if err != nil {
+		return a.deniedAct(r, who, audit.GatewayResumed, err)
+	}
+	return writeJSON(w, client.ResumeAnswer{Gateway: id, Was: string(was)})
+}

@@ -1,0 +1,74 @@
+package api_test
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"wardlink/internal/spiffe"
+)
+
+// TestLifeOfAGateway: each act through the API, its refusals journaled, and only for operators.
+func TestLifeOfAGateway(t *testing.T) {
+	o := newOffice(t)
+	op := o.certificate(spiffe.Operator, "op", domain)
+	hash := func(c string) string { return strings.Repeat(c, 64) }
+	manifest := "id,ek_sha256,site,ward,profile\nicu-7," + hash("a") + ",main,ICU 2,default\nicu-8," + hash("b") + ",main,ICU 2,default\n"
+	if got := o.do(op, "POST", "/v1/gateways/import", "text/csv", manifest); got.Code != 200 {
+		t.Fatal(got.Body)
+	}
+	old := time.Now().Add(-40 * 24 * time.Hour).UTC().Format(time.RFC3339)
+	soon := time.Now().Add(time.Hour).UTC().Format(time.RFC3339)
+	for _, step := range []struct {
+		path, body string
+		code       int
+		says       string
+	}{
+		{"icu-7/move", `{"ward":""}`, 400, "ward"},
+		{"icu-7/move", `{"ward":"ER","from":"` + old + `"}`, 400, "31 days back"},
+		{"icu-9/move", `{"ward":"ER"}`, 404, "icu-9"},
+		{"icu-7/move", `{"ward":"ER"}`, 200, `"before":"ICU 2"`},
+		{"icu-7/move", `{"ward":"ICU 5","from":"` + soon + `"}`, 200, `"before":"ER"`},
+		{"icu-7/suspend", `{"reason":""}`, 400, "reason"},
+		{"icu-9/suspend", `{"reason":"x"}`, 404, "icu-9"},
+		{"icu-7/suspend", `{"reason":"looked at"}`, 200, `"already":false,"journaled":true`},
+		{"icu-7/suspend", `{"reason":"again"}`, 200, `"reason":"looked at","already":true`},
+		{"icu-7/resume", `{}`, 200, `"was":"suspended"`},
+		{"icu-8/revoke", `{"reason":"stolen"}`, 200, "stolen"},
+		{"icu-8/resume", `{}`, 409, "give a reason"},
+		{"icu-8/resume", `{"reason":"found"}`, 200, `"was":"revoked"`},
+		{"icu-7/replace", `{"tpms":["` + hash("c") + `"],"reason":""}`, 400, "reason"},
+		{"icu-7/replace", `{"tpms":["` + hash("b") + `"],"reason":"broken"}`, 409, "icu-8"},
+		{"icu-7/replace", `{"tpms":["AAAA-BBBB-CCCC-DDDD"],"reason":"broken"}`, 404, "no TPM waits"},
+		{"icu-7/replace", `{"tpms":["` + hash("c") + `"],"reason":"broken"}`, 200, hash("a")},
+		{"icu-8/replace", `{"tpms":["` + hash("a") + `"],"reason":"broken"}`, 409, "never admitted again"},
+	} {
+		if got := o.do(op, "POST", "/v1/gateways/"+step.path, "application/json", step.body); got.Code != step.code || !strings.Contains(got.Body.String(), step.says) {
+			t.Errorf("%s %s: %d %s; expected %d and %q", step.path, step.body, got.Code, got.Body, step.code, step.says)
+		}
+	}
+	show := o.do(op, "GET", "/v1/gateways/icu-7", "", "").Body.String()
+	for _, want := range []string{`"ward":"ER"`, `"wards":[{"ward":"ICU 2"},{"ward":"ER","since":`, `"retired_ek_sha256":["` + hash("a") + `"]`, `"ek_sha256":["` + hash("c") + `"]`} {
+		if !strings.Contains(show, want) {
+			t.Errorf("show lacks %s: %s", want, show)
+		}
+	}
+	if list := o.do(op, "GET", "/v1/gateways", "", "").Body.String(); !strings.Contains(list, `"next_ward":{"ward":"ICU 5"`) {
+		t.Errorf("list: %s", list)
+	}
+	log := o.events()
+	for line, n := range map[string]int{
+		"gateway.moved icu-7 success": 2, `gateway.moved "icu-9" denied`: 1, "gateway.suspended icu-7 success": 2, `gateway.suspended "icu-9" denied`: 1,
+		"gateway.resumed icu-7 success": 1, `gateway.resumed "icu-8" denied`: 1, "gateway.resumed icu-8 success": 1,
+		`gateway.replaced "icu-7" denied`: 2, "gateway.replaced icu-7 success": 1, `gateway.replaced "icu-8" denied`: 1,
+	} {
+		if got := strings.Count(log, line); got != n {
+			t.Errorf("%d times %q, expected %d:\n%s", got, line, n, log)
+		}
+	}
+	for _, act := range []string{"move", "replace", "suspend", "resume"} {
+		if got := o.do(o.certificate(spiffe.Access, "ehr", domain), "POST", "/v1/gateways/icu-7/"+act, "application/json", `{"reason":"x","ward":"x"}`); got.Code != 403 {
+			t.Errorf("a service account may %s: %d", act, got.Code)
+		}
+	}
+}
