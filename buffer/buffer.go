@@ -196,6 +196,11 @@ func readFormat(dir string) ([]string, error) {
 			}
 		}
 	}
+	if version := 0; len(lines) > 0 {
+		if n, _ := fmt.Sscanf(lines[0], "wardlink buffer %d", &version); n == 1 && version > formatVersion {
+			return nil, fmt.Errorf("buffer %s: format version %d, this program knows version %d: %w", dir, version, formatVersion, durable.ErrNewer)
+		}
+	}
 	return nil, fmt.Errorf("buffer %s: file %q is not of version %d; this program cannot read the buffer", dir, formatName, formatVersion)
 }
 

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"wardlink/buffer/segment"
+	"wardlink/internal/durable"
 )
 
 // Names inside a segment; FORMAT.md describes each.
@@ -57,7 +58,18 @@ func (h header) encode() []byte {
 	return binary.BigEndian.AppendUint32(b, segment.Checksum(b))
 }
 
+// newer reports a header, or what begins with one, that ends in its checksum and says that it is of a later version.
+func newer(b []byte) error {
+	if len(b) > 5 && b[0] > formatVersion && binary.BigEndian.Uint32(b[len(b)-4:]) == segment.Checksum(b[:len(b)-4]) {
+		return fmt.Errorf("format version %d: %w", b[0], durable.ErrNewer)
+	}
+	return nil
+}
+
 func parseHeader(b []byte) (h header, err error) {
+	if err := newer(b); err != nil {
+		return h, err
+	}
 	if len(b) != headerSize || b[0] != formatVersion {
 		return h, fmt.Errorf("header: %w", errFormat)
 	}
@@ -167,7 +179,11 @@ func (s summary) encode() []byte {
 	return append(b, s.filter...)
 }
 
+// parseSummary reads what segment.Summary gave, whose checksum held: whatever the length, the first byte is the version.
 func parseSummary(b []byte) (s summary, err error) {
+	if len(b) > 0 && b[0] > formatVersion {
+		return s, fmt.Errorf("format version %d: %w", b[0], durable.ErrNewer)
+	}
 	if len(b) < headerSize+5*8+4 {
 		return s, fmt.Errorf("summary: %w", errFormat)
 	}

@@ -112,7 +112,7 @@ func (b *Buffer) loadState() (state, error) {
 		}
 		return st, nil
 	}
-	if transient(err) {
+	if transient(err) || errors.Is(err, durable.ErrNewer) {
 		return st, err
 	}
 	b.c.Log.Error("the acknowledgements are damaged and were set aside; every batch kept here is sent again", "path", path, "error", err)
@@ -207,6 +207,9 @@ func (b *Buffer) loadFile(name, path string) error {
 	s := &seg{path: path, disk: size, tail: noTail}
 	if err := b.loadSeg(s, l.index, seq); err != nil {
 		b.shut(s)
+		if errors.Is(err, durable.ErrNewer) {
+			return fmt.Errorf("%s: %w", path, err)
+		}
 		if err = judge(path, err); ill(err) {
 			b.leave(l, seq, path, s.disk, err)
 			return nil

@@ -6,6 +6,8 @@ import (
 	"encoding/binary"
 	"fmt"
 	"slices"
+
+	"wardlink/internal/durable"
 )
 
 // maxState is the limit of the state in bytes. Runs and parked batches that would exceed it are left out of the file, which costs
@@ -142,7 +144,9 @@ func (r *reader) count(size int) int {
 
 func parseState(b []byte) (s state, err error) {
 	r := &reader{b: b}
-	if v := r.u8(); v != stateVersion {
+	if v := r.u8(); v > stateVersion { // the pair's checksum held
+		return s, fmt.Errorf("state of version %d: %w", v, durable.ErrNewer)
+	} else if v != stateVersion {
 		return s, fmt.Errorf("state: %w", errFormat)
 	}
 	for n := int(r.u8()); n > 0 && !r.bad; n-- {

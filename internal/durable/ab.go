@@ -16,6 +16,9 @@ import (
 // same as "nothing stored yet".
 var ErrDamaged = errors.New("both copies are damaged")
 
+// ErrNewer: the file is whole and a newer version of the program wrote it. It is not damaged: it must be neither set aside nor written.
+var ErrNewer = errors.New("a newer version of the program wrote it; install that version again, or a later one")
+
 // An A/B file is: magic (8), generation (8, big endian), length (4, big endian), data, SHA-256 over all before it (32). Bytes after
 // that are left from a longer former value and mean nothing.
 const (
@@ -60,6 +63,9 @@ func OpenAB(path string, max int) (f *AB, data []byte, err error) {
 			return nil, nil, fmt.Errorf("read %s.a and .b: %w", path, err)
 		}
 		generation, value, err := parseAB(raw, max)
+		if errors.Is(err, ErrNewer) { // also beside a whole value of ours, which is then the older one
+			return nil, nil, fmt.Errorf("read %s%s: %w", path, suffix, err)
+		}
 		if err != nil {
 			faults = append(faults, fmt.Errorf("%s%s: %w", path, suffix, err))
 			continue
@@ -154,6 +160,10 @@ func appendAB(raw []byte, generation uint64, data []byte) []byte {
 }
 
 func parseAB(raw []byte, max int) (generation uint64, data []byte, err error) {
+	// The first bytes lie in one sector, so a torn write leaves no other version than those that were written.
+	if len(raw) >= len(abMagic) && string(raw[:len(abMagic)-1]) == abMagic[:len(abMagic)-1] && raw[len(abMagic)-1] > abMagic[len(abMagic)-1] {
+		return 0, nil, fmt.Errorf("A/B file of version %d: %w", raw[len(abMagic)-1], ErrNewer)
+	}
 	if len(raw) < abExtra || !bytes.HasPrefix(raw, []byte(abMagic)) {
 		return 0, nil, errors.New("not an A/B file of version 1")
 	}

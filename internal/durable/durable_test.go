@@ -232,3 +232,43 @@ func FuzzParseAB(f *testing.F) {
 		}
 	})
 }
+
+// TestABOfANewerProgram: a copy of a later version is neither damage nor nothing, also beside a whole value of ours and where damage
+// would be set aside.
+func TestABOfANewerProgram(t *testing.T) {
+	for _, which := range []string{"ab", "a", "b"} {
+		path := filepath.Join(t.TempDir(), "ab")
+		f, _, err := OpenAB(path, 100)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, v := range []string{"former", "newest"} {
+			if err := f.Store([]byte(v)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		var before []string
+		for _, c := range which {
+			raw, err := os.ReadFile(path + "." + string(c))
+			if err != nil {
+				t.Fatal(err)
+			}
+			raw[7] = 2
+			if err := os.WriteFile(path+"."+string(c), raw, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			before = append(before, string(raw))
+		}
+		if _, _, err := OpenAB(path, 100); !errors.Is(err, ErrNewer) || errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), path) {
+			t.Errorf("%s: %v", which, err)
+		}
+		if _, _, aside, _, err := OpenABOrAside(path, 100); !errors.Is(err, ErrNewer) || aside != nil {
+			t.Errorf("%s: set aside %v, %v", which, aside, err)
+		}
+		for i, c := range which {
+			if raw, err := os.ReadFile(path + "." + string(c)); err != nil || string(raw) != before[i] {
+				t.Errorf("%s: changed, %v", which, err)
+			}
+		}
+	}
+}

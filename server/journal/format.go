@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"wardlink/buffer/segment"
+	"wardlink/internal/durable"
 )
 
 // Names inside a segment; FORMAT.md describes each.
@@ -46,7 +47,18 @@ func (h header) encode() []byte {
 	return binary.BigEndian.AppendUint32(b, segment.Checksum(b))
 }
 
+// newer reports a header, or what begins with one, that ends in its checksum and says that it is of a later version.
+func newer(b []byte) error {
+	if len(b) > 5 && b[0] > formatVersion && binary.BigEndian.Uint32(b[len(b)-4:]) == segment.Checksum(b[:len(b)-4]) {
+		return fmt.Errorf("format version %d: %w", b[0], durable.ErrNewer)
+	}
+	return nil
+}
+
 func parseHeader(b []byte) (h header, err error) {
+	if err := newer(b); err != nil {
+		return h, err
+	}
 	if len(b) != headerSize || b[0] != formatVersion {
 		return h, fmt.Errorf("header: %w", errFormat)
 	}
@@ -74,7 +86,11 @@ func (s summary) encode() []byte {
 	return b
 }
 
+// parseSummary reads what segment.Summary gave, whose checksum held: whatever the length, the first byte is the version.
 func parseSummary(b []byte) (s summary, err error) {
+	if len(b) > 0 && b[0] > formatVersion {
+		return s, fmt.Errorf("format version %d: %w", b[0], durable.ErrNewer)
+	}
 	if len(b) != summarySize {
 		return s, fmt.Errorf("summary: %w", errFormat)
 	}
@@ -174,6 +190,9 @@ func (c cursors) encode(names []string) []byte {
 }
 
 func parseCursors(b []byte) (c cursors, err error) {
+	if len(b) > 0 && b[0] > formatVersion { // the pair's checksum held
+		return c, fmt.Errorf("cursors of version %d: %w", b[0], durable.ErrNewer)
+	}
 	if len(b) < 6 || b[0] != formatVersion {
 		return c, fmt.Errorf("cursors: %w", errFormat)
 	}

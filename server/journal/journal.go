@@ -125,6 +125,10 @@ func readFormat(dir string) error {
 	if err != nil {
 		return fmt.Errorf("journal: %w", err)
 	}
+	version := 0
+	if n, _ := fmt.Sscanf(string(b), "wardlink journal %d", &version); n == 1 && version > formatVersion {
+		return fmt.Errorf("journal %s: format version %d, this program knows version %d: %w", dir, version, formatVersion, durable.ErrNewer)
+	}
 	if string(b) != formatText {
 		return fmt.Errorf("journal %s: file %q is not of version %d; this program cannot read the journal", dir, formatName, formatVersion)
 	}

@@ -51,6 +51,9 @@ func Open(c Config) (*Journal, error) {
 func (j *Journal) loadCursors() error {
 	path := filepath.Join(j.c.Dir, cursorName)
 	ab, data, err := durable.OpenAB(path, maxCursors)
+	if errors.Is(err, durable.ErrNewer) {
+		return err
+	}
 	if err != nil {
 		return fmt.Errorf("%w; restore %s.a and %s.b from a backup, or delete both to let every consumer begin anew", err, path, path)
 	}
@@ -112,8 +115,8 @@ func (j *Journal) loadFiles() error {
 		}
 		s := &seg{path: path}
 		if err := j.loadSeg(s, first); err != nil {
-			if transient(err) {
-				return err
+			if transient(err) || errors.Is(err, durable.ErrNewer) {
+				return fmt.Errorf("%s: %w", path, err)
 			}
 			j.setAside(path, err)
 			continue

@@ -39,7 +39,9 @@ func openMark(dir string) (f *markFile, m mark, stored bool, err error) {
 	if data == nil {
 		return &markFile{pair}, mark{}, false, nil
 	}
-	if err := cbor.Unmarshal(data, &m); err != nil || m.Version != markVersion {
+	if err := cbor.Unmarshal(data, &m); err == nil && m.Version > markVersion {
+		return nil, mark{}, false, fmt.Errorf("log's mark %s: version %d, this program knows version %d: %w", path, m.Version, markVersion, durable.ErrNewer)
+	} else if err != nil || m.Version != markVersion {
 		return nil, mark{}, false, fmt.Errorf("log's mark %s: not of version %d: %w", path, markVersion, ErrUnsound)
 	}
 	return &markFile{pair}, m, true, nil
