@@ -33,6 +33,7 @@ const (
 	ServerStopped   Type = "server.stopped"
 	SessionOpened   Type = "session.opened"   // a gateway proved its identity and was admitted
 	SessionClosed   Type = "session.closed"   // Reason says why: disconnect, lost, silent, slow, expired, takeover, refused, revoked, blind, draining, error
+	SessionGrace    Type = "session.grace"    // the session is under a certificate that has ended, while the CA cannot issue; Detail holds its end and the grace's
 	SealingBrought  Type = "sealing.brought"  // a sealing record was published
 	Refused         Type = "refused"          // a proven identity was refused one act; Reason says why
 	RefusedPeers    Type = "refused.peers"    // refusals before a proven identity, aggregated per peer prefix, reason and minute

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/x509"
+	"database/sql"
 	"encoding/binary"
 	"encoding/json"
 	"encoding/pem"
@@ -23,6 +24,7 @@ import (
 	"wardlink/server/alerts"
 	"wardlink/server/api"
 	"wardlink/server/api/client"
+	"wardlink/server/ca"
 	"wardlink/server/journal"
 	"wardlink/server/keys"
 	"wardlink/server/records"
@@ -160,11 +162,13 @@ func graceText(d time.Duration) string {
 	return d.String()
 }
 
-// announce leaves the event of a certificate in the outbox.
-func announce(ctx context.Context, dir string, cert *x509.Certificate) error {
+// announce leaves the event of an operator's certificate in the outbox, and the certificate's end in the registry.
+func announce(ctx context.Context, dir, name string, cert *x509.Certificate) error {
 	detail := certificateDetail(cert)
 	detail["by"] = "wardlink-server operator"
-	return leave(ctx, dir, audit.Event{Type: audit.CertIssued, Target: cert.URIs[0].String(), Detail: detail})
+	return leave(ctx, dir, audit.Event{Type: audit.CertIssued, Target: cert.URIs[0].String(), Detail: detail}, func(tx *sql.Tx) error {
+		return registry.AddOperator(tx, registry.Holder{Name: name, Serial: ca.Serial(cert), NotBefore: cert.NotBefore, NotAfter: cert.NotAfter})
+	})
 }
 
 // commandID is the id of an event of a command that has no journal to count with: node 0, which no journal of ours has, and a random counter.
@@ -205,7 +209,7 @@ func NewOperator(ctx context.Context, dir, name string) (path string, err error)
 	if err != nil {
 		return "", err
 	}
-	if err := announce(ctx, dir, cert.leaf); err != nil {
+	if err := announce(ctx, dir, name, cert.leaf); err != nil {
 		return "", fmt.Errorf("the operator's certificate is withheld, its event cannot be kept: %w", err)
 	}
 	path = OperatorFile(dir)

@@ -14,6 +14,7 @@ import (
 	"wardlink/audit"
 	"wardlink/server/ca"
 	"wardlink/server/keys"
+	"wardlink/server/registry"
 	"wardlink/server/sqldb"
 )
 
@@ -38,6 +39,9 @@ func (s *Server) runCA(ctx context.Context) error {
 func (s *Server) lookAfterCA(ctx context.Context) {
 	if err := s.adoptIssuing(ctx); err != nil {
 		s.log.Error("the prepared issuing CA cannot be taken up; the present one goes on", "error", err)
+	}
+	if err := s.readHospital(); err != nil {
+		s.log.Error("the hospital's certificate cannot be read again; the one in use goes on", "error", err)
 	}
 	was := s.ca.Health()
 	now := s.ca.Probe(ctx)
@@ -101,7 +105,7 @@ func PrepareIssuing(ctx context.Context, dir, passphrase string) (*x509.Certific
 	}
 	detail := certificateDetail(next.Certificate)
 	detail["by"] = "wardlink-server rotate issuing"
-	if err := leave(ctx, dir, audit.Event{Type: audit.CAMade, Target: next.Certificate.Subject.CommonName, Detail: detail}); err != nil {
+	if err := leave(ctx, dir, audit.Event{Type: audit.CAMade, Target: next.Certificate.Subject.CommonName, Detail: detail}, nil); err != nil {
 		return nil, fmt.Errorf("the issuing CA is withheld, its event cannot be kept: %w", err)
 	}
 	return next.Certificate, next.Store()
@@ -124,14 +128,22 @@ func AwaitIssuing(ctx context.Context, dir string) (bool, error) {
 	}
 }
 
-// leave puts an event of a command into the outbox: the journal is the running server's alone, the database is not.
-func leave(ctx context.Context, dir string, ev audit.Event) (err error) {
-	db, err := sqldb.OpenBeside(databaseFile(dir), sqldb.OutboxMigrations()...)
+// leave puts an event of a command into the outbox: the journal is the running server's alone, the database is not. also, where it is not
+// nil, is part of the same transaction.
+func leave(ctx context.Context, dir string, ev audit.Event, also func(*sql.Tx) error) (err error) {
+	db, err := sqldb.OpenBeside(databaseFile(dir), append(sqldb.OutboxMigrations(), registry.Migrations()...)...)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, db.Close()) }()
 	now := time.Now()
 	ev.ID, ev.Time, ev.Actor, ev.Outcome = commandID(now), now.UnixMilli(), audit.Actor{ID: "server"}, audit.Success
-	return db.Write(ctx, func(tx *sql.Tx) error { return sqldb.AddEvent(tx, ev) })
+	return db.Write(ctx, func(tx *sql.Tx) error {
+		if also != nil {
+			if err := also(tx); err != nil {
+				return err
+			}
+		}
+		return sqldb.AddEvent(tx, ev)
+	})
 }

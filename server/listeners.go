@@ -50,7 +50,7 @@ func (s *Server) serveGateways(ctx context.Context) error {
 	defer cut()
 	port := &gatewayPort{
 		doorway: doorway{
-			ln: s.listeners.gateways, tls: listenerTLS(cert.get, s.keys.Root, "mqtt", "http/1.1"),
+			ln: s.listeners.gateways, tls: gatewaysTLS(cert.get, s.keys.Root, s.ingest.VerifyConnection),
 			refuse: s.ingest.Refusals().Add, log: s.log,
 		},
 		mqtt: func(_ context.Context, conn net.Conn, state tls.ConnectionState) {
@@ -84,6 +84,13 @@ func (s *Server) gatewayHTTP() http.Handler {
 	return mux
 }
 
+// roots is what chains end in.
+func (s *Server) roots() *x509.CertPool {
+	pool := x509.NewCertPool()
+	pool.AddCert(s.keys.Root)
+	return pool
+}
+
 func (s *Server) cert(name string) *serviceCert {
 	c := &serviceCert{
 		issuer: s.ca.Issuer,
@@ -98,20 +105,11 @@ func (s *Server) cert(name string) *serviceCert {
 	return c
 }
 
-// hospitalCert is the hospital's own certificate, or nil.
-func (s *Server) hospitalCert() (*tls.Certificate, error) { return s.cfg.hospitalCertificate() }
-
 // serveHTTP serves the hospital ("fhir") or the operators ("api"); who fails the handshake there is counted as at the gateways' port.
-func (s *Server) serveHTTP(ctx context.Context, ln net.Listener, name string, own func() (*tls.Certificate, error), h http.Handler) error {
-	get := s.cert(name).get
-	if own != nil {
-		c, err := own()
-		if err != nil {
-			return err
-		}
-		if c != nil {
-			get = func() (*tls.Certificate, error) { return c, nil }
-		}
+func (s *Server) serveHTTP(ctx context.Context, ln net.Listener, name string, own func() *tls.Certificate, h http.Handler) error {
+	get := func() (*tls.Certificate, error) { return own(), nil }
+	if own == nil || own() == nil {
+		get = s.cert(name).get
 	}
 	port := &httpPort{
 		doorway: doorway{

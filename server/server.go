@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"crypto/tls"
 	"crypto/x509"
 	"database/sql"
 	"encoding/pem"
@@ -13,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/mod/sumdb/note"
@@ -58,8 +60,11 @@ type Server struct {
 	api      *api.API
 	clock    *api.Clock
 	owed     owed
-	services sync.Map      // of *serviceCert by name
-	silence  time.Duration // of a source, for trace; 0: its default
+	services sync.Map                        // of *serviceCert by name
+	hospital atomic.Pointer[tls.Certificate] // the hospital's own, where it is configured
+	// hospitalStamp is of the files that hospital was read from. Of New, then of runCA alone.
+	hospitalStamp string
+	silence       time.Duration // of a source, for trace; 0: its default
 
 	listeners struct{ gateways, hospital, operators net.Listener }
 	closers   []func() error // in order of opening
@@ -92,6 +97,9 @@ func (s *Server) openConfig() (err error) {
 		s.log.Info("the attestation CA was past half of its life and is a new one")
 	}
 	if s.keys, err = keys.Open(s.dir); err != nil {
+		return err
+	}
+	if err := s.readHospital(); err != nil {
 		return err
 	}
 	return s.keys.Belong(s.cfg.TrustDomain)
@@ -142,7 +150,8 @@ func (s *Server) openServices() (err error) {
 	s.closers = append(s.closers, s.translog.Close)
 	configs := &api.Configs{DB: s.db, Outbox: s.outbox, Registry: s.registry, Key: s.keys.Config, Now: time.Now}
 	s.ingest = ingest.New(ingest.Config{
-		Journal: s.journal, Registry: s.registry, TrustDomain: s.cfg.TrustDomain, Log: s.log,
+		Journal: s.journal, Registry: s.registry, TrustDomain: s.cfg.TrustDomain, Roots: s.roots(), Log: s.log,
+		Grace: ingest.Grace{For: s.cfg.ExpiredGrace, CA: func() (bool, time.Time) { h := s.ca.Health(); return h.Well, h.Since }},
 		Down: func(ctx context.Context, gateway string) ([]ingest.Document, error) {
 			doc, err := configs.Document(ctx, gateway)
 			if err != nil {
@@ -258,7 +267,7 @@ func (s *Server) Run(ctx context.Context) (err error) {
 
 	front, fctx := errgroup.WithContext(ctx)
 	front.Go(func() error { return s.serveGateways(fctx) })
-	front.Go(func() error { return s.serveHTTP(fctx, s.listeners.hospital, "fhir", s.hospitalCert, s.fhir) })
+	front.Go(func() error { return s.serveHTTP(fctx, s.listeners.hospital, "fhir", s.hospital.Load, s.fhir) })
 	front.Go(func() error { return s.serveHTTP(fctx, s.listeners.operators, "api", nil, s.api) })
 	front.Go(func() error { return s.ingest.Run(fctx) })
 	front.Go(func() error { return s.flushOutbox(fctx) })

@@ -128,6 +128,14 @@ func (s *serviceCert) renew() (*tls.Certificate, error) {
 	return cert, nil
 }
 
+// gatewaysTLS is the configuration of the gateways' port. There verify decides about the certificate that a client shows, and ingest once
+// more about the identity: nothing else on that port asks for one.
+func gatewaysTLS(cert func() (*tls.Certificate, error), root *x509.Certificate, verify func(tls.ConnectionState) error) *tls.Config {
+	c := listenerTLS(cert, root, "mqtt", "http/1.1")
+	c.ClientAuth, c.VerifyConnection = tls.RequestClientCert, verify
+	return c
+}
+
 // listenerTLS is a listener's configuration: TLS 1.3 only, no session tickets (a resumed session would skip the proof of the key),
 // client certificates asked for and, where shown, verified against our root before anything is read.
 func listenerTLS(cert func() (*tls.Certificate, error), root *x509.Certificate, protocols ...string) *tls.Config {

@@ -252,7 +252,7 @@ func TestTraceNamesTheStationThatStopped(t *testing.T) {
 	}
 	serveHospital := func() (stop func()) {
 		return w.service("hospital", func(ctx context.Context) error {
-			return s.serveHTTP(ctx, s.listeners.hospital, "fhir", s.hospitalCert, s.fhir)
+			return s.serveHTTP(ctx, s.listeners.hospital, "fhir", s.hospital.Load, s.fhir)
 		})
 	}
 	stopHospital := serveHospital()

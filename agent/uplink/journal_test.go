@@ -188,3 +188,7 @@ func (r memRegistry) AdmitKey(_ context.Context, g string, _ [32]byte) (registry
 
 func (r memRegistry) Revision(context.Context) (int64, error)           { return 1, nil }
 func (r memRegistry) CutOff(context.Context) ([]registry.CutOff, error) { return nil, nil }
+
+func (r memRegistry) HoldsNewest(context.Context, string, [32]byte, string) (bool, error) {
+	return false, nil
+}

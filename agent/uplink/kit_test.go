@@ -114,7 +114,7 @@ func newHospital(t testing.TB) *hospital {
 func (h *hospital) start() {
 	h.t.Helper()
 	h.journal.restart()
-	srv := ingest.New(ingest.Config{Journal: h.journal, Registry: memRegistry{h.lanes}, TrustDomain: domain, Down: h.down})
+	srv := ingest.New(ingest.Config{Journal: h.journal, Registry: memRegistry{h.lanes}, TrustDomain: domain, Roots: h.ca.pool(), Down: h.down})
 	h.ln = must(net.Listen("tcp", h.addr))(h.t)
 	h.addr = h.ln.Addr().String()
 	ctx, stop := context.WithCancel(context.Background())

@@ -27,6 +27,7 @@ Usage:
   wardlink-server run      --dir DIR                                       serve until SIGTERM
   wardlink-server operator --dir DIR --name NAME                           make an operator's file
   wardlink-server recovery check --dir DIR                                 prove that the recovery file opens
+  wardlink-server certificates --dir DIR [--json]                          what ends when, and who renews it
   wardlink-server rotate issuing --dir DIR                                 make the next issuing CA, with the recovery passphrase
   wardlink-server size     --gateways N [--waveforms 4x250] [--json]       reckon the disk that a hospital takes
   wardlink-server version  [--modules] [--json]
@@ -53,7 +54,7 @@ type streams struct {
 // run is the program: exit code 0 done, 1 failed, 2 wrong usage.
 func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	commands := map[string]func(context.Context, []string, streams) error{
-		"init": initServer, "run": runServer, "operator": operator, "recovery": recovery, "rotate": rotate, "size": size, "version": version,
+		"init": initServer, "run": runServer, "operator": operator, "recovery": recovery, "certificates": certificates, "rotate": rotate, "size": size, "version": version,
 	}
 	if len(args) == 0 {
 		fmt.Fprint(stderr, usage)

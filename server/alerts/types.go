@@ -42,6 +42,9 @@ const (
 	BatchDead       Type = "batch-dead"
 	BatchParked     Type = "batch-parked"
 	CertificateLate Type = "certificate-late"
+	CertificateEnds Type = "certificate-ends"
+	CAUnwell        Type = "ca-unwell"
+	GraceUsed       Type = "grace-used"
 	RefusalsMany    Type = "refusals-many"
 	DiskLow         Type = "disk-low"
 	BackupOld       Type = "backup-old"
@@ -80,6 +83,15 @@ var kinds = []Kind{
 	{CertificateLate, Warning, 12 * time.Hour, "gateway",
 		"A gateway should have renewed its certificate and has not.",
 		"Look at 'wardlink-agent status' on the gateway; when the certificate ends it cannot connect, and it enrols again by itself once it can."},
+	{CertificateEnds, Warning, 7 * 24 * time.Hour, "certificate",
+		"A certificate that somebody must renew is past half of its life; critical from three quarters on.",
+		"The alert's detail names the command; 'wardlink-server certificates' lists all of them."},
+	{CAUnwell, Critical, time.Hour, "server",
+		"The CA cannot issue certificates: gateways cannot renew theirs, and none can be added.",
+		"The alert's detail names what fails; gateways go on with the certificates that they have, and up to 'expired_grace' (72h) beyond their ends."},
+	{GraceUsed, Warning, 4 * time.Hour, "gateway",
+		"A gateway is connected with a certificate that has ended, since the CA cannot issue another one.",
+		"Mend the CA (alert ca-unwell) before the grace is over; the gateway then renews by itself."},
 	{RefusalsMany, Warning, time.Hour, "network or gateway",
 		"One network or gateway was refused more often than the limit allows within a minute.",
 		"'wardlink audit list --type refused.peers' and '--type refused' name the reasons: a wrong configuration, or somebody who tries doors."},

@@ -191,7 +191,7 @@ func benchmarkPublish(b *testing.B, j Journal) {
 	job.Record = p.signed
 	overhead := len(p.frame(telemetry.LaneVitals, 0, 0))
 	job.Frame = p.frame(telemetry.LaneVitals, 0, size-overhead)
-	k.srv = New(Config{Journal: j, Registry: k.reg, TrustDomain: domain})
+	k.srv = New(Config{Journal: j, Registry: k.reg, TrustDomain: domain, Roots: k.ca.pool()})
 	stop := k.serve(k.srv)
 	defer stop()
 	job.Addr = k.addr

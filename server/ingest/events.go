@@ -23,7 +23,14 @@ func (c *session) open(ctx context.Context) error {
 	ev := c.eventOf(audit.SessionOpened, audit.Success)
 	ev.Session = ev.ID
 	ev.Detail = map[string]string{"not_after": c.id.notAfter.UTC().Format(time.RFC3339), "lanes": strconv.Itoa(int(c.lanes.Load()))}
-	err := record(ctx, c.srv.journal, ev)
+	events := []audit.Event{ev}
+	if c.id.late {
+		late := c.eventOf(audit.SessionGrace, audit.Success)
+		late.Session = ev.ID
+		late.Detail = map[string]string{"not_after": c.id.notAfter.UTC().Format(time.RFC3339), "until": c.id.ends.UTC().Format(time.RFC3339)}
+		events = append(events, late)
+	}
+	err := record(ctx, c.srv.journal, events...)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.event = ev.ID
@@ -92,14 +99,18 @@ func (c *session) refusePublish(ctx context.Context, r refusal) {
 	c.send(packet)
 }
 
-// record makes an event durable.
-func record(ctx context.Context, j Journal, ev audit.Event) error {
-	head, err := audit.EncodeEvent(ev)
-	if err != nil {
-		return fmt.Errorf("encode %s: %w", ev.Type, err)
+// record makes events durable, in their order.
+func record(ctx context.Context, j Journal, events ...audit.Event) error {
+	var entries []journal.Entry
+	for _, ev := range events {
+		head, err := audit.EncodeEvent(ev)
+		if err != nil {
+			return fmt.Errorf("encode %s: %w", ev.Type, err)
+		}
+		entries = append(entries, journal.Entry{ID: ev.ID, Kind: journal.KindEvent, Head: head})
 	}
-	if err := j.Append(ctx, journal.Entry{ID: ev.ID, Kind: journal.KindEvent, Head: head}); err != nil {
-		return fmt.Errorf("journal %s: %w", ev.Type, err)
+	if err := j.Append(ctx, entries...); err != nil {
+		return fmt.Errorf("journal %s: %w", events[0].Type, err)
 	}
 	return nil
 }

@@ -220,10 +220,18 @@ type fakeRegistry struct {
 	revoked  map[string]bool
 	retired  map[[32]byte]string // keys of replaced boards, and whose they were
 	slow     time.Duration       // how long Admit takes
+	newest   map[string]newestKey
+	unsure   error // given by HoldsNewest
+}
+
+type newestKey struct {
+	spki   [32]byte
+	serial string
 }
 
 func newRegistry(gateways ...string) *fakeRegistry {
-	r := &fakeRegistry{lanes: make(map[string]uint8), inactive: make(map[string]bool), revoked: make(map[string]bool), retired: make(map[[32]byte]string)}
+	r := &fakeRegistry{lanes: make(map[string]uint8), inactive: make(map[string]bool), newest: make(map[string]newestKey), revoked: make(map[string]bool),
+		retired: make(map[[32]byte]string)}
 	for _, g := range gateways {
 		r.lanes[g] = 0x0f
 	}
@@ -271,6 +279,12 @@ func (r *fakeRegistry) CutOff(context.Context) (out []registry.CutOff, err error
 		out = append(out, registry.CutOff{Gateway: g, Key: key})
 	}
 	return out, r.err
+}
+
+func (r *fakeRegistry) HoldsNewest(_ context.Context, gateway string, spki [32]byte, serial string) (bool, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.newest[gateway] == newestKey{spki, serial}, r.unsure
 }
 
 func (r *fakeRegistry) change(f func()) {

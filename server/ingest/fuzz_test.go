@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"io"
 	"net"
@@ -86,10 +87,10 @@ func FuzzSession(f *testing.F) {
 		f.Add(seed)
 	}
 	ca := newAuthority(f)
-	state := ca.state(ca.gateway("gw-1"))
+	state, roots := ca.state(ca.gateway("gw-1")), ca.pool()
 	f.Fuzz(func(t *testing.T, data []byte) {
 		j := new(directJournal)
-		srv := New(Config{Journal: j, Registry: newRegistry("gw-1"), TrustDomain: domain, Down: (&bench{}).down})
+		srv := New(Config{Journal: j, Registry: newRegistry("gw-1"), TrustDomain: domain, Roots: roots, Down: (&bench{}).down})
 		conn := &scriptConn{in: bytes.NewReader(data)}
 		srv.ServeConn(context.Background(), conn, state)
 		commits := 0
@@ -144,23 +145,26 @@ func (r readOnly) Read(p []byte) (int, error) { return r.Reader.Read(p) }
 
 // TestUnprovenStates: what looks like a connection with an identity and is none.
 func TestUnprovenStates(t *testing.T) {
-	ca := newAuthority(t)
+	ca, other := newAuthority(t), newAuthority(t)
 	good := ca.state(ca.gateway("gw-1"))
-	if _, proven, err := prove(good, domain, time.Now()); err != nil || !proven {
+	srv := New(Config{TrustDomain: domain, Roots: ca.pool()})
+	if _, proven, err := srv.prove(good, time.Now()); err != nil || !proven {
 		t.Fatalf("%v, %v", proven, err)
 	}
 	for name, spoil := range map[string]func(s *tls.ConnectionState){
-		"handshake not complete":         func(s *tls.ConnectionState) { s.HandshakeComplete = false },
-		"TLS 1.2":                        func(s *tls.ConnectionState) { s.Version = tls.VersionTLS12 },
-		"resumed":                        func(s *tls.ConnectionState) { s.DidResume = true },
-		"chain not verified":             func(s *tls.ConnectionState) { s.VerifiedChains = nil },
-		"empty chain":                    func(s *tls.ConnectionState) { s.VerifiedChains[0] = nil },
-		"no peer certificate":            func(s *tls.ConnectionState) { s.PeerCertificates = nil },
-		"chain of another's certificate": func(s *tls.ConnectionState) { s.PeerCertificates = ca.state(ca.gateway("gw-2")).PeerCertificates },
+		"handshake not complete":     func(s *tls.ConnectionState) { s.HandshakeComplete = false },
+		"TLS 1.2":                    func(s *tls.ConnectionState) { s.Version = tls.VersionTLS12 },
+		"resumed":                    func(s *tls.ConnectionState) { s.DidResume = true },
+		"another root's certificate": func(s *tls.ConnectionState) { *s = other.state(other.gateway("gw-1")) },
+		"a chain that somebody verified": func(s *tls.ConnectionState) {
+			s.PeerCertificates, s.VerifiedChains = nil, [][]*x509.Certificate{good.PeerCertificates}
+		},
+		"no peer certificate": func(s *tls.ConnectionState) { s.PeerCertificates = nil },
+		"not valid yet":       func(s *tls.ConnectionState) { s.PeerCertificates[0] = ca.from("gw-1", time.Now().Add(time.Hour)).Leaf },
 	} {
 		state := ca.state(ca.gateway("gw-1"))
 		spoil(&state)
-		if id, proven, err := prove(state, domain, time.Now()); err == nil || proven || id != (identity{}) {
+		if id, proven, err := srv.prove(state, time.Now()); err == nil || proven || id != (identity{}) {
 			t.Errorf("%s: %+v, %v, %v", name, id, proven, err)
 		}
 	}

@@ -14,6 +14,7 @@ package ingest
 
 import (
 	"context"
+	"crypto/x509"
 	"log/slog"
 	"net"
 	"sync"
@@ -47,6 +48,8 @@ type Registry interface {
 	// CutOff gives the gateways, and the keys of replaced boards, that are cut off: a short list, so that they need not wait until
 	// everybody is judged.
 	CutOff(ctx context.Context) ([]registry.CutOff, error)
+	// HoldsNewest says whether a certificate is one of the gateway's, and of its newest key.
+	HoldsNewest(ctx context.Context, gateway string, key [32]byte, serial string) (bool, error)
 }
 
 // Document is a body for one of a gateway's down topics. Ingest relays it and cannot tell whether it is genuine: the gateway
@@ -56,11 +59,13 @@ type Document struct {
 	Body []byte // at most telemetry.MaxDocument bytes
 }
 
-// Config is what a Server is made of. Journal, Registry and TrustDomain are required.
+// Config is what a Server is made of. Journal, Registry, TrustDomain and Roots are required.
 type Config struct {
 	Journal     Journal
 	Registry    Registry
 	TrustDomain string
+	Roots       *x509.CertPool // what gateways' chains end in; nil is none, and then nobody is let in
+	Grace       Grace
 	// Down gives the documents that are pushed to a gateway when it subscribes. nil means none.
 	Down   func(ctx context.Context, gateway string) ([]Document, error)
 	Log    *slog.Logger // nil discards
@@ -116,6 +121,8 @@ type Server struct {
 	journal  Journal
 	registry Registry
 	domain   string
+	roots    *x509.CertPool
+	grace    Grace
 	down     func(ctx context.Context, gateway string) ([]Document, error)
 	log      *slog.Logger
 	limits   Limits
@@ -139,8 +146,12 @@ func New(cfg Config) *Server {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
+	roots := cfg.Roots
+	if roots == nil {
+		roots = x509.NewCertPool() // else the machine's own would count
+	}
 	s := &Server{
-		journal: cfg.Journal, registry: cfg.Registry, domain: cfg.TrustDomain, down: cfg.Down, log: log,
+		journal: cfg.Journal, registry: cfg.Registry, domain: cfg.TrustDomain, roots: roots, grace: cfg.Grace, down: cfg.Down, log: log,
 		limits: cfg.Limits.withDefaults(), traffic: make(map[string]*traffic), sessions: make(map[string]*session), pending: make(map[string]int), waiting: make(map[*session]struct{}),
 		nudged: make(chan struct{}, 1),
 	}
@@ -160,7 +171,8 @@ type SessionInfo struct {
 	Serial   string // certificate serial, lower-case hex
 	ID       audit.EventID
 	Opened   time.Time
-	NotAfter time.Time // when its certificate ends it
+	NotAfter time.Time // when its certificate ends it, or the grace
+	Grace    bool      // its certificate has ended; it is let in while the CA cannot issue
 }
 
 // Sessions gives the sessions that have been admitted, in no order.
@@ -297,10 +309,12 @@ func (s *Server) cutAll(reason string) {
 	}
 }
 
-// cutExpired ends sessions by the wall clock; each session's own timer does not notice when that clock is set.
+// cutExpired ends sessions by the wall clock; each session's own timer does not notice when that clock is set. Sessions under grace also
+// end once the CA has been well for long enough.
 func (s *Server) cutExpired(now time.Time) {
+	over := s.grace.over(now)
 	for _, c := range s.all() {
-		if !now.Before(c.id.notAfter) {
+		if !now.Before(c.id.ends) || c.id.late && over {
 			c.stop(endExpired, true)
 		}
 	}

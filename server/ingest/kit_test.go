@@ -40,14 +40,21 @@ type authority struct {
 	key  *ecdsa.PrivateKey
 	cert *x509.Certificate
 	next int64
+
+	usage []x509.ExtKeyUsage // nil: TLS clients and servers
 }
 
 func newAuthority(t testing.TB) *authority {
 	t.Helper()
+	return authorityUntil(t, time.Now().Add(100*time.Hour))
+}
+
+func authorityUntil(t testing.TB, notAfter time.Time) *authority {
+	t.Helper()
 	key := must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))(t)
 	tmpl := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test root"}, NotBefore: time.Now().Add(-time.Hour),
-		NotAfter: time.Now().Add(100 * time.Hour), IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test root"}, NotBefore: time.Now().Add(-200 * time.Hour),
+		NotAfter: notAfter, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
 	}
 	der := must(x509.CreateCertificate(rand.Reader, tmpl, tmpl, &key.PublicKey, key))(t)
 	return &authority{t: t, key: key, cert: must(x509.ParseCertificate(der))(t), next: 1}
@@ -56,13 +63,27 @@ func newAuthority(t testing.TB) *authority {
 // issue makes a certificate for a SPIFFE id that ends at notAfter.
 func (a *authority) issue(id string, notAfter time.Time) tls.Certificate {
 	a.t.Helper()
+	return a.between(id, min(time.Now().Add(-time.Hour).Unix(), notAfter.Add(-time.Hour).Unix()), notAfter)
+}
+
+// from makes a gateway's certificate that begins then.
+func (a *authority) from(name string, notBefore time.Time) tls.Certificate {
+	a.t.Helper()
+	return a.between("spiffe://"+domain+"/gateway/"+name, notBefore.Unix(), notBefore.Add(time.Hour))
+}
+
+func (a *authority) between(id string, notBefore int64, notAfter time.Time) tls.Certificate {
+	a.t.Helper()
 	a.next++
 	key := must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))(a.t)
 	tmpl := &x509.Certificate{
-		SerialNumber: big.NewInt(a.next), NotBefore: time.Now().Add(-time.Hour), NotAfter: notAfter,
+		SerialNumber: big.NewInt(a.next), NotBefore: time.Unix(notBefore, 0), NotAfter: notAfter,
 		KeyUsage:    x509.KeyUsageDigitalSignature,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth},
 		URIs:        []*url.URL{must(url.Parse(id))(a.t)},
+	}
+	if a.usage != nil {
+		tmpl.ExtKeyUsage = a.usage
 	}
 	der := must(x509.CreateCertificate(rand.Reader, tmpl, a.cert, &key.PublicKey, a.key))(a.t)
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: must(x509.ParseCertificate(der))(a.t)}
@@ -82,7 +103,6 @@ func (a *authority) pool() *x509.CertPool {
 func (a *authority) state(cert tls.Certificate) tls.ConnectionState {
 	return tls.ConnectionState{
 		Version: tls.VersionTLS13, HandshakeComplete: true, PeerCertificates: []*x509.Certificate{cert.Leaf},
-		VerifiedChains: [][]*x509.Certificate{{cert.Leaf, a.cert}},
 	}
 }
 
@@ -110,7 +130,7 @@ type bench struct {
 func newBench(t testing.TB, limits Limits, gateways ...string) *bench {
 	t.Helper()
 	b := &bench{t: t, ca: newAuthority(t), journal: newJournal(t), reg: newRegistry(gateways...)}
-	b.srv = New(Config{Journal: b.journal, Registry: b.reg, TrustDomain: domain, Limits: limits, Down: b.down})
+	b.srv = New(Config{Journal: b.journal, Registry: b.reg, TrustDomain: domain, Roots: b.ca.pool(), Limits: limits, Down: b.down})
 	b.listen(b.srv)
 	return b
 }
@@ -136,7 +156,7 @@ func (b *bench) serve(srv *Server) (stop func()) {
 	cert := b.ca.issue("spiffe://"+domain+"/service/ingest", time.Now().Add(time.Hour))
 	ln := must(tls.Listen("tcp", "127.0.0.1:0", &tls.Config{
 		MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{cert}, NextProtos: []string{"mqtt"},
-		ClientAuth: tls.VerifyClientCertIfGiven, ClientCAs: b.ca.pool(), SessionTicketsDisabled: true,
+		ClientAuth: tls.RequestClientCert, ClientCAs: b.ca.pool(), VerifyConnection: srv.VerifyConnection, SessionTicketsDisabled: true,
 	}))(b.t)
 	b.addr = ln.Addr().String()
 	ctx, cancel := context.WithCancel(context.Background())

@@ -41,6 +41,7 @@ const (
 	reasonCertificate    = "certificate holds no identity of this trust domain"
 	reasonKind           = "certificate is not a gateway's"
 	reasonExpired        = "certificate has expired"
+	reasonFormerKey      = "certificate has expired and is not of the gateway's newest key"
 	reasonNotAdmitted    = "gateway is not admitted by the registry"
 	reasonRevoked        = "gateway is revoked"
 	reasonSuspended      = "gateway is suspended"

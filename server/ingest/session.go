@@ -68,8 +68,8 @@ type slot struct {
 // answer may exceed it.
 const maxOut = 64 << 10
 
-// ServeConn serves one connection and returns when it is over and closed. state is that of a completed TLS 1.3 handshake whose
-// chain the caller's listener has verified; conn may replay bytes that the listener peeked at. ctx ends the session at once.
+// ServeConn serves one connection and returns when it is over and closed. state is that of a completed TLS 1.3 handshake;
+// whose it is is for prove to say; conn may replay bytes that the listener peeked at. ctx ends the session at once.
 func (s *Server) ServeConn(ctx context.Context, conn net.Conn, state tls.ConnectionState) {
 	s.mu.Lock()
 	if s.draining {
@@ -83,7 +83,7 @@ func (s *Server) ServeConn(ctx context.Context, conn net.Conn, state tls.Connect
 	defer s.active.Done()
 	defer conn.Close()
 
-	id, proven, err := prove(state, s.domain, time.Now())
+	id, proven, err := s.prove(state, time.Now())
 	c := &session{srv: s, conn: conn, id: id, peer: peerOf(conn), done: make(chan struct{})}
 	c.room.L, c.work.L = &c.mu, &c.mu
 	defer close(c.done)
@@ -218,7 +218,7 @@ func (c *session) run(ctx context.Context, hello connect) {
 		c.answerConnect(code)
 		return
 	}
-	expiry := time.AfterFunc(time.Until(c.id.notAfter), func() { c.stop(endExpired, true) })
+	expiry := time.AfterFunc(time.Until(c.id.ends), func() { c.stop(endExpired, true) })
 	defer expiry.Stop()
 
 	c.silence = s.limits.KeepAlive * 3 / 2
@@ -308,6 +308,17 @@ func (s *Server) admit(ctx context.Context, c *session) (code byte, reason strin
 		}
 		c.lanes.Store(uint32(adm.Lanes))
 	}
+	if c.id.late {
+		reason, err := s.pardon(ctx, c.id, time.Now())
+		switch {
+		case err != nil:
+			s.log.Error("registry cannot be asked; a gateway is turned away", "gateway", c.id.gateway, "error", err)
+			return connackUnavailable, reasonRegistry
+		case reason != "":
+			return connackDenied, reason
+		}
+		s.log.Warn("a certificate that has ended is admitted, since the CA cannot issue", "gateway", c.id.gateway, "not_after", c.id.notAfter)
+	}
 	if err := c.open(ctx); err != nil {
 		s.log.Error("session is not journaled; the gateway is turned away", "gateway", c.id.gateway, "error", err)
 		c.stop(endError, false)
@@ -336,7 +347,7 @@ func (c *session) info() (SessionInfo, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return SessionInfo{
-		Gateway: c.id.gateway, Peer: c.peer, Serial: c.id.serial, ID: c.event, Opened: c.opened, NotAfter: c.id.notAfter,
+		Gateway: c.id.gateway, Peer: c.peer, Serial: c.id.serial, ID: c.event, Opened: c.opened, NotAfter: c.id.ends, Grace: c.id.late,
 	}, !c.opened.IsZero() && c.end == ""
 }
 

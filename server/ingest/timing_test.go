@@ -2,6 +2,7 @@ package ingest
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -25,7 +26,7 @@ type pipeBench struct {
 func inBubble(t *testing.T, limits Limits, test func(t *testing.T, b *pipeBench)) {
 	synctest.Test(t, func(t *testing.T) {
 		b := &bench{t: t, ca: newAuthority(t), journal: newJournal(t), reg: newRegistry("gw-1", "gw-2")}
-		b.srv = New(Config{Journal: b.journal, Registry: b.reg, TrustDomain: domain, Limits: limits})
+		b.srv = New(Config{Journal: b.journal, Registry: b.reg, TrustDomain: domain, Roots: b.ca.pool(), Limits: limits})
 		ctx, cancel := context.WithCancel(t.Context())
 		var running sync.WaitGroup
 		running.Go(func() {
@@ -47,9 +48,14 @@ func inBubble(t *testing.T, limits Limits, test func(t *testing.T, b *pipeBench)
 // open makes a connection for a gateway whose certificate lives as long as life.
 func (b *pipeBench) open(name string, life time.Duration) *client {
 	b.t.Helper()
+	return b.openWith(b.ca.issue("spiffe://"+domain+"/gateway/"+name, time.Now().Add(life)))
+}
+
+func (b *pipeBench) openWith(cert tls.Certificate) *client {
+	b.t.Helper()
 	near, far := net.Pipe()
 	b.t.Cleanup(func() { near.Close() })
-	state := b.ca.state(b.ca.issue("spiffe://"+domain+"/gateway/"+name, time.Now().Add(life)))
+	state := b.ca.state(cert)
 	b.serving.Go(func() { b.srv.ServeConn(b.ctx, far, state) })
 	return &client{t: b.t, conn: near}
 }
@@ -60,6 +66,28 @@ func (b *pipeBench) session(name string, life time.Duration, keepAlive uint16) *
 	c.send(connectPacket(name, keepAlive))
 	c.expectConnack(connackAccepted)
 	return c
+}
+
+// pinging is lives of a client that says something every minute.
+func (b *pipeBench) pinging(c *client) (time.Duration, string) {
+	b.t.Helper()
+	began := time.Now()
+	for {
+		if _, err := c.conn.Write([]byte{0xc0, 0}); err != nil {
+			break
+		}
+		if _, _, err := c.packet(); err != nil {
+			break
+		}
+		time.Sleep(time.Minute)
+	}
+	took := time.Since(began)
+	synctest.Wait()
+	closed := b.journal.events(audit.SessionClosed)
+	if len(closed) == 0 {
+		return took, ""
+	}
+	return took, closed[len(closed)-1].Reason
 }
 
 // lives gives how long the server keeps a connection that says no more, and why its session ended.

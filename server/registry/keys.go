@@ -95,6 +95,19 @@ func (r *Registry) KeyBySPKI(ctx context.Context, spki [32]byte) (Key, error) {
 	return k, nil
 }
 
+// HoldsNewest says whether a certificate is one of the gateway's and of its newest key. Another certificate of the same key may be newer:
+// one can have been entered here that its gateway never got.
+func (r *Registry) HoldsNewest(ctx context.Context, gateway string, spki [32]byte, serial string) (bool, error) {
+	var n int
+	err := r.db.QueryRow(ctx, `SELECT COUNT(*) FROM gateway_certificates WHERE serial = $1 AND spki = $2 AND spki =
+		(SELECT k.spki FROM gateway_keys k JOIN gateway_certificates c ON c.spki = k.spki WHERE k.gateway = $3 ORDER BY c.added DESC, c.not_after DESC LIMIT 1)`,
+		serial, spki[:], gateway).Scan(&n)
+	if err != nil {
+		return false, fmt.Errorf("registry: %w", err)
+	}
+	return n == 1, nil
+}
+
 // Access is a service account of one of the hospital's systems, as one certificate.
 type Access struct {
 	Name     string // SPIFFE name

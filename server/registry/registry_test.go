@@ -249,6 +249,30 @@ func TestKeys(t *testing.T) {
 	if err != nil || got.Gateway != "gw-1" || got.Serial != "02" || string(got.Public) != string(public) || !got.NotAfter.Equal(renewed.NotAfter) {
 		t.Fatal(got, err)
 	}
+	other := []byte("the key of a gateway set up anew")
+	for _, tc := range []struct {
+		spki    [32]byte
+		gateway string
+		serial  string
+		want    bool
+	}{
+		{k.SPKI, "gw-1", "02", true}, {k.SPKI, "gw-1", "01", true}, {k.SPKI, "gw-1", "03", false}, {k.SPKI, "gw-2", "02", false}, {sha256.Sum256(other), "gw-1", "02", false},
+	} {
+		if got, err := f.HoldsNewest(f.ctx, tc.gateway, tc.spki, tc.serial); err != nil || got != tc.want {
+			t.Errorf("%s %s: %t, %v", tc.gateway, tc.serial, got, err)
+		}
+	}
+	f.clock = f.clock.Add(time.Hour)
+	anew := registry.Key{Gateway: "gw-1", EK: ek("one"), SPKI: sha256.Sum256(other), Public: other, Serial: "09", NotBefore: f.clock, NotAfter: f.clock.Add(time.Hour)}
+	if err := f.AddKey(f.ctx, anew); err != nil {
+		t.Fatal(err)
+	}
+	if former, err := f.HoldsNewest(f.ctx, "gw-1", k.SPKI, "02"); err != nil || former {
+		t.Errorf("a former key is the newest: %v", err)
+	}
+	if now, err := f.HoldsNewest(f.ctx, "gw-1", anew.SPKI, "09"); err != nil || !now {
+		t.Errorf("the newest key is not: %v", err)
+	}
 	if _, err := f.KeyBySPKI(f.ctx, sha256.Sum256(nil)); !errors.Is(err, registry.ErrUnknown) {
 		t.Fatal(err)
 	}

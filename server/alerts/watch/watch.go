@@ -69,6 +69,21 @@ type Place struct {
 	Path string
 }
 
+// Term is a certificate's life, and who renews it.
+type Term struct {
+	Subject             string // of alerts
+	NotBefore, NotAfter time.Time
+	Warn, Late          float64 // shares of its life, from which on it is an alert and a critical one
+	Renewal             string  // what to do
+}
+
+// CA is what the certificate authority says of itself.
+type CA struct {
+	Well   bool
+	Since  time.Time
+	Reason string
+}
+
 // Config is what a Watch is made of. Every field but BackupStamp and Now is required.
 type Config struct {
 	Alerts      Alerts
@@ -80,6 +95,8 @@ type Config struct {
 	Journal     Journal
 	Log         *slog.Logger
 	LogStats    func() translog.Stats
+	Terms       func(ctx context.Context) ([]Term, error)
+	CA          func() CA
 	Vouched     func() bool // whether the server vouches for its clock, and signs the time for gateways
 	Places      []Place
 	Limits      alerts.Limits
@@ -123,7 +140,7 @@ type Watch struct {
 // New makes the watchers; Run starts them.
 func New(cfg Config) (*Watch, error) {
 	if cfg.Alerts == nil || cfg.Memory == nil || cfg.Ingest == nil || cfg.Registry == nil || cfg.Records == nil || cfg.Retention == nil || cfg.Journal == nil ||
-		cfg.Log == nil || cfg.LogStats == nil || cfg.Vouched == nil || len(cfg.Places) == 0 {
+		cfg.Log == nil || cfg.LogStats == nil || cfg.Terms == nil || cfg.CA == nil || cfg.Vouched == nil || len(cfg.Places) == 0 {
 		return nil, errors.New("watch: every field but BackupStamp and Now is required")
 	}
 	cfg.Limits = cfg.Limits.WithDefaults()
@@ -137,6 +154,9 @@ func New(cfg Config) (*Watch, error) {
 		{typ: alerts.GapOpen, every: time.Minute, look: gapLook(cfg.Records, cfg.Limits.Gap)},
 		{typ: alerts.BatchParked, every: time.Minute, look: parkedLook(cfg.Ingest, cfg.Records)},
 		{typ: alerts.CertificateLate, every: 5 * time.Minute, look: certificateLook(cfg.Registry, cfg.Limits.CertificateLate)},
+		{typ: alerts.CertificateEnds, every: 5 * time.Minute, look: termsLook(cfg.Terms)},
+		{typ: alerts.CAUnwell, every: tick, look: caLook(cfg.CA)},
+		{typ: alerts.GraceUsed, every: tick, look: graceLook(cfg.Ingest)},
 		{typ: alerts.RefusalsMany, every: tick, look: refusalsLook(cfg.Ingest, cfg.Limits.RefusalsPerMinute)},
 		{typ: alerts.DiskLow, every: tick, look: newDisk(cfg).look},
 		{typ: alerts.BackupOld, every: time.Minute, look: backupLook(cfg.BackupStamp, cfg.Limits.BackupAge)},

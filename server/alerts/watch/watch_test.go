@@ -47,11 +47,13 @@ type post struct {
 	ill      error // of the journal
 	stats    journal.Stats
 	log      translog.Stats
+	terms    []Term
+	ca       CA
 }
 
 func newPost(t *testing.T, change ...func(*Config)) *post {
 	t.Helper()
-	p := &post{t: t, at: time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)}
+	p := &post{t: t, at: time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC), ca: CA{Well: true}}
 	p.db, _ = sqldbtest.New(t, slices.Concat(sqldb.OutboxMigrations(), registry.Migrations(), alerts.Migrations())...)
 	log := &sqldbtest.Journal{}
 	outbox, err := sqldb.NewOutbox(p.db, log, p.now)
@@ -66,6 +68,8 @@ func newPost(t *testing.T, change ...func(*Config)) *post {
 		Alerts: p.alerts, Memory: p.alerts, Ingest: p, Registry: p.registry, Records: p, Retention: p, Journal: wire{p}, Log: slog.New(slog.DiscardHandler),
 		LogStats: func() translog.Stats { p.mu.Lock(); defer p.mu.Unlock(); return p.log },
 		Vouched:  func() bool { return true },
+		Terms:    func(context.Context) ([]Term, error) { p.mu.Lock(); defer p.mu.Unlock(); return p.terms, nil },
+		CA:       func() CA { p.mu.Lock(); defer p.mu.Unlock(); return p.ca },
 		Places:   []Place{{"server directory", t.TempDir()}}, Now: p.now,
 		Limits: alerts.Limits{DiskFreePercent: 1, DiskFreeGB: 1}, // of the machine that runs the test nothing is asked
 	}
@@ -146,7 +150,8 @@ func (p *post) Sessions() (out []ingest.SessionInfo) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, g := range p.sessions {
-		out = append(out, ingest.SessionInfo{Gateway: g})
+		name, late := strings.CutSuffix(g, " under grace")
+		out = append(out, ingest.SessionInfo{Gateway: name, Grace: late, NotAfter: p.at.Add(time.Hour)})
 	}
 	return out
 }
