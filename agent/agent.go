@@ -34,6 +34,7 @@ import (
 type Agent struct {
 	cfg     Config
 	kit     enroll.Kit
+	held    HeldKit // where kit is from, and what lies beside it
 	log     *slog.Logger
 	buf     *buffer.Buffer
 	intake  *intake
@@ -52,19 +53,27 @@ type Agent struct {
 	tpmState string              // what holds up the identity, for status; "" when nothing does
 	cutOff   *enroll.CutOffError // why the hospital has cut this gateway off, in its words; nil while it has not
 	renew    func()              // asks for a new certificate soon; nil until the identity is at work
+
+	fingerprint string // of a TPM that is not enrolled yet; "" until it could be read
+
+	consoleMu sync.Mutex
+	console   string // what the console was given last
 }
 
 // New opens the buffer and prepares every part, so that whatever is wrong with configuration, kit or disk is said before the first
 // message is accepted. It does not touch the TPM or the network.
 func New(cfg Config, log *slog.Logger) (*Agent, error) {
-	kit, err := cfg.LoadKit()
-	if err != nil {
+	if _, err := cfg.LoadKit(); err != nil {
+		return nil, err
+	}
+	if err := cfg.checkDefaults(); err != nil {
 		return nil, err
 	}
 	if err := os.MkdirAll(cfg.State, 0o700); err != nil {
 		return nil, explainState(cfg.State, err)
 	}
-	a := &Agent{cfg: cfg, kit: kit, log: log, started: time.Now(), tpmState: "not opened yet"}
+	a := &Agent{cfg: cfg, log: log, started: time.Now(), tpmState: "not opened yet"}
+	var err error
 	if a.buf, err = openBuffer(cfg, log); err != nil {
 		return nil, explainState(cfg.State, err)
 	}
@@ -95,7 +104,14 @@ func explainState(dir string, err error) error {
 	return err
 }
 
-func (a *Agent) prepare() error {
+func (a *Agent) prepare() (err error) {
+	if a.held, err = a.cfg.adoptKit(a.log); err != nil {
+		return err
+	}
+	a.kit = a.held.Kit
+	if err := a.cfg.markDefaults(); err != nil {
+		return err
+	}
 	clk, err := newClock()
 	if err != nil {
 		return err
@@ -204,7 +220,7 @@ func laneNames() []string {
 
 // Run serves until ctx ends: sources stop first, what they delivered is committed, then the uplink drains for a bounded time.
 func (a *Agent) Run(ctx context.Context) error {
-	a.log.Info("agent started", "kit", a.kit.ShortFingerprint(), "trust_domain", a.kit.TrustDomain,
+	a.log.Info("agent started", "config", a.cfg.From, "kit", a.kit.ShortFingerprint(), "trust_domain", a.kit.TrustDomain,
 		"epoch", a.intake.epoch.String(), "sources", len(a.sources))
 	intakeCtx, stopIntake := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopIntake()
@@ -241,6 +257,7 @@ func (a *Agent) runIdentity(ctx context.Context) error {
 	a.mu.Lock()
 	a.dev = dev
 	a.mu.Unlock()
+	a.introduce(ctx, dev)
 	client := &http.Client{
 		Timeout: 90 * time.Second, // a slow TPM signs within the handshake
 		Transport: &http.Transport{
@@ -317,11 +334,13 @@ func (a *Agent) useIdentity(id *enroll.Identity) {
 	a.mu.Lock()
 	a.identity, a.waiting, a.tpmState, a.cutOff = id, "", "", nil
 	a.mu.Unlock()
+	a.showConsole()
 	a.log.Info("identity in use", "gateway", id.Gateway, "not_after", id.NotAfter.UTC().Format(time.RFC3339))
 }
 
 // identityTrouble notes why there is no new certificate yet.
 func (a *Agent) identityTrouble(err error) {
+	defer a.showConsole()
 	var w *enroll.WaitingError
 	a.mu.Lock()
 	defer a.mu.Unlock()

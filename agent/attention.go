@@ -16,6 +16,7 @@ const (
 	AreaSource   = "source"
 	AreaClock    = "clock"
 	AreaTime     = "time"
+	AreaKit      = "kit"
 )
 
 // When what an agent says of itself is worth somebody's attention.
@@ -38,6 +39,7 @@ const (
 // Examine judges what a running agent says of itself: one finding for each part, in a fixed order.
 func (s Status) Examine(now time.Time) []Finding {
 	out := []Finding{s.examineIdentity(now), s.examineUplink(now), s.examineTime(now), s.examineBuffer(now)}
+	out = append(out, s.KitBeside...)
 	out = append(out, s.examineLanes()...)
 	out = append(out, s.Disk.Examine(s.State, s.Buffer.Cap-s.Buffer.Disk))
 	for _, id := range slices.Sorted(maps.Keys(s.Sources)) {

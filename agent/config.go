@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/netip"
 	"os"
@@ -16,13 +17,13 @@ import (
 
 	"github.com/goccy/go-yaml"
 
-	"wardlink/enroll"
+	"wardlink/internal/durable"
 	"wardlink/internal/spiffe"
 )
 
 // Config is an agent's configuration file. Unknown keys are errors.
 type Config struct {
-	Kit     string         `yaml:"kit"`     // path of the kit; default /etc/wardlink/kit.json
+	Kit     string         `yaml:"kit"`     // path of the kit; default: kit.json in the first of Places that has one
 	State   string         `yaml:"state"`   // directory of identity and buffer; default /var/lib/wardlink-agent
 	TPM     string         `yaml:"tpm"`     // "/dev/tpmrm0" (default) or "swtpm:PATH"
 	Buffer  BufferConfig   `yaml:"buffer"`  //
@@ -31,6 +32,15 @@ type Config struct {
 
 	// ReportEvery is how often the agent reports of itself while nothing changes; default 60s, 1s to 1h. A report has about 0.5 KB.
 	ReportEvery string `yaml:"report_every"`
+
+	// Console is the file that tells whoever stands before the box its fingerprint, in the form of /etc/issue; default
+	// /run/wardlink-agent/issue. Nothing is written where its directory does not exist.
+	Console string `yaml:"console"`
+
+	// From says where the configuration was read: a path, or BuiltIn.
+	From string `yaml:"-"`
+
+	root string // of the file system, for tests; "" is /
 
 	// Wall is the wall clock; nil, which is all that a file can say, is the system's. Tests boot in 1970 with it.
 	Wall func() time.Time `yaml:"-"`
@@ -59,22 +69,71 @@ const maxSocket = 107
 // minBuffer is the least useful cap: each of the four lanes holds a segment being written and one being drained.
 const minBuffer = 64 << 20
 
-// LoadConfig reads and checks the file. Its errors name file, line or key, and the mend.
-func LoadConfig(path string) (Config, error) {
-	data, err := os.ReadFile(path)
-	if err != nil {
-		return Config{}, fmt.Errorf("config: %w; write one ('wardlink-agent help' shows all keys) or name it with --config", err)
+// BuiltIn is Config.From of a gateway that found no configuration file.
+const BuiltIn = "built-in defaults"
+
+// defaults are the configuration of a gateway that is given none: one port for the monitors of its ward's private networks.
+const defaults = `sources: [{id: bedside, mllp: "0.0.0.0:2575", allow: [10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16]}]`
+
+// LoadConfig reads and checks the file. Path "" is agent.yaml in the first of Places that has one, and where none has, the built-in
+// defaults: a source "bedside" on port 2575 for private IPv4 networks. Its errors name file, line or key, and the mend.
+func LoadConfig(path string) (Config, error) { return loadConfig("", path) }
+
+func loadConfig(root, path string) (Config, error) {
+	paths := []string{path}
+	if path == "" {
+		paths = paths[:0]
+		for _, dir := range places {
+			paths = append(paths, filepath.Join(root, dir, "agent.yaml"))
+		}
 	}
-	c, err := ParseConfig(data)
-	if err != nil {
-		return Config{}, fmt.Errorf("config %s: %w", path, err)
+	for _, p := range paths {
+		data, err := os.ReadFile(p)
+		if errors.Is(err, fs.ErrNotExist) && path == "" {
+			continue
+		}
+		if err != nil {
+			return Config{}, fmt.Errorf("config: %w; write one ('wardlink-agent help' shows all keys) or name it with --config", err)
+		}
+		c, err := ParseConfig(data)
+		if err != nil {
+			return Config{}, fmt.Errorf("config %s: %w", p, err)
+		}
+		c.From, c.root = p, root
+		return c, nil
 	}
-	return c, nil
+	c, err := ParseConfig([]byte(defaults))
+	c.From, c.root = BuiltIn, root
+	return c, err
+}
+
+// checkDefaults refuses the built-in defaults on a gateway that is enrolled and did not begin with them: its configuration is lost, and
+// sources of other names would give every observation another key.
+func (c Config) checkDefaults() error {
+	if c.From != BuiltIn || !c.enrolled() {
+		return nil
+	}
+	if _, err := os.Stat(c.defaultsMark()); err == nil {
+		return nil
+	}
+	return fmt.Errorf("config: none at %s, but this gateway was enrolled with one: bring it back, or name it with --config; to go on with the built-in defaults, make an empty file %s",
+		strings.Join(places, ", "), c.defaultsMark())
+}
+
+// defaultsMark is the file that says that this gateway began with the built-in defaults.
+func (c Config) defaultsMark() string { return filepath.Join(c.State, "defaults") }
+
+// markDefaults leaves it.
+func (c Config) markDefaults() error {
+	if c.From != BuiltIn {
+		return nil
+	}
+	return durable.WriteFile(c.defaultsMark(), nil, 0o644)
 }
 
 // ParseConfig reads the YAML text, fills defaults and checks every value.
 func ParseConfig(data []byte) (Config, error) {
-	c := Config{Kit: "/etc/wardlink/kit.json", State: "/var/lib/wardlink-agent", TPM: "/dev/tpmrm0", Log: "text"}
+	c := Config{State: "/var/lib/wardlink-agent", TPM: "/dev/tpmrm0", Log: "text", Console: "/run/wardlink-agent/issue"}
 	c.Buffer.Cap = "1GB"
 	if err := yaml.UnmarshalWithOptions(data, &c, yaml.Strict()); err != nil {
 		return Config{}, errors.New(strings.TrimSpace(yaml.FormatError(err, false, true)))
@@ -138,19 +197,6 @@ func (c Config) BufferCap() (int64, error) {
 		return 0, fmt.Errorf("buffer.cap: %q is too small; expected at least 64MB", c.Buffer.Cap)
 	}
 	return n * unit, nil
-}
-
-// LoadKit reads the kit that the configuration names.
-func (c Config) LoadKit() (enroll.Kit, error) {
-	data, err := os.ReadFile(c.Kit)
-	if err != nil {
-		return enroll.Kit{}, fmt.Errorf("kit: %w; copy the file that 'wardlink provision kit' made to %s, or set 'kit:' in the configuration", err, c.Kit)
-	}
-	k, err := enroll.ParseKit(data)
-	if err != nil {
-		return enroll.Kit{}, fmt.Errorf("%s: %w", c.Kit, err)
-	}
-	return k, nil
 }
 
 // reportEvery is ReportEvery as a duration.

@@ -29,7 +29,7 @@ func TestConfig(t *testing.T) {
 		t.Errorf("%+v", c)
 	}
 	least, err := ParseConfig([]byte("sources: [{id: bed-7, mllp: '127.0.0.1:2575'}]"))
-	if err != nil || least.TPM != "/dev/tpmrm0" || least.Kit != "/etc/wardlink/kit.json" {
+	if err != nil || least.TPM != "/dev/tpmrm0" || least.Console != "/run/wardlink-agent/issue" {
 		t.Errorf("the least configuration: %+v, %v", least, err)
 	}
 }

@@ -2,16 +2,9 @@ package agent
 
 import (
 	"bytes"
-	"crypto/ecdsa"
-	"crypto/ed25519"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/x509"
-	"crypto/x509/pkix"
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/big"
 	mrand "math/rand/v2"
 	"os"
 	"path/filepath"
@@ -19,11 +12,9 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/sys/unix"
 
 	"wardlink/agent/source"
-	"wardlink/enroll"
 	"wardlink/telemetry"
 	"wardlink/telemetry/seal"
 )
@@ -36,36 +27,7 @@ type bedside struct {
 
 func newBedside(t *testing.T, state string, key seal.PrivateKey) *bedside {
 	t.Helper()
-	caKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	tmpl := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "root"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, &caKey.PublicKey, caKey)
-	if err != nil {
-		t.Fatal(err)
-	}
-	root, err := x509.ParseCertificate(der)
-	if err != nil {
-		t.Fatal(err)
-	}
-	config, _, err := ed25519.GenerateKey(rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, verifier, err := note.GenerateKey(rand.Reader, "ward.example/log/1")
-	if err != nil {
-		t.Fatal(err)
-	}
-	kit, err := enroll.Kit{
-		TrustDomain: "ward.example", Servers: []string{"127.0.0.1:1"}, Roots: []*x509.Certificate{root}, RecordsKey: key.Public(), ConfigKey: config, LogKey: verifier,
-	}.Marshal()
-	if err != nil {
-		t.Fatal(err)
-	}
+	kit := kitFor(t, "ward.example", key.Public())
 	if err := os.MkdirAll(state, 0o700); err != nil {
 		t.Fatal(err)
 	}

@@ -30,6 +30,8 @@ type Status struct {
 	NotBefore *time.Time              `json:"not_before,omitempty"`
 	NotAfter  *time.Time              `json:"not_after,omitempty"`
 	Kit       string                  `json:"kit"`
+	KitBeside []Finding               `json:"kit_refused,omitempty"` // a kit that lay there at the start and is not followed
+	Short     string                  `json:"fingerprint,omitempty"` // of a TPM that is not enrolled yet
 	Epoch     string                  `json:"epoch"`
 	Started   time.Time               `json:"started"`
 	ConfigSet uint64                  `json:"config_version"`
@@ -109,8 +111,12 @@ func (a *Agent) status() Status {
 	for i, m := range a.sources {
 		s.Sources[a.cfg.Sources[i].ID] = m.Stats()
 	}
+	s.KitBeside = a.held.Examine()
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if a.identity == nil {
+		s.Short = a.fingerprint
+	}
 	if a.identity != nil {
 		s.Gateway, s.NotBefore, s.NotAfter = a.identity.Gateway, &a.identity.NotBefore, &a.identity.NotAfter
 	}
@@ -196,12 +202,20 @@ func (a *Agent) listenStatus(ctx context.Context) error {
 		}
 	}
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) { answer(w, a.describe()) })
+	mux.HandleFunc("GET /seen", func(w http.ResponseWriter, r *http.Request) {
+		s, err := a.seen(r.Context())
+		if err != nil {
+			answer(w, map[string]string{"error": err.Error()})
+			return
+		}
+		answer(w, map[string]any{"seen": s})
+	})
 	mux.HandleFunc("GET /probe", func(w http.ResponseWriter, r *http.Request) {
 		limited, cancel := context.WithTimeout(r.Context(), probeTime)
 		defer cancel()
 		answer(w, a.probe(limited))
 	})
-	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, WriteTimeout: probeTime + 5*time.Second}
+	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, WriteTimeout: seenTime + 5*time.Second}
 	stop := context.AfterFunc(ctx, func() { srv.Close() })
 	defer stop()
 	return srv.Serve(ln)

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sort"
 	"time"
 
 	"go.etcd.io/bbolt"
@@ -139,8 +140,9 @@ func (b *Buffer) encodeState() []byte {
 			}
 		}
 	}
-	slices.SortFunc(st.acks, func(x, y ackSet) int {
-		return cmp.Or(cmp.Compare(x.lane, y.lane), bytes.Compare(x.epoch[:], y.epoch[:]))
+	sort.Slice(st.acks, func(i, k int) bool {
+		x, y := &st.acks[i], &st.acks[k]
+		return cmp.Or(cmp.Compare(x.lane, y.lane), bytes.Compare(x.epoch[:], y.epoch[:])) < 0
 	})
 	return st.encode()
 }

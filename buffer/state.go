@@ -5,7 +5,7 @@ import (
 	"cmp"
 	"encoding/binary"
 	"fmt"
-	"slices"
+	"sort"
 
 	"wardlink/internal/durable"
 )
@@ -93,8 +93,9 @@ func appendParked(b []byte, all map[ID]parked) []byte {
 	for id := range all {
 		ids = append(ids, id)
 	}
-	slices.SortFunc(ids, func(x, y ID) int {
-		return cmp.Or(cmp.Compare(x.Lane, y.Lane), bytes.Compare(x.Epoch[:], y.Epoch[:]), cmp.Compare(x.Number, y.Number))
+	sort.Slice(ids, func(i, k int) bool {
+		x, y := &ids[i], &ids[k]
+		return cmp.Or(cmp.Compare(x.Lane, y.Lane), bytes.Compare(x.Epoch[:], y.Epoch[:]), cmp.Compare(x.Number, y.Number)) < 0
 	})
 	ids = ids[:min(len(ids), maxParked)]
 	// Ids come before reasons: without its reason a batch is still not sent again.

@@ -3,10 +3,12 @@ package e2e
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"wardlink/internal/child"
 )
@@ -69,6 +71,14 @@ func TestBatchApproval(t *testing.T) {
 	if err := os.WriteFile(file, []byte(rows), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	// The engineer before the third box watches it come up, until the hospital says that it has seen it.
+	watching := make(chan string, 1)
+	go func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), time.Minute)
+		defer cancel()
+		out, err := child.Output(ctx, program("wardlink-agent"), "doctor", "--watch", "--config", boxes[2].config())
+		watching <- fmt.Sprintf("%s\n%v", out, err)
+	}()
 	approve := func(file string) (string, error) {
 		out, err := child.Output(t.Context(), program("wardlink"), "--operator", h.operator(), "gateway", "approve", "--batch", file)
 		return string(out), err
@@ -116,6 +126,12 @@ func TestBatchApproval(t *testing.T) {
 			s, err := b.status(ctx)
 			return err == nil && s.Uplink.Connected && s.Gateway == []string{"icu-1", "icu-2", "icu-3"}[i], nil
 		})
+	}
+	seen := <-watching
+	for _, want := range []string{"waits approved: waits under the fingerprint " + short[2], "ok    approved: as gateway icu-3", "the hospital saw the first heartbeat of icu-3 at ", "\n<nil>"} {
+		if !strings.Contains(seen, want) {
+			t.Errorf("no %q in\n%s", want, seen)
+		}
 	}
 	h.await("the events", func(context.Context) (bool, error) {
 		approved, denied := 0, 0

@@ -76,10 +76,11 @@ func (s *Server) serveGateways(ctx context.Context) error {
 	return errors.Join(err, <-drained)
 }
 
-// gatewayHTTP is what gateways ask beside MQTT: the time, and enrolment.
+// gatewayHTTP is what gateways ask beside MQTT: the time, whether they were seen, and enrolment.
 func (s *Server) gatewayHTTP() http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle(enroll.TimePath, s.clock)
+	mux.HandleFunc("GET "+enroll.SeenPath, s.seen)
 	mux.Handle("/", s.ca)
 	return mux
 }

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -25,7 +26,7 @@ const Time = 10 * time.Second
 // The areas of findings that are made here; agent has the others.
 const (
 	AreaConfiguration = "configuration"
-	AreaKit           = "kit"
+	AreaKit           = agent.AreaKit
 	AreaAgent         = "agent"
 	AreaCertificate   = "certificate"
 	AreaFiles         = "files"
@@ -36,6 +37,9 @@ type Report struct {
 	At       time.Time       `json:"at"`
 	Level    agent.Level     `json:"level"` // the worst of the findings
 	Findings []agent.Finding `json:"findings"`
+
+	// Fingerprint is that of the TPM of a gateway which is not enrolled; "" of one that is, and where the TPM could not be read.
+	Fingerprint string `json:"fingerprint,omitempty"`
 }
 
 // Examine looks at everything that the configuration file names. What is broken is in the report, never an error. It is over within
@@ -43,11 +47,13 @@ type Report struct {
 func Examine(ctx context.Context, path string) Report {
 	ctx, cancel := context.WithTimeout(ctx, Time)
 	defer cancel()
-	findings := examine(ctx, path)
-	return Report{At: time.Now(), Level: agent.Worst(findings), Findings: findings}
+	r := Report{}
+	r.Findings = r.examine(ctx, path)
+	r.At, r.Level = time.Now(), agent.Worst(r.Findings)
+	return r
 }
 
-func examine(ctx context.Context, path string) []agent.Finding {
+func (r *Report) examine(ctx context.Context, path string) []agent.Finding {
 	cfg, err := agent.LoadConfig(path)
 	if err != nil {
 		mend := "without it the agent does not start, and nothing else can be looked at"
@@ -56,15 +62,19 @@ func examine(ctx context.Context, path string) []agent.Finding {
 		}
 		return []agent.Finding{{Area: AreaConfiguration, Level: agent.Stops, Found: err.Error(), Mend: mend}}
 	}
-	out := []agent.Finding{{Area: AreaConfiguration, Level: agent.Well, Found: fmt.Sprintf("%s; %s, buffer of %s", path, agent.Count(len(cfg.Sources), "source"), cfg.Buffer.Cap)}}
-	out = append(out, judgeMode(path, AreaConfiguration)...)
-	kit, err := cfg.LoadKit()
+	out := []agent.Finding{{Area: AreaConfiguration, Level: agent.Well, Found: fmt.Sprintf("%s; %s, buffer of %s", cfg.From, agent.Count(len(cfg.Sources), "source"), cfg.Buffer.Cap)}}
+	if cfg.From != agent.BuiltIn {
+		out = append(out, judgeMode(cfg.From, AreaConfiguration)...)
+	}
+	held, err := cfg.LoadKit()
 	if err != nil {
 		out = append(out, agent.Finding{Area: AreaKit, Level: agent.Stops, Found: err.Error(), Mend: "without it the agent does not start"})
 		return append(out, local(ctx, cfg)...)
 	}
-	out = append(out, agent.Finding{Area: AreaKit, Level: agent.Well, Found: fmt.Sprintf("of %s, fingerprint %s, %s", kit.TrustDomain, kit.ShortFingerprint(), agent.Count(len(kit.Servers), "server"))})
-	out = append(out, judgeMode(cfg.Kit, AreaKit)...)
+	kit := held.Kit
+	out = append(out, agent.Finding{Area: AreaKit, Level: agent.Well, Found: fmt.Sprintf("of %s, fingerprint %s, %s; %s", kit.TrustDomain, kit.ShortFingerprint(), agent.Count(len(kit.Servers), "server"), held.Path)})
+	out = append(out, judgeMode(held.Path, AreaKit)...)
+	out = append(out, held.Examine()...)
 
 	// The steps to the servers, the agent, and the files have nothing to do with each other.
 	reaches := make([]reach, len(kit.Servers))
@@ -78,6 +88,7 @@ func examine(ctx context.Context, path string) []agent.Finding {
 	wg.Wait()
 
 	now := time.Now()
+	r.Fingerprint = patient.fingerprint
 	out = append(out, patient.agent...)
 	out = append(out, patient.tpm...)
 	chain, chainErr := enroll.Chain(filepath.Join(cfg.State, "identity"))
@@ -104,7 +115,10 @@ type patient struct {
 	agent      []agent.Finding
 	tpm        []agent.Finding
 	authorised []agent.Finding
-	inside     []agent.Finding // buffer, disk, sources, and the uplink of a running one
+
+	fingerprint string // of a TPM that is not enrolled
+
+	inside []agent.Finding // buffer, disk, sources, and the uplink of a running one
 }
 
 // connected tells whether the running agent has its connection: then the server believes it, whatever else looks odd.
@@ -116,7 +130,8 @@ func look(ctx context.Context, cfg agent.Config, kit enroll.Kit) (p patient) {
 	if err == nil {
 		p.status = &s
 		p.agent = judgeRunning(s, kit)
-		p.inside = s.Examine(time.Now())
+		p.inside = slices.DeleteFunc(s.Examine(time.Now()), func(f agent.Finding) bool { return f.Area == AreaKit }) // the files are looked at anew
+		p.fingerprint = s.Short
 		found, err := agent.AskProbe(ctx, cfg)
 		if err != nil {
 			p.tpm = []agent.Finding{{Area: agent.AreaTPM, Level: agent.Warning, Found: fmt.Sprintf("the running agent does not say how its TPM is: %v", err),
@@ -132,7 +147,7 @@ func look(ctx context.Context, cfg agent.Config, kit enroll.Kit) (p patient) {
 		return p
 	}
 	var wg sync.WaitGroup
-	wg.Go(func() { p.tpm, p.authorised = lookAtTPM(ctx, cfg, kit) })
+	wg.Go(func() { p.tpm, p.authorised, p.fingerprint = lookAtTPM(ctx, cfg, kit) })
 	held, inside := lookAtBuffer(ctx, cfg)
 	p.agent = []agent.Finding{judgeAbsent(err, held)}
 	p.inside = append(inside, diskOf(cfg))
@@ -142,22 +157,27 @@ func look(ctx context.Context, cfg agent.Config, kit enroll.Kit) (p patient) {
 }
 
 // lookAtTPM opens the TPM, which nobody else uses while no agent runs. Keys and certificate are read, never made.
-func lookAtTPM(ctx context.Context, cfg agent.Config, kit enroll.Kit) (found, authorised []agent.Finding) {
+func lookAtTPM(ctx context.Context, cfg agent.Config, kit enroll.Kit) (found, authorised []agent.Finding, fingerprint string) {
 	ctx, cancel := context.WithTimeout(ctx, Time-time.Second)
 	defer cancel()
 	dev, err := tpm.Open(ctx, cfg.TPM)
 	if err != nil {
-		return []agent.Finding{{Area: agent.AreaTPM, Level: agent.Stops, Found: err.Error(), Mend: "without its TPM this gateway can neither enrol nor connect; telemetry is buffered"}}, nil
+		return []agent.Finding{{Area: agent.AreaTPM, Level: agent.Stops, Found: err.Error(), Mend: "without its TPM this gateway can neither enrol nor connect; telemetry is buffered"}}, nil, ""
 	}
 	defer dev.Close()
 	dir := filepath.Join(cfg.State, "identity")
+	if _, err := enroll.Chain(dir); errors.Is(err, enroll.ErrNone) {
+		if ek, err := dev.EK(ctx); err == nil {
+			fingerprint = enroll.Fingerprint(ek.Hash)
+		}
+	}
 	keys, err := tpm.OpenKeys(ctx, dev, dir)
 	if errors.Is(err, tpm.ErrMissing) {
-		return agent.ProbeTPM(ctx, dev, nil), nil
+		return agent.ProbeTPM(ctx, dev, nil), nil, fingerprint
 	}
 	if err != nil {
 		return append(agent.ProbeTPM(ctx, dev, nil), agent.Finding{Area: agent.AreaTPM, Level: agent.Stops, Found: "the gateway's keys do not load: " + err.Error(),
-			Mend: "if this is another TPM, or it was cleared, remove " + dir + " and enrol anew"}), nil
+			Mend: "if this is another TPM, or it was cleared, remove " + dir + " and enrol anew"}), nil, fingerprint
 	}
 	var wg sync.WaitGroup
 	defer wg.Wait()
@@ -173,7 +193,7 @@ func lookAtTPM(ctx context.Context, cfg agent.Config, kit enroll.Kit) (found, au
 			authorised = agent.ProbeAuthorisation(ctx, kit, cert)
 		}
 	}
-	return append(agent.ProbeTPM(ctx, dev, keys.Device()), found...), authorised
+	return append(agent.ProbeTPM(ctx, dev, keys.Device()), found...), authorised, fingerprint
 }
 
 // lookAtBuffer reads the files of an agent that does not run. held tells that some process has them open all the same.

@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"text/tabwriter"
 	"time"
@@ -20,10 +21,8 @@ import (
 	"wardlink/telemetry/seal"
 )
 
-const defaultConfig = "/etc/wardlink/agent.yaml"
-
 func configFlag(fs *flag.FlagSet) *string {
-	return fs.String("config", defaultConfig, "the agent's configuration `FILE`")
+	return fs.String("config", "", "the agent's configuration `FILE`; without it: agent.yaml in "+strings.Join(agent.Places(), ", ")+", else built-in defaults")
 }
 
 func runAgent(ctx context.Context, args []string, _, stderr io.Writer) error {
@@ -59,6 +58,7 @@ type identityReport struct {
 	Manufacturer string `json:"manufacturer"`
 	Model        string `json:"model"`
 	Firmware     string `json:"firmware"`
+	Serial       string `json:"serial,omitempty"` // of the box
 }
 
 func identity(ctx context.Context, args []string, stdout, stderr io.Writer) error {
@@ -89,6 +89,7 @@ func identity(ctx context.Context, args []string, stdout, stderr io.Writer) erro
 	r := identityReport{
 		EKSHA256: hex.EncodeToString(ek.Hash[:]), Fingerprint: enroll.Fingerprint(ek.Hash), Certificate: ek.Certificate != nil,
 		Manufacturer: info.Manufacturer, Model: info.Model, Firmware: info.Firmware,
+		Serial: agent.Serial(),
 	}
 	if *asJSON {
 		return printJSON(stdout, r)
@@ -96,6 +97,9 @@ func identity(ctx context.Context, args []string, stdout, stderr io.Writer) erro
 	w := tabwriter.NewWriter(stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintf(w, "EK SHA-256\t%s\nfingerprint\t%s\nEK certificate\t%t\nTPM\t%s %s %s\n",
 		r.EKSHA256, r.Fingerprint, r.Certificate, r.Manufacturer, r.Model, r.Firmware)
+	if r.Serial != "" {
+		fmt.Fprintf(w, "serial number\t%s\n", r.Serial)
+	}
 	return w.Flush()
 }
 

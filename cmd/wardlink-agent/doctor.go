@@ -4,9 +4,11 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"strings"
 
 	"wardlink/agent"
 	"wardlink/agent/doctor"
+	"wardlink/enroll/label"
 )
 
 // runDoctor ends with 0 when all is well, 1 when something stops telemetry now or nothing could be looked at, and 2 when something
@@ -15,8 +17,12 @@ func runDoctor(ctx context.Context, args []string, stdout, stderr io.Writer) err
 	fs := flags("doctor", stderr)
 	path, asJSON := configFlag(fs), fs.Bool("json", false, "print JSON")
 	odd := fs.Bool("odd", false, "show only what is not well")
+	watch := fs.Bool("watch", false, "show step by step how the gateway comes up, until the hospital has seen it")
 	if err := parse(fs, args); err != nil {
 		return asVerdict(err)
+	}
+	if *watch {
+		return watchDoctor(ctx, *path, stdout, *asJSON)
 	}
 	r := doctor.Examine(ctx, *path)
 	var err error
@@ -71,6 +77,11 @@ func printReport(out io.Writer, r doctor.Report, odd bool, pen ink, width int) e
 			}
 		}
 	}
+	if r.Fingerprint != "" {
+		if _, err := fmt.Fprintf(out, "\n%s", qr(r.Fingerprint, pen)); err != nil {
+			return err
+		}
+	}
 	summary := pen.level(agent.Well, "all is well")
 	switch {
 	case counts[agent.Stops] > 0:
@@ -80,4 +91,17 @@ func printReport(out io.Writer, r doctor.Report, odd bool, pen ink, width int) e
 	}
 	_, err := fmt.Fprintf(out, "\n%s\n", summary)
 	return err
+}
+
+// qr is a fingerprint for a scanner and for a person. Where colours can be had it is black on white, otherwise drawn for a dark screen.
+func qr(fingerprint string, pen ink) string {
+	code, err := label.QR(fingerprint)
+	if err != nil {
+		return fingerprint + "\n"
+	}
+	var b strings.Builder
+	for _, l := range code.Lines(!bool(pen)) {
+		b.WriteString("  " + pen.paint("30;107", l) + "\n")
+	}
+	return b.String() + "\n  fingerprint " + fingerprint + "\n"
 }

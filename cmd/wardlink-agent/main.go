@@ -20,6 +20,8 @@ Usage:
   wardlink-agent run          --config FILE             serve until SIGTERM
   wardlink-agent status       --config FILE [--watch]   how the running agent is: what needs attention first (--json)
   wardlink-agent doctor       --config FILE [--odd]     look for what keeps telemetry from the hospital, and name its mend (--json)
+  wardlink-agent doctor       --config FILE --watch     step by step until the hospital has seen this gateway (--json)
+  wardlink-agent kit          --config FILE             show the kit that this gateway follows; 'kit adopt FILE' follows another (--json)
   wardlink-agent clock        --config FILE             show what the agent knows of the time (--json)
   wardlink-agent identity     --config FILE             show the TPM's endorsement key hash and fingerprint (--json)
   wardlink-agent hl7 try FILE                           show what a device's messages become, field by field (--json)
@@ -29,21 +31,27 @@ Usage:
 Examples:
   wardlink-agent status --watch                         a page that is drawn anew every second; Ctrl-C ends it
   wardlink-agent doctor --odd                           only what is not well
+  wardlink-agent doctor --watch                         at the installation: ends, with 0, once the hospital has seen the first heartbeat
   wardlink-agent hl7 try monitor.hl7                    MLLP frames or plain messages, lines ending in CR, LF or both
   wardlink-agent hl7 try - --odd --source-time-zone Europe/Berlin < capture.mllp
 
 Exit codes: 0 done, 1 failed, 2 wrong usage. Two commands answer with theirs, and with 1 when they are used wrongly:
-  doctor    0 all is well, 1 something stops telemetry now or nothing could be looked at, 2 something will unless somebody acts
+  doctor    0 all is well (--watch: the hospital has seen this gateway), 1 something stops telemetry now or nothing could be looked at, 2 something will unless somebody acts
   hl7 try   0 all was understood, 1 a message or the file is not readable, 2 something of a message was not understood
 
 doctor and hl7 try change nothing and send no telemetry; hl7 try needs no configuration. NO_COLOR is respected.
-The default configuration FILE is /etc/wardlink/agent.yaml. All its keys, with their defaults:
 
-  kit: /etc/wardlink/kit.json         # what 'wardlink provision kit' made
+Without --config the configuration is agent.yaml in /etc/wardlink, /boot/firmware/wardlink, /boot/wardlink, /boot/efi/wardlink or
+/efi/wardlink, whichever is there first; without any, the built-in defaults: one source 'bedside' on port 2575 for devices of private
+IPv4 networks. All keys, with their defaults:
+
+  kit: ""                             # what 'wardlink provision kit' made; default: kit.json, looked for like agent.yaml. The first start
+                                      # copies it into state; once enrolled only the copy is followed ('wardlink-agent kit adopt')
   state: /var/lib/wardlink-agent      # identity and buffer
   tpm: /dev/tpmrm0                    # or swtpm:/path/to.sock for an emulated one
   buffer: {cap: 1GB}                  # bytes on disk; at the cap sources get no acknowledgement
   log: text                           # or json
+  console: /run/wardlink-agent/issue  # the fingerprint for the box's console, as /etc/issue has it; where that directory exists
   report_every: 60s                   # how often the hospital hears how the gateway is, 1s to 1h; about 0.5 KB each
   sources:                            # at least one
     - id: bed-7                       # part of every observation's key: never reuse or rename
@@ -64,7 +72,7 @@ func main() {
 // run is the program: exit code 0 done, 1 failed, 2 wrong usage; a command whose code is its verdict returns one.
 func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	commands := map[string]command{"run": runAgent, "identity": identity, "status": status, "clock": clock, "buffer": bufferCheck, "version": version,
-		"hl7": hl7Try(stdin), "doctor": runDoctor}
+		"hl7": hl7Try(stdin), "doctor": runDoctor, "kit": kit}
 	if len(args) == 0 {
 		fmt.Fprint(stderr, usage)
 		return 2

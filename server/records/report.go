@@ -14,6 +14,9 @@ import (
 // Which of two reports is the newer: of one epoch the one with the greater number, of one boot the one made later since then; otherwise
 // the one that arrived later, since a gateway sends its reports in the order it made them. Wall clocks decide nothing.
 func (r *Records) storeReport(tx *sql.Tx, o *opened) error {
+	if err := beat(tx, o); err != nil {
+		return err
+	}
 	newest, err := r.newestReport(tx, o)
 	if err != nil {
 		return err

@@ -5,6 +5,7 @@ import (
 	"maps"
 	"math"
 	"slices"
+	"sort"
 	"strings"
 
 	"wardlink/telemetry"
@@ -144,7 +145,8 @@ func (u *understanding) release() {
 		}
 	}
 	u.held = u.held[:0]
-	slices.SortFunc(u.msg.Observations[begin:], func(a, b telemetry.Observation) int { return cmp.Compare(a.Index, b.Index) })
+	own := u.msg.Observations[begin:]
+	sort.Slice(own, func(i, k int) bool { return own[i].Index < own[k].Index })
 }
 
 // attributes lists what is held and describes something, by the sub id of that: its own with one part less, or its very own.
