@@ -130,7 +130,7 @@ func (a *Agent) prepare() (err error) {
 	if a.seals, err = openSealings(filepath.Join(a.cfg.State, "sealings"), a.buf.Sealing, a.log); err != nil {
 		return err
 	}
-	if a.config, err = openConfigStore(filepath.Join(a.cfg.State, "config"), a.kit.ConfigKey, a.log); err != nil {
+	if a.config, err = openConfigStore(filepath.Join(a.cfg.State, "config"), a.kit.ConfigKey, func() int64 { return clk.now().UnixMilli() }, a.log); err != nil {
 		return err
 	}
 	for i, s := range a.cfg.Sources {
@@ -160,19 +160,10 @@ func (a *Agent) prepare() (err error) {
 	}
 	a.reports = &reporter{agent: a, every: every}
 	a.link, err = uplink.New(uplink.Config{
-		Servers: a.kit.Servers, Server: a.serverID(), Roots: a.kit.Pool(), Identity: a.credentials, Moment: a.time.moment,
-		Buffer: urgentBuffer{a.buf}, Sealing: a.seals.get, Down: a.down, NotAdmitted: a.notAdmitted, Log: a.log,
+		Servers: a.kit.Servers, Current: a.servers, Server: a.serverID(), Roots: a.kit.Pool(), Identity: a.credentials, Moment: a.time.moment,
+		Buffer: linkBuffer{a.buf, a.reports}, Sealing: a.seals.get, Down: a.down, NotAdmitted: a.notAdmitted, Log: a.log,
 	})
 	return err
-}
-
-// urgentBuffer tells the uplink when an alarm waits, so that it does not back off for minutes.
-type urgentBuffer struct{ *buffer.Buffer }
-
-// Urgent implements uplink.Urgency. A parked alarm was refused and does not hurry anybody.
-func (b urgentBuffer) Urgent() bool {
-	alarms := b.Stats().Lanes[telemetry.LaneAlarm]
-	return alarms.Waiting > alarms.Parked
 }
 
 // openBuffer opens the buffer, or makes it on a gateway that has none of our state yet. An enrolled gateway without its buffer has
@@ -234,6 +225,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	g.Go(func() error { return a.link.Run(gctx) })
 	g.Go(func() error { return a.runTime(gctx) })
 	g.Go(func() error { return a.runIdentity(gctx) })
+	g.Go(func() error { return a.runConfig(gctx) })
 	g.Go(func() error { return a.serveStatus(gctx) })
 	g.Go(func() error { return a.reports.run(gctx) })
 	g.Go(func() error { sdnotify.Run(gctx, sdnotify.Service{Alive: a.alive, Log: a.log}); return nil })
@@ -291,10 +283,10 @@ func (a *Agent) runIdentity(ctx context.Context) error {
 	return nil
 }
 
-// dialInOrder reaches the first of the kit's servers that answers, whatever address a URL names: the server's SPIFFE id is what counts.
+// dialInOrder reaches the first of the servers that answers, whatever address a URL names: the server's SPIFFE id is what counts.
 func (a *Agent) dialInOrder(ctx context.Context, network, _ string) (net.Conn, error) {
 	var errs []error
-	for _, server := range a.kit.Servers {
+	for _, server := range a.servers() {
 		d := net.Dialer{Timeout: 15 * time.Second}
 		conn, err := d.DialContext(ctx, network, server)
 		if err == nil {

@@ -64,10 +64,10 @@ func (a *Agent) timeKnown() {
 	}
 }
 
-// askTime asks the kit's servers in their order until one tells the time.
+// askTime asks the servers in their order until one tells the time.
 func (a *Agent) askTime(ctx context.Context) error {
 	var errs []error
-	for _, server := range a.kit.Servers {
+	for _, server := range a.servers() {
 		err := a.askServer(ctx, server)
 		if err == nil {
 			return nil

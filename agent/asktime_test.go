@@ -81,7 +81,7 @@ func (s *timeServer) agent() *Agent {
 		s.t.Fatal(err)
 	}
 	return &Agent{
-		log: slog.New(slog.DiscardHandler), time: k, kit: enroll.Kit{
+		log: slog.New(slog.DiscardHandler), time: k, config: &configStore{}, kit: enroll.Kit{
 			TrustDomain: "ward.example", Servers: []string{s.server.Listener.Addr().String()}, Roots: []*x509.Certificate{s.root},
 			ConfigKey: s.key.Public().(ed25519.PublicKey),
 		},

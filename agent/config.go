@@ -44,6 +44,9 @@ type Config struct {
 
 	// Wall is the wall clock; nil, which is all that a file can say, is the system's. Tests boot in 1970 with it.
 	Wall func() time.Time `yaml:"-"`
+
+	// Trial is how long a configuration of the hospital's may take from prepared to confirmed; 0, which is all that a file can say, is 90 s.
+	Trial time.Duration `yaml:"-"`
 }
 
 // BufferConfig bounds the buffer.
@@ -209,6 +212,13 @@ func (c Config) reportEvery() (time.Duration, error) {
 		return 0, fmt.Errorf("report_every: %q; expected 1s to 1h, such as 60s", c.ReportEvery)
 	}
 	return d, nil
+}
+
+func (c Config) trialPeriod() time.Duration {
+	if c.Trial > 0 {
+		return c.Trial
+	}
+	return trialPeriod
 }
 
 // Socket is where the running agent answers status questions.

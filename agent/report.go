@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -39,7 +40,9 @@ type reporter struct {
 	agent *Agent
 	every time.Duration
 
-	next   uint64          // number of the next report
+	next   atomic.Uint64   // number of the next report
+	asked  atomic.Uint64   // how often a report was asked for
+	proof  atomic.Uint64   // reports below this number: one of them, the newest that the hospital acknowledged
 	void   telemetry.Spans // reports that were withdrawn, or could not be stored
 	unsent buffer.ID
 	any    bool // there is an unsent one, as far as is known
@@ -60,6 +63,35 @@ type notable struct {
 	trusted   bool // the clock
 	deaf      int  // sources whose port cannot be opened
 	silent    int  // sources that are silent for longer than is usual for them
+	steps     int  // of configurations
+	asked     uint64
+}
+
+// ask has a report made soon, and gives the number that it has at least.
+func (r *reporter) ask() (number uint64) {
+	number = r.next.Load()
+	r.asked.Add(1)
+	return number
+}
+
+// acknowledged tells whether the hospital has a report of this number or a later one.
+func (r *reporter) acknowledged(number uint64) bool { return r.proof.Load() > number }
+
+// arrived notes what the hospital has acknowledged.
+func (r *reporter) arrived(ids []buffer.ID) {
+	for _, id := range ids {
+		if telemetry.Lane(id.Lane) == telemetry.LaneSelf && id.Epoch == r.agent.intake.epoch && id.Number >= r.proof.Load() {
+			r.proof.Store(id.Number + 1) // the uplink's goroutine alone comes here
+		}
+	}
+}
+
+// interval is how often a report is made while nothing changes.
+func (r *reporter) interval() time.Duration {
+	if set, _ := r.agent.config.settings(); set.ReportEvery > 0 {
+		return time.Duration(set.ReportEvery) * time.Millisecond
+	}
+	return r.every
 }
 
 // run reports until ctx ends.
@@ -84,20 +116,21 @@ func (r *reporter) last() { r.send(time.Now()) }
 
 // due tells whether it is time for a report.
 func (r *reporter) due(s Status, now time.Time) bool {
-	age := now.Sub(r.made)
+	age, every := now.Sub(r.made), r.interval()
 	switch {
-	case r.made.IsZero(), age >= r.every, age < 0, r.notable(s) != r.seen:
+	case r.made.IsZero(), age >= every, age < 0, r.notable(s) != r.seen:
 		return true
 	}
-	return age >= min(reportUnwell, r.every) && s.Uplink.Connected && r.unwell(s)
+	return age >= min(reportUnwell, every) && s.Uplink.Connected && r.unwell(s)
 }
 
 func (r *reporter) notable(s Status) notable {
 	lanes, _ := r.agent.intake.accounts()
 	n := notable{
 		identity: identityState(s), fault: identityFault(s), connected: s.Uplink.Connected, damaged: len(s.Buffer.Damaged),
-		parked: s.Uplink.Parked, config: s.ConfigSet, trusted: s.Time.Trusted,
+		parked: s.Uplink.Parked, config: s.ConfigSet, trusted: s.Time.Trusted, asked: r.asked.Load(),
 	}
+	_, n.steps = r.agent.config.report()
 	for lane, a := range lanes {
 		if telemetry.Lane(lane) != telemetry.LaneSelf && a.failed > 0 {
 			n.failures++ // the first of a lane; those after it, which may be many a second, are told in time
@@ -132,8 +165,7 @@ func (r *reporter) unwell(s Status) bool {
 func (r *reporter) send(now time.Time) {
 	s := r.agent.status()
 	r.made, r.seen = now, r.notable(s)
-	number := r.next
-	r.next++ // used up whatever happens
+	number := r.next.Add(1) - 1 // used up whatever happens
 	void := r.void
 	if r.any {
 		void = r.voided(r.unsent.Number)
@@ -183,7 +215,7 @@ func (r *reporter) store(id buffer.ID, report *telemetry.Report) error {
 func (a *Agent) report(s Status, assigned uint64, void telemetry.Spans) *telemetry.Report {
 	lanes, f := a.intake.accounts()
 	r := &telemetry.Report{
-		Every: uint64(a.reports.every.Milliseconds()), Agent: build.Version, At: a.intake.clock.stamp(), Started: millis(s.Started), Config: s.ConfigSet,
+		Every: uint64(a.reports.interval().Milliseconds()), Agent: build.Version, At: a.intake.clock.stamp(), Started: millis(s.Started), Config: s.ConfigSet,
 		Identity: telemetry.IdentityReport{State: identityState(s), Fault: identityFault(s)},
 		Uplink: telemetry.UplinkReport{
 			Connected: s.Uplink.Connected, Since: millis(s.Uplink.Since), Connects: s.Uplink.Connects, InFlight: uint64(s.Uplink.InFlight),
@@ -195,6 +227,7 @@ func (a *Agent) report(s Status, assigned uint64, void telemetry.Spans) *telemet
 		},
 	}
 	r.Clock = a.clockReport(&r.At)
+	r.Settings, _ = a.config.report()
 	if s.NotAfter != nil {
 		r.Identity.NotAfter = millis(*s.NotAfter)
 	}

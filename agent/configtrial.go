@@ -1,0 +1,178 @@
+package agent
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"net"
+	"slices"
+	"time"
+
+	"wardlink/buffer"
+	"wardlink/internal/spiffe"
+	"wardlink/telemetry"
+)
+
+// The waits of a trial.
+const (
+	trialPeriod  = 90 * time.Second // from prepared to confirmed or reverted
+	trialPrepare = 3                // a third of it is for the new servers to answer at all
+	trialDial    = 10 * time.Second // of one server, while preparing
+	configRetry  = 10 * time.Second // until a step that could not be stored is tried again
+)
+
+// runConfig takes the hospital's configurations through their steps, one at a time, until ctx ends. It judges by the boot clock, which no
+// wall clock moves and which goes on while the gateway sleeps.
+func (a *Agent) runConfig(ctx context.Context) error {
+	retry := time.NewTicker(configRetry)
+	defer retry.Stop()
+	for ctx.Err() == nil {
+		if _, gateway, err := a.credentials(); err == nil {
+			some, err := a.config.take(gateway)
+			if err != nil {
+				a.log.Error("a configuration waits", "error", err)
+			} else if some {
+				a.try(ctx)
+				continue
+			}
+		}
+		select {
+		case <-ctx.Done():
+		case <-a.config.changed:
+		case <-retry.C:
+		}
+	}
+	return nil
+}
+
+// try takes the prepared document to its end. When ctx ends first, a document that was applied is reverted by the next start.
+func (a *Agent) try(ctx context.Context) {
+	period := a.cfg.trialPeriod()
+	look := min(time.Second, period/100)
+	began := a.intake.clock.mono()
+	left := func() time.Duration { return period - (a.intake.clock.mono() - began) }
+	servers, others := a.config.nextServers()
+	if others && !a.answers(ctx, a.andKit(servers, len(servers) == 0), look, func() bool { return left() > period-period/trialPrepare }) {
+		if ctx.Err() == nil {
+			a.config.revert(revertedNoServer)
+		}
+		return
+	}
+	if err := a.config.apply(); err != nil {
+		a.log.Error("a configuration cannot be applied", "error", err)
+		a.config.revert(revertedDisk)
+		return
+	}
+	route := uint64(0)
+	if others {
+		route = a.link.Move()
+	}
+	if a.proven(ctx, route, look, left) || ctx.Err() != nil {
+		return
+	}
+	a.config.revert(revertedNoProof)
+	if others {
+		a.link.Move() // back
+	}
+}
+
+// proven waits for the proof that the hospital is reached under the document on trial, and confirms it: a session whose connection was made
+// under it, and on that session's word (its PUBACK) a report that was made after the session had begun.
+func (a *Agent) proven(ctx context.Context, route uint64, look time.Duration, left func() time.Duration) bool {
+	tick := time.NewTicker(look)
+	defer tick.Stop()
+	asked, first := false, uint64(0)
+	for left() > 0 {
+		if s := a.link.Status(); !asked && s.Connected && s.Route >= route {
+			first, asked = a.reports.ask(), true
+		}
+		if asked && a.reports.acknowledged(first) {
+			err := a.config.confirm()
+			if err == nil {
+				return true
+			}
+			a.log.Error("a configuration that holds is not confirmed", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return false
+		case <-tick.C:
+		}
+	}
+	return false
+}
+
+// answers tells whether one of the servers proves itself as this hospital's, before the connection that stands is risked for them.
+func (a *Agent) answers(ctx context.Context, servers []string, again time.Duration, more func() bool) bool {
+	for more() && ctx.Err() == nil {
+		for _, server := range servers {
+			err := a.greet(ctx, server)
+			if err == nil {
+				return true
+			}
+			a.log.Warn("a server of the new configuration does not answer", "server", server, "error", err)
+			if !more() {
+				return false
+			}
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(5 * again):
+		}
+	}
+	return false
+}
+
+// greet makes a TLS connection to one server and ends it.
+func (a *Agent) greet(ctx context.Context, server string) error {
+	ctx, cancel := context.WithTimeout(ctx, trialDial)
+	defer cancel()
+	raw, err := (&net.Dialer{}).DialContext(ctx, "tcp", server)
+	if err != nil {
+		return err
+	}
+	conn := tls.Client(raw, spiffe.ServerTLSAt(a.kit.Pool(), a.serverID(), "http/1.1", a.time.moment))
+	defer conn.Close()
+	if err := conn.HandshakeContext(ctx); err != nil {
+		return fmt.Errorf("TLS: %w", err)
+	}
+	return nil
+}
+
+// servers are those to try now, in their order: those of the hospital's configuration, then those of the kit, so that a configuration
+// which grew old cannot cut a gateway off. It is the one place that says so.
+func (a *Agent) servers() []string {
+	set, alone := a.config.settings()
+	return a.andKit(set.Servers, !alone || len(set.Servers) == 0)
+}
+
+func (a *Agent) andKit(servers []string, kit bool) []string {
+	out := slices.Clone(servers)
+	if !kit {
+		return out
+	}
+	for _, s := range a.kit.Servers {
+		if !slices.Contains(out, s) {
+			out = append(out, s)
+		}
+	}
+	return out
+}
+
+// linkBuffer is the buffer as the uplink sees it.
+type linkBuffer struct {
+	*buffer.Buffer
+	reports *reporter
+}
+
+// Urgent implements uplink.Urgency. A parked alarm was refused and does not hurry anybody.
+func (b linkBuffer) Urgent() bool {
+	alarms := b.Stats().Lanes[telemetry.LaneAlarm]
+	return alarms.Waiting > alarms.Parked
+}
+
+// Ack tells the reports' part of it, too.
+func (b linkBuffer) Ack(ids ...buffer.ID) {
+	b.Buffer.Ack(ids...)
+	b.reports.arrived(ids)
+}
