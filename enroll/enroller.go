@@ -67,8 +67,9 @@ type Enroller struct {
 	http  *http.Client
 	hurry chan struct{} // one place: an ask that waits stands for all
 
-	mu   sync.Mutex // held for a whole enrolment
-	keys *tpm.Keys
+	mu     sync.Mutex // held for a whole enrolment
+	keys   *tpm.Keys
+	former string // the gateway that this disk was with another board: this board must be the same one; "" when it is not another board
 }
 
 // Identity is who this gateway is and the certificate that says so.
@@ -103,32 +104,6 @@ func New(cfg Config) (*Enroller, error) {
 	return &Enroller{cfg: cfg, http: &client, hurry: make(chan struct{}, 1)}, nil
 }
 
-// openKeys opens the key files. They are made only on a gateway that never held a certificate: lost keys on an enrolled one are an
-// error, because a silent fresh start would hide a swapped disk.
-func (e *Enroller) openKeys(ctx context.Context) (*tpm.Keys, error) {
-	if e.keys != nil {
-		return e.keys, nil
-	}
-	keys, err := tpm.OpenKeys(ctx, e.cfg.TPM, e.cfg.Dir)
-	if errors.Is(err, tpm.ErrMissing) {
-		enrolled, statErr := e.enrolledBefore()
-		if statErr != nil {
-			return nil, statErr
-		}
-		if enrolled {
-			return nil, fmt.Errorf("%w although this gateway was enrolled; restore the key files, or remove %s to enrol anew",
-				err, e.cfg.Dir)
-		}
-		e.cfg.Log.Info("make the gateway's keys", "dir", e.cfg.Dir)
-		keys, err = tpm.CreateKeys(ctx, e.cfg.TPM, e.cfg.Dir)
-	}
-	if err != nil {
-		return nil, err
-	}
-	e.keys = keys
-	return keys, nil
-}
-
 // Enroll attests the TPM and obtains a certificate for the device key, for the first time or again. The certificate is durable
 // before Enroll returns. A *WaitingError means that an operator must approve this gateway.
 func (e *Enroller) Enroll(ctx context.Context) (*Identity, error) {
@@ -142,11 +117,15 @@ func (e *Enroller) Enroll(ctx context.Context) (*Identity, error) {
 	}
 	attested, err := e.attest(ctx, keys)
 	if err != nil {
-		return nil, fmt.Errorf("attestation: %w", err)
+		return nil, fmt.Errorf("attestation: %w", e.doubt(err))
+	}
+	if e.former != "" && attested.gateway != e.former {
+		return nil, fmt.Errorf("this board is gateway %s, and the disk in it is gateway %s's: put the disk where it belongs, "+
+			"or have an operator run 'wardlink gateway replace %s' for this board; what is buffered is kept", attested.gateway, e.former, e.former)
 	}
 	chain, err := e.order(ctx, keys, attested)
 	if err != nil {
-		return nil, fmt.Errorf("certificate order: %w", err)
+		return nil, fmt.Errorf("certificate order: %w", e.doubt(err))
 	}
 	identity, err := newIdentity(keys.Device(), chain)
 	if err != nil {

@@ -48,14 +48,6 @@ func (e *Enroller) store(chain [][]byte) error {
 	return durable.WriteFile(filepath.Join(e.cfg.Dir, chainFile), out.Bytes(), 0o644)
 }
 
-func (e *Enroller) enrolledBefore() (bool, error) {
-	_, err := os.Stat(filepath.Join(e.cfg.Dir, chainFile))
-	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
-	}
-	return err == nil, err
-}
-
 // stored reads the kept chain, ErrNone when there is none. What it cannot read comes back as an empty chain, which fits no key.
 func (e *Enroller) stored() ([][]byte, error) {
 	path := filepath.Join(e.cfg.Dir, chainFile)

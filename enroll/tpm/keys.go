@@ -5,9 +5,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
+	"path/filepath"
 
 	"github.com/google/go-tpm/tpm2"
+
+	"wardlink/internal/durable"
 )
 
 var (
@@ -17,6 +21,8 @@ var (
 	ErrExists = errors.New("the state directory already holds keys")
 	// ErrForeign: the keys were made by another TPM, or by this one before it was cleared.
 	ErrForeign = errors.New("the keys in the state directory do not belong to this TPM: it was replaced or cleared, or the disk comes from another gateway")
+	// ErrCleared is the ErrForeign of keys that this very TPM made before it was cleared: the EK is the same, and they load no more.
+	ErrCleared = fmt.Errorf("the TPM was cleared since it made its keys: %w", ErrForeign)
 )
 
 // Keys are a gateway's attestation key and device key.
@@ -66,10 +72,40 @@ func CreateKeys(ctx context.Context, t *TPM, dir string) (*Keys, error) {
 	if err := writeBlob(dir, deviceFile, device); err != nil {
 		return nil, err
 	}
+	// From here on a missing key file is a loss again, which no clearing explains.
+	cleared := filepath.Join(dir, deviceFile+clearedSuffix)
+	if err := os.Rename(cleared, filepath.Join(dir, deviceFile+".former")); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
 	return newKeys(t, ak, device)
 }
 
-// OpenKeys reads both keys from dir and loads each once, so that a foreign TPM shows now. ErrMissing, ErrForeign.
+// RetireKeys puts the keys of a TPM that was cleared aside, so that CreateKeys can make new ones: the device key's file first, which
+// means that both are there. They are of no use to anybody, and are kept to show what happened.
+func RetireKeys(dir string) error {
+	for _, name := range []string{deviceFile, akFile} {
+		path := filepath.Join(dir, name)
+		if err := os.Rename(path, path+clearedSuffix); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return durable.SyncDir(dir)
+}
+
+// Retired tells whether RetireKeys was here and the new keys are not made yet.
+func Retired(dir string) (bool, error) {
+	for _, name := range []string{deviceFile, deviceFile + clearedSuffix} {
+		_, err := os.Stat(filepath.Join(dir, name))
+		if there := err == nil; there || !errors.Is(err, fs.ErrNotExist) {
+			return there && name != deviceFile, err
+		}
+	}
+	return false, nil
+}
+
+const clearedSuffix = ".cleared"
+
+// OpenKeys reads both keys from dir and loads each once, so that a foreign TPM shows now. ErrMissing; ErrForeign, an ErrCleared among them.
 func OpenKeys(ctx context.Context, t *TPM, dir string) (*Keys, error) {
 	device, err := readBlob(dir, deviceFile, purposeDevice)
 	if err != nil {
@@ -91,6 +127,9 @@ func OpenKeys(ctx context.Context, t *TPM, dir string) (*Keys, error) {
 	}
 	for _, b := range []*blob{ak, device} {
 		if err := t.do(ctx, "load a key", func(c *conn) error { return c.withKeys(func([]tpm2.NamedHandle) error { return nil }, b) }); err != nil {
+			if errors.Is(err, ErrForeign) { // the EK is the same
+				err = ErrCleared
+			}
 			return nil, fmt.Errorf("open keys in %s: %w", dir, err)
 		}
 	}

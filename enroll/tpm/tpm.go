@@ -154,7 +154,9 @@ func (t *TPM) perform(o *operation) (err error) {
 		t.suspect = false
 	}
 	err = o.run(c)
-	t.suspect = err != nil
+	if t.suspect = err != nil; t.suspect && t.ek != nil && t.ek.persistent != 0 {
+		t.ek = nil // clearing a TPM evicts the persistent EK: the next operation finds or derives it again, and holds it against the pin
+	}
 	return err
 }
 

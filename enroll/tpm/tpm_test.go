@@ -267,7 +267,7 @@ func TestForeignStateIsRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	other := open(t, swtpmtest.Manufacture(t).Start(t).Path)
-	if _, err := OpenKeys(t.Context(), other, dir); !errors.Is(err, ErrForeign) {
+	if _, err := OpenKeys(t.Context(), other, dir); !errors.Is(err, ErrForeign) || errors.Is(err, ErrCleared) {
 		t.Errorf("a cloned disk on another TPM: %v", err)
 	}
 
@@ -278,8 +278,25 @@ func TestForeignStateIsRefused(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := OpenKeys(t.Context(), d, dir); !errors.Is(err, ErrForeign) {
+	if _, err := OpenKeys(t.Context(), d, dir); !errors.Is(err, ErrForeign) || !errors.Is(err, ErrCleared) {
 		t.Errorf("a cleared TPM: %v", err)
+	}
+	for range 2 { // a crash between the two
+		if err := RetireKeys(dir); err != nil {
+			t.Fatal(err)
+		}
+		if retired, err := Retired(dir); err != nil || !retired {
+			t.Errorf("%t, %v", retired, err)
+		}
+	}
+	if _, err := CreateKeys(t.Context(), d, dir); err != nil {
+		t.Errorf("new keys after a clear: %v", err)
+	}
+	if retired, err := Retired(dir); err != nil || retired {
+		t.Errorf("after the new keys: %t, %v", retired, err)
+	}
+	if _, err := OpenKeys(t.Context(), d, dir); err != nil {
+		t.Error(err)
 	}
 	if n := loaded(t, d); n != 0 {
 		t.Errorf("%d slots are left occupied", n)

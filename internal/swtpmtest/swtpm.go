@@ -120,6 +120,14 @@ func (s *TPM) Stop() {
 	os.Remove(s.Socket) // nothing listens any more
 }
 
+// Clear clears the TPM, as an operator does in a machine's firmware setup.
+func (s *TPM) Clear() {
+	s.t.Helper()
+	if err := swtpm.Clear(s.Socket); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
 // Restart powers the TPM off and on: transient objects and sessions are gone, the rest stays.
 func (s *TPM) Restart() {
 	s.t.Helper()
