@@ -109,6 +109,9 @@ type reading struct {
 	Extension []struct {
 		URL          string `json:"url"`
 		ValueInstant string `json:"valueInstant"`
+		Reference    struct {
+			Display string `json:"display"`
+		} `json:"valueReference"`
 	} `json:"extension"`
 }
 
