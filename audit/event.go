@@ -92,6 +92,13 @@ const (
 	AlertTested      Type = "alert.tested"        // an operator had a test message sent; Reason says what the target answered
 )
 
+// Bad days, and what is done for them.
+const (
+	BackupMade     Type = "backup.made"        // an operator made a backup; Detail holds its SHA-256, size and checkpoint
+	LogSucceeded   Type = "log.succeeded"      // a restore began this log; Target is the former one, Detail holds its last known checkpoint and key
+	RecoveryProven Type = "recovery.confirmed" // the recovery file opened with a passphrase that a person gave
+)
+
 // Outcome of an act.
 type Outcome string
 

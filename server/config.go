@@ -50,8 +50,15 @@ func DefaultConfig() Config {
 	return Config{Gateways: ":8883", Hospital: ":8443", Operators: ":9443", Retention: DefaultRetention(), ExpiredGrace: MaxExpiredGrace, Log: "text"}
 }
 
-// LoadConfig reads DIR/server.yaml.
+// LoadConfig reads DIR/server.yaml. It refuses a directory whose restore did not come to its end.
 func LoadConfig(dir string) (Config, error) {
+	if err := whole(dir); err != nil {
+		return Config{}, err
+	}
+	return loadConfig(dir)
+}
+
+func loadConfig(dir string) (Config, error) {
 	path := filepath.Join(dir, ConfigFile)
 	data, err := os.ReadFile(path)
 	if errors.Is(err, os.ErrNotExist) {

@@ -112,7 +112,7 @@ func createStores(dir string) error {
 
 func migrations() []sqldb.Migration {
 	var all []sqldb.Migration
-	for _, m := range [][]sqldb.Migration{sqldb.OutboxMigrations(), registry.Migrations(), records.Migrations(), api.Migrations(), alerts.Migrations()} {
+	for _, m := range [][]sqldb.Migration{sqldb.OutboxMigrations(), registry.Migrations(), records.Migrations(), api.Migrations(), alerts.Migrations(), restoreMigrations()} {
 		all = append(all, m...)
 	}
 	return all

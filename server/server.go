@@ -252,6 +252,9 @@ func (s *Server) Run(ctx context.Context) (err error) {
 		s.log.Error("events of the former run wait in the database", "error", err)
 	}
 	s.own(ctx, audit.Event{Type: audit.ServerStarted, Detail: map[string]string{"version": build.Version}})
+	if _, ok := keys.Confirmed(s.dir); !ok {
+		s.log.Warn("nobody has proven that the recovery file opens: without it and its passphrase a lost server's data is lost; run 'wardlink-server init --confirm-recovery' once", "dir", s.dir)
+	}
 	s.log.Info("server started", "trust_domain", s.cfg.TrustDomain, "gateways", s.listeners.gateways.Addr().String(),
 		"hospital", s.listeners.hospital.Addr().String(), "operators", s.listeners.operators.Addr().String())
 

@@ -26,7 +26,10 @@ Usage:
   wardlink-server init     --dir DIR [--trust-domain D] [--name HOST]...   make a new server's directory
   wardlink-server run      --dir DIR                                       serve until SIGTERM
   wardlink-server operator --dir DIR --name NAME                           make an operator's file
-  wardlink-server recovery check --dir DIR                                 prove that the recovery file opens
+  wardlink-server init     --dir DIR --confirm-recovery                    prove that the recovery file opens, and note it
+  wardlink-server recovery check --dir DIR                                 prove the same, and note nothing
+  wardlink-server backup   --dir DIR --out FILE                            back data and log up, also while the server runs
+  wardlink-server restore  --dir NEW --from FILE --verify                  make a server of a backup and its passphrase
   wardlink-server certificates --dir DIR [--json]                          what ends when, and who renews it
   wardlink-server rotate issuing --dir DIR                                 make the next issuing CA, with the recovery passphrase
   wardlink-server size     --gateways N [--waveforms 4x250] [--json]       reckon the disk that a hospital takes
@@ -54,7 +57,7 @@ type streams struct {
 // run is the program: exit code 0 done, 1 failed, 2 wrong usage.
 func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	commands := map[string]func(context.Context, []string, streams) error{
-		"init": initServer, "run": runServer, "operator": operator, "recovery": recovery, "certificates": certificates, "rotate": rotate, "size": size, "version": version,
+		"init": initServer, "run": runServer, "operator": operator, "recovery": recovery, "backup": makeBackup, "restore": restore, "certificates": certificates, "rotate": rotate, "size": size, "version": version,
 	}
 	if len(args) == 0 {
 		fmt.Fprint(stderr, usage)
@@ -125,9 +128,13 @@ func initServer(ctx context.Context, args []string, s streams) error {
 	fs.StringVar(&o.Config.Operators, "operators", o.Config.Operators, "listen `ADDRESS` for the operators' API")
 	fs.StringVar(&o.Operator, "operator", "operator", "`NAME` of the first operator")
 	passFile := fs.String("passphrase-file", "", "read the recovery passphrase from `FILE` (default: one is made and shown once)")
+	confirm := fs.Bool("confirm-recovery", false, "make nothing: prove with the passphrase that the recovery file of DIR opens, and note it")
 	asJSON := fs.Bool("json", false, "print JSON")
 	if err := parse(fs, args, dir); err != nil {
 		return err
+	}
+	if *confirm {
+		return confirmRecovery(ctx, *dir, *passFile, s)
 	}
 	o.Dir, o.Config.Names, o.EKTrust = *dir, names, trust
 	if len(names) == 0 {
@@ -160,7 +167,7 @@ func initServer(ctx context.Context, args []string, s streams) error {
 	if made {
 		fmt.Fprintf(s.out, "Recovery passphrase, shown this once; write it down and keep it apart from recovery.json:\n\n    %s\n\n", o.Passphrase)
 	}
-	fmt.Fprintf(s.out, "Next:\n  wardlink-server run --dir %s\n  wardlink --operator %s provision kit --out kit.json\n", o.Dir, server.OperatorFile(o.Dir))
+	fmt.Fprintf(s.out, "Next:\n  wardlink-server init --dir %s --confirm-recovery\n  wardlink-server run --dir %s\n  wardlink --operator %s provision kit --out kit.json\n", o.Dir, o.Dir, server.OperatorFile(o.Dir))
 	return nil
 }
 

@@ -93,7 +93,11 @@ func (c Config) withDefaults() (Config, error) {
 }
 
 // Create makes an empty journal. The directory may exist, without a journal in it.
-func Create(c Config) error {
+func Create(c Config) error { return CreateAfter(c, 0, time.Time{}) }
+
+// CreateAfter makes an empty journal that takes the place of one that is lost: its first entry is last+1, all consumers have passed last,
+// and its event ids are greater than those of a journal that was last opened at started.
+func CreateAfter(c Config, last uint64, started time.Time) error {
 	c, err := c.withDefaults()
 	if err != nil {
 		return err
@@ -109,6 +113,19 @@ func Create(c Config) error {
 	}
 	if err := os.WriteFile(filepath.Join(c.Dir, lockName), nil, 0o600); err != nil {
 		return fmt.Errorf("create journal: %w", err)
+	}
+	if last > 0 {
+		state, _, err := durable.OpenAB(filepath.Join(c.Dir, cursorName), maxCursors)
+		if err != nil {
+			return fmt.Errorf("create journal: %w", err)
+		}
+		begin := cursors{start: uint32(max(started.Unix(), 0)), seqs: map[string]uint64{}}
+		for _, name := range c.Consumers {
+			begin.seqs[name] = last
+		}
+		if err := state.Store(begin.encode(c.Consumers)); err != nil {
+			return fmt.Errorf("create journal: %w", err)
+		}
 	}
 	// The format file comes last and makes the directory a journal.
 	if err := durable.WriteFile(path, []byte(formatText), 0o600); err != nil {

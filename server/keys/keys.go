@@ -49,8 +49,8 @@ const (
 	issuingFile        = "public/issuing.crt"
 	attestationFile    = "public/attestation.crt"
 	LogPublicFile      = "public/log.pub"
-	recoveryFileName   = "recovery.json"
-	canaryFileName     = "canary.json"
+	RecoveryFile       = "recovery.json"
+	CanaryFile         = "canary.json"
 )
 
 // Keys are a server's keys, all services' together.
@@ -122,8 +122,8 @@ func Create(dir, trustDomain, passphrase string, now time.Time) error {
 	w.certificate(rootFile, root)
 	w.certificate(issuingFile, issuing)
 	w.certificate(attestationFile, attestation)
-	w.file(recoveryFileName, recovery, 0o600)
-	w.file(canaryFileName, canaryText, 0o600)
+	w.file(RecoveryFile, recovery, 0o600)
+	w.file(CanaryFile, canaryText, 0o600)
 	return w.err
 }
 
@@ -174,6 +174,21 @@ func pseudonymKey(records seal.PrivateKey) (secret.Bytes, error) {
 	return key, nil
 }
 
+// backupLabel separates the seed of the backup key from whatever else is derived from the records key. It is part of the format.
+const backupLabel = "wardlink/backup-key/1"
+
+// BackupSeed is the seed of the key pair that backups are encrypted to: 32 bytes, derived, so that whoever holds the recovery file
+// can open every backup, and nothing more has to be kept.
+func BackupSeed(records seal.PrivateKey) (secret.Bytes, error) {
+	raw := records.Bytes()
+	defer raw.Wipe()
+	key, err := hkdf.Key(sha256.New, raw, nil, backupLabel, 32)
+	if err != nil {
+		return nil, fmt.Errorf("backup key: %w", err)
+	}
+	return key, nil
+}
+
 // Belong says whether the keys are those of a trust domain: the root names its own.
 func (k *Keys) Belong(trustDomain string) error {
 	if len(k.Root.URIs) != 1 || k.Root.URIs[0].Host != trustDomain {
@@ -186,7 +201,7 @@ func (k *Keys) Belong(trustDomain string) error {
 // CheckRecovery proves that the directory's recovery file opens with the passphrase, that the records key in it opens what gateways
 // seal and that the config key in it is the one that this server's kits trust.
 func CheckRecovery(dir, passphrase string) error {
-	data, err := os.ReadFile(filepath.Join(dir, recoveryFileName))
+	data, err := os.ReadFile(filepath.Join(dir, RecoveryFile))
 	if err != nil {
 		return fmt.Errorf("recovery file: %w", err)
 	}
@@ -194,18 +209,8 @@ func CheckRecovery(dir, passphrase string) error {
 	if err != nil {
 		return err
 	}
-	defer keys.Records.Wipe()
-	defer keys.Root.Wipe()
-	defer keys.Config.Wipe()
-	records, err := seal.ParsePrivateKey(keys.Records)
-	if err != nil {
-		return fmt.Errorf("recovery file: %w", err)
-	}
-	canaryText, err := os.ReadFile(filepath.Join(dir, canaryFileName))
-	if err != nil {
-		return fmt.Errorf("canary: %w", err)
-	}
-	return openCanary(canaryText, records, keys.Config)
+	defer keys.Wipe()
+	return keys.Prove(dir)
 }
 
 // writer writes durable files and keeps the first error.

@@ -52,7 +52,7 @@ func TestCreateOpenAndRecover(t *testing.T) {
 		t.Error("Create overwrote keys")
 	}
 	// The root key is in the recovery file alone.
-	data, err := os.ReadFile(filepath.Join(dir, recoveryFileName))
+	data, err := os.ReadFile(filepath.Join(dir, RecoveryFile))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -93,11 +93,11 @@ func TestCanaryOfAnotherServer(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	data, err := os.ReadFile(filepath.Join(b, recoveryFileName))
+	data, err := os.ReadFile(filepath.Join(b, RecoveryFile))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(a, recoveryFileName), data, 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(a, RecoveryFile), data, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if err := CheckRecovery(a, pass); err == nil || !strings.Contains(err.Error(), "another server") {
@@ -117,7 +117,7 @@ func TestRecoveredRecordsKeyFindsEveryPatient(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	data, err := os.ReadFile(filepath.Join(dir, recoveryFileName))
+	data, err := os.ReadFile(filepath.Join(dir, RecoveryFile))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -172,7 +172,7 @@ func TestRecoveryOfAForeignConfigKey(t *testing.T) {
 	if err := Create(dir, "ward.example", pass, time.Now()); err != nil {
 		t.Fatal(err)
 	}
-	path := filepath.Join(dir, recoveryFileName)
+	path := filepath.Join(dir, RecoveryFile)
 	data, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)

@@ -52,7 +52,7 @@ func MakeIssuing(dir, trustDomain, passphrase string, now time.Time) (*NextIssui
 	}
 	r := reader{dir: dir}
 	root := r.certificate(rootFile)
-	recovery := r.read(recoveryFileName)
+	recovery := r.read(RecoveryFile)
 	if r.err != nil {
 		return nil, r.err
 	}

@@ -71,6 +71,8 @@ type Config struct {
 	Interval time.Duration // between passes; 0: 500 ms
 	// PackAfter is the age at which windows' files are packed; 0: never.
 	PackAfter time.Duration
+	// Begin is for Create: the journal's entries up to it are another log's. 0 for a journal's first log.
+	Begin uint64
 	// Drain bounds how long Run goes on after its context has ended, to log and sign what the journal holds. 0: 10 s.
 	Drain time.Duration
 }
@@ -158,7 +160,17 @@ func Create(cfg Config) error {
 	if err != nil {
 		return fmt.Errorf("create log %s: %w", cfg.Dir, err)
 	}
-	return marks.store(mark{Origin: cfg.Origin, Root: tree.Hash})
+	return marks.store(mark{Origin: cfg.Origin, Seq: cfg.Begin, Root: tree.Hash})
+}
+
+// Position is how far the log in dir is, beside its writer: the journal's entries up to seq are its first size leaves. Leaves past a
+// checkpoint are not signed yet.
+func Position(dir string) (seq, size uint64, err error) {
+	_, m, known, err := openMark(dir)
+	if err == nil && !known {
+		err = fmt.Errorf("log %s: %w: its mark is gone", dir, ErrMissing)
+	}
+	return m.Seq, m.Size, err
 }
 
 // Log is the open log. Its methods may be called from any goroutine.

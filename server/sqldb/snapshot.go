@@ -1,0 +1,61 @@
+package sqldb
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/url"
+	"os"
+	"path/filepath"
+)
+
+// Snapshot writes the database at path, as of one committed transaction, into a new file: one file, without a write-ahead log, compact.
+// A server may be writing to path meanwhile, in this process or another; it is not held up, but its write-ahead log cannot shrink until
+// Snapshot returns. Nothing is migrated. The new file needs as much room as the old one holds, is readable by this user alone, and is
+// durable when Snapshot returns nil; on an error it is removed. dst must not exist.
+func Snapshot(ctx context.Context, path, dst string) (err error) {
+	if _, err := os.Lstat(dst); !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("copy of database %s: %s is there already", path, dst)
+	}
+	db, err := Look(path)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, db.Close()) }()
+	// SQLite takes an empty file for a database that is not there yet, and keeps its mode.
+	f, err := os.OpenFile(dst, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if err != nil {
+		return fmt.Errorf("copy of database %s: %w", path, err)
+	}
+	defer func() {
+		err = errors.Join(err, f.Close())
+		if err != nil {
+			_ = os.Remove(dst)
+		}
+	}()
+	if _, err := db.ExecContext(ctx, "VACUUM INTO ?", dst); err != nil {
+		return fmt.Errorf("copy of database %s to %s: %w; it needs as much room as the database", path, dst, explain(path, err))
+	}
+	return f.Sync()
+}
+
+// Look opens the database at path for a command that only looks, beside a server or without one, and migrates nothing: one connection of the standard
+// library. A missing file is ErrMissing.
+func Look(path string) (*sql.DB, error) {
+	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("database %s: %w", path, ErrMissing)
+	}
+	abs, err := filepath.Abs(path)
+	if err != nil {
+		return nil, err
+	}
+	q := url.Values{"_pragma": {"busy_timeout(5000)", "trusted_schema(0)"}}
+	db, err := sql.Open("sqlite", "file:"+(&url.URL{Path: abs}).EscapedPath()+"?"+q.Encode())
+	if err != nil {
+		return nil, explain(path, err)
+	}
+	db.SetMaxOpenConns(1)
+	return db, nil
+}
