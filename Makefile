@@ -5,10 +5,10 @@ BUILD = stamp=$$(cross/stamp) && go build -trimpath -buildvcs=false -ldflags="$$
 # The agent speaks HTTP/1.1 alone; without HTTP/2 its program is half a megabyte smaller.
 AGENT := -tags nethttpomithttp2
 
-.PHONY: help build cross repro demo test check race bench fuzz lint vuln clean need
+.PHONY: help build cross packages repro demo test check race bench fuzz lint vuln clean need
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
 
 build: ## the three programs, into bin/
 	$(BUILD) -o bin/ ./cmd/wardlink ./cmd/wardlink-server
@@ -32,6 +32,9 @@ race: ## the concurrent packages under the race detector
 cross: ## every program for every machine, into dist/; sizes beside goals
 	cross/build dist
 	cross/size dist
+
+packages: cross ## deb and rpm for every machine, into dist/packages/; sizes and SHA-256
+	cross/package dist
 
 repro: ## every program twice, in two directories: are the bytes the same? Some minutes
 	cross/repro
