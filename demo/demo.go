@@ -147,10 +147,14 @@ func (t *theatre) perform(ctx context.Context) error {
 
 // play is the plot.
 func (t *theatre) play(ctx context.Context) error {
-	for _, act := range []func(context.Context) error{
-		t.makeTPMs, t.startServer, t.register, t.startAgents, t.stream, t.settle, t.compare, t.catchUp, t.findRefusals, t.verifyLog, t.findReads,
+	enrol := []func(context.Context) error{t.register, t.startAgents}
+	if t.inOneGo() {
+		enrol = []func(context.Context) error{t.register, t.waitInList, t.approveAll}
+	}
+	for _, act := range slices.Concat([]func(context.Context) error{t.makeTPMs, t.startServer}, enrol, []func(context.Context) error{
+		t.stream, t.settle, t.compare, t.catchUp, t.findRefusals, t.verifyLog, t.findReads,
 		t.proveOne,
-	} {
+	}) {
 		if err := ctx.Err(); err != nil {
 			return errors.Join(err, context.Cause(ctx))
 		}
@@ -232,7 +236,13 @@ func (t *theatre) register(ctx context.Context) error {
 	}
 	csv := "id,ek_sha256,site,ward,profile\n"
 	for _, g := range t.boxes() {
-		ek, err := g.identity(ctx, t.bin("wardlink-agent"), kit)
+		if err := g.configure(kit); err != nil {
+			return err
+		}
+		if t.inOneGo() && g != t.mallory {
+			continue
+		}
+		ek, err := g.identity(ctx, t.bin("wardlink-agent"))
 		if err != nil {
 			return err
 		}
@@ -241,17 +251,21 @@ func (t *theatre) register(ctx context.Context) error {
 			t.malloryEK = ek
 		}
 	}
-	manifest := filepath.Join(t.dir, "gateways.csv")
-	if err := os.WriteFile(manifest, []byte(csv), 0o600); err != nil {
-		return err
-	}
-	if err := run("gateway", "import", manifest); err != nil {
-		return err
+	entered := "none of " + plural(len(t.boxes()), "gateway") + " is entered; the kit is on each"
+	if !t.inOneGo() {
+		entered = plural(len(t.boxes()), "gateway") + " by endorsement key"
+		manifest := filepath.Join(t.dir, "gateways.csv")
+		if err := os.WriteFile(manifest, []byte(csv), 0o600); err != nil {
+			return err
+		}
+		if err := run("gateway", "import", manifest); err != nil {
+			return err
+		}
 	}
 	if err := run("access", "issue", readerName, "--out", filepath.Join(t.dir, "reader")); err != nil {
 		return err
 	}
-	t.stages.done("%s by endorsement key; FHIR account %q", plural(len(t.boxes()), "gateway"), readerName)
+	t.stages.done("%s; FHIR account %q", entered, readerName)
 	return nil
 }
 

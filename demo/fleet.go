@@ -75,6 +75,8 @@ type gateway struct {
 	monitor    *bedside.Monitor
 	rows       int
 
+	fingerprint string // under which it waited for approval, if it did
+
 	mu    sync.Mutex
 	agent *child.Process
 }
@@ -148,13 +150,15 @@ func (g *gateway) makeTPM(ctx context.Context, d *doors) (err error) {
 
 func (g *gateway) config() string { return filepath.Join(g.dir, "agent.yaml") }
 
-// identity writes the agent's configuration and asks the agent for its TPM's endorsement key.
-func (g *gateway) identity(ctx context.Context, agent, kit string) (ek [32]byte, err error) {
+// configure writes the agent's configuration.
+func (g *gateway) configure(kit string) error {
 	text := fmt.Sprintf("kit: %s\nstate: %s\ntpm: swtpm:%s\nsources:\n  - {id: bed-1, mllp: %q}\n",
 		kit, filepath.Join(g.dir, "state"), g.tpm.Socket, g.mllp)
-	if err := os.WriteFile(g.config(), []byte(text), 0o600); err != nil {
-		return ek, err
-	}
+	return os.WriteFile(g.config(), []byte(text), 0o600)
+}
+
+// identity asks the agent for its TPM's endorsement key.
+func (g *gateway) identity(ctx context.Context, agent string) (ek [32]byte, err error) {
 	out, err := child.Output(ctx, agent, "identity", "--json", "--config", g.config())
 	if err != nil {
 		return ek, err
@@ -191,8 +195,10 @@ func (g *gateway) process() *child.Process {
 
 // agentStatus is what the demonstration reads of an agent's status.
 type agentStatus struct {
-	Epoch  string `json:"epoch"`
-	Uplink struct {
+	Epoch   string `json:"epoch"`
+	Gateway string `json:"gateway"`
+	Waiting string `json:"waiting"`
+	Uplink  struct {
 		Connected bool   `json:"connected"`
 		LastError string `json:"last_error"`
 	} `json:"uplink"`

@@ -123,6 +123,8 @@ type Summary struct {
 
 	Refusals []Refusal `json:"refusals"`
 
+	Enrolment *enrolment `json:"enrolment,omitempty"` // of many gateways in one go; nil where they were entered beforehand
+
 	Chaos    int     `json:"chaos_seconds,omitempty"`
 	Seed     uint64  `json:"seed,omitempty"`
 	Gateways int     `json:"gateways"` // that deliver; one more is carried away

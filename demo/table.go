@@ -33,6 +33,9 @@ func (t *theatre) table() {
 	row("log", s.AuditLeaves, fmt.Sprintf("leaves and %d publishes, verified offline", s.AuditRows))
 	row("reads in the log", s.AuditReads, fmt.Sprintf("of %s that this comparison read", plural(s.FHIRReads, "FHIR page")))
 	row("revoked", fmt.Sprintf("%.2f s", s.RevokeSeconds), "from the operator's command until the live session was cut")
+	if e := s.Enrolment; e != nil {
+		row("enrolments/s", fmt.Sprintf("%.1f", e.Rate), fmt.Sprintf("%d gateways approved from one file, the last enrolled after %.1f s; %d in the busiest second", e.Gateways, e.Seconds, e.Busiest))
+	}
 	row("seconds", s.Seconds, "in all")
 	fmt.Fprintln(w)
 	fmt.Fprintf(w, "  %-29s %-8s %6s  %-20s  %s\n", "attack", "refused", "leaf", "actor in the log", "reason in the log")

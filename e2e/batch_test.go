@@ -146,3 +146,44 @@ func TestBatchApproval(t *testing.T) {
 		return approved == 3 && denied == 1, nil
 	})
 }
+
+// TestBootPartition: what an engineer puts on the card is what a gateway reads.
+func TestBootPartition(t *testing.T) {
+	h := newHospital(t)
+	card := filepath.Join(h.dir, "card")
+	if err := os.Mkdir(card, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	yaml := filepath.Join(h.dir, "agent.yaml")
+	write := func(text string) {
+		if err := os.WriteFile(yaml, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	provision := func(args ...string) (string, error) {
+		out, err := child.Output(t.Context(), program("wardlink"), append([]string{"--operator", h.operator(), "provision", "kit"}, args...)...)
+		return string(out), err
+	}
+	write("sources: [{id: bed-1, mllp: '2575'}]")
+	if _, err := provision("--boot", card, "--agent", yaml); err == nil || !strings.Contains(err.Error(), "sources[0]: mllp") {
+		t.Errorf("a wrong configuration goes onto the card: %v", err)
+	}
+	if _, err := provision("--boot", filepath.Join(h.dir, "none")); err == nil || !strings.Contains(err.Error(), "mount the boot partition") {
+		t.Errorf("without a card: %v", err)
+	}
+	write("state: " + filepath.Join(h.dir, "state") + "\nkit: " + filepath.Join(card, "wardlink", "kit.json") + "\nsources: [{id: bed-1, mllp: '127.0.0.1:0'}]\n")
+	out, err := provision("--server", h.gateways, "--boot", card, "--agent", yaml)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var held struct {
+		Fingerprint, File string
+		Servers           []string
+	}
+	if err := json.Unmarshal(h.must("wardlink-agent", "kit", "--json", "--config", filepath.Join(card, "wardlink", "agent.yaml")), &held); err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(out, "kit fingerprint "+held.Fingerprint) || len(held.Servers) != 1 || held.Servers[0] != h.gateways {
+		t.Errorf("the tool says %q, the gateway reads %+v", out, held)
+	}
+}

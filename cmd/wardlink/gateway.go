@@ -11,49 +11,8 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"wardlink/internal/durable"
 	"wardlink/server/api/client"
 )
-
-func (t *tool) provision() *cobra.Command {
-	var servers []string
-	var out string
-	kit := &cobra.Command{
-		Use: "kit", Short: "Write the small public file that makes a fresh gateway one of ours", Args: cobra.NoArgs,
-		Example: `  wardlink provision kit --out kit.json
-  wardlink provision kit --server wardlink.hospital.example:8883 --server 10.1.2.3:8883 --out kit.json`,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := t.client()
-			if err != nil {
-				return err
-			}
-			body, err := c.Stream(cmd.Context(), "GET", "/v1/kit", url.Values{"server": servers}, "", nil)
-			if err != nil {
-				return err
-			}
-			defer body.Close()
-			data, err := io.ReadAll(body)
-			if err != nil {
-				return err
-			}
-			if out == "" || out == "-" {
-				_, err = t.out.Write(data)
-				return err
-			}
-			if err := durable.WriteFile(out, data, 0o644); err != nil {
-				return err
-			}
-			if t.json {
-				return t.printJSON(map[string]string{"file": out})
-			}
-			fmt.Fprintf(t.err, "%s: copy it to each gateway's /etc/wardlink/kit.json or its boot partition; it holds no secret\n", out)
-			return nil
-		},
-	}
-	kit.Flags().StringArrayVar(&servers, "server", nil, "`HOST:PORT` by which gateways reach this server, in order (default: the server's names)")
-	kit.Flags().StringVar(&out, "out", "", "write to `FILE` instead of standard output")
-	return group("provision", "Prepare what gateways need", kit)
-}
 
 func (t *tool) gateway() *cobra.Command {
 	return group("gateway", "Register, list, approve, move, replace, suspend and revoke gateways",
