@@ -13,7 +13,9 @@ import (
 	"time"
 
 	"wardlink/enroll"
+	"wardlink/internal/build"
 	"wardlink/internal/spiffe"
+	"wardlink/telemetry"
 )
 
 // The waits between two requests for the time.
@@ -98,6 +100,7 @@ func (a *Agent) askServer(ctx context.Context, server string) error {
 		return err
 	}
 	r.Header.Set("Content-Type", enroll.TimeType)
+	r.Header.Set(telemetry.HelloHeader, telemetry.OwnHello(build.Version).String())
 	anyDate := func() spiffe.Moment { return spiffe.Moment{Time: a.kit.Since(), Floor: true} }
 	transport := &http.Transport{
 		TLSClientConfig: spiffe.ServerTLSAt(a.kit.Pool(), a.serverID(), "http/1.1", anyDate), DisableKeepAlives: true,
@@ -115,6 +118,8 @@ func (a *Agent) askServer(ctx context.Context, server string) error {
 		return err
 	case answer.StatusCode == http.StatusServiceUnavailable:
 		return fmt.Errorf("%w: it does not vouch for its own clock; on the server: wardlink clock", errNoTime)
+	case answer.StatusCode == http.StatusUpgradeRequired:
+		return fmt.Errorf("%w: it speaks none of this agent's protocol versions %s but, as it says, %.80q; install the agent of its release, or of one of the two before it", errNoTime, telemetry.Spoken(), answer.Header.Get(telemetry.ServerHeader))
 	case answer.StatusCode != http.StatusOK:
 		return fmt.Errorf("%w: it answered %s; is it of an older release?", errNoTime, answer.Status)
 	}

@@ -33,6 +33,9 @@ const (
 	ReplacedProblem       = "urn:wardlink:replaced"       // another board is this gateway now
 )
 
+// VersionsProblem is the type by which the server says that it speaks none of the agent's protocol versions; Detail names both ranges.
+const VersionsProblem = "urn:wardlink:versions"
+
 // Problem is a problem document as the attestation CA answers it.
 type Problem struct {
 	Type        string `json:"type"`

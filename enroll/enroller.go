@@ -14,7 +14,9 @@ import (
 	"time"
 
 	"wardlink/enroll/tpm"
+	"wardlink/internal/build"
 	"wardlink/internal/spiffe"
+	"wardlink/telemetry"
 )
 
 // The waits of the gateway's half of the protocol.
@@ -162,7 +164,7 @@ func (e *Enroller) Load(ctx context.Context) (*Identity, error) {
 	return identity, nil
 }
 
-// boundedTransport cuts off answers that are longer than any honest one.
+// boundedTransport names the agent, and cuts off answers that are longer than any honest one.
 type boundedTransport struct{ next http.RoundTripper }
 
 func (b boundedTransport) RoundTrip(r *http.Request) (*http.Response, error) {
@@ -170,6 +172,8 @@ func (b boundedTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 	if next == nil {
 		next = http.DefaultTransport
 	}
+	r = r.Clone(r.Context())
+	r.Header.Set(telemetry.HelloHeader, telemetry.OwnHello(build.Version).String())
 	answer, err := next.RoundTrip(r)
 	if err != nil {
 		return nil, err

@@ -17,6 +17,7 @@ import (
 	"wardlink/internal/listener"
 	"wardlink/internal/spiffe"
 	"wardlink/server/ca"
+	"wardlink/telemetry"
 )
 
 func (s *Server) openListeners() (err error) {
@@ -82,7 +83,11 @@ func (s *Server) gatewayHTTP() http.Handler {
 	mux.Handle(enroll.TimePath, s.clock)
 	mux.HandleFunc("GET "+enroll.SeenPath, s.seen)
 	mux.Handle("/", s.ca)
-	return mux
+	return versioned(mux, telemetry.Spoken(), func(peer string) {
+		if addr, err := net.ResolveTCPAddr("tcp", peer); err == nil {
+			s.ingest.Refusals().Add(addr, "agent and server have no protocol version in common")
+		}
+	})
 }
 
 // roots is what chains end in.

@@ -26,6 +26,7 @@ func TestTagsFollowTheCDDL(t *testing.T) {
 		"extra":     reflect.TypeFor[wireExtra](),
 		"problem":   reflect.TypeFor[wireProblem](),
 		"refusal":   reflect.TypeFor[wireRefusal](),
+		"hello":     reflect.TypeFor[wireWelcome](),
 
 		"report-batch": reflect.TypeFor[wireReportBatch](),
 		"report":       reflect.TypeFor[wireReport](),

@@ -19,9 +19,10 @@ const (
 	DocResend     Doc = "resend"     // batches that a restored server asks for again
 	DocRefused    Doc = "refused"    // a Refusal
 	DocCheckpoint Doc = "checkpoint" // the log's last signed checkpoint
+	DocHello      Doc = "hello"      // a Welcome
 )
 
-var docs = [...]Doc{DocConfig, DocTime, DocHint, DocFirmware, DocResend, DocRefused, DocCheckpoint}
+var docs = [...]Doc{DocConfig, DocTime, DocHint, DocFirmware, DocResend, DocRefused, DocCheckpoint, DocHello}
 
 const (
 	topicRoot = "wl/1/"

@@ -35,7 +35,7 @@ func examples(t *testing.T) map[string][]byte {
 		}
 		found[string(m[1])] = data
 	}
-	for _, name := range []string{"header", "frame", "sealing-record", "signed-sealing-record", "plaintext", "batch", "waveform-batch", "refusal", "report-batch"} {
+	for _, name := range []string{"header", "frame", "sealing-record", "signed-sealing-record", "plaintext", "batch", "waveform-batch", "refusal", "report-batch", "hello"} {
 		if found[name] == nil {
 			t.Fatalf("WIRE.md has no example of a %s", name)
 		}
@@ -113,6 +113,11 @@ func TestExamplesOfWire(t *testing.T) {
 		t.Fatal(err)
 	}
 	equal(t, "batch", again, fromFrame)
+
+	hello, err := telemetry.DecodeWelcome(ex["hello"])
+	if err != nil || hello != (telemetry.Welcome{Version: 2, Server: telemetry.Versions{Oldest: 1, Newest: 2}, Build: "0.2.0"}) {
+		t.Errorf("hello: %+v, %v", hello, err)
+	}
 
 	waves, err := telemetry.Decode(append([]byte{0}, ex["waveform-batch"]...))
 	if err != nil {

@@ -17,6 +17,8 @@ import (
 	"wardlink/agent/source"
 	"wardlink/buffer"
 	"wardlink/enroll"
+	"wardlink/internal/build"
+	"wardlink/internal/durable"
 	"wardlink/internal/listener"
 	"wardlink/internal/spiffe"
 )
@@ -176,6 +178,8 @@ func judgeBuffer(r buffer.Report, err error, cfg agent.Config) []agent.Finding {
 		f.Found = "there is none yet; the agent makes it at its first start"
 	case errors.Is(err, fs.ErrPermission):
 		f.Level, f.Found, f.Mend = agent.Warning, err.Error(), "run this as root or as the agent's user"
+	case errors.Is(err, durable.ErrNewer):
+		f.Level, f.Found, f.Mend = agent.Stops, err.Error(), "this is agent "+build.Version+"; what is kept is left as it is until the newer one runs again"
 	case err != nil:
 		f.Level, f.Found, f.Mend = agent.Stops, err.Error(), "see the disk (dmesg)"
 	case len(r.Findings) > 0:

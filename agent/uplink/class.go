@@ -42,6 +42,8 @@ func class(err error) string {
 		return "no wardlink server answers there"
 	case errors.Is(err, packets.ErrorRefusedNotAuthorised), errors.Is(err, packets.ErrorRefusedIDRejected):
 		return "the server does not admit this gateway"
+	case errors.Is(err, packets.ErrorRefusedBadProtocolVersion):
+		return "agent and server have no protocol version in common"
 	case errors.Is(err, packets.ErrorRefusedServerUnavailable):
 		return "the server admits nobody at the moment"
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded), strings.Contains(err.Error(), "no acknowledgement within"),

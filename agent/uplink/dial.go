@@ -138,6 +138,10 @@ func (u *Uplink) explain(err error) error {
 		text = "it does not admit this gateway; see 'wardlink gateway show' for its state"
 	case errors.Is(err, packets.ErrorRefusedIDRejected):
 		text = "it does not accept this gateway's id for its certificate; enrol the gateway again"
+	case errors.Is(err, packets.ErrorRefusedBadProtocolVersion):
+		text = fmt.Sprintf("it speaks none of this agent's protocol versions %s (agent %s); install the agent of the server's release, or of one of the two before it", u.hello.Versions, u.hello.Build)
+	case errors.Is(err, packets.ErrorRefusedBadUsernameOrPassword):
+		text = "it is of the first release and is spoken to as such at the next attempt"
 	case errors.Is(err, packets.ErrorRefusedServerUnavailable):
 		text = "it cannot admit anyone at the moment; its log says why"
 	default:

@@ -94,6 +94,8 @@ type hospital struct {
 	ca      *authority
 	journal *memJournal
 	lanes   uint8
+	speaks  telemetry.Versions // zero: the product's
+	first   bool               // of the first release: no user name is taken
 	tls     *tls.Config
 	addr    string
 	stop    context.CancelFunc
@@ -114,7 +116,7 @@ func newHospital(t testing.TB) *hospital {
 func (h *hospital) start() {
 	h.t.Helper()
 	h.journal.restart()
-	srv := ingest.New(ingest.Config{Journal: h.journal, Registry: memRegistry{h.lanes}, TrustDomain: domain, Roots: h.ca.pool(), Down: h.down})
+	srv := ingest.New(ingest.Config{Journal: h.journal, Registry: memRegistry{h.lanes}, TrustDomain: domain, Roots: h.ca.pool(), Down: h.down, Versions: h.speaks})
 	h.ln = must(net.Listen("tcp", h.addr))(h.t)
 	h.addr = h.ln.Addr().String()
 	ctx, stop := context.WithCancel(context.Background())
@@ -130,6 +132,13 @@ func (h *hospital) start() {
 				tc := tls.Server(conn, h.tls)
 				if tc.HandshakeContext(ctx) != nil {
 					conn.Close()
+					return
+				}
+				if h.first {
+					if conn = refuseUserName(tc); conn == nil {
+						return
+					}
+					srv.ServeConn(ctx, conn, tc.ConnectionState())
 					return
 				}
 				srv.ServeConn(ctx, tc, tc.ConnectionState())

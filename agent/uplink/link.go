@@ -22,6 +22,7 @@ type link struct {
 	t      *transport
 	guard  *guard
 	client paho.Client
+	named  bool          // this connection's CONNECT names what the agent speaks
 	up     bool          // between CONNACK and our DISCONNECT
 	lost   chan struct{} // closed when paho has handled all that it had received before the peer ended the connection
 
@@ -75,6 +76,9 @@ func newLink(u *Uplink, t *transport) *link {
 	o.SetCustomOpenConnectionFn(l.hand)
 	o.SetClientID(t.gateway)
 	o.SetProtocolVersion(4)
+	if l.named = u.named(t.server, time.Now()); l.named {
+		o.SetUsername(u.hello.String())
+	}
 	o.SetCleanSession(true)
 	o.SetAutoReconnect(false)
 	o.SetConnectRetry(false)
@@ -111,6 +115,9 @@ func (l *link) connect(ctx context.Context) error {
 	if err := token.Error(); err != nil {
 		if errors.Is(err, packets.ErrorRefusedNotAuthorised) && l.u.cfg.NotAdmitted != nil {
 			l.u.cfg.NotAdmitted()
+		}
+		if errors.Is(err, packets.ErrorRefusedBadUsernameOrPassword) && l.named {
+			l.u.anonymous(l.t.server, time.Now())
 		}
 		if errors.Is(err, io.EOF) {
 			err = fmt.Errorf("it closed the connection instead of admitting this gateway; its audit log says why (%w)", err)

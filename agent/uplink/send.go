@@ -182,6 +182,10 @@ func (l *link) document(m paho.Message) {
 		l.u.log.Warn("the server pushed a document on a topic that is not this gateway's")
 		return
 	}
+	if doc == telemetry.DocHello {
+		l.u.welcome(m.Payload())
+		return
+	}
 	if doc != telemetry.DocRefused {
 		if l.u.cfg.Down != nil {
 			l.u.cfg.Down(doc, m.Payload())

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"wardlink/buffer"
+	"wardlink/internal/build"
 	"wardlink/internal/spiffe"
 	"wardlink/telemetry"
 )
@@ -113,6 +114,9 @@ type Uplink struct {
 	// nor does it end one session after the other. A full session sends it again. Of Run's goroutine alone.
 	doubted []buffer.ID
 
+	hello telemetry.Hello
+	mute  map[string]time.Time // servers that take no hello, and until when that is believed; of Run's goroutine and its dialers, under mu
+
 	mu     sync.Mutex
 	route  uint64        // how often Move was called
 	turned chan struct{} // closed, and made anew, when route grows
@@ -130,6 +134,11 @@ type Status struct {
 
 	// Provisional says that the clock is not trusted yet: what the server has acknowledged is kept all the same.
 	Provisional bool `json:"provisional,omitempty"`
+
+	// What the server answered to the agent's hello. A server of the first release answers nothing, and speaks version 1.
+	Protocol    uint16 `json:"protocol,omitempty"`      // version of the session
+	ServerBuild string `json:"server_build,omitempty"`  // the server's release, as it says
+	ServerSpeak string `json:"server_speaks,omitempty"` // its range of versions, such as 1-2
 
 	Route        uint64 `json:"route"`        // what Move gave when the session's connection was about to be made
 	Connects     uint64 `json:"connects"`     // sessions that the server has admitted
@@ -172,7 +181,7 @@ func New(cfg Config) (*Uplink, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	u := &Uplink{cfg: cfg, log: cfg.Log, timing: defaultTiming, turned: make(chan struct{})}
+	u := &Uplink{cfg: cfg, log: cfg.Log, timing: defaultTiming, hello: telemetry.OwnHello(build.Version), mute: map[string]time.Time{}, turned: make(chan struct{})}
 	u.open = u.openTLS
 	u.status.Since = time.Now()
 	return u, nil
@@ -292,6 +301,7 @@ func (u *Uplink) serve(ctx context.Context, t *transport) (next *transport, live
 	u.note(func(s *Status) {
 		s.Connected, s.Since, s.Server, s.LastError = true, began, t.server, ""
 		s.Provisional, s.Route = t.judge != nil, t.route
+		s.Protocol, s.ServerBuild, s.ServerSpeak = telemetry.ProtocolOldest, "", "" // until it says more
 		s.Connects++
 	})
 	u.log.Info("connected", "server", t.server, "gateway", t.gateway)

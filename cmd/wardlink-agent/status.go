@@ -316,7 +316,11 @@ func uplinkLine(s agent.Status, now time.Time) string {
 	if at := s.LastAcknowledged(); !at.IsZero() {
 		last = "last acknowledgement " + agent.Ago(now.Sub(at)) + " ago"
 	}
-	return fmt.Sprintf("connected to %s for %s; %s; %d in flight", s.Uplink.Server, agent.Ago(now.Sub(s.Uplink.Since)), last, s.Uplink.InFlight)
+	server := s.Uplink.Server
+	if s.Uplink.ServerBuild != "" {
+		server += fmt.Sprintf(" (%s, protocol %d)", s.Uplink.ServerBuild, s.Uplink.Protocol)
+	}
+	return fmt.Sprintf("connected to %s for %s; %s; %d in flight", server, agent.Ago(now.Sub(s.Uplink.Since)), last, s.Uplink.InFlight)
 }
 
 func clockLine(s agent.Status, now time.Time) string {

@@ -82,10 +82,10 @@ func (t *tool) gatewayList() *cobra.Command {
 				return t.printJSON(list)
 			}
 			return t.table(func(w io.Writer) {
-				fmt.Fprintln(w, "GATEWAY\tSTATE\tSITE\tWARD\tPROFILE\tEK\tNOTE")
+				fmt.Fprintln(w, "GATEWAY\tSTATE\tSITE\tWARD\tPROFILE\tAGENT\tEK\tNOTE")
 				for _, g := range list.Gateways {
 					note := gatewayNote(g)
-					fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", g.ID, g.State, orDash(g.Site), orDash(g.Ward), g.Profile, shortEK(g.EK), note)
+					fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", g.ID, g.State, orDash(g.Site), orDash(g.Ward), g.Profile, orDash(g.Agent), shortEK(g.EK), note)
 				}
 				for _, q := range list.Waiting {
 					chain := "EK certificate NOT verified"
@@ -99,7 +99,7 @@ func (t *tool) gatewayList() *cobra.Command {
 					if q.SerialOf != "" {
 						claim += ", WHICH IS THAT OF " + q.SerialOf
 					}
-					fmt.Fprintf(w, "%s\twaiting\t-\t-\t-\t-\t%s %s, %s, seen %s from %s%s\n", q.Fingerprint, q.Manufacturer, q.Model, chain,
+					fmt.Fprintf(w, "%s\twaiting\t-\t-\t-\t-\t-\t%s %s, %s, seen %s from %s%s\n", q.Fingerprint, q.Manufacturer, q.Model, chain,
 						q.LastSeen.Local().Format(time.DateTime), q.Peer, claim)
 				}
 				if len(list.Waiting) > 0 {

@@ -45,6 +45,7 @@ type Config struct {
 	CA          *ca.CA
 	Clock       *Clock
 	Records     Records
+	Agents      func(ctx context.Context) (map[string]string, error) // the release of each gateway's agent, as far as it is known
 	Alerts      *alerts.Alerts
 	Status      func(ctx context.Context) (client.Status, error)
 	Trace       func(ctx context.Context, gateway, source string) ([]client.Trace, error) // registry.ErrUnknown when there is no such thing

@@ -108,6 +108,7 @@ func newOffice(t *testing.T) *office {
 		TrustDomain: domain, Servers: []string{"localhost:8883"}, Root: o.keys.Root, RecordsKey: o.keys.Records.Public(),
 		ConfigKey: o.keys.Config.Public().(ed25519.PublicKey), LogDir: filepath.Join(dir, "log"), LogVerifier: o.keys.LogVerifier,
 		Registry: o.reg, Journal: o.journal, Refusals: &o.counted, CA: authority, Records: recs, Alerts: o.alerts,
+		Agents:  records.NewStore(db, o.keys.Pseudonym).Agents,
 		Status:  func(context.Context) (client.Status, error) { return client.Status{Ready: true}, nil },
 		Ready:   func(context.Context) error { return nil },
 		Metrics: http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic("metrics are broken") }),

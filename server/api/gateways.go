@@ -44,8 +44,13 @@ func (a *API) listGateways(w http.ResponseWriter, r *http.Request, who who) erro
 	if err != nil {
 		return err
 	}
+	agents, err := a.Agents(r.Context())
+	if err != nil {
+		return err
+	}
 	for _, g := range gs {
 		one := shown(g)
+		one.Agent = agents[g.ID]
 		if next, ok := planned[g.ID]; ok {
 			w := shownWard(next)
 			one.Next = &w
@@ -81,6 +86,11 @@ func (a *API) showGateway(w http.ResponseWriter, r *http.Request, who who) error
 		return err
 	}
 	out.Retired = hexes(retired)
+	agents, err := a.Agents(r.Context())
+	if err != nil {
+		return err
+	}
+	out.Agent = agents[id]
 	return writeJSON(w, out)
 }
 

@@ -22,7 +22,12 @@ func (c *session) eventOf(t audit.Type, outcome audit.Outcome) audit.Event {
 func (c *session) open(ctx context.Context) error {
 	ev := c.eventOf(audit.SessionOpened, audit.Success)
 	ev.Session = ev.ID
-	ev.Detail = map[string]string{"not_after": c.id.notAfter.UTC().Format(time.RFC3339), "lanes": strconv.Itoa(int(c.lanes.Load()))}
+	ev.Detail = map[string]string{
+		"not_after": c.id.notAfter.UTC().Format(time.RFC3339), "lanes": strconv.Itoa(int(c.lanes.Load())), "protocol": strconv.Itoa(int(c.version)),
+	}
+	if c.agent.Build != "" {
+		ev.Detail["agent"] = c.agent.Build
+	}
 	events := []audit.Event{ev}
 	if c.id.late {
 		late := c.eventOf(audit.SessionGrace, audit.Success)

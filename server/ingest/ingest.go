@@ -70,6 +70,8 @@ type Config struct {
 	Down   func(ctx context.Context, gateway string) ([]Document, error)
 	Log    *slog.Logger // nil discards
 	Limits Limits
+	// Versions of the protocol that are spoken; zero: telemetry.Spoken.
+	Versions telemetry.Versions
 }
 
 // Limits bound what peers can make the server hold or wait for. A zero field takes the default that its comment names.
@@ -123,6 +125,7 @@ type Server struct {
 	domain   string
 	roots    *x509.CertPool
 	grace    Grace
+	spoken   telemetry.Versions
 	down     func(ctx context.Context, gateway string) ([]Document, error)
 	log      *slog.Logger
 	limits   Limits
@@ -150,7 +153,11 @@ func New(cfg Config) *Server {
 	if roots == nil {
 		roots = x509.NewCertPool() // else the machine's own would count
 	}
+	if cfg.Versions == (telemetry.Versions{}) {
+		cfg.Versions = telemetry.Spoken()
+	}
 	s := &Server{
+		spoken:  cfg.Versions,
 		journal: cfg.Journal, registry: cfg.Registry, domain: cfg.TrustDomain, roots: roots, grace: cfg.Grace, down: cfg.Down, log: log,
 		limits: cfg.Limits.withDefaults(), traffic: make(map[string]*traffic), sessions: make(map[string]*session), pending: make(map[string]int), waiting: make(map[*session]struct{}),
 		nudged: make(chan struct{}, 1),
@@ -173,6 +180,8 @@ type SessionInfo struct {
 	Opened   time.Time
 	NotAfter time.Time // when its certificate ends it, or the grace
 	Grace    bool      // its certificate has ended; it is let in while the CA cannot issue
+	Agent    string    // the agent's build as it says; "": an agent of protocol version 1
+	Protocol uint16    // version of the session
 }
 
 // Sessions gives the sessions that have been admitted, in no order.

@@ -1,12 +1,15 @@
 package ingest
 
 import (
+	"strconv"
+
 	"github.com/prometheus/client_golang/prometheus"
 
 	"wardlink/telemetry"
 )
 
-// metrics are the server's counters. Labels come from constants only, so that no peer can make series.
+// metrics are the server's counters. Labels come from constants only, so that no peer can make series; where they cannot, their number is
+// bounded.
 type metrics struct {
 	sessions     prometheus.GaugeFunc
 	waiting      prometheus.GaugeFunc
@@ -22,6 +25,7 @@ type metrics struct {
 	refusals     *prometheus.CounterVec
 	unproven     prometheus.Counter
 	commit       prometheus.Histogram
+	agents       *agentMetric
 }
 
 func newMetrics(s *Server) *metrics {
@@ -54,6 +58,7 @@ func newMetrics(s *Server) *metrics {
 			Buckets: []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 10},
 		}),
 	}
+	m.agents = &agentMetric{s, prometheus.NewDesc("wardlink_ingest_agents", "Sessions by the agent's release, as it says, and protocol version.", []string{"agent", "protocol"}, nil)}
 	for lane := range m.publishes {
 		name := telemetry.Lane(lane).String()
 		m.publishes[lane], m.bytes[lane] = m.publishVec.WithLabelValues(name), m.bytesVec.WithLabelValues(name)
@@ -71,7 +76,7 @@ func (m *metrics) refused(reason string) { m.refusals.WithLabelValues(reason).In
 func (m *metrics) all() []prometheus.Collector {
 	return []prometheus.Collector{
 		m.sessions, m.waiting, m.opened, m.closed, m.publishVec, m.bytesVec, m.sealings, m.acknowledged, m.failed, m.refusals,
-		m.unproven, m.commit,
+		m.unproven, m.commit, m.agents,
 	}
 }
 
@@ -84,5 +89,30 @@ func (m *metrics) describe(ch chan<- *prometheus.Desc) {
 func (m *metrics) collect(ch chan<- prometheus.Metric) {
 	for _, c := range m.all() {
 		c.Collect(ch)
+	}
+}
+
+// agentMetric counts live sessions by agent. Gateways name their builds, so no more than maxAgents are told apart at a time.
+type agentMetric struct {
+	s    *Server
+	desc *prometheus.Desc
+}
+
+const maxAgents = 32
+
+func (a *agentMetric) Describe(ch chan<- *prometheus.Desc) { ch <- a.desc }
+
+func (a *agentMetric) Collect(ch chan<- prometheus.Metric) {
+	type agent struct{ build, protocol string }
+	counts := map[agent]int{}
+	for _, c := range a.s.Sessions() {
+		key := agent{c.Agent, strconv.Itoa(int(c.Protocol))}
+		if _, ok := counts[key]; !ok && len(counts) >= maxAgents {
+			key = agent{reasonOverflow, ""}
+		}
+		counts[key]++
+	}
+	for key, n := range counts {
+		ch <- prometheus.MustNewConstMetric(a.desc, prometheus.GaugeValue, float64(n), key.build, key.protocol)
 	}
 }

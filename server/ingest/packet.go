@@ -140,11 +140,12 @@ func textual(b []byte) bool {
 // connect is what a CONNECT of the profile says.
 type connect struct {
 	clientID  string
-	keepAlive uint16 // seconds; 0 means none
+	keepAlive uint16          // seconds; 0 means none
+	agent     telemetry.Hello // Build is "" when the agent named nothing
 }
 
-// parseConnect reads a CONNECT's body and refuses all that the profile leaves out: protocol levels other than 4, wills, user names,
-// passwords and sessions that outlive the connection.
+// parseConnect reads a CONNECT's body and refuses all that the profile leaves out: protocol levels other than 4, wills,
+// passwords, user names that are no Hello, and sessions that outlive the connection.
 func parseConnect(body []byte) (connect, error) {
 	name, rest, ok := field(body)
 	if !ok || len(rest) < 4 {
@@ -159,16 +160,30 @@ func parseConnect(body []byte) (connect, error) {
 		return connect{}, violation{reasonFlags}
 	case flags&0x3c != 0: // will flag, will QoS, will retain
 		return connect{}, violation{reasonWill}
-	case flags&0xc0 != 0:
+	case flags&0x40 != 0:
 		return connect{}, violation{reasonCredentials}
 	case flags&0x02 == 0:
 		return connect{}, violation{reasonSession}
 	}
 	id, rest, ok := field(rest[4:])
-	if !ok || len(rest) != 0 || !textual(id) {
+	if !ok || !textual(id) {
 		return connect{}, violation{reasonMalformed}
 	}
-	return connect{clientID: string(id), keepAlive: keepAlive}, nil
+	out := connect{clientID: string(id), keepAlive: keepAlive, agent: telemetry.Hello{Versions: telemetry.Versions{Oldest: 1, Newest: 1}}}
+	if flags&0x80 != 0 {
+		var user []byte
+		if user, rest, ok = field(rest); !ok || !textual(user) {
+			return connect{}, violation{reasonMalformed}
+		}
+		var err error
+		if out.agent, err = telemetry.ParseHello(string(user)); err != nil {
+			return connect{}, violation{reasonCredentials}
+		}
+	}
+	if len(rest) != 0 {
+		return connect{}, violation{reasonMalformed}
+	}
+	return out, nil
 }
 
 // publish is a PUBLISH's body taken apart. Topic and payload alias the body.

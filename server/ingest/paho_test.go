@@ -116,6 +116,7 @@ func TestPahoIsRefused(t *testing.T) {
 		{"mqtt 3.1", func(o *paho.ClientOptions) { o.SetProtocolVersion(3) }, packets.ErrorRefusedBadProtocolVersion},
 		{"persistent session", func(o *paho.ClientOptions) { o.SetCleanSession(false) }, packets.ErrorRefusedNotAuthorised},
 		{"will", func(o *paho.ClientOptions) { o.SetWill("wl/1/gw-1/up/alarm", "gone", 0, false) }, packets.ErrorRefusedNotAuthorised},
+		{"hello of the future", func(o *paho.ClientOptions) { o.SetUsername("wl/7-9/3.0.0") }, packets.ErrorRefusedBadProtocolVersion},
 		{"password", func(o *paho.ClientOptions) { o.SetUsername("u").SetPassword("p") }, packets.ErrorRefusedBadUsernameOrPassword},
 	} {
 		c := b.pahoClient("gw-1", b.ca.gateway("gw-1"), tc.change)
@@ -123,8 +124,8 @@ func TestPahoIsRefused(t *testing.T) {
 			t.Errorf("%s: %v, expected %v", tc.name, err, tc.err)
 		}
 	}
-	if n := len(b.journal.events(audit.Refused)); n != 5 {
-		t.Errorf("%d refusals are journaled, expected 5", n)
+	if n := len(b.journal.events(audit.Refused)); n != 6 {
+		t.Errorf("%d refusals are journaled, expected 6", n)
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"wardlink/audit"
+	"wardlink/internal/build"
 	"wardlink/server/journal"
 	"wardlink/telemetry"
 	"wardlink/telemetry/seal"
@@ -284,6 +285,13 @@ func (c *session) subscribe(ctx context.Context, body []byte) error {
 		wanted[doc] = true
 	}
 	c.send(appendSuback(nil, sub.id, len(sub.filters), 0))
+	if c.agent.Build != "" && (all || wanted[telemetry.DocHello]) {
+		body, err := telemetry.EncodeWelcome(telemetry.Welcome{Version: c.version, Server: c.srv.spoken, Build: telemetry.OwnHello(build.Version).Build})
+		if err != nil {
+			return err
+		}
+		c.send(appendPublish(nil, telemetry.DownTopic(c.id.gateway, telemetry.DocHello), body))
+	}
 	if c.srv.down == nil {
 		return nil
 	}

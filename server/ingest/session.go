@@ -22,13 +22,15 @@ var past = time.Unix(1, 0)
 
 // session is one connection from its handshake on.
 type session struct {
-	srv    *Server
-	conn   net.Conn
-	id     identity
-	peer   string
-	lanes  atomic.Uint32 // registry.Admission.Lanes
-	topics [telemetry.LaneCount]string
-	key    string
+	srv     *Server
+	conn    net.Conn
+	id      identity
+	peer    string
+	agent   telemetry.Hello
+	version uint16        // of the protocol
+	lanes   atomic.Uint32 // registry.Admission.Lanes
+	topics  [telemetry.LaneCount]string
+	key     string
 
 	traffic *traffic
 
@@ -168,6 +170,10 @@ func (c *session) readConnect() (connect, error) {
 	if hello.clientID != c.id.gateway {
 		return connect{}, violation{reasonClientID}
 	}
+	c.agent = hello.agent
+	if c.version = hello.agent.Common(c.srv.spoken); c.version == 0 {
+		return connect{}, violation{reasonVersions}
+	}
 	return hello, nil
 }
 
@@ -181,10 +187,14 @@ func (c *session) refuseConnect(ctx context.Context, err error) {
 	default:
 		return // the peer left; nothing was asked, nothing refused
 	}
-	c.refused(ctx, v.reason, c.id.gateway, map[string]string{"packet": "CONNECT"})
+	detail := map[string]string{"packet": "CONNECT"}
+	if v.reason == reasonVersions {
+		detail["agent"], detail["server"] = c.agent.String(), c.srv.spoken.String()
+	}
+	c.refused(ctx, v.reason, c.id.gateway, detail)
 	code := connackDenied
 	switch v.reason {
-	case reasonProtocol:
+	case reasonProtocol, reasonVersions:
 		code = connackProtocol
 	case reasonClientID:
 		code = connackClientID
@@ -348,6 +358,7 @@ func (c *session) info() (SessionInfo, bool) {
 	defer c.mu.Unlock()
 	return SessionInfo{
 		Gateway: c.id.gateway, Peer: c.peer, Serial: c.id.serial, ID: c.event, Opened: c.opened, NotAfter: c.id.ends, Grace: c.id.late,
+		Agent: c.agent.Build, Protocol: c.version,
 	}, !c.opened.IsZero() && c.end == ""
 }
 

@@ -1,0 +1,33 @@
+package records
+
+import (
+	"context"
+	"fmt"
+
+	"wardlink/telemetry"
+)
+
+// Agents is the release of each gateway's agent, as its newest report says. A gateway chooses the text: it is made fit to be shown.
+func (s *Store) Agents(ctx context.Context) (map[string]string, error) {
+	rows, err := s.db.Query(ctx, "SELECT gateway, report FROM gateway_reports")
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = rows.Close() }()
+	out := map[string]string{}
+	for rows.Next() {
+		var gateway string
+		var data []byte
+		if err := rows.Scan(&gateway, &data); err != nil {
+			return nil, err
+		}
+		b, err := telemetry.Decode(data)
+		if err != nil {
+			return nil, fmt.Errorf("report of gateway %s: %w", gateway, err)
+		}
+		if b.Report != nil && b.Report.Agent != "" {
+			out[gateway] = telemetry.OwnHello(b.Report.Agent).Build
+		}
+	}
+	return out, rows.Err()
+}
