@@ -48,6 +48,10 @@ const (
 	CAMade          Type = "ca.made"    // the root signed an issuing CA; Detail holds its serial, key hash and dates
 	CARotated       Type = "ca.rotated" // from here on another issuing CA issues; Detail holds its serial and the former one's
 	ConfigIssued    Type = "config.issued"
+	ConfigPrepared  Type = "config.prepared"  // a gateway stored a configuration beside the one in force; Detail holds version and site
+	ConfigApplied   Type = "config.applied"   // it uses it, on trial
+	ConfigConfirmed Type = "config.confirmed" // the hospital acknowledged a report that was sent under it: in force
+	ConfigReverted  Type = "config.reverted"  // it was taken back and is not tried again; Reason says why
 	KitIssued       Type = "kit.issued"
 	AccessIssued    Type = "access.issued" // a service account's certificate
 	RecordsRead     Type = "records.read"  // FHIR: Detail holds resource, query shape, pseudonym and count

@@ -164,7 +164,8 @@ func (s *Server) openServices() (err error) {
 		return err
 	}
 	if s.records, err = records.New(records.Config{
-		DB: s.db, Outbox: s.outbox, Journal: s.journal, Registry: s.registry, Key: s.keys.Records, Pseudonym: s.keys.Pseudonym, Log: s.log,
+		TrustDomain: s.cfg.TrustDomain,
+		DB:          s.db, Outbox: s.outbox, Journal: s.journal, Registry: s.registry, Key: s.keys.Records, Pseudonym: s.keys.Pseudonym, Log: s.log,
 		Retention: s.cfg.Retention.records(), Files: s.journal,
 	}); err != nil {
 		return err

@@ -153,7 +153,7 @@ func (f *fixture) open() *records.Records {
 		j = f.reading
 	}
 	r, err := records.New(records.Config{
-		DB: f.db, Outbox: outbox, Journal: j, Registry: f.keys, Key: f.key, Pseudonym: pseudonym,
+		DB: f.db, Outbox: outbox, TrustDomain: "ward.example", Journal: j, Registry: f.keys, Key: f.key, Pseudonym: pseudonym,
 		Log: slog.New(slog.NewTextHandler(&f.log, nil)), Now: f.clock.Now,
 		Retention: f.retention, Files: f.files, Elapsed: f.clock.elapsed,
 	})

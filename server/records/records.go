@@ -44,7 +44,7 @@ var (
 func Migrations() []sqldb.Migration {
 	own := []sqldb.Migration{{Domain: "records", Version: 1, SQL: schema1}, {Domain: "retention", Version: 1, SQL: retention1},
 		{Domain: "retention", Version: 2, SQL: retention2}, {Domain: "waveforms", Version: 1, SQL: waveforms1}, {Domain: "times", Version: 1, SQL: times1}}
-	return append(append(own, accountMigrations()...), heartbeatMigrations()...)
+	return slices.Concat(own, accountMigrations(), heartbeatMigrations(), configMigrations())
 }
 
 // Consumer is the name of the records' cursor in the journal.
@@ -65,14 +65,16 @@ type Registry interface {
 
 // Config is what Records need. All fields but Now are required.
 type Config struct {
-	DB        *sqldb.DB     // with Migrations and sqldb.OutboxMigrations
-	Outbox    *sqldb.Outbox // of the same DB
-	Journal   Journal
-	Registry  Registry
-	Key       seal.PrivateKey // the records key
-	Pseudonym secret.Bytes    // key of PatientID, at least 16 bytes
-	Log       *slog.Logger
-	Now       func() time.Time // nil: time.Now
+	DB     *sqldb.DB     // with Migrations and sqldb.OutboxMigrations
+	Outbox *sqldb.Outbox // of the same DB
+
+	TrustDomain string // of the gateways' SPIFFE ids, by which events name them
+	Journal     Journal
+	Registry    Registry
+	Key         seal.PrivateKey // the records key
+	Pseudonym   secret.Bytes    // key of PatientID, at least 16 bytes
+	Log         *slog.Logger
+	Now         func() time.Time // nil: time.Now
 
 	GatewayRoom int64 // bytes of frames kept that could not be opened, of one gateway; 0: 256 MB
 	Room        int64 // and of all gateways; 0: 4 GB
@@ -103,6 +105,7 @@ type Records struct {
 	outbox   *sqldb.Outbox
 	journal  Journal
 	registry Registry
+	domain   string
 	log      *slog.Logger
 	now      func() time.Time
 	decode   func([]byte) (telemetry.Batch, error) // telemetry.Decode, but in tests of what a fault in it costs
@@ -137,7 +140,7 @@ func New(cfg Config) (*Records, error) {
 		return nil, fmt.Errorf("records: the pseudonym key has %d bytes, expected at least 16", len(cfg.Pseudonym))
 	}
 	r := &Records{
-		db: cfg.DB, outbox: cfg.Outbox, journal: cfg.Journal, registry: cfg.Registry, log: cfg.Log, now: cfg.Now,
+		db: cfg.DB, outbox: cfg.Outbox, journal: cfg.Journal, registry: cfg.Registry, domain: cfg.TrustDomain, log: cfg.Log, now: cfg.Now,
 		in: newInterner(cfg.Pseudonym), openers: newOpeners(cfg.Key), decode: telemetry.Decode,
 		gatewayRoom: cfg.GatewayRoom, room: cfg.Room, retention: cfg.Retention, files: cfg.Files, elapsed: cfg.Elapsed,
 	}

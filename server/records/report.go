@@ -21,6 +21,9 @@ func (r *Records) storeReport(tx *sql.Tx, o *opened) error {
 	if err != nil {
 		return err
 	}
+	if err := r.storeConfig(tx, o, newest); err != nil {
+		return err
+	}
 	touched := map[int64]bool{}
 	if newest {
 		if err := r.keepReport(tx, o, touched); err != nil {
