@@ -15,6 +15,7 @@ package ingest
 import (
 	"context"
 	"crypto/x509"
+	"fmt"
 	"log/slog"
 	"net"
 	"sync"
@@ -237,6 +238,32 @@ func (s *Server) Nudge() {
 	case s.nudged <- struct{}{}:
 	default:
 	}
+}
+
+// Push sends a gateway's documents again, which have changed. It asks for them, which may take Limits.Ask, and waits for no peer: one that
+// does not read gets them when it subscribes the next time, like one that has no session here.
+func (s *Server) Push(ctx context.Context, gateway string) error {
+	s.mu.Lock()
+	c := s.sessions[gateway]
+	s.mu.Unlock()
+	if c == nil || s.down == nil || !c.asked.Load() {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, s.limits.Ask)
+	defer cancel()
+	docs, err := s.down(ctx, gateway)
+	if err != nil {
+		return fmt.Errorf("documents for gateway %s: %w", gateway, err)
+	}
+	for _, d := range docs {
+		if len(d.Body) > telemetry.MaxDocument {
+			return fmt.Errorf("document %s for gateway %s has %d bytes; at most %d", d.Doc, gateway, len(d.Body), telemetry.MaxDocument)
+		}
+		if !c.offer(appendPublish(nil, telemetry.DownTopic(gateway, d.Doc), d.Body)) {
+			return nil
+		}
+	}
+	return nil
 }
 
 // look asks for the revision and, when it moved, cuts who was revoked and then judges every session again. The former revision counts

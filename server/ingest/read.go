@@ -295,6 +295,9 @@ func (c *session) subscribe(ctx context.Context, body []byte) error {
 	if c.srv.down == nil {
 		return nil
 	}
+	if all {
+		c.asked.Store(true) // before the documents are fetched: a change after that is pushed
+	}
 	ctx, cancel := context.WithTimeout(ctx, c.srv.limits.Ask)
 	defer cancel()
 	docs, err := c.srv.down(ctx, c.id.gateway)

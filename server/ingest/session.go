@@ -33,6 +33,7 @@ type session struct {
 	key     string
 
 	traffic *traffic
+	asked   atomic.Bool // it has subscribed to all its down topics
 
 	// Of the reader alone.
 	sealings map[[16]byte]sealing

@@ -331,6 +331,18 @@ func TestSubscribePushesDocuments(t *testing.T) {
 	c.expect(kindPublish)
 	c.send([]byte{0x40, 2, 0, 1}, []byte{0xc0, 0})
 	c.expect(kindPingresp)
+	// They have changed; of gateways without a session nobody is told.
+	for _, gateway := range []string{"gw-2", "gw-1"} {
+		if err := b.srv.Push(t.Context(), gateway); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if body := c.expect(kindPublish); !strings.HasSuffix(string(body), "config of gw-1") {
+		t.Fatalf("pushed %q", body)
+	}
+	c.expect(kindPublish)
+	c.send([]byte{0xc0, 0})
+	c.expect(kindPingresp)
 }
 
 func TestDisconnectEndsInPeace(t *testing.T) {

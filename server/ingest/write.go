@@ -18,6 +18,18 @@ func (c *session) send(packet []byte) {
 	c.work.Signal()
 }
 
+// offer queues a packet unless the peer leaves too much unread; then it tells so.
+func (c *session) offer(packet []byte) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.hard || c.end != "" || len(c.out) > 0 && len(c.out)+len(packet) > maxOut {
+		return false
+	}
+	c.out = append(c.out, packet...)
+	c.work.Signal()
+	return true
+}
+
 // write sends what is ready, as much as there is in one write, until the session has ended and is answered, or is cut.
 func (c *session) write() {
 	var spare []byte
