@@ -21,6 +21,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -196,8 +197,8 @@ func readFormat(dir string) ([]string, error) {
 			}
 		}
 	}
-	if version := 0; len(lines) > 0 {
-		if n, _ := fmt.Sscanf(lines[0], "wardlink buffer %d", &version); n == 1 && version > formatVersion {
+	if name, ok := strings.CutPrefix(lines[0], "wardlink buffer "); ok {
+		if version, err := strconv.Atoi(name); err == nil && version > formatVersion {
 			return nil, fmt.Errorf("buffer %s: format version %d, this program knows version %d: %w", dir, version, formatVersion, durable.ErrNewer)
 		}
 	}

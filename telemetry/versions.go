@@ -3,8 +3,8 @@ package telemetry
 import (
 	"errors"
 	"fmt"
-	"regexp"
 	"strconv"
+	"strings"
 
 	"github.com/fxamacker/cbor/v2"
 )
@@ -49,32 +49,47 @@ const (
 	ServerHeader = "Wardlink-Server"
 )
 
-var (
-	helloForm  = regexp.MustCompile(`^wl/([1-9][0-9]{0,3})-([1-9][0-9]{0,3})/([0-9A-Za-z.+_-]{1,64})$`)
-	notInBuild = regexp.MustCompile(`[^0-9A-Za-z.+_-]`)
-)
+const maxBuild = 64
+
+// buildChar makes a rune fit for a build.
+func buildChar(r rune) rune {
+	if r < 0x80 && (r >= '0' && r <= '9' || r >= 'A' && r <= 'Z' || r >= 'a' && r <= 'z' || strings.IndexByte(".+_-", byte(r)) >= 0) {
+		return r
+	}
+	return '_'
+}
 
 // OwnHello is the Hello of this program, whose build may be anything.
 func OwnHello(build string) Hello {
-	build = notInBuild.ReplaceAllString(build, "_")
+	build = strings.Map(buildChar, build)
 	if build == "" {
 		build = "unknown"
 	}
-	return Hello{Spoken(), build[:min(len(build), 64)]}
+	return Hello{Spoken(), build[:min(len(build), maxBuild)]}
 }
 
 // ParseHello reads what String gives.
 func ParseHello(s string) (Hello, error) {
-	m := helloForm.FindStringSubmatch(s)
-	if m == nil {
+	rest, ok := strings.CutPrefix(s, "wl/")
+	spoken, build, found := strings.Cut(rest, "/")
+	first, last, ranged := strings.Cut(spoken, "-")
+	oldest, newest := protocolVersion(first), protocolVersion(last)
+	if !ok || !found || !ranged || oldest == 0 || newest == 0 || build == "" || len(build) > maxBuild || strings.Map(buildChar, build) != build {
 		return Hello{}, errors.New("expected wl/OLDEST-NEWEST/BUILD")
 	}
-	oldest, _ := strconv.Atoi(m[1]) // of four digits at most
-	newest, _ := strconv.Atoi(m[2])
 	if oldest > newest {
 		return Hello{}, fmt.Errorf("the oldest version %d is newer than the newest %d", oldest, newest)
 	}
-	return Hello{Versions{uint16(oldest), uint16(newest)}, m[3]}, nil
+	return Hello{Versions{oldest, newest}, build}, nil
+}
+
+// protocolVersion reads 1 to 9999 in its one decimal form; 0: it is none.
+func protocolVersion(s string) uint16 {
+	n, err := strconv.ParseUint(s, 10, 16)
+	if err != nil || n > 9999 || strconv.FormatUint(n, 10) != s {
+		return 0
+	}
+	return uint16(n)
 }
 
 // Welcome is the document "hello": what the server answers to an agent that named its versions.
