@@ -5,7 +5,7 @@ BUILD = stamp=$$(cross/stamp) && go build -trimpath -buildvcs=false -ldflags="$$
 # The agent speaks HTTP/1.1 alone; without HTTP/2 its program is half a megabyte smaller.
 AGENT := -tags nethttpomithttp2
 
-.PHONY: help build cross packages repro demo test check race bench fuzz lint vuln clean need
+.PHONY: help build cross packages repro emulated demo test check race bench fuzz lint vuln clean need
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -21,7 +21,7 @@ test: need ## all tests, with a real TPM emulator (at most 8 minutes)
 	@scripts/recording --say
 	go test -timeout 8m ./...
 
-check: need build lint race ## the long checks: lint, race detector, a minute of chaos, a real recording where there is one
+check: need build lint race emulated ## the long checks: lint, race detector, ARM, a minute of chaos, a real recording where there is one
 	bin/wardlink demo --chaos 60 --gateways 3
 	scripts/recording
 
@@ -38,6 +38,9 @@ packages: cross ## deb and rpm for every machine, into dist/packages/; sizes and
 
 repro: ## every program twice, in two directories: are the bytes the same? Some minutes
 	cross/repro
+
+emulated: need ## what must hold on 32 bits, run as the oldest Raspberry Pi would
+	GOARCH=arm GOARM=6 go test -timeout 15m -exec $(CURDIR)/cross/emulate ./buffer/... ./telemetry/... ./internal/durable
 
 bench: need build ## figures beside goals
 	scripts/bench

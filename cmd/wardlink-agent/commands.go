@@ -103,13 +103,20 @@ func identity(ctx context.Context, args []string, stdout, stderr io.Writer) erro
 	return w.Flush()
 }
 
-func bufferCheck(_ context.Context, args []string, stdout, stderr io.Writer) error {
-	if len(args) == 0 || args[0] != "check" {
-		return usageError{fmt.Errorf("expected 'buffer check'")}
+func bufferCommand(ctx context.Context, args []string, stdout, stderr io.Writer) error {
+	switch {
+	case len(args) > 0 && args[0] == "check":
+		return bufferCheck(args[1:], stdout, stderr)
+	case len(args) > 0 && args[0] == "bench":
+		return bufferBench(ctx, args[1:], stdout, stderr)
 	}
+	return usageError{fmt.Errorf("expected 'buffer check' or 'buffer bench'")}
+}
+
+func bufferCheck(args []string, stdout, stderr io.Writer) error {
 	fs := flags("buffer check", stderr)
 	path, asJSON := configFlag(fs), fs.Bool("json", false, "print JSON")
-	if err := parse(fs, args[1:]); err != nil {
+	if err := parse(fs, args); err != nil {
 		return err
 	}
 	cfg, err := agent.LoadConfig(*path)

@@ -26,6 +26,7 @@ Usage:
   wardlink-agent identity     --config FILE             show the TPM's endorsement key hash and fingerprint (--json)
   wardlink-agent hl7 try FILE                           show what a device's messages become, field by field (--json)
   wardlink-agent buffer check --config FILE             check the buffer's files, agent stopped (--json)
+  wardlink-agent buffer bench --dir DIR [--seconds N]   how fast a disk keeps telemetry, and how much is written for it (--json)
   wardlink-agent version      [--modules]               (--json)
 
 Examples:
@@ -34,6 +35,7 @@ Examples:
   wardlink-agent doctor --watch                         at the installation: ends, with 0, once the hospital has seen the first heartbeat
   wardlink-agent hl7 try monitor.hl7                    MLLP frames or plain messages, lines ending in CR, LF or both
   wardlink-agent hl7 try - --odd --source-time-zone Europe/Berlin < capture.mllp
+  wardlink-agent buffer bench --dir /var/lib --size 400 what does this SD card do with single messages?
 
 Exit codes: 0 done, 1 failed, 2 wrong usage. Two commands answer with theirs, and with 1 when they are used wrongly:
   doctor    0 all is well (--watch: the hospital has seen this gateway), 1 something stops telemetry now or nothing could be looked at, 2 something will unless somebody acts
@@ -71,7 +73,7 @@ func main() {
 
 // run is the program: exit code 0 done, 1 failed, 2 wrong usage; a command whose code is its verdict returns one.
 func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
-	commands := map[string]command{"run": runAgent, "identity": identity, "status": status, "clock": clock, "buffer": bufferCheck, "version": version,
+	commands := map[string]command{"run": runAgent, "identity": identity, "status": status, "clock": clock, "buffer": bufferCommand, "version": version,
 		"hl7": hl7Try(stdin), "doctor": runDoctor, "kit": kit}
 	if len(args) == 0 {
 		fmt.Fprint(stderr, usage)
