@@ -1,0 +1,302 @@
+package ca
+
+import (
+	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"errors"
+	"io"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"wardlink/audit"
+	"wardlink/internal/spiffe"
+	"wardlink/internal/swtpmtest"
+)
+
+// clock is a time that a test moves.
+type clock struct {
+	mu sync.Mutex
+	at time.Time
+}
+
+func (c *clock) now() time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.at
+}
+
+func (c *clock) pass(d time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.at = c.at.Add(d)
+}
+
+// brokenKey is a key of a module that has gone.
+type brokenKey struct {
+	crypto.Signer
+	broken bool
+}
+
+func (b *brokenKey) Sign(r io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	if b.broken {
+		return nil, errors.New("the module is gone")
+	}
+	return b.Signer.Sign(r, digest, opts)
+}
+
+// TestProbe: each thing that issuing needs makes the CA unwell when it fails, and only when it fails twice; the first look counts alone.
+func TestProbe(t *testing.T) {
+	var needs error
+	time0 := &clock{at: time.Now()}
+	issuing, attestation := &brokenKey{}, &brokenKey{}
+	h := newHospital(t, func(c *Config) {
+		issuing.Signer, attestation.Signer = c.IssuingKey, c.AttestationKey
+		c.IssuingKey, c.AttestationKey = issuing, attestation
+		c.Needs = func(context.Context) error { return needs }
+		c.Now = time0.now
+	})
+	for _, tc := range []struct {
+		what        string
+		spoil, mend func()
+		reason      string
+	}{
+		{"the issuing key", func() { issuing.broken = true }, func() { issuing.broken = false }, "issuing CA: its key does not sign: the module is gone"},
+		{"the attestation key", func() { attestation.broken = true }, func() { attestation.broken = false }, "attestation CA: its key does not sign: the module is gone"},
+		{"the database", func() { needs = errors.New("database: locked") }, func() { needs = nil }, "database: locked"},
+	} {
+		h.ca.health = health{}
+		tc.spoil()
+		if got := h.ca.Probe(t.Context()); got.Well || got.Reason != tc.reason {
+			t.Errorf("%s, the first look: %+v", tc.what, got)
+		}
+		tc.mend()
+		if got := h.ca.Probe(t.Context()); !got.Well || got.Reason != "" {
+			t.Errorf("%s, mended: %+v", tc.what, got)
+		}
+		tc.spoil()
+		if got := h.ca.Probe(t.Context()); !got.Well {
+			t.Errorf("%s, failed once: %+v", tc.what, got)
+		}
+		time0.pass(time.Minute)
+		if got := h.ca.Probe(t.Context()); got.Well || !got.Since.Equal(time0.now()) {
+			t.Errorf("%s, failed twice: %+v", tc.what, got)
+		}
+		tc.mend()
+		h.ca.Probe(t.Context())
+	}
+	time0.pass(IssuingLife)
+	if got := h.ca.probe(t.Context()); !errors.Is(got, errIssuerEnded) {
+		t.Errorf("after the issuing CA's end: %v", got)
+	}
+}
+
+// TestStrangersCannotMakeTheCAUnwell: what is refused, malformed or hung up on says nothing about the CA.
+func TestStrangersCannotMakeTheCAUnwell(t *testing.T) {
+	h := newHospital(t, nil)
+	g := h.gateway(t, swtpmtest.Start(t).Path)
+	for range 2 * unwellRequests {
+		if _, err := g.e.Enroll(t.Context()); err == nil {
+			t.Fatal("a stranger got a certificate")
+		}
+		for _, path := range []string{"/attestation/secret", "/acme/attest/new-order", "/acme/attest/new-nonce"} {
+			answer, err := h.server.Client().Post(h.server.URL+path, "application/json", strings.NewReader("{}"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			answer.Body.Close()
+		}
+		h.ca.health.issued(time.Now(), context.Canceled)
+	}
+	if got := h.ca.Health(); !got.Well {
+		t.Errorf("%+v", got)
+	}
+}
+
+// TestFailedIssuesMakeTheCAUnwell: certificates of known gateways that fail by our fault do, until one succeeds or nobody asks any more.
+func TestFailedIssuesMakeTheCAUnwell(t *testing.T) {
+	time0 := &clock{at: time.Now()}
+	h := newHospital(t, func(c *Config) { c.Now = time0.now })
+	g := h.gateway(t, swtpmtest.Start(t).Path)
+	h.registry.set(func() { h.registry.active[g.ek] = "gw-1" })
+	fail := func(n int) {
+		t.Helper()
+		h.mu.Lock()
+		h.fail = audit.CertIssued
+		h.mu.Unlock()
+		for range n {
+			if _, err := g.e.Enroll(t.Context()); err == nil {
+				t.Fatal("enrolled though nothing can be journaled")
+			}
+		}
+		h.mu.Lock()
+		h.fail = ""
+		h.mu.Unlock()
+	}
+	fail(unwellRequests - 1)
+	if got := h.ca.Health(); !got.Well {
+		t.Errorf("unwell too early: %+v", got)
+	}
+	fail(1)
+	if got := h.ca.Health(); got.Well || !strings.Contains(got.Reason, "the journal is full") {
+		t.Errorf("after failed issues: %+v", got)
+	}
+	if got := h.ca.Probe(t.Context()); got.Well {
+		t.Errorf("a probe that finds nothing makes it well: %+v", got)
+	}
+	if _, err := g.e.Enroll(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got := h.ca.Health(); !got.Well {
+		t.Errorf("after a success: %+v", got)
+	}
+	fail(unwellRequests)
+	time0.pass(forgetRequests - time.Second)
+	if got := h.ca.Health(); got.Well {
+		t.Errorf("forgotten too early: %+v", got)
+	}
+	time0.pass(time.Minute)
+	if got := h.ca.Health(); !got.Well {
+		t.Errorf("not forgotten: %+v", got)
+	}
+	// A gateway that is revoked meanwhile is refused, which is no fault.
+	h.registry.set(func() { h.registry.blocked[g.ek] = true })
+	for range 2 * unwellRequests {
+		_, _ = g.e.Enroll(t.Context())
+	}
+	if got := h.ca.Health(); !got.Well {
+		t.Errorf("refusals count: %+v", got)
+	}
+}
+
+// TestIssuerChanges under an authority that runs: the next certificate and its chain are the new one's.
+func TestIssuerChanges(t *testing.T) {
+	now := time.Now()
+	var root *x509.Certificate
+	var rootKey *ecdsa.PrivateKey
+	h := newHospital(t, func(c *Config) {
+		var err error
+		if root, rootKey, err = NewRoot(domain, now); err != nil {
+			t.Fatal(err)
+		}
+		c.Roots = []*x509.Certificate{root}
+		if c.Issuing, c.IssuingKey, err = NewIssuing(domain, root, rootKey, now); err != nil {
+			t.Fatal(err)
+		}
+	})
+	h.root = root
+	g := h.gateway(t, swtpmtest.Start(t).Path)
+	h.registry.set(func() { h.registry.active[g.ek] = "gw-1" })
+	first, err := g.e.Enroll(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	former := h.ca.Issuer()
+	next, nextKey, err := NewIssuing(domain, root, rootKey, now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := h.ca.SetIssuer(next, nextKey); err != nil {
+		t.Fatal(err)
+	}
+	second, err := g.e.Enroll(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for what, tc := range map[string]struct {
+		leaf   *x509.Certificate
+		chain  [][]byte
+		issuer *x509.Certificate
+	}{
+		"before": {first.Certificate.Leaf, first.Certificate.Certificate, former}, "after": {second.Certificate.Leaf, second.Certificate.Certificate, next},
+	} {
+		if tc.leaf.CheckSignatureFrom(tc.issuer) != nil || len(tc.chain) != 2 || string(tc.chain[1]) != string(tc.issuer.Raw) {
+			t.Errorf("%s the change: another issuer, or %d certificates in the chain", what, len(tc.chain))
+		}
+	}
+	h.checkIdentity(t, first, "gw-1")
+	h.checkIdentity(t, second, "gw-1")
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	chain, err := h.ca.Issue(t.Context(), audit.Actor{ID: "server"}, "", Template{ID: spiffe.ID{TrustDomain: domain, Kind: spiffe.Service, Name: "ingest"}, Public: key.Public(), Life: time.Hour})
+	if err != nil || len(chain) != 2 || !chain[1].Equal(next) {
+		t.Errorf("a service's chain: %v", err)
+	}
+
+	// What may not issue does not become the issuer.
+	stranger, strangerKey, err := NewRoot(domain, now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	foreign, foreignKey, err := NewIssuing(domain, stranger, strangerKey, now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	over, overKey, err := NewIssuing(domain, root, rootKey, now.Add(-2*IssuingLife))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for what, bad := range map[string]struct {
+		cert *x509.Certificate
+		key  crypto.Signer
+	}{
+		"another's key": {next, foreignKey}, "another root's": {foreign, foreignKey}, "one that has ended": {over, overKey}, "a leaf": {chain[0], key},
+		"a broken key": {next, &brokenKey{nextKey, true}},
+	} {
+		if err := h.ca.SetIssuer(bad.cert, bad.key); err == nil {
+			t.Errorf("%s became the issuer", what)
+		}
+	}
+	if !h.ca.Issuer().Equal(next) {
+		t.Error("the issuer changed")
+	}
+}
+
+// TestCAWithoutItsStore answers 503, and opens the store once it can.
+func TestCAWithoutItsStore(t *testing.T) {
+	h := newHospital(t, nil)
+	e := h.ca.authority.Swap(nil)
+	got, err := h.server.Client().Get(h.server.URL + "/acme/attest/directory")
+	if err != nil {
+		t.Fatal(err)
+	}
+	got.Body.Close()
+	if got.StatusCode != http.StatusServiceUnavailable || got.Header.Get("Retry-After") == "" {
+		t.Errorf("%s", got.Status)
+	}
+	if err := e.close(); err != nil {
+		t.Fatal(err)
+	}
+	if health := h.ca.Probe(t.Context()); !health.Well {
+		t.Errorf("%+v", health)
+	}
+	got, err = h.server.Client().Get(h.server.URL + "/acme/attest/directory")
+	if err != nil || got.StatusCode != http.StatusOK {
+		t.Fatalf("%v, %v", got, err)
+	}
+	got.Body.Close()
+}
+
+// An issuing CA does not outlive its root, and one of a root that has ended is not made.
+func TestIssuingEndsWithItsRoot(t *testing.T) {
+	begun := time.Now().Add(-RootLife + 24*time.Hour)
+	root, key, err := NewRoot(domain, begun)
+	if err != nil {
+		t.Fatal(err)
+	}
+	issuing, _, err := NewIssuing(domain, root, key, time.Now())
+	if err != nil || !issuing.NotAfter.Equal(root.NotAfter) {
+		t.Errorf("%v, %v", issuing, err)
+	}
+	if _, _, err := NewIssuing(domain, root, key, time.Now().Add(25*time.Hour)); err == nil {
+		t.Error("made below a root that has ended")
+	}
+}
