@@ -160,7 +160,7 @@ func (a *Agent) prepare() (err error) {
 	}
 	a.reports = &reporter{agent: a, every: every}
 	a.link, err = uplink.New(uplink.Config{
-		Servers: a.kit.Servers, Current: a.servers, Server: a.serverID(), Roots: a.kit.Pool(), Identity: a.credentials, Moment: a.time.moment,
+		Servers: a.kit.Servers, Current: a.servers, Server: a.serverID(), Roots: a.kit.Pool(), Identity: a.shown, Moment: a.time.moment,
 		Buffer: linkBuffer{a.buf, a.reports}, Sealing: a.seals.get, Down: a.down, NotAdmitted: a.notAdmitted, Log: a.log,
 	})
 	return err
@@ -372,6 +372,18 @@ func (a *Agent) credentials() (tls.Certificate, string, error) {
 		return tls.Certificate{}, "", errNoIdentity
 	}
 	return a.identity.Certificate, a.identity.Gateway, nil
+}
+
+// shown is what the uplink shows. A certificate that has ended is shown for a while yet, for the hospital to judge: its CA may be down.
+func (a *Agent) shown() (tls.Certificate, string, error) {
+	cert, gateway, err := a.credentials()
+	if err != nil {
+		return cert, gateway, err
+	}
+	if m := a.time.moment(); !m.Floor && m.Time.Sub(cert.Leaf.NotAfter) >= enroll.ExpiredGrace {
+		return tls.Certificate{}, "", fmt.Errorf("its certificate ended at %s; %w until it is renewed", cert.Leaf.NotAfter.UTC().Format(time.RFC3339), errNoIdentity)
+	}
+	return cert, gateway, nil
 }
 
 // down receives the hospital's documents. Those of later releases are ignored.

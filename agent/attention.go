@@ -63,6 +63,9 @@ func (s Status) examineIdentity(now time.Time) Finding {
 		f.Level, f.Found = Warning, "enrolling; the agent has just started"
 	case s.Gateway == "":
 		f.Level, f.Found, f.Mend = Stops, "no certificate: "+s.Identity, "telemetry is buffered meanwhile; 'wardlink-agent doctor' looks at the TPM and at each step to the server"
+	case s.NotAfter != nil && !now.Before(*s.NotAfter) && s.Uplink.Connected && s.Time.Trusted:
+		f.Level, f.Found = Warning, fmt.Sprintf("the certificate of %s ended %s ago; the hospital admits it for now, since its CA cannot issue", s.Gateway, Ago(now.Sub(*s.NotAfter)))
+		f.Mend = "nothing here: the operators have an alert, and the gateway renews by itself once the CA can"
 	case s.NotAfter != nil && !now.Before(*s.NotAfter):
 		f.Level, f.Found = Stops, fmt.Sprintf("the certificate of %s ended %s ago", s.Gateway, Ago(now.Sub(*s.NotAfter)))
 		f.Mend = "it renews itself as soon as the server can be reached and the clock is right; 'wardlink-agent doctor' says what is in the way"

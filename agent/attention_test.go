@@ -56,10 +56,13 @@ func TestExamine(t *testing.T) {
 		level       Level
 		found, mend string
 	}{
-		"approval":        {func(s *Status) { s.Waiting, s.Gateway = "ABCD", "" }, AreaIdentity, Stops, "waits for the hospital's approval", "wardlink gateway approve ABCD"},
-		"revoked":         {func(s *Status) { s.Revoked, s.Identity = true, "revoked by the hospital: stolen" }, AreaIdentity, Stops, "stolen", "gateway show"},
-		"no TPM":          {func(s *Status) { s.Gateway, s.Identity = "", "open TPM /dev/tpmrm0: no such file" }, AreaIdentity, Stops, "/dev/tpmrm0", "doctor"},
-		"expired":         {func(s *Status) { *s.NotAfter = ago(time.Hour) }, AreaIdentity, Stops, "ended 1 h ago", "clock"},
+		"approval": {func(s *Status) { s.Waiting, s.Gateway = "ABCD", "" }, AreaIdentity, Stops, "waits for the hospital's approval", "wardlink gateway approve ABCD"},
+		"revoked":  {func(s *Status) { s.Revoked, s.Identity = true, "revoked by the hospital: stolen" }, AreaIdentity, Stops, "stolen", "gateway show"},
+		"no TPM":   {func(s *Status) { s.Gateway, s.Identity = "", "open TPM /dev/tpmrm0: no such file" }, AreaIdentity, Stops, "/dev/tpmrm0", "doctor"},
+		"expired":  {func(s *Status) { *s.NotAfter = ago(time.Hour) }, AreaIdentity, Stops, "ended 1 h ago", "clock"},
+		"grace": {func(s *Status) {
+			*s.NotAfter, s.Time = ago(time.Hour), ClockFacts{Trusted: true, Offset: ms(0)}
+		}, AreaIdentity, Warning, "ended 1 h ago; the hospital admits it for now", "nothing here"},
 		"renewal overdue": {func(s *Status) { *s.NotBefore, *s.NotAfter = ago(20*time.Hour), ago(-4*time.Hour) }, AreaIdentity, Warning, "overdue; it ends in 4 h", "doctor"},
 		"clock behind":    {func(s *Status) { s.Time = ClockFacts{Trusted: true, Offset: ms(90_000)} }, AreaTime, Warning, "1 min 30 s behind the hospital's", "NTP"},
 		"clock ahead":     {func(s *Status) { s.Time = ClockFacts{Trusted: true, Offset: ms(-7_200_000)} }, AreaTime, Warning, "2 h ahead of the hospital's", "NTP"},

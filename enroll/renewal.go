@@ -19,6 +19,10 @@ const (
 	glance       = time.Minute     // how often the wall clock is looked at: it may have been stepped, or the machine asleep
 )
 
+// ExpiredGrace is how long after its end a certificate may still be shown: a hospital may admit it so long while its CA cannot issue
+// another one, and no longer.
+const ExpiredGrace = 72 * time.Hour
+
 // NextRenewal is when to renew: half of the certificate's life, and up to a tenth more, so that a fleet switched on together does not
 // renew together. r may be nil.
 func NextRenewal(id *Identity, r *rand.Rand) time.Time {

@@ -15,6 +15,7 @@ import (
 
 	"github.com/goccy/go-yaml"
 
+	"wardlink/enroll"
 	"wardlink/internal/spiffe"
 	"wardlink/server/alerts"
 )
@@ -43,7 +44,7 @@ type Config struct {
 
 // MaxExpiredGrace is the longest grace, and the default. A server's own certificate has at least 84 hours left when it cannot be renewed
 // (serviceLife), so that it outlives the grace.
-const MaxExpiredGrace = 72 * time.Hour
+const MaxExpiredGrace = enroll.ExpiredGrace
 
 // DefaultConfig is what init starts from.
 func DefaultConfig() Config {
