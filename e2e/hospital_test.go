@@ -65,7 +65,10 @@ func initHospital(t *testing.T) *hospital {
 	if h.factory, err = swtpm.NewFactory(filepath.Join(h.dir, "tpm")); err != nil {
 		t.Fatal(err)
 	}
-	h.must("wardlink-server", "init", "--dir", h.server(), "--trust-domain", "ward.example", "--name", "localhost", "--name", "127.0.0.1",
+	if err := os.WriteFile(h.passphrase(), []byte("correct horse battery staple\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	h.must("wardlink-server", "init", "--dir", h.server(), "--trust-domain", "ward.example", "--name", "localhost", "--name", "127.0.0.1", "--passphrase-file", h.passphrase(),
 		"--gateways", h.gateways, "--hospital", h.hospital, "--operators", h.operators)
 	return h
 }
@@ -73,6 +76,9 @@ func initHospital(t *testing.T) *hospital {
 func (h *hospital) server() string   { return filepath.Join(h.dir, "server") }
 func (h *hospital) operator() string { return filepath.Join(h.server(), "operator", "operator.json") }
 func (h *hospital) kit() string      { return filepath.Join(h.dir, "kit.json") }
+
+// passphrase is the file that holds the recovery passphrase.
+func (h *hospital) passphrase() string { return filepath.Join(h.dir, "passphrase") }
 
 // run starts the server and waits until it answers.
 func (h *hospital) run() {

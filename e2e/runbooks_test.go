@@ -28,7 +28,7 @@ func TestRunbooks(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, need := range []string{"Approve gateways", "A gateway is stolen"} {
+	for _, need := range []string{"Approve gateways", "A gateway is stolen", "Rotate the issuing CA"} {
 		if !slices.ContainsFunc(books, func(b runbook) bool { return b.title == need }) {
 			t.Errorf("docs/OPERATING.md has no runbook %q", need)
 		}
@@ -94,7 +94,7 @@ var comment = regexp.MustCompile(`(^|\s{2,})# .*$`)
 // played is a reader's command in the script's language: the same words, at the places where the test keeps these things.
 func played(command string) string {
 	command = strings.TrimPrefix(command, "sudo ")
-	return strings.NewReplacer(`"`, `'`, "/srv/wardlink", "$SERVER", "/etc/wardlink", "$ETC", "/var/lib/wardlink-agent", "$STATE",
+	return strings.NewReplacer(`"`, `'`, "/srv/wardlink", "$SERVER", "/etc/wardlink", "$ETC", "/media/usb/passphrase", "$PASSPHRASE", "/var/lib/wardlink-agent", "$STATE",
 		"ABCD-EFGH-IJKL-MNOP", "$FINGERPRINT", "wardlink.hospital.example:8883", "$GATEWAYS", "wardlink.hospital.example:8443", "$HOSPITAL").Replace(command)
 }
 
@@ -151,6 +151,7 @@ func (p *player) hospital(ts *testscript.TestScript, _ bool, args []string) {
 		p.h = newHospital(p.t)
 	}
 	ts.Setenv("SERVER", p.h.server())
+	ts.Setenv("PASSPHRASE", p.h.passphrase())
 	ts.Setenv("GATEWAYS", p.h.gateways)
 	ts.Setenv("HOSPITAL", p.h.hospital)
 	ts.Setenv("WARDLINK_OPERATOR", p.h.operator())

@@ -18,18 +18,23 @@ import (
 	"wardlink/server/sqldb"
 )
 
-// caInterval is how often the server looks whether its CA could issue, and whether another issuing CA was prepared.
-const caInterval = 30 * time.Second
+// How often the server looks whether another issuing CA was prepared, and at every which look whether its CA could issue.
+const (
+	preparedInterval = 5 * time.Second
+	probeEach        = 6
+)
 
 // runCA looks after the CA until ctx ends.
 func (s *Server) runCA(ctx context.Context) error {
-	tick := time.NewTicker(caInterval)
+	tick := time.NewTicker(preparedInterval)
 	defer tick.Stop()
-	for {
+	for looks := 1; ; looks++ {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
+		}
+		if next, err := keys.Prepared(s.dir); looks%probeEach == 0 || err == nil && next != nil {
 			s.lookAfterCA(ctx)
 		}
 	}

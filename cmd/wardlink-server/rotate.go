@@ -11,8 +11,8 @@ import (
 	"wardlink/server/ca"
 )
 
-// takenUp is how long 'rotate' waits for a running server, which looks every half minute.
-const takenUp = 40 * time.Second
+// takenUp is how long 'rotate' waits for a running server, which looks every five seconds.
+const takenUp = 15 * time.Second
 
 func rotate(ctx context.Context, args []string, s streams) error {
 	if len(args) == 0 || args[0] != "issuing" {
@@ -25,7 +25,7 @@ func rotate(ctx context.Context, args []string, s streams) error {
 	fs.Usage = func() {
 		fmt.Fprint(fs.Output(), `Usage: wardlink-server rotate issuing --dir DIR [--passphrase-file FILE]
 
-Makes the next issuing CA with the root key of the recovery file. The running server takes it up within half a minute and destroys the
+Makes the next issuing CA with the root key of the recovery file. The running server takes it up within seconds and destroys the
 former key; a stopped one takes it up at its start. Certificates of the former CA stay good until they end, and gateways notice nothing.
 
   wardlink-server rotate issuing --dir /var/lib/wardlink-server --passphrase-file /media/usb/passphrase
