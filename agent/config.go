@@ -23,7 +23,7 @@ import (
 
 // Config is an agent's configuration file. Unknown keys are errors.
 type Config struct {
-	Kit     string         `yaml:"kit"`     // path of the kit; default: kit.json in the first of Places that has one
+	Kit     string         `yaml:"kit"`     // path of the kit; default: kit.json in /etc/wardlink or on the boot partition
 	State   string         `yaml:"state"`   // directory of identity and buffer; default /var/lib/wardlink-agent
 	TPM     string         `yaml:"tpm"`     // "/dev/tpmrm0" (default) or "swtpm:PATH"
 	Buffer  BufferConfig   `yaml:"buffer"`  //
@@ -76,17 +76,17 @@ const minBuffer = 64 << 20
 const BuiltIn = "built-in defaults"
 
 // defaults are the configuration of a gateway that is given none: one port for the monitors of its ward's private networks.
-const defaults = `sources: [{id: bedside, mllp: "0.0.0.0:2575", allow: [10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16]}]`
+const defaults = `sources: [{id: bedside, mllp: "0.0.0.0:2575", allow: [10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16, "fd00::/8"]}]`
 
-// LoadConfig reads and checks the file. Path "" is agent.yaml in the first of Places that has one, and where none has, the built-in
-// defaults: a source "bedside" on port 2575 for private IPv4 networks. Its errors name file, line or key, and the mend.
+// LoadConfig reads and checks the file. Path "" is agent.yaml in the first of ConfigDirs that has one, and where none has, the
+// built-in defaults: a source "bedside" on port 2575 for private networks (RFC 1918, RFC 4193). Its errors name file, line or key, and the mend.
 func LoadConfig(path string) (Config, error) { return loadConfig("", path) }
 
 func loadConfig(root, path string) (Config, error) {
 	paths := []string{path}
 	if path == "" {
 		paths = paths[:0]
-		for _, dir := range places {
+		for _, dir := range ConfigDirs() {
 			paths = append(paths, filepath.Join(root, dir, "agent.yaml"))
 		}
 	}
@@ -120,7 +120,7 @@ func (c Config) checkDefaults() error {
 		return nil
 	}
 	return fmt.Errorf("config: none at %s, but this gateway was enrolled with one: bring it back, or name it with --config; to go on with the built-in defaults, make an empty file %s",
-		strings.Join(places, ", "), c.defaultsMark())
+		strings.Join(ConfigDirs(), ", "), c.defaultsMark())
 }
 
 // defaultsMark is the file that says that this gateway began with the built-in defaults.

@@ -13,13 +13,20 @@ import (
 	"wardlink/internal/durable"
 )
 
-// places are the directories in which a gateway looks for its kit (kit.json) and its configuration (agent.yaml), in this order, where it
-// is told no other: /etc/wardlink first, which only root can write, then the boot partition, where images of the field mount it. The boot
-// partition is FAT: it can be written on any desk, so one image and one kit make two hundred gateways.
-var places = []string{"/etc/wardlink", "/boot/firmware/wardlink", "/boot/wardlink", "/boot/efi/wardlink", "/efi/wardlink"}
+// bootPlaces are the directories on the boot partition, where images of the field mount it, in which a gateway looks for its kit (kit.json)
+// and its configuration (agent.yaml). The boot partition is FAT: it can be written on any desk, so one image and one kit make two hundred
+// gateways.
+var bootPlaces = []string{"/boot/firmware/wardlink", "/boot/wardlink", "/boot/efi/wardlink", "/efi/wardlink"}
 
-// Places lists the directories in which kit and configuration are looked for.
-func Places() []string { return append([]string(nil), places...) }
+// etcPlace is the installed system's own.
+const etcPlace = "/etc/wardlink"
+
+// kitDirs: what somebody put into the running system was meant for this gateway.
+func kitDirs() []string { return append([]string{etcPlace}, bootPlaces...) }
+
+// ConfigDirs lists the directories in which agent.yaml is looked for. The package always puts one into /etc/wardlink, so one on the boot partition,
+// which somebody put there, comes first.
+func ConfigDirs() []string { return append(append([]string(nil), bootPlaces...), etcPlace) }
 
 const (
 	kitFile   = "kit.json"
@@ -29,7 +36,7 @@ const (
 // HeldKit is the kit that a gateway follows, and where it stands.
 //
 // Who can replace a kit decides whom the gateway trusts. So the first start copies the kit that it found into the state directory, and
-// once the gateway is enrolled only that copy counts: another kit that lies at one of the places is reported and not followed, until
+// once the gateway is enrolled only that copy counts: another kit that lies in one of the directories is reported and not followed, until
 // somebody who may write the state directory says 'wardlink-agent kit adopt FILE'. Before enrolment nothing hangs on it yet, and a
 // kit that was mended on the boot partition is followed.
 type HeldKit struct {
@@ -44,12 +51,12 @@ type HeldKit struct {
 // keptKit is where the copy is.
 func (c Config) keptKit() string { return filepath.Join(c.State, kitFile) }
 
-// kitPlaces are where a kit is looked for: at the configured path alone, or in each of the places.
+// kitPlaces are where a kit is looked for: at the configured path alone, or in each of kitDirs.
 func (c Config) kitPlaces() (out []string) {
 	if c.Kit != "" {
 		return []string{c.Kit}
 	}
-	for _, dir := range places {
+	for _, dir := range kitDirs() {
 		out = append(out, filepath.Join(c.root, dir, kitFile))
 	}
 	return out

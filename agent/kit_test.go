@@ -12,6 +12,7 @@ import (
 	"math/big"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -79,15 +80,15 @@ func put(t *testing.T, path string, data []byte) {
 	}
 }
 
-// TestKitPlaces: /etc before the boot partition; a configured path alone; and what is said when there is none.
+// TestKitPlaces: /etc before the boot partition, where the package puts no kit; a configured path alone; and what is said when there is none.
 func TestKitPlaces(t *testing.T) {
 	root := t.TempDir()
 	c := Config{State: filepath.Join(root, "state"), root: root}
 	if _, err := c.LoadKit(); err == nil || !strings.Contains(err.Error(), "wardlink provision kit") || !strings.Contains(err.Error(), "/boot/firmware/wardlink/kit.json") {
 		t.Errorf("none: %v", err)
 	}
-	for i := len(places) - 1; i >= 0; i-- {
-		path := filepath.Join(root, places[i], "kit.json")
+	for _, dir := range slices.Backward(kitDirs()) {
+		path := filepath.Join(root, dir, "kit.json")
 		put(t, path, kitBytes(t, "ward.example"))
 		if k, err := c.LoadKit(); err != nil || k.Path != path || k.Copied {
 			t.Errorf("%s: %+v, %v", path, k.Path, err)
@@ -187,14 +188,14 @@ func TestConfigPlaces(t *testing.T) {
 	if err := c.checkDefaults(); err != nil {
 		t.Errorf("a gateway that began with the defaults: %v", err)
 	}
-	for i := len(places) - 1; i >= 0; i-- {
-		path := filepath.Join(root, places[i], "agent.yaml")
+	for _, dir := range slices.Backward(ConfigDirs()) {
+		path := filepath.Join(root, dir, "agent.yaml")
 		put(t, path, []byte("sources: [{id: bed-7, mllp: '127.0.0.1:2575'}]"))
 		if c, err := loadConfig(root, ""); err != nil || c.From != path || c.Sources[0].ID != "bed-7" {
 			t.Errorf("%s: %+v, %v", path, c, err)
 		}
 	}
-	put(t, filepath.Join(root, places[0], "agent.yaml"), []byte("sorces: []"))
+	put(t, filepath.Join(root, ConfigDirs()[0], "agent.yaml"), []byte("sorces: []"))
 	if _, err := loadConfig(root, ""); err == nil || !strings.Contains(err.Error(), "sorces") {
 		t.Errorf("a wrong file gives way to the next: %v", err)
 	}

@@ -11,8 +11,8 @@ import (
 )
 
 // serialFiles are where a gateway's serial number stands, below the root of the file system. The firmware of ARM boards passes it in the
-// device tree. A PC's is in DMI, which only root may read; a service manager may pass it on as a credential.
-var serialFiles = []string{"proc/device-tree/serial-number", "sys/firmware/devicetree/base/serial-number", "sys/class/dmi/id/product_serial"}
+// device tree. A PC's is in DMI, which only root may read: the unit copies it, or a service manager passes it on as a credential.
+var serialFiles = []string{"run/wardlink-agent/serial", "proc/device-tree/serial-number", "sys/firmware/devicetree/base/serial-number", "sys/class/dmi/id/product_serial"}
 
 // noSerial are what makers leave there instead of a serial number, in lower case.
 var noSerial = []string{

@@ -6,9 +6,9 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"time"
 
 	"wardlink/enroll"
-	"wardlink/internal/spiffe"
 	"wardlink/server/records"
 	"wardlink/server/registry"
 )
@@ -16,21 +16,20 @@ import (
 // seen answers GET /seen on the gateways' port: an active gateway, known by its certificate, is told when its heartbeats were seen. It
 // tells nothing of any other.
 func (s *Server) seen(w http.ResponseWriter, r *http.Request) {
-	if r.TLS == nil || len(r.TLS.VerifiedChains) == 0 {
+	gateway, err := "", errors.New("no TLS")
+	if r.TLS != nil {
+		gateway, err = s.ingest.Gateway(*r.TLS, time.Now())
+	}
+	if err != nil {
 		var peer net.Addr
 		if at, err := netip.ParseAddrPort(r.RemoteAddr); err == nil {
 			peer = net.TCPAddrFromAddrPort(at)
 		}
-		s.ingest.Refusals().Add(peer, "seen: no client certificate")
+		s.ingest.Refusals().Add(peer, "seen: no gateway's certificate")
 		http.Error(w, "a gateway's certificate is needed", http.StatusUnauthorized)
 		return
 	}
-	id, err := spiffe.FromCertificate(r.TLS.VerifiedChains[0][0])
-	if err != nil || id.Kind != spiffe.Gateway || id.TrustDomain != s.cfg.TrustDomain {
-		http.Error(w, "this is for gateways", http.StatusForbidden)
-		return
-	}
-	if _, err := s.registry.Admit(r.Context(), id.Name); err != nil {
+	if _, err := s.registry.Admit(r.Context(), gateway); err != nil {
 		status := http.StatusServiceUnavailable
 		if errors.Is(err, registry.ErrNotActive) || errors.Is(err, registry.ErrUnknown) {
 			status = http.StatusForbidden
@@ -38,12 +37,12 @@ func (s *Server) seen(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "not admitted", status)
 		return
 	}
-	beats, err := records.NewStore(s.db, s.keys.Pseudonym).Heartbeats(r.Context(), id.Name)
+	beats, err := records.NewStore(s.db, s.keys.Pseudonym).Heartbeats(r.Context(), gateway)
 	if err != nil {
-		s.log.Error("heartbeats cannot be told", "gateway", id.Name, "error", err)
+		s.log.Error("heartbeats cannot be told", "gateway", gateway, "error", err)
 		http.Error(w, "the server cannot tell now", http.StatusServiceUnavailable)
 		return
 	}
 	w.Header().Set("Content-Type", "application/json")
-	_ = json.NewEncoder(w).Encode(enroll.Seen{Gateway: id.Name, First: beats.First, Last: beats.Last, Epoch: beats.Epoch})
+	_ = json.NewEncoder(w).Encode(enroll.Seen{Gateway: gateway, First: beats.First, Last: beats.Last, Epoch: beats.Epoch})
 }

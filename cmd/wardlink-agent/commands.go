@@ -22,7 +22,7 @@ import (
 )
 
 func configFlag(fs *flag.FlagSet) *string {
-	return fs.String("config", "", "the agent's configuration `FILE`; without it: agent.yaml in "+strings.Join(agent.Places(), ", ")+", else built-in defaults")
+	return fs.String("config", "", "the agent's configuration `FILE`; without it: agent.yaml in "+strings.Join(agent.ConfigDirs(), ", ")+", else built-in defaults")
 }
 
 func runAgent(ctx context.Context, args []string, _, stderr io.Writer) error {

@@ -43,12 +43,12 @@ Exit codes: 0 done, 1 failed, 2 wrong usage. Two commands answer with theirs, an
 
 doctor and hl7 try change nothing and send no telemetry; hl7 try needs no configuration. NO_COLOR is respected.
 
-Without --config the configuration is agent.yaml in /etc/wardlink, /boot/firmware/wardlink, /boot/wardlink, /boot/efi/wardlink or
-/efi/wardlink, whichever is there first; without any, the built-in defaults: one source 'bedside' on port 2575 for devices of private
-IPv4 networks. All keys, with their defaults:
+Without --config the configuration is the first agent.yaml in /boot/firmware/wardlink, /boot/wardlink, /boot/efi/wardlink, /efi/wardlink or
+/etc/wardlink; without any, the built-in defaults: one source 'bedside' on port 2575 for devices of private networks. All keys, with their
+defaults:
 
-  kit: ""                             # what 'wardlink provision kit' made; default: kit.json, looked for like agent.yaml. The first start
-                                      # copies it into state; once enrolled only the copy is followed ('wardlink-agent kit adopt')
+  kit: ""                             # what 'wardlink provision kit' made; default: kit.json in /etc/wardlink, then on the boot partition as
+                                      # above. The first start copies it into state; once enrolled only the copy counts (see 'kit adopt')
   state: /var/lib/wardlink-agent      # identity and buffer
   tpm: /dev/tpmrm0                    # or swtpm:/path/to.sock for an emulated one
   buffer: {cap: 1GB}                  # bytes on disk; at the cap sources get no acknowledgement

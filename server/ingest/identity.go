@@ -152,3 +152,16 @@ func (s *Server) pardon(ctx context.Context, id identity, now time.Time) (reason
 }
 
 func spkiHash(c *x509.Certificate) [32]byte { return sha256.Sum256(c.RawSubjectPublicKeyInfo) }
+
+// Gateway is who has proven, in a completed handshake of the gateways' port, to be which gateway, for what is asked there beside MQTT.
+// A certificate that has ended is none here: the grace is for telemetry.
+func (s *Server) Gateway(state tls.ConnectionState, now time.Time) (string, error) {
+	id, _, err := s.prove(state, now)
+	if err != nil {
+		return "", err
+	}
+	if id.late {
+		return "", violation{reasonExpired}
+	}
+	return id.gateway, nil
+}
