@@ -43,6 +43,7 @@ type Agent struct {
 	sources []*source.MLLP
 	link    *uplink.Uplink
 	reports *reporter
+	resend  *resender
 	started time.Time
 	time    *timekeeper
 
@@ -159,9 +160,14 @@ func (a *Agent) prepare() (err error) {
 		return err
 	}
 	a.reports = &reporter{agent: a, every: every}
+	size, err := a.cfg.BufferCap()
+	if err != nil {
+		return err
+	}
+	a.resend = &resender{buf: a.buf, log: a.log, allowance: 2 * size, now: time.Now}
 	a.link, err = uplink.New(uplink.Config{
 		Servers: a.kit.Servers, Current: a.servers, Server: a.serverID(), Roots: a.kit.Pool(), Identity: a.shown, Moment: a.time.moment,
-		Buffer: linkBuffer{a.buf, a.reports}, Sealing: a.seals.get, Down: a.down, NotAdmitted: a.notAdmitted, Log: a.log,
+		Buffer: linkBuffer{a.buf, a.reports}, Sealing: a.seals.get, Down: a.down, Again: a.resend.again, NotAdmitted: a.notAdmitted, Log: a.log,
 	})
 	return err
 }
@@ -388,7 +394,14 @@ func (a *Agent) shown() (tls.Certificate, string, error) {
 
 // down receives the hospital's documents. Those of later releases are ignored.
 func (a *Agent) down(doc telemetry.Doc, body []byte) {
-	if doc != telemetry.DocConfig {
+	switch doc {
+	case telemetry.DocResend:
+		if err := a.resend.ask(body); err != nil {
+			a.log.Warn("the hospital's question for lost batches cannot be read", "error", err)
+		}
+		return
+	case telemetry.DocConfig:
+	default:
 		return
 	}
 	_, gateway, err := a.credentials()

@@ -234,7 +234,7 @@ func (a *Agent) report(s Status, assigned uint64, void telemetry.Spans) *telemet
 	r.Sources = sourceReports(s)
 	self := &lanes[telemetry.LaneSelf]
 	self.assigned, self.void = assigned, void
-	r.Lanes = laneReports(a.intake.epoch, lanes, s, a.buf.Accounts())
+	r.Lanes = laneReports(a.intake.epoch, lanes, s, a.resend.lost(a.buf.Accounts()))
 	a.oldest(r.Lanes)
 	return r
 }

@@ -49,6 +49,8 @@ type Status struct {
 	Disk        Disk        `json:"disk"`      // under the state directory
 	Clock       KernelClock `json:"clock"`
 	Time        ClockFacts  `json:"time"` // what is known of the time
+
+	Resend ResendStatus `json:"resend"` // what a restored hospital asked for again
 }
 
 // Queue is what waits in a lane for the hospital's acknowledgement.
@@ -106,7 +108,7 @@ func (a *Agent) status() Status {
 		Time:     a.time.facts(),
 		Identity: "enrolled", Kit: a.kit.ShortFingerprint(), Epoch: a.intake.epoch.String(), Started: a.started,
 		ConfigSet: a.config.inForce().Version, Sources: map[string]source.Stats{}, Intake: a.intake.counters(),
-		Buffer: a.buf.Stats(), Uplink: a.link.Status(),
+		Buffer: a.buf.Stats(), Uplink: a.link.Status(), Resend: a.resend.state(),
 	}
 	for i, m := range a.sources {
 		s.Sources[a.cfg.Sources[i].ID] = m.Stats()

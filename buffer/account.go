@@ -66,7 +66,7 @@ func (b *Buffer) Accounts() []Account {
 			}
 		}
 		for _, a := range byEpoch {
-			a.Held, a.Lost = joined(a.Held), joined(a.Lost)
+			a.Held, a.Lost = Join(a.Held), Join(a.Lost)
 			out = append(out, *a)
 		}
 	}
@@ -115,7 +115,7 @@ func (l *lane) miss(s *seg) {
 	m.upper = m.upper || size(lost) != s.waiting+s.gone.size()
 	all := runs(m.numbers.spans)
 	m.numbers.spans = nil
-	for _, r := range joined(append(all, lost...)) {
+	for _, r := range Join(append(all, lost...)) {
 		m.numbers.spans = append(m.numbers.spans, span{r.First, r.Last})
 	}
 }
@@ -197,8 +197,8 @@ func subtract(from []Run, set *ranges) (out []Run) {
 	return out
 }
 
-// joined sorts runs and joins those that touch.
-func joined(in []Run) (out []Run) {
+// Join sorts runs, in place, and joins those that touch.
+func Join(in []Run) (out []Run) {
 	slices.SortFunc(in, func(x, y Run) int { return cmp.Compare(x.First, y.First) })
 	for _, r := range in {
 		if n := len(out); n > 0 && r.First <= out[n-1].Last+1 {

@@ -31,8 +31,8 @@ import (
 // restoringFile is in a directory from a restore's first step to its last. Nothing runs on a directory that has it.
 const restoringFile = "RESTORING"
 
-// formerDir holds the logs that a restore has ended: log-<n>/ and log-<n>.pub.
-const formerDir = "former"
+// formerDir holds the logs that a restore has ended.
+const formerDir = audit.FormerDir
 
 // restoreMigrations is the schema of what is known of restores: one row each.
 func restoreMigrations() []sqldb.Migration {
@@ -236,7 +236,7 @@ func (r *restoring) prove(ctx context.Context) error {
 		return err
 	}
 	r.Progress("checking the database")
-	db, err := sqldb.Open(databaseFile(r.Dir), sqldb.OutboxMigrations()...)
+	db, err := sqldb.OpenBeside(databaseFile(r.Dir))
 	if err != nil {
 		return err
 	}

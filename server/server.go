@@ -153,11 +153,15 @@ func (s *Server) openServices() (err error) {
 		Journal: s.journal, Registry: s.registry, TrustDomain: s.cfg.TrustDomain, Roots: s.roots(), Log: s.log,
 		Grace: ingest.Grace{For: s.cfg.ExpiredGrace, CA: func() (bool, time.Time) { h := s.ca.Health(); return h.Well, h.Since }},
 		Down: func(ctx context.Context, gateway string) ([]ingest.Document, error) {
+			docs, err := s.resend(ctx, gateway)
+			if err != nil { // it must not keep the configuration back
+				s.log.Error("a gateway is not asked for what a restore lost; it is asked at its next connection", "gateway", gateway, "error", err)
+			}
 			doc, err := configs.Document(ctx, gateway)
 			if err != nil {
-				return nil, err
+				return docs, err
 			}
-			return []ingest.Document{{Doc: telemetry.DocConfig, Body: doc}}, nil
+			return append(docs, ingest.Document{Doc: telemetry.DocConfig, Body: doc}), nil
 		},
 	})
 	if err := s.openCA(); err != nil {

@@ -27,6 +27,8 @@ func TestTagsFollowTheCDDL(t *testing.T) {
 		"problem":   reflect.TypeFor[wireProblem](),
 		"refusal":   reflect.TypeFor[wireRefusal](),
 		"hello":     reflect.TypeFor[wireWelcome](),
+		"resend":    reflect.TypeFor[wireResend](),
+		"held":      reflect.TypeFor[wireHeld](),
 
 		"report-batch": reflect.TypeFor[wireReportBatch](),
 		"report":       reflect.TypeFor[wireReport](),

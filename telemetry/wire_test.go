@@ -35,7 +35,7 @@ func examples(t *testing.T) map[string][]byte {
 		}
 		found[string(m[1])] = data
 	}
-	for _, name := range []string{"header", "frame", "sealing-record", "signed-sealing-record", "plaintext", "batch", "waveform-batch", "refusal", "report-batch", "hello"} {
+	for _, name := range []string{"header", "frame", "sealing-record", "signed-sealing-record", "plaintext", "batch", "waveform-batch", "refusal", "resend", "report-batch", "hello"} {
 		if found[name] == nil {
 			t.Fatalf("WIRE.md has no example of a %s", name)
 		}
@@ -140,6 +140,11 @@ func TestExamplesOfWire(t *testing.T) {
 	refusal, err := telemetry.DecodeRefusal(ex["refusal"])
 	if err != nil || refusal.Epoch != header.Epoch || refusal.Lane != header.Lane || refusal.Number != header.Number {
 		t.Errorf("refusal %+v, %v", refusal, err)
+	}
+	resend, err := telemetry.DecodeResend(ex["resend"])
+	if want := []telemetry.Span{{First: 0, Last: 41}, {First: 43, Last: 96}}; err != nil || string(resend.Generation[:]) != "restore-01234567" ||
+		len(resend.Held) != 1 || resend.Held[0].Epoch != header.Epoch || !slices.Equal(resend.Held[0].Runs, want) {
+		t.Errorf("resend %+v, %v", resend, err)
 	}
 	page, err := os.ReadFile("WIRE.md")
 	if err != nil {

@@ -30,17 +30,18 @@ type link struct {
 	jobs  chan job          // to the one goroutine that calls paho's Publish, which may block as long as a write may
 	sent  chan paho.Token   // its answers
 
-	flight  []flight // in the order of sending, which is that of the PUBACKs
-	bytes   int      // of the frames in flight
-	queue   []buffer.Batch
-	held    []buffer.Batch    // their sealing record cannot be had at the moment
-	missing map[[16]byte]bool // the sealing records that held waits for
-	brought map[[16]byte]bool // sealing records published on this connection
-	topics  [telemetry.LaneCount]string
-	kept    []buffer.ID      // acknowledged on a provisional session; the buffer still holds them as taken
-	retry   <-chan time.Time // when held is tried again
-	empty   bool             // the last Take gave nothing
-	more    []buffer.ID      // scratch
+	flight   []flight // in the order of sending, which is that of the PUBACKs
+	bytes    int      // of the frames in flight
+	queue    []buffer.Batch
+	held     []buffer.Batch    // their sealing record cannot be had at the moment
+	missing  map[[16]byte]bool // the sealing records that held waits for
+	brought  map[[16]byte]bool // sealing records published on this connection
+	topics   [telemetry.LaneCount]string
+	bringing map[buffer.ID]bool // sent once more, not acknowledged
+	kept     []buffer.ID        // acknowledged on a provisional session; the buffer still holds them as taken
+	retry    <-chan time.Time   // when held is tried again
+	empty    bool               // the last Take gave nothing
+	more     []buffer.ID        // scratch
 }
 
 type job struct {
@@ -66,7 +67,7 @@ const maxBrought = 4000
 func newLink(u *Uplink, t *transport) *link {
 	l := &link{
 		u: u, t: t, guard: newGuard(t.conn, u.timing.write), lost: make(chan struct{}), inbox: make(chan paho.Message, inboxSize),
-		jobs: make(chan job), sent: make(chan paho.Token, 1), missing: make(map[[16]byte]bool), brought: make(map[[16]byte]bool),
+		jobs: make(chan job), sent: make(chan paho.Token, 1), missing: make(map[[16]byte]bool), brought: make(map[[16]byte]bool), bringing: make(map[buffer.ID]bool),
 	}
 	for lane := range l.topics {
 		l.topics[lane] = telemetry.UpTopic(t.gateway, telemetry.Lane(lane))
@@ -159,12 +160,14 @@ func (l *link) close() {
 	l.settle()
 	var back []buffer.ID
 	for _, f := range l.flight {
-		if f.batch {
+		if f.batch && !l.bringing[f.id] {
 			back = append(back, f.id)
 		}
 	}
 	for _, b := range append(l.queue, l.held...) {
-		back = append(back, b.ID)
+		if !l.bringing[b.ID] {
+			back = append(back, b.ID)
+		}
 	}
 	back = append(back, l.kept...) // nothing is deleted on the word of a session that stayed provisional: they are sent again
 	l.flight, l.queue, l.held, l.kept = nil, nil, nil, nil
@@ -325,7 +328,7 @@ func (l *link) settle() {
 		if done, err := f.answered(l.t.gateway); !done || err != nil {
 			rest = append(rest, f)
 		} else if f.batch {
-			l.more = append(l.more, f.id)
+			l.arrived(f.id)
 		}
 	}
 	l.flight = rest
@@ -354,7 +357,7 @@ func (l *link) sweep() error {
 			break
 		}
 		if f.batch {
-			l.more = append(l.more, f.id)
+			l.arrived(f.id)
 			l.bytes -= f.size
 		}
 	}
@@ -364,6 +367,16 @@ func (l *link) sweep() error {
 		return l.over(failed)
 	}
 	return nil
+}
+
+// arrived notes a batch for acknowledge, unless the buffer has it acknowledged already.
+func (l *link) arrived(id buffer.ID) {
+	if l.bringing[id] {
+		delete(l.bringing, id)
+		l.u.note(func(s *Status) { s.Again++ })
+		return
+	}
+	l.more = append(l.more, id)
 }
 
 // answered reports whether the server has answered, and the error when the answer is none or a refusal.

@@ -27,7 +27,7 @@ func (l *link) fill(ctx context.Context) error {
 	for l.room() && ctx.Err() == nil {
 		if len(l.queue) == 0 {
 			if l.empty {
-				return nil
+				return l.bring(ctx)
 			}
 			batches, err := l.u.cfg.Buffer.Take(min(takeAtOnce, window-len(l.flight)))
 			l.queue = append(l.queue[:0], batches...)
@@ -36,7 +36,7 @@ func (l *link) fill(ctx context.Context) error {
 			}
 			if len(l.queue) == 0 {
 				l.empty = true
-				return nil
+				continue
 			}
 		}
 		b := l.queue[0]
@@ -48,6 +48,35 @@ func (l *link) fill(ctx context.Context) error {
 	}
 	if len(l.brought) >= maxBrought && len(l.flight) == 0 {
 		return errors.New("a new connection is needed: this one has carried as many sealing records as the server allows")
+	}
+	return nil
+}
+
+// bringAtOnce is how many batches are in flight that the hospital asked for again: what is new waits behind no more than these.
+const bringAtOnce = 8
+
+// maxUnwanted bounds what is remembered of refusals of batches that were sent again.
+const maxUnwanted = 4096
+
+// bring sends batches once more that the hospital has lost. Not on a provisional session: who is on that line may be nobody's hospital.
+func (l *link) bring(ctx context.Context) error {
+	for l.u.cfg.Again != nil && l.t.judge == nil && len(l.bringing) < bringAtOnce && l.room() && ctx.Err() == nil {
+		batches, err := l.u.cfg.Again(1)
+		if err != nil {
+			return fmt.Errorf("buffer: %w", err)
+		}
+		if len(batches) == 0 {
+			return nil
+		}
+		for _, b := range batches {
+			if l.u.unwanted[b.ID] {
+				continue
+			}
+			l.bringing[b.ID] = true
+			if err := l.send(ctx, b); err != nil {
+				return err
+			}
+		}
 	}
 	return nil
 }
@@ -83,6 +112,9 @@ func (l *link) send(ctx context.Context, b buffer.Batch) error {
 		return err
 	}
 	l.bytes += len(b.Frame)
+	if l.bringing[b.ID] {
+		return nil
+	}
 	l.u.note(func(s *Status) {
 		s.Published++
 		lane := &s.Lanes[b.ID.Lane]
@@ -215,6 +247,15 @@ func (l *link) document(m paho.Message) {
 
 // park sets a batch aside for good.
 func (l *link) park(id buffer.ID, reason string) {
+	if l.bringing[id] {
+		delete(l.bringing, id)
+		if len(l.u.unwanted) < maxUnwanted {
+			l.u.unwanted[id] = true
+		}
+		l.u.log.Warn("a batch that the hospital asked for again is not taken", "reason", reason,
+			"batch", telemetry.BatchID{Epoch: id.Epoch, Lane: telemetry.Lane(id.Lane), Number: id.Number}.String())
+		return
+	}
 	l.u.cfg.Buffer.Park(id, reason)
 	l.u.note(func(s *Status) { s.Parked++ })
 	l.u.log.Warn("batch is parked", "reason", reason,

@@ -67,6 +67,9 @@ type Config struct {
 	// Down takes the documents that the server pushes, except refusals. It must not block for long: meanwhile nothing is sent. nil
 	// drops them.
 	Down func(doc telemetry.Doc, body []byte)
+	// Again gives out delivered batches that the hospital asks for once more, at most max; none: there are no more now. They are sent when nothing
+	// else waits, few at a time, and what becomes of them is told to nobody: the hospital asks again at the next connection. nil: never.
+	Again func(max int) ([]buffer.Batch, error)
 	// NotAdmitted is called when the server does not admit this gateway's certificate (CONNACK 5), which has no room for a reason: who
 	// has issued it can say more. It must not block; it may be nil.
 	NotAdmitted func()
@@ -113,6 +116,8 @@ type Uplink struct {
 	// doubted was refused on provisional sessions and stays taken: it is neither parked on the word of a server that nobody could judge,
 	// nor does it end one session after the other. A full session sends it again. Of Run's goroutine alone.
 	doubted []buffer.ID
+	// unwanted was sent again and refused: not a third time, or each connection would end with it. Of Run's goroutine alone.
+	unwanted map[buffer.ID]bool
 
 	hello telemetry.Hello
 	mute  map[string]time.Time // servers that take no hello, and until when that is believed; of Run's goroutine and its dialers, under mu
@@ -145,6 +150,7 @@ type Status struct {
 	Published    uint64 `json:"published"`    // batches handed to the network
 	Acknowledged uint64 `json:"acknowledged"` // batches that the hospital has
 	Parked       uint64 `json:"parked"`       // batches refused, or damaged
+	Again        uint64 `json:"again"`        // batches that the hospital had, lost, and has again
 	Dropped      uint64 `json:"dropped"`      // documents that came faster than they could be taken
 
 	Fault string                           `json:"fault"` // class of the last error, a constant text without address or cause; "" before the first
@@ -181,7 +187,7 @@ func New(cfg Config) (*Uplink, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	u := &Uplink{cfg: cfg, log: cfg.Log, timing: defaultTiming, hello: telemetry.OwnHello(build.Version), mute: map[string]time.Time{}, turned: make(chan struct{})}
+	u := &Uplink{cfg: cfg, log: cfg.Log, unwanted: map[buffer.ID]bool{}, timing: defaultTiming, hello: telemetry.OwnHello(build.Version), mute: map[string]time.Time{}, turned: make(chan struct{})}
 	u.open = u.openTLS
 	u.status.Since = time.Now()
 	return u, nil

@@ -56,7 +56,8 @@ func (t *tool) auditVerify() *cobra.Command {
 	var older []string
 	c := &cobra.Command{
 		Use: "verify --dir DIR", Short: "Verify the whole log offline, with its public key only", Args: cobra.NoArgs,
-		Long: "Hashes every leaf and every row again and holds them against the signed checkpoint. Needs no server and no\n" +
+		Long: "Hashes every leaf and every row again and holds them against the signed checkpoint; so with the logs that restores\n" +
+			"ended, and that each begins where the one before ended. Needs no server and no\n" +
 			"network. Exits 1 on any doubt. A whole log that was put back to a former state verifies by itself: keep checkpoints\n" +
 			"elsewhere and give them with --older.",
 		Example: `  wardlink audit verify --dir /var/lib/wardlink
@@ -78,8 +79,12 @@ func (t *tool) auditVerify() *cobra.Command {
 				o.Older = append(o.Older, cp)
 			}
 			r, err := audit.VerifyWith(log, vkey, o)
+			former, ferr := verifyFormer(dir, log, vkey)
+			err = errors.Join(err, ferr)
 			if t.json {
-				if jerr := t.printJSON(verified(r, err)); jerr != nil {
+				out := verified(r, err)
+				out.Former = former
+				if jerr := t.printJSON(out); jerr != nil {
 					return jerr
 				}
 				if err != nil {
@@ -93,6 +98,10 @@ func (t *tool) auditVerify() *cobra.Command {
 			return t.table(func(w io.Writer) {
 				fmt.Fprintf(w, "verified\t%s\nleaves\t%d (%d events, %d windows)\npublishes\t%d\nroot\t%s\nlatest\t%s\n",
 					r.Origin, r.Leaves, r.Events, r.Windows, r.Rows, r.Root, time.UnixMilli(r.Latest).UTC().Format(time.RFC3339))
+				for _, f := range former {
+					fmt.Fprintf(w, "before it\t%s, %d leaves (%d events, %d windows), %d publishes; the next log's first leaf names its checkpoint\n",
+						f.Origin, f.Leaves, f.Events, f.Windows, f.Rows)
+				}
 				if r.Unpublished > 0 {
 					fmt.Fprintf(w, "not signed yet\t%d leaves (%d events, %d windows over %d publishes); they prove nothing\n",
 						r.Unpublished, r.UnpublishedEvents, r.UnpublishedWindows, r.UnpublishedRows)
@@ -119,6 +128,29 @@ type verifyReport struct {
 	Latest      int64    `json:"latest_ms"`
 	Unpublished uint64   `json:"unpublished"` // leaves not signed yet
 	Findings    []string `json:"findings"`
+
+	Former []verifyReport `json:"former,omitempty"` // logs that restores ended, oldest first
+}
+
+// verifyFormer verifies the logs that restores ended, and that each begins where the one before ended.
+func verifyFormer(dir, log, vkey string) (out []verifyReport, err error) {
+	logs, err := audit.FormerLogs(dir)
+	if err != nil {
+		return nil, err
+	}
+	var errs []error
+	for i, f := range logs {
+		r, err := audit.Verify(f.Dir, f.Key)
+		out, errs = append(out, verified(r, err)), append(errs, err)
+		next, key := log, vkey
+		if i+1 < len(logs) {
+			next, key = logs[i+1].Dir, logs[i+1].Key
+		}
+		if err == nil {
+			errs = append(errs, audit.CheckSuccession(next, key, f))
+		}
+	}
+	return out, errors.Join(errs...)
 }
 
 func verified(r audit.Report, err error) verifyReport {

@@ -67,7 +67,7 @@ type Config struct {
 	TrustDomain string
 	Roots       *x509.CertPool // what gateways' chains end in; nil is none, and then nobody is let in
 	Grace       Grace
-	// Down gives the documents that are pushed to a gateway when it subscribes. nil means none.
+	// Down gives the documents that are pushed to a gateway when it subscribes; with an error, those that could be had. nil means none.
 	Down   func(ctx context.Context, gateway string) ([]Document, error)
 	Log    *slog.Logger // nil discards
 	Limits Limits

@@ -304,7 +304,6 @@ func (c *session) subscribe(ctx context.Context, body []byte) error {
 	if err != nil {
 		// Telemetry must not wait for a configuration: the gateway goes on with the one it has.
 		c.srv.log.Error("documents for a gateway cannot be had", "gateway", c.id.gateway, "error", err)
-		return nil
 	}
 	for _, d := range docs {
 		switch {

@@ -1,0 +1,74 @@
+package records
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"wardlink/telemetry"
+)
+
+// heldStreams and heldRuns bound what Held gives, well above what a document has room for.
+const (
+	heldStreams = 1024
+	heldRuns    = 1024
+)
+
+// Held gives the numbers of batches that this database has of a gateway, settled or with what is needed to settle them: the streams that brought
+// something last come first, of each the highest runs. A batch that is being opened is not among them, for its frame is in a journal that
+// need not be this database's.
+func (s *Store) Held(ctx context.Context, gateway string) (out []telemetry.Held, err error) {
+	fail := func(err error) ([]telemetry.Held, error) {
+		return nil, fmt.Errorf("records: held of %s: %w", gateway, err)
+	}
+	tx, err := s.db.Query(ctx, `SELECT s.id, s.epoch, s.lane FROM streams s JOIN account_runs r ON r.stream = s.id
+		WHERE s.gateway = $1 GROUP BY s.id ORDER BY MAX(r.since) DESC, s.id DESC LIMIT $2`, gateway, heldStreams)
+	if err != nil {
+		return fail(err)
+	}
+	var ids []int64
+	for tx.Next() {
+		var id int64
+		var epoch []byte
+		h := telemetry.Held{}
+		if err := tx.Scan(&id, &epoch, &h.Lane); err != nil {
+			_ = tx.Close()
+			return fail(err)
+		}
+		h.Epoch = telemetry.Epoch(epoch)
+		ids, out = append(ids, id), append(out, h)
+	}
+	if err := tx.Err(); err != nil {
+		return fail(err)
+	}
+	for i, id := range ids {
+		runs, err := s.spans(ctx, "SELECT first, last FROM account_runs WHERE stream = $1 ORDER BY first DESC LIMIT $2", id, heldRuns)
+		if err != nil {
+			return fail(err)
+		}
+		slices.Reverse(runs)
+		opening, err := s.spans(ctx, `SELECT b.number, b.number FROM batches b WHERE b.stream = $1 AND b.state <> 2 AND b.state IN (0, 1, 3)
+			AND NOT EXISTS (SELECT 1 FROM batch_frames f WHERE f.stream = b.stream AND f.number = b.number) ORDER BY b.number LIMIT $2`, id, heldRuns)
+		if err != nil {
+			return fail(err)
+		}
+		out[i].Runs = subtract(runs, opening)
+	}
+	return out, nil
+}
+
+func (s *Store) spans(ctx context.Context, query string, args ...any) (out []telemetry.Span, err error) {
+	rows, err := s.db.Query(ctx, query, args...)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = rows.Close() }()
+	for rows.Next() {
+		var r telemetry.Span
+		if err := rows.Scan(&r.First, &r.Last); err != nil {
+			return nil, err
+		}
+		out = append(out, r)
+	}
+	return out, rows.Err()
+}

@@ -1,0 +1,46 @@
+package records_test
+
+import (
+	"slices"
+	"testing"
+
+	"wardlink/telemetry"
+)
+
+// TestHeldIsWhatNeedNotComeAgain: a batch in the middle of being opened when a snapshot was taken has its number in the account and
+// its frame nowhere.
+func TestHeldIsWhatNeedNotComeAgain(t *testing.T) {
+	f := setup(t)
+	g := f.gateway("gw-1").enrol().bring("gw-1")
+	former := g.epoch
+	for _, n := range []uint64{0, 1, 2, 5, 6} {
+		g.number(n)
+	}
+	f.settled()
+	g.restart()
+	g.number(0)
+	f.settled()
+	other := f.gateway("gw-2").enrol().bring("gw-2")
+	other.number(7)
+	f.settled()
+	f.exec("UPDATE batches SET state = 1 WHERE number = 6")
+	held, err := f.store().Held(f.ctx, "gw-1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(held) != 2 {
+		t.Fatalf("%+v; want two epochs", held)
+	}
+	for _, h := range held {
+		want := []telemetry.Span{{First: 0, Last: 0}}
+		if h.Epoch == former {
+			want = []telemetry.Span{{First: 0, Last: 2}, {First: 5, Last: 5}}
+		}
+		if h.Lane != telemetry.LaneVitals || !slices.Equal(h.Runs, want) {
+			t.Errorf("%+v; want %v", h, want)
+		}
+	}
+	if held, err := f.store().Held(f.ctx, "gw-3"); err != nil || len(held) > 0 {
+		t.Errorf("of a gateway that sent nothing: %v, %v", held, err)
+	}
+}
