@@ -5,7 +5,7 @@ BUILD = stamp=$$(cross/stamp) && go build -trimpath -buildvcs=false -ldflags="$$
 # The agent speaks HTTP/1.1 alone; without HTTP/2 its program is half a megabyte smaller.
 AGENT := -tags nethttpomithttp2
 
-.PHONY: help build cross packages repro emulated demo test check race bench fuzz lint vuln clean need
+.PHONY: help build cross packages packages-test repro emulated demo test check race bench fuzz lint vuln clean need
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -21,7 +21,7 @@ test: need ## all tests, with a real TPM emulator (at most 8 minutes)
 	@scripts/recording --say
 	go test -timeout 8m ./...
 
-check: need build lint race emulated ## the long checks: lint, race detector, ARM, a minute of chaos, a real recording where there is one
+check: need build lint race emulated packages-test ## the long checks: lint, race detector, ARM, packages, a minute of chaos, a real recording where there is one
 	bin/wardlink demo --chaos 60 --gateways 3
 	scripts/recording
 
@@ -35,6 +35,10 @@ cross: ## every program for every machine, into dist/; sizes beside goals
 
 packages: cross ## deb and rpm for every machine, into dist/packages/; sizes and SHA-256
 	cross/package dist
+
+packages-test: need ## the amd64 packages in a throw-away Debian: install, run, upgrade, remove, purge
+	@scripts/need debootstrap:debootstrap rpm:rpm man:man-db systemd-analyze:systemd
+	cross/packages/test
 
 repro: ## every program twice, in two directories: are the bytes the same? Some minutes
 	cross/repro
