@@ -35,7 +35,7 @@ type Config struct {
 		Key  string `yaml:"key"`
 	} `yaml:"hospital_tls"`
 	// ExpiredGrace is how long after its end a gateway's certificate is admitted while the CA cannot issue; 0 is never, 72h the most.
-	ExpiredGrace time.Duration `yaml:"expired_grace"`
+	ExpiredGrace Span `yaml:"expired_grace"`
 
 	Log       string          `yaml:"log"`       // text (default) or json
 	Alerts    alerts.Settings `yaml:"alerts"`    // targets, and when the watchers raise; without targets alerts are rows and events alone
@@ -46,9 +46,34 @@ type Config struct {
 // (serviceLife), so that it outlives the grace.
 const MaxExpiredGrace = enroll.ExpiredGrace
 
+// Span is a time as Go writes it, such as 72h or 90m; a plain 0 is none.
+type Span time.Duration
+
+// String writes whole hours without the rest.
+func (s Span) String() string {
+	if d := time.Duration(s); d%time.Hour == 0 {
+		return fmt.Sprintf("%dh", d/time.Hour)
+	}
+	return time.Duration(s).String()
+}
+
+// UnmarshalYAML implements the decoder's interface.
+func (s *Span) UnmarshalYAML(unmarshal func(any) error) error {
+	var text string
+	if err := unmarshal(&text); err != nil {
+		return err
+	}
+	d, err := time.ParseDuration(strings.TrimSpace(text))
+	if err != nil {
+		return fmt.Errorf("%.40q; expected a time such as 72h or 90m, or 0", text)
+	}
+	*s = Span(d)
+	return nil
+}
+
 // DefaultConfig is what init starts from.
 func DefaultConfig() Config {
-	return Config{Gateways: ":8883", Hospital: ":8443", Operators: ":9443", Retention: DefaultRetention(), ExpiredGrace: MaxExpiredGrace, Log: "text"}
+	return Config{Gateways: ":8883", Hospital: ":8443", Operators: ":9443", Retention: DefaultRetention(), ExpiredGrace: Span(MaxExpiredGrace), Log: "text"}
 }
 
 // LoadConfig reads DIR/server.yaml. It refuses a directory whose restore did not come to its end.
@@ -114,7 +139,7 @@ func (c Config) Check() error {
 	if err := c.Retention.Check(); err != nil {
 		return err
 	}
-	if c.ExpiredGrace != 0 && (c.ExpiredGrace < time.Minute || c.ExpiredGrace > MaxExpiredGrace) {
+	if g := time.Duration(c.ExpiredGrace); g != 0 && (g < time.Minute || g > MaxExpiredGrace) {
 		return fmt.Errorf("expired_grace: %s; expected 0 (off) or 1m to 72h", c.ExpiredGrace)
 	}
 	if c.Log != "text" && c.Log != "json" {

@@ -3,6 +3,7 @@ package server
 import (
 	"strings"
 	"testing"
+	"time"
 )
 
 // FuzzParseConfig: the file is an administrator's, but a typo must end in a message, and what passes must pass Check and come back
@@ -13,6 +14,7 @@ func FuzzParseConfig(f *testing.F) {
 	f.Add(configText(c))
 	f.Add([]byte("trust_domain: ward.example\nnames: [localhost]\ngatways: \":8883\"\n"))
 	f.Add([]byte("trust_domain: ward.example\nnames: [a]\nhospital_tls: {cert: x}\n"))
+	f.Add([]byte("trust_domain: ward.example\nnames: [a]\nexpired_grace: 90m30s\n"))
 	f.Add([]byte("a: &a [*a]\n"))
 	f.Add([]byte("names: [\"\\x00\"]\ntrust_domain: !!binary eA==\n"))
 	f.Add([]byte(nil))
@@ -33,10 +35,22 @@ func FuzzParseConfig(f *testing.F) {
 			t.Fatalf("init would write what the server does not read: %v\n%s", err, configText(c))
 		}
 		if again.TrustDomain != c.TrustDomain || strings.Join(again.Names, ",") != strings.Join(c.Names, ",") ||
-			again.Gateways != c.Gateways || again.Hospital != c.Hospital || again.Operators != c.Operators || again.Log != c.Log || again.Retention != c.Retention {
+			again.Gateways != c.Gateways || again.Hospital != c.Hospital || again.Operators != c.Operators || again.Log != c.Log || again.Retention != c.Retention || again.ExpiredGrace != c.ExpiredGrace {
 			t.Errorf("%+v became %+v", c, again)
 		}
 	})
+}
+
+func TestExpiredGrace(t *testing.T) {
+	for text, want := range map[string]time.Duration{
+		"": 72 * time.Hour, "expired_grace: 0": 0, "expired_grace: 0h": 0, "expired_grace: 24h": 24 * time.Hour, "expired_grace: 72h": 72 * time.Hour, "expired_grace: 1m": time.Minute,
+		"expired_grace: 73h": -1, "expired_grace: -1h": -1, "expired_grace: 30s": -1, "expired_grace: 5": -1, "expired_grace: always": -1, "expired_grace: [1h]": -1,
+	} {
+		c, err := parseConfig([]byte("trust_domain: ward.example\nnames: [localhost]\n" + text + "\n"))
+		if (err != nil) != (want < 0) || err == nil && time.Duration(c.ExpiredGrace) != want {
+			t.Errorf("%q: %s, %v", text, c.ExpiredGrace, err)
+		}
+	}
 }
 
 func TestParseConfigIsBounded(t *testing.T) {

@@ -149,17 +149,10 @@ func configText(c Config) []byte {
 	fmt.Fprintf(&b, "\n# Listen addresses. Nothing else is opened.\ngateways: %q\nhospital: %q\noperators: %q\n", c.Gateways, c.Hospital, c.Operators)
 	fmt.Fprintf(&b, "\n# The hospital's own certificate for FHIR; without it one of our CA is used.\n# hospital_tls: {cert: /path/fhir.crt, key: /path/fhir.key}\n")
 	fmt.Fprintf(&b, "\n# Where alerts go; docs/ALERTS.md has all keys.\n# alerts:\n#   targets:\n#     - {name: pager, webhook: \"https://pager.example/wardlink\", secret_file: /etc/wardlink/pager.secret, minimum: critical}\n#     - {name: siem, syslog: \"tls://siem.example:6514\"}\n")
-	fmt.Fprintf(&b, "\n# While the CA cannot issue, gateways are admitted so long after their certificates' end; 0 is never, 72h the most.\nexpired_grace: %s\n", graceText(c.ExpiredGrace))
+	fmt.Fprintf(&b, "\n# While the CA cannot issue, gateways are admitted so long after their certificates' end; 0 is never, 72h the most.\nexpired_grace: %s\n", c.ExpiredGrace)
 	b.WriteString(retentionText(c.Retention))
 	fmt.Fprintf(&b, "\n# text or json\nlog: %s\n", c.Log)
 	return []byte(b.String())
-}
-
-func graceText(d time.Duration) string {
-	if d%time.Hour == 0 {
-		return fmt.Sprintf("%dh", d/time.Hour)
-	}
-	return d.String()
 }
 
 // announce leaves the event of an operator's certificate in the outbox, and the certificate's end in the registry.

@@ -28,23 +28,21 @@ const (
 func (s *Server) runCA(ctx context.Context) error {
 	tick := time.NewTicker(preparedInterval)
 	defer tick.Stop()
-	for looks := 1; ; looks++ {
+	for looks := 0; ; looks++ {
+		if next, err := keys.Prepared(s.dir); looks%probeEach == 0 || err == nil && next != nil {
+			s.lookAfterCA(ctx)
+		}
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
-		}
-		if next, err := keys.Prepared(s.dir); looks%probeEach == 0 || err == nil && next != nil {
-			s.lookAfterCA(ctx)
 		}
 	}
 }
 
 // lookAfterCA takes up an issuing CA that was prepared, and has the CA look at itself. Nothing here ends the server.
 func (s *Server) lookAfterCA(ctx context.Context) {
-	if err := s.adoptIssuing(ctx); err != nil {
-		s.log.Error("the prepared issuing CA cannot be taken up; the present one goes on", "error", err)
-	}
+	s.takeUpIssuing(ctx)
 	if err := s.readHospital(); err != nil {
 		s.log.Error("the hospital's certificate cannot be read again; the one in use goes on", "error", err)
 	}
@@ -55,6 +53,12 @@ func (s *Server) lookAfterCA(ctx context.Context) {
 		s.log.Error("the CA cannot issue certificates", "reason", now.Reason, "expired_grace", s.cfg.ExpiredGrace.String())
 	case !was.Well && now.Well:
 		s.log.Info("the CA issues certificates again")
+	}
+}
+
+func (s *Server) takeUpIssuing(ctx context.Context) {
+	if err := s.adoptIssuing(ctx); err != nil {
+		s.log.Error("the prepared issuing CA cannot be taken up; the present one goes on", "error", err)
 	}
 }
 

@@ -151,7 +151,7 @@ func (s *Server) openServices() (err error) {
 	configs := &api.Configs{DB: s.db, Outbox: s.outbox, Registry: s.registry, Key: s.keys.Config, Now: time.Now}
 	s.ingest = ingest.New(ingest.Config{
 		Journal: s.journal, Registry: s.registry, TrustDomain: s.cfg.TrustDomain, Roots: s.roots(), Log: s.log,
-		Grace: ingest.Grace{For: s.cfg.ExpiredGrace, CA: func() (bool, time.Time) { h := s.ca.Health(); return h.Well, h.Since }},
+		Grace: ingest.Grace{For: time.Duration(s.cfg.ExpiredGrace), CA: func() (bool, time.Time) { h := s.ca.Health(); return h.Well, h.Since }},
 		Down: func(ctx context.Context, gateway string) ([]ingest.Document, error) {
 			docs, err := s.resend(ctx, gateway)
 			if err != nil { // it must not keep the configuration back
@@ -263,7 +263,7 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	s.log.Info("server started", "trust_domain", s.cfg.TrustDomain, "gateways", s.listeners.gateways.Addr().String(),
 		"hospital", s.listeners.hospital.Addr().String(), "operators", s.listeners.operators.Addr().String())
 
-	s.lookAfterCA(ctx) // before the first handshake: the present issuing CA may have ended while the next one waits
+	s.takeUpIssuing(ctx) // before the first handshake: the present issuing CA may have ended while the next one waits
 
 	// Consumers outlive the listeners, so that what was journaled last is still opened and logged.
 	consumerCtx, stopConsumers := context.WithCancel(context.WithoutCancel(ctx))
