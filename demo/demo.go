@@ -16,6 +16,7 @@ import (
 	"wardlink/internal/child"
 	"wardlink/internal/durable"
 	"wardlink/server/api/client"
+	"wardlink/server/keys"
 )
 
 // trustDomain of the demonstration's hospital.
@@ -34,6 +35,7 @@ type theatre struct {
 	fleet   []*gateway
 	api     *client.Client
 
+	backedUp  time.Time
 	mallory   *gateway // is enrolled like the others, and then carried away
 	malloryEK [32]byte // SHA-256 of its endorsement key
 
@@ -152,7 +154,7 @@ func (t *theatre) play(ctx context.Context) error {
 		enrol = []func(context.Context) error{t.register, t.waitInList, t.approveAll}
 	}
 	for _, act := range slices.Concat([]func(context.Context) error{t.makeTPMs, t.startServer}, enrol, []func(context.Context) error{
-		t.stream, t.settle, t.compare, t.catchUp, t.findRefusals, t.verifyLog, t.findReads,
+		t.stream, t.refill, t.settle, t.compare, t.catchUp, t.findRefusals, t.verifyLog, t.findReads,
 		t.proveOne,
 	}) {
 		if err := ctx.Err(); err != nil {
@@ -169,6 +171,9 @@ func (t *theatre) play(ctx context.Context) error {
 func (t *theatre) acts() []func(context.Context) error {
 	if t.Chaos > 0 {
 		return []func(context.Context) error{t.chaos, t.attack}
+	}
+	if t.Disaster { // the agent's former life delivered something, and the backup lacks the end of it
+		return []func(context.Context) error{t.makeBackup, t.killAgent, t.loseServer}
 	}
 	return []func(context.Context) error{t.killAgent, t.cutNetwork, t.killServer, t.attack}
 }
@@ -198,6 +203,12 @@ func (t *theatre) startServer(ctx context.Context) error {
 		"--gateways", t.ports.gateways, "--hospital", t.ports.hospital, "--operators", t.ports.operators}
 	for _, c := range t.fleet[0].factory.Certificates() {
 		args = append(args, "--ek-trust", c)
+	}
+	if t.Disaster {
+		if err := os.WriteFile(t.passphrase(), []byte(keys.NewPassphrase()+"\n"), 0o600); err != nil {
+			return err
+		}
+		args = append(args, "--passphrase-file", t.passphrase())
 	}
 	if _, err := child.Output(ctx, t.bin("wardlink-server"), args...); err != nil {
 		return err

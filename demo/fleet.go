@@ -99,7 +99,9 @@ func (t *theatre) makeTPMs(ctx context.Context) error {
 	for i := range t.Gateways {
 		t.fleet = append(t.fleet, newGateway(t.dir, fmt.Sprintf("gw-%02d", i+1), factory))
 	}
-	t.mallory = newGateway(t.dir, mallory, factory)
+	if !t.Disaster {
+		t.mallory = newGateway(t.dir, mallory, factory)
+	}
 	boxes := t.boxes()
 	// The first one makes its maker's certificates, the others can come together.
 	if err := boxes[0].makeTPM(ctx, &t.doors); err != nil {
@@ -201,7 +203,12 @@ type agentStatus struct {
 	Uplink  struct {
 		Connected bool   `json:"connected"`
 		LastError string `json:"last_error"`
+		Again     uint64 `json:"again"`
 	} `json:"uplink"`
+	Resend struct {
+		Asked, Brought, Gone uint64
+		Working              bool
+	} `json:"resend"`
 	Buffer struct {
 		Lanes []struct {
 			Name    string `json:"name"`

@@ -20,6 +20,7 @@ type Options struct {
 	Minutes   int           // simulated minutes for each monitor, one row a second; 0 is 10
 	Gateways  int           // each with a TPM and a monitor of its own; 0 is 1
 	Chaos     int           // seconds of kills and cuts at random instead of the plot; 0 is none
+	Disaster  bool          // instead of the plot: backup, loss of the server's directory, restore, refill by the gateways
 	Seed      uint64        // of chaos: the same seed gives the same blows; 0 draws one
 	Summary   string        // file for the summary; "" writes none
 	Keep      bool          // leave everything running and say how to look at it
@@ -68,6 +69,8 @@ func (o *Options) check() error {
 		rows = o.recording.Rows()
 	}
 	switch {
+	case o.Disaster && o.Chaos > 0:
+		return errors.New("--disaster and --chaos: one at a time")
 	case !(o.Speed >= 0 && o.Speed <= 1000):
 		return errors.New("--speed: expected 1 for real time, up to 1000, or 0 for as fast as it is acknowledged")
 	case o.Speed > 0 && o.recording == nil:
@@ -122,6 +125,7 @@ type Summary struct {
 	RevokeSeconds       float64 `json:"revoke_seconds"` // from the start of 'wardlink gateway revoke' until the live session was cut
 
 	Refusals []Refusal `json:"refusals"`
+	Disaster *Disaster `json:"disaster,omitempty"`
 
 	Enrolment *enrolment `json:"enrolment,omitempty"` // of many gateways in one go; nil where they were entered beforehand
 
@@ -138,7 +142,12 @@ const cutWithin = 2
 const attacks = 4
 
 // OK says whether the demonstration shows what it promises.
-func (s Summary) OK() bool { return s.delivered() && s.proven() && s.hostile() && s.defended() }
+func (s Summary) OK() bool {
+	if s.Disaster != nil {
+		return s.delivered() && s.proven() && s.AgentKills > 0 && s.ServerKills > 0 && s.Disaster.recovered()
+	}
+	return s.delivered() && s.proven() && s.hostile() && s.defended()
+}
 
 // delivered: nothing is lost, doubled or altered.
 func (s Summary) delivered() bool {

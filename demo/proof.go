@@ -38,7 +38,10 @@ func (t *theatre) verifyLog(ctx context.Context) error {
 		return fmt.Errorf("audit verify: %w", err)
 	}
 	t.summary.AuditLeaves, t.summary.AuditRows, t.summary.AuditVerified = report.Leaves, report.Rows, true
-	t.stages.done("%d leaves with %d publishes verified offline; the gateways know of %d", report.Leaves, report.Rows, t.summary.BatchesAcknowledged)
+	if err := t.checkSuccession(out); err != nil {
+		return err
+	}
+	t.stages.done("%d leaves with %d publishes verified offline; the gateways know of %d", report.Leaves, t.summary.AuditRows, t.summary.BatchesAcknowledged)
 	return nil
 }
 

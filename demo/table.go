@@ -24,19 +24,32 @@ func (t *theatre) table() {
 	}
 	row("agents killed", s.AgentKills, amid)
 	row("servers killed", s.ServerKills, amid)
-	row("network cut", fmt.Sprintf("%.1f s", s.OutageSeconds), fmt.Sprintf("in %s; %s buffered at the most",
-		plural(s.Kills.Network, "outage"), plurals(int(s.BacklogPeak), "batch", "batches")))
+	if d := s.Disaster; d != nil {
+		row("backup", fmt.Sprintf("%.1f MB", float64(d.BackupBytes)/1e6), fmt.Sprintf("encrypted, in %.1f s, while the monitors sent; %.1f s old when all was lost", d.BackupSeconds, d.BackupAge))
+		row("restored after", fmt.Sprintf("%.1f s", d.RestoreSeconds), "from the loss of the server's directory until the next server was ready")
+		row("refilled", d.Brought, fmt.Sprintf("batches that the gateways sent once more; %d that nobody has", d.Gone))
+		row("former log", d.FormerLeaves, "leaves verified; the new log's first leaf names its checkpoint: "+yes(d.Succession))
+	} else {
+		row("network cut", fmt.Sprintf("%.1f s", s.OutageSeconds), fmt.Sprintf("in %s; %s buffered at the most",
+			plural(s.Kills.Network, "outage"), plurals(int(s.BacklogPeak), "batch", "batches")))
+	}
 	if s.Chaos > 0 {
 		row("chaos", fmt.Sprintf("%d s", s.Chaos), fmt.Sprintf("%d blows, %d of them into a start; --seed %d repeats them", s.Kills.Total, s.Kills.Startup, s.Seed))
 	}
 	row("batches", s.BatchesAcknowledged, "that the gateways know the hospital has")
 	row("log", s.AuditLeaves, fmt.Sprintf("leaves and %d publishes, verified offline", s.AuditRows))
 	row("reads in the log", s.AuditReads, fmt.Sprintf("of %s that this comparison read", plural(s.FHIRReads, "FHIR page")))
-	row("revoked", fmt.Sprintf("%.2f s", s.RevokeSeconds), "from the operator's command until the live session was cut")
+	if s.Disaster == nil {
+		row("revoked", fmt.Sprintf("%.2f s", s.RevokeSeconds), "from the operator's command until the live session was cut")
+	}
 	if e := s.Enrolment; e != nil {
 		row("enrolments/s", fmt.Sprintf("%.1f", e.Rate), fmt.Sprintf("%d gateways approved from one file, the last enrolled after %.1f s; %d in the busiest second", e.Gateways, e.Seconds, e.Busiest))
 	}
 	row("seconds", s.Seconds, "in all")
+	if s.Disaster != nil {
+		fmt.Fprint(t.Out, w.String())
+		return
+	}
 	fmt.Fprintln(w)
 	fmt.Fprintf(w, "  %-29s %-8s %6s  %-20s  %s\n", "attack", "refused", "leaf", "actor in the log", "reason in the log")
 	for _, r := range s.Refusals {

@@ -20,6 +20,8 @@ func (t *tool) demo() *cobra.Command {
 			"carried away, which is then revoked. It compares the monitors' accounts with the hospital's FHIR answers value by value,\n" +
 			"verifies the log offline, finds every refusal in it with actor and reason, and proves one publish. Exits 1 unless nothing\n" +
 			"is missing, doubled or different, every attack was refused and the log verifies.\n\n" +
+			"With --disaster it backs the server up while the monitors send, destroys the server's directory later, restores the old\n" +
+			"backup, and lets the gateways bring what it lacks.\n\n" +
 			"With --chaos it kills and cuts at random instead, at least once in three seconds, also amid starts.",
 		Example: `  wardlink demo
   wardlink demo --recording ~/physionet/s00001-2896-10-10-00-31n
@@ -27,6 +29,7 @@ func (t *tool) demo() *cobra.Command {
   wardlink demo --gateways 5 --minutes 3 --summary summary.json
   wardlink demo --chaos 60 --gateways 5
   wardlink demo --chaos 60 --seed 4711                      # the same blows again
+  wardlink demo --disaster
   wardlink demo --keep`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			o.Out = t.out
@@ -56,6 +59,7 @@ func (t *tool) demo() *cobra.Command {
 	f.IntVar(&o.Gateways, "gateways", 1, "how many `GATEWAYS`, each with a TPM and a monitor")
 	f.IntVar(&o.Chaos, "chaos", 0, "kill agents and server and cut the network at random, for `SECONDS`")
 	f.Uint64Var(&o.Seed, "seed", 0, "of --chaos: the `N` that a former run printed repeats its blows (default: drawn)")
+	f.BoolVar(&o.Disaster, "disaster", false, "lose the server's directory, restore an old backup, and have the gateways refill it")
 	f.StringVar(&o.Summary, "summary", "", "write the figures as JSON to `FILE`")
 	f.BoolVar(&o.Keep, "keep", false, "leave everything running and print what to try")
 	return c
