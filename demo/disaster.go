@@ -51,7 +51,7 @@ func (t *theatre) makeBackup(ctx context.Context) error {
 	if err := json.Unmarshal(out, &res); err != nil {
 		return fmt.Errorf("backup: %w", err)
 	}
-	t.stages.note("backup made beside the running server: %.1f MB in %.1f s", float64(res.Bytes)/1e6, time.Since(begun).Seconds())
+	t.stages.note("backup made beside the running server: %.2f MB in %.1f s", float64(res.Bytes)/1e6, time.Since(begun).Seconds())
 	t.backedUp = time.Now()
 	t.count(func(s *Summary) {
 		s.Disaster = &Disaster{BackupSeconds: time.Since(begun).Seconds(), BackupBytes: res.Bytes}

@@ -25,7 +25,7 @@ func (t *theatre) table() {
 	row("agents killed", s.AgentKills, amid)
 	row("servers killed", s.ServerKills, amid)
 	if d := s.Disaster; d != nil {
-		row("backup", fmt.Sprintf("%.1f MB", float64(d.BackupBytes)/1e6), fmt.Sprintf("encrypted, in %.1f s, while the monitors sent; %.1f s old when all was lost", d.BackupSeconds, d.BackupAge))
+		row("backup", fmt.Sprintf("%.2f MB", float64(d.BackupBytes)/1e6), fmt.Sprintf("encrypted, in %.1f s, while the monitors sent; %.1f s old when all was lost", d.BackupSeconds, d.BackupAge))
 		row("restored after", fmt.Sprintf("%.1f s", d.RestoreSeconds), "from the loss of the server's directory until the next server was ready")
 		row("refilled", d.Brought, fmt.Sprintf("batches that the gateways sent once more; %d that nobody has", d.Gone))
 		row("former log", d.FormerLeaves, "leaves verified; the new log's first leaf names its checkpoint: "+yes(d.Succession))

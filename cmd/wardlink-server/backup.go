@@ -107,7 +107,7 @@ func confirmRecovery(ctx context.Context, dir, passFile string, s streams) error
 	return nil
 }
 
-func megabytes(n int64) string { return fmt.Sprintf("%.1f MB", float64(n)/1e6) }
+func megabytes(n int64) string { return fmt.Sprintf("%.2f MB", float64(n)/1e6) }
 
 // line is one line of a terminal that is written again and again; elsewhere it is a line for each stage.
 type line struct {
