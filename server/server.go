@@ -35,7 +35,6 @@ import (
 	"wardlink/server/registry"
 	"wardlink/server/sqldb"
 	"wardlink/server/translog"
-	"wardlink/telemetry"
 )
 
 // Server is every service in one process.
@@ -58,6 +57,8 @@ type Server struct {
 	watch    *watch.Watch
 	fhir     http.Handler
 	api      *api.API
+	configs  *api.Configs
+	pushes   *pusher
 	clock    *api.Clock
 	owed     owed
 	services sync.Map                        // of *serviceCert by name
@@ -148,21 +149,11 @@ func (s *Server) openServices() (err error) {
 		return err
 	}
 	s.closers = append(s.closers, s.translog.Close)
-	configs := &api.Configs{DB: s.db, Outbox: s.outbox, Registry: s.registry, Key: s.keys.Config, Now: time.Now}
+	s.openConfigs()
 	s.ingest = ingest.New(ingest.Config{
 		Journal: s.journal, Registry: s.registry, TrustDomain: s.cfg.TrustDomain, Roots: s.roots(), Log: s.log,
 		Grace: ingest.Grace{For: time.Duration(s.cfg.ExpiredGrace), CA: func() (bool, time.Time) { h := s.ca.Health(); return h.Well, h.Since }},
-		Down: func(ctx context.Context, gateway string) ([]ingest.Document, error) {
-			docs, err := s.resend(ctx, gateway)
-			if err != nil { // it must not keep the configuration back
-				s.log.Error("a gateway is not asked for what a restore lost; it is asked at its next connection", "gateway", gateway, "error", err)
-			}
-			doc, err := configs.Document(ctx, gateway)
-			if err != nil {
-				return docs, err
-			}
-			return append(docs, ingest.Document{Doc: telemetry.DocConfig, Body: doc}), nil
-		},
+		Down:  s.documents,
 	})
 	if err := s.openCA(); err != nil {
 		return err
@@ -189,7 +180,7 @@ func (s *Server) openServices() (err error) {
 	s.api = api.New(api.Config{
 		TrustDomain: s.cfg.TrustDomain, Servers: s.gatewayAddresses(), Root: s.keys.Root, RecordsKey: s.keys.Records.Public(),
 		ConfigKey: s.configPublic(), LogDir: logDir(s.dir), LogVerifier: s.keys.LogVerifier, Registry: s.registry,
-		Journal: s.journal, Refusals: s.ingest.Refusals(), CA: s.ca, Clock: s.clock, Records: s.records, Agents: s.agents, Alerts: s.alerts, Status: s.status, Trace: s.trace, Ready: s.ready, Metrics: s.metrics(), Log: s.log,
+		Journal: s.journal, Refusals: s.ingest.Refusals(), CA: s.ca, Clock: s.clock, Records: s.records, Agents: s.agents, Alerts: s.alerts, Configs: s.configs, Status: s.status, Trace: s.trace, Ready: s.ready, Metrics: s.metrics(), Log: s.log,
 	})
 	return nil
 }
@@ -282,6 +273,7 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	front.Go(func() error { return s.clock.Run(fctx) })
 	front.Go(func() error { sdnotify.Run(fctx, sdnotify.Service{Alive: s.alive, Log: s.log}); return nil })
 	front.Go(func() error { return s.runCA(fctx) })
+	front.Go(func() error { return s.runPushes(fctx) })
 	// A consumer that fails ends the server: it must not go on taking what nobody opens or logs.
 	front.Go(func() error {
 		select {

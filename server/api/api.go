@@ -47,6 +47,7 @@ type Config struct {
 	Records     Records
 	Agents      func(ctx context.Context) (map[string]string, error) // the release of each gateway's agent, as far as it is known
 	Alerts      *alerts.Alerts
+	Configs     *Configs
 	Status      func(ctx context.Context) (client.Status, error)
 	Trace       func(ctx context.Context, gateway, source string) ([]client.Trace, error) // registry.ErrUnknown when there is no such thing
 	Ready       func(ctx context.Context) error                                           // nil when every part works; else a *NotReady
@@ -101,7 +102,7 @@ func New(cfg Config) *API {
 	} {
 		a.mux.Handle(pattern, a.operator(h))
 	}
-	for _, routes := range []map[string]handler{a.alertRoutes(), a.lifeRoutes()} {
+	for _, routes := range []map[string]handler{a.alertRoutes(), a.lifeRoutes(), a.configRoutes()} {
 		for pattern, h := range routes {
 			a.mux.Handle(pattern, a.operator(h))
 		}

@@ -53,6 +53,7 @@ type office struct {
 	outbox  *sqldb.Outbox
 	db      *sqldb.DB
 	counted counter
+	pushed  []string
 }
 
 // counter is what aggregates refusals.
@@ -101,13 +102,13 @@ func newOffice(t *testing.T) *office {
 		DB: db, Outbox: outbox, Journal: o.journal, Registry: o.reg, Key: o.keys.Records, Pseudonym: o.keys.Pseudonym, Log: log,
 	})
 	check(err)
-	o.configs = &api.Configs{DB: db, Outbox: outbox, Registry: o.reg, Key: o.keys.Config, Now: time.Now}
+	o.configs = &api.Configs{DB: db, Outbox: outbox, Registry: o.reg, Key: o.keys.Config, Now: time.Now, States: recs.ConfigStates, Changed: func(ids []string) { o.pushed = append(o.pushed, ids...) }}
 	o.alerts, err = alerts.New(alerts.Config{DB: db, Outbox: outbox, NextID: o.journal.NextID, Server: domain, Log: log})
 	check(err)
 	o.api = api.New(api.Config{
 		TrustDomain: domain, Servers: []string{"localhost:8883"}, Root: o.keys.Root, RecordsKey: o.keys.Records.Public(),
 		ConfigKey: o.keys.Config.Public().(ed25519.PublicKey), LogDir: filepath.Join(dir, "log"), LogVerifier: o.keys.LogVerifier,
-		Registry: o.reg, Journal: o.journal, Refusals: &o.counted, CA: authority, Records: recs, Alerts: o.alerts,
+		Registry: o.reg, Journal: o.journal, Refusals: &o.counted, CA: authority, Records: recs, Alerts: o.alerts, Configs: o.configs,
 		Agents:  records.NewStore(db, o.keys.Pseudonym).Agents,
 		Status:  func(context.Context) (client.Status, error) { return client.Status{Ready: true}, nil },
 		Ready:   func(context.Context) error { return nil },
@@ -158,6 +159,15 @@ func (o *office) do(state *tls.ConnectionState, method, path, contentType, body 
 	w := httptest.NewRecorder()
 	o.api.ServeHTTP(w, r)
 	return w
+}
+
+// document is a gateway's own configuration.
+func (o *office) document(gateway string) ([]byte, error) {
+	docs, err := o.configs.Documents(o.t.Context(), gateway)
+	if err != nil {
+		return nil, err
+	}
+	return docs[0], nil
 }
 
 // events are the types, targets and outcomes in the journal.
@@ -398,11 +408,11 @@ func TestConfigurationVersionsGrowOnlyWithTheRegistry(t *testing.T) {
 	if _, err := o.reg.Import(t.Context(), audit.Actor{ID: "test"}, "", []registry.Gateway{g}); err != nil {
 		t.Fatal(err)
 	}
-	first, err := o.configs.Document(t.Context(), "icu-7")
+	first, err := o.document("icu-7")
 	if err != nil {
 		t.Fatal(err)
 	}
-	again, err := o.configs.Document(t.Context(), "icu-7")
+	again, err := o.document("icu-7")
 	if err != nil || !bytes.Equal(first, again) {
 		t.Errorf("a second document for the same settings: %v", err)
 	}
@@ -413,7 +423,7 @@ func TestConfigurationVersionsGrowOnlyWithTheRegistry(t *testing.T) {
 	if n := strings.Count(o.events(), "config.issued icu-7 success"); n != 1 {
 		t.Errorf("%d events for one document", n)
 	}
-	if _, err := o.configs.Document(t.Context(), "icu-8"); err == nil {
+	if _, err := o.document("icu-8"); err == nil {
 		t.Error("a configuration for an unknown gateway")
 	}
 }
@@ -426,7 +436,7 @@ func TestStoredConfigurationWaitsForItsEvent(t *testing.T) {
 	if _, err := o.reg.Import(t.Context(), audit.Actor{ID: "test"}, "", []registry.Gateway{g}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := o.configs.Document(t.Context(), "icu-7"); err != nil {
+	if _, err := o.document("icu-7"); err != nil {
 		t.Fatal(err)
 	}
 	err := o.db.Write(t.Context(), func(tx *sql.Tx) error {
@@ -435,7 +445,7 @@ func TestStoredConfigurationWaitsForItsEvent(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := o.configs.Document(t.Context(), "icu-7"); err != nil {
+	if _, err := o.document("icu-7"); err != nil {
 		t.Fatal(err)
 	}
 	if log := o.events(); !strings.Contains(log, "config.issued in-the-outbox success") {
@@ -450,7 +460,7 @@ func TestStoredConfigurationWaitsForItsEvent(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if doc, err := o.configs.Document(t.Context(), "icu-7"); err == nil || doc != nil {
+	if doc, err := o.document("icu-7"); err == nil || doc != nil {
 		t.Error("a document is given out although its event cannot be journaled")
 	}
 }

@@ -62,6 +62,7 @@ func (a *API) moveGateway(w http.ResponseWriter, r *http.Request, who who) error
 	if err != nil {
 		return a.deniedAct(r, who, audit.GatewayMoved, err)
 	}
+	a.Configs.changed(id) // its document names the ward
 	return writeJSON(w, client.MoveAnswer{Gateway: id, Ward: shownWard(m.Ward), Before: m.Before, Replaced: shownWards(m.Replaced), Already: m.Already})
 }
 
