@@ -21,8 +21,9 @@ test: need ## all tests, with a real TPM emulator (at most 8 minutes)
 	@scripts/recording --say
 	go test -timeout 8m ./...
 
-check: need build lint race emulated packages-test ## the long checks: lint, race detector, ARM, packages, a minute of chaos, a real recording where there is one
+check: need build lint race emulated packages-test ## the long checks: lint, race detector, ARM, packages, a minute of chaos, former agents, a real recording where there is one
 	bin/wardlink demo --chaos 60 --gateways 3
+	scripts/older
 	scripts/recording
 
 race: ## the concurrent packages under the race detector
