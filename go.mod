@@ -137,3 +137,5 @@ tool (
 	golang.org/x/vuln/cmd/govulncheck
 	honnef.co/go/tools/cmd/staticcheck
 )
+
+replace github.com/gorilla/websocket => ./internal/nowebsocket

@@ -199,7 +199,7 @@ func subtract(from []Run, set *ranges) (out []Run) {
 
 // Join sorts runs, in place, and joins those that touch.
 func Join(in []Run) (out []Run) {
-	slices.SortFunc(in, func(x, y Run) int { return cmp.Compare(x.First, y.First) })
+	sort.Slice(in, func(i, k int) bool { return in[i].First < in[k].First })
 	for _, r := range in {
 		if n := len(out); n > 0 && r.First <= out[n-1].Last+1 {
 			out[n-1].Last = max(out[n-1].Last, r.Last)

@@ -1,7 +1,6 @@
 package buffer
 
 import (
-	"cmp"
 	"errors"
 	"path/filepath"
 	"slices"
@@ -122,7 +121,7 @@ func (b *Buffer) readLate(u unread) bool {
 		return true
 	}
 	l.segs = append(l.segs, s)
-	slices.SortFunc(l.segs, func(x, y *seg) int { return cmp.Compare(x.header.seq, y.header.seq) })
+	l.sort()
 	if u.seq+1 == l.nextSeq {
 		l.countIn(s)
 	} else if s.count > 0 {

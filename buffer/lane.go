@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"sort"
 	"sync"
 	"syscall"
 	"time"
@@ -67,6 +68,11 @@ func (s *seg) id(number uint64) ID {
 // holds says whether number lies within the segment's range.
 func (s *seg) holds(number uint64) bool {
 	return s.count > 0 && s.first <= number && number <= s.last
+}
+
+// sort orders the segments by their sequence.
+func (l *lane) sort() {
+	sort.Slice(l.segs, func(i, k int) bool { return l.segs[i].header.seq < l.segs[k].header.seq })
 }
 
 // find is the segment whose range holds the id.

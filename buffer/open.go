@@ -1,7 +1,6 @@
 package buffer
 
 import (
-	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -148,7 +147,7 @@ func (b *Buffer) loadFiles() error {
 		}
 	}
 	for _, l := range b.lanes {
-		slices.SortFunc(l.segs, func(x, y *seg) int { return cmp.Compare(x.header.seq, y.header.seq) })
+		l.sort()
 		for _, s := range l.segs {
 			l.countIn(s)
 		}

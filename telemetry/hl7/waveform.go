@@ -198,7 +198,9 @@ func (u *understanding) unused(c *channel) {
 // endWaveforms decides about all that is still held.
 func (u *understanding) endWaveforms() {
 	u.release()
-	for _, c := range slices.SortedFunc(maps.Values(u.channels), byIndex) {
+	channels := slices.Collect(maps.Values(u.channels))
+	sort.Slice(channels, func(i, k int) bool { return byIndex(channels[i], channels[k]) < 0 })
+	for _, c := range channels {
 		u.unused(c)
 	}
 }
