@@ -25,7 +25,8 @@ func (s *Server) openAlerts() (err error) {
 			h := s.ca.Health()
 			return watch.CA{Well: h.Well, Since: h.Since, Reason: h.Reason}
 		},
-		Vouched: func() bool { return s.clock.State().Vouched },
+		Vouched:  func() bool { return s.clock.State().Vouched },
+		Unproven: s.unproven,
 		Places: []watch.Place{
 			{Name: "server directory", Path: s.dir}, {Name: "database", Path: filepath.Dir(databaseFile(s.dir))},
 			{Name: "journal", Path: journalDir(s.dir)}, {Name: "log", Path: logDir(s.dir)},

@@ -360,7 +360,18 @@ func TestRestoreFailsClosed(t *testing.T) {
 
 func TestBackupOverwritesNothing(t *testing.T) {
 	h := newHospital(t)
+	stamp := filepath.Join(t.TempDir(), "stamp")
+	config, err := os.ReadFile(filepath.Join(h.dir, ConfigFile))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(h.dir, ConfigFile), append(config, "\nalerts: {backup_stamp: "+stamp+"}\n"...), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	res := h.backup(BackupOptions{})
+	if text, err := os.ReadFile(stamp); err != nil || !strings.Contains(string(text), res.SHA256) {
+		t.Fatalf("stamp: %q, %v", text, err)
+	}
 	if _, err := Backup(t.Context(), BackupOptions{Dir: h.dir, Out: res.File}); err == nil || !strings.Contains(err.Error(), "not overwritten") {
 		t.Fatalf("%v; want a refusal", err)
 	}

@@ -2,6 +2,8 @@ package server
 
 import (
 	"context"
+	"os"
+	"path/filepath"
 	"time"
 
 	"wardlink/audit"
@@ -22,4 +24,16 @@ func ConfirmRecovery(ctx context.Context, dir, passphrase string) error {
 		return err
 	}
 	return leave(ctx, dir, audit.Event{Type: audit.RecoveryProven, Detail: map[string]string{"recovery_sha256": c.SHA256, "by": "wardlink-server init --confirm-recovery"}}, nil)
+}
+
+// unproven says whether nobody has proven that the recovery file opens, and since when it is there.
+func (s *Server) unproven() (since time.Time, unproven bool) {
+	if _, ok := keys.Confirmed(s.dir); ok {
+		return time.Time{}, false
+	}
+	info, err := os.Stat(filepath.Join(s.dir, keys.RecoveryFile))
+	if err != nil {
+		return s.started, true
+	}
+	return info.ModTime(), true
 }

@@ -45,6 +45,7 @@ func (s *Server) status(ctx context.Context) (client.Status, error) {
 		disposal = "suspended"
 	}
 	tl, notReady := s.translog.Stats(), ""
+	_, unproven := s.unproven()
 	if err := s.ready(ctx); err != nil {
 		notReady = err.Error()
 	}
@@ -52,7 +53,7 @@ func (s *Server) status(ctx context.Context) (client.Status, error) {
 		Version: build.Version, Started: s.started, Ready: notReady == "", NotReady: notReady, Clock: s.clock.State().Doubt, Sessions: len(s.ingest.Sessions()),
 		Gateways: gateways, Waiting: waiting, JournalSeq: s.journal.Stats().Committed, RecordsSeq: s.journal.Cursor("records"),
 		LogSeq: tl.Signed, LogSize: tl.Published,
-		Stored: uint64(st.Batches), Pending: uint64(st.Pending), Dead: uint64(st.Dead), Storage: storage, Disposal: disposal,
+		Stored: uint64(st.Batches), Pending: uint64(st.Pending), Dead: uint64(st.Dead), Storage: storage, Disposal: disposal, RecoveryUnproven: unproven,
 	}, nil
 }
 

@@ -167,6 +167,9 @@ func (t *tool) status() *cobra.Command {
 				fmt.Fprintf(w, "journal\t%d entries; records passed %d, log passed %d\n", s.JournalSeq, s.RecordsSeq, s.LogSeq)
 				fmt.Fprintf(w, "log\t%d leaves\nbatches\t%d stored, %d pending, %d dead\n", s.LogSize, s.Stored, s.Pending, s.Dead)
 				fmt.Fprintf(w, "disk\tdatabase %s, journal %s; %s of %s free\n", size(s.Storage.Database), size(s.Storage.Journal), size(s.Storage.DiskFree), size(s.Storage.Disk))
+				if s.RecoveryUnproven {
+					fmt.Fprintln(w, "recovery\tnobody has proven that the recovery file opens; on the server: wardlink-server init --dir DIR --confirm-recovery")
+				}
 				if s.Disposal == "suspended" {
 					fmt.Fprintln(w, "disposal\tsuspended: the clock moved; see wardlink records retention")
 				}

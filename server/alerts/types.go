@@ -48,6 +48,7 @@ const (
 	RefusalsMany    Type = "refusals-many"
 	DiskLow         Type = "disk-low"
 	BackupOld       Type = "backup-old"
+	RecoveryUnsure  Type = "recovery-unsure"
 	JournalFails    Type = "journal-fails"
 	DatabaseFails   Type = "database-fails"
 	LogLags         Type = "log-lags"
@@ -100,7 +101,10 @@ var kinds = []Kind{
 		"Free space, enlarge the file system, or shorten retention; 'wardlink-server size' says what a year needs."},
 	{BackupOld, Warning, 24 * time.Hour, "backup",
 		"The last backup is older than it may be.",
-		"Look at the job that writes the stamp file named by 'alerts.backup_stamp'."},
+		"'wardlink-server backup' touches the stamp file named by 'alerts.backup_stamp': look at the job that runs it."},
+	{RecoveryUnsure, Warning, 7 * 24 * time.Hour, "server",
+		"For a day nobody has proven that the recovery file opens: without it and its passphrase a lost server's data is lost, and so is every backup.",
+		"Run 'wardlink-server init --dir DIR --confirm-recovery' with the passphrase from where it is kept."},
 	{JournalFails, Critical, 30 * time.Minute, "server",
 		"The journal cannot be written: nothing is acknowledged to gateways and nothing may be read.",
 		"The server's log names the error; usually the disk is full or ill."},

@@ -144,6 +144,19 @@ func backupLook(path string, most time.Duration) look {
 	}
 }
 
+// recoveryGrace is how long a new server may be without its recovery file proven: whoever made it is still at work.
+const recoveryGrace = 24 * time.Hour
+
+func recoveryLook(unproven func() (time.Time, bool)) look {
+	return func(_ context.Context, now time.Time) ([]alerts.Condition, error) {
+		since, ok := unproven()
+		if !ok || now.Sub(since) < recoveryGrace {
+			return nil, nil
+		}
+		return []alerts.Condition{{Subject: "server", Detail: map[string]string{"since": rfc(since)}}}, nil
+	}
+}
+
 // clock compares the clock with the time that passed by the kernel's monotonic clock, and at the start with the clock as it was written
 // last. A jump is an alert for clockTime. Others are that the server does not vouch for its clock, so that gateways without one stay
 // provisional, and that retention does not believe it and disposes of nothing, each for as long as it lasts.

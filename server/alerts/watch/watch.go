@@ -97,7 +97,8 @@ type Config struct {
 	LogStats    func() translog.Stats
 	Terms       func(ctx context.Context) ([]Term, error)
 	CA          func() CA
-	Vouched     func() bool // whether the server vouches for its clock, and signs the time for gateways
+	Vouched     func() bool                             // whether the server vouches for its clock, and signs the time for gateways
+	Unproven    func() (since time.Time, unproven bool) // whether nobody has opened the recovery file, and since when it is there
 	Places      []Place
 	Limits      alerts.Limits
 	BackupStamp string           // empty: backups are not watched
@@ -140,7 +141,7 @@ type Watch struct {
 // New makes the watchers; Run starts them.
 func New(cfg Config) (*Watch, error) {
 	if cfg.Alerts == nil || cfg.Memory == nil || cfg.Ingest == nil || cfg.Registry == nil || cfg.Records == nil || cfg.Retention == nil || cfg.Journal == nil ||
-		cfg.Log == nil || cfg.LogStats == nil || cfg.Terms == nil || cfg.CA == nil || cfg.Vouched == nil || len(cfg.Places) == 0 {
+		cfg.Log == nil || cfg.LogStats == nil || cfg.Terms == nil || cfg.CA == nil || cfg.Vouched == nil || cfg.Unproven == nil || len(cfg.Places) == 0 {
 		return nil, errors.New("watch: every field but BackupStamp and Now is required")
 	}
 	cfg.Limits = cfg.Limits.WithDefaults()
@@ -160,6 +161,7 @@ func New(cfg Config) (*Watch, error) {
 		{typ: alerts.RefusalsMany, every: tick, look: refusalsLook(cfg.Ingest, cfg.Limits.RefusalsPerMinute)},
 		{typ: alerts.DiskLow, every: tick, look: newDisk(cfg).look},
 		{typ: alerts.BackupOld, every: time.Minute, look: backupLook(cfg.BackupStamp, cfg.Limits.BackupAge)},
+		{typ: alerts.RecoveryUnsure, every: time.Minute, look: recoveryLook(cfg.Unproven)},
 		{typ: alerts.JournalFails, every: tick, look: (&journalWatch{journal: cfg.Journal}).look},
 		{typ: alerts.DatabaseFails, every: tick, look: (&databaseWatch{memory: cfg.Memory}).look},
 		{typ: alerts.LogLags, every: tick, look: (&logWatch{journal: cfg.Journal, stats: cfg.LogStats, most: cfg.Limits.LogLag}).look},

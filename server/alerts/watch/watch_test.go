@@ -49,6 +49,7 @@ type post struct {
 	log      translog.Stats
 	terms    []Term
 	ca       CA
+	recovery time.Time // since when its file is unproven
 }
 
 func newPost(t *testing.T, change ...func(*Config)) *post {
@@ -68,6 +69,7 @@ func newPost(t *testing.T, change ...func(*Config)) *post {
 		Alerts: p.alerts, Memory: p.alerts, Ingest: p, Registry: p.registry, Records: p, Retention: p, Journal: wire{p}, Log: slog.New(slog.DiscardHandler),
 		LogStats: func() translog.Stats { p.mu.Lock(); defer p.mu.Unlock(); return p.log },
 		Vouched:  func() bool { return true },
+		Unproven: func() (time.Time, bool) { p.mu.Lock(); defer p.mu.Unlock(); return p.recovery, !p.recovery.IsZero() },
 		Terms:    func(context.Context) ([]Term, error) { p.mu.Lock(); defer p.mu.Unlock(); return p.terms, nil },
 		CA:       func() CA { p.mu.Lock(); defer p.mu.Unlock(); return p.ca },
 		Places:   []Place{{"server directory", t.TempDir()}}, Now: p.now,

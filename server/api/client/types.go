@@ -137,6 +137,8 @@ type Status struct {
 	Dead       uint64    `json:"batches_dead"`
 	Storage    Storage   `json:"storage"`
 	Disposal   string    `json:"disposal"` // "on", or "suspended": the server's clock moved too far to be believed
+	// RecoveryUnproven says that nobody has proven that the recovery file opens.
+	RecoveryUnproven bool `json:"recovery_unproven"`
 }
 
 // Clock is the server's clock, which gateways without one are told.
