@@ -18,6 +18,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"wardlink/agent/egress"
 	"wardlink/agent/source"
 	"wardlink/agent/uplink"
 	"wardlink/buffer"
@@ -42,6 +43,7 @@ type Agent struct {
 	config  *configStore
 	sources []*source.MLLP
 	link    *uplink.Uplink
+	way     *egress.Way // for all that is sent or asked
 	reports *reporter
 	resend  *resender
 	started time.Time
@@ -73,8 +75,11 @@ func New(cfg Config, log *slog.Logger) (*Agent, error) {
 	if err := os.MkdirAll(cfg.State, 0o700); err != nil {
 		return nil, explainState(cfg.State, err)
 	}
-	a := &Agent{cfg: cfg, log: log, started: time.Now(), tpmState: "not opened yet"}
-	var err error
+	way, err := cfg.Way()
+	if err != nil {
+		return nil, err
+	}
+	a := &Agent{cfg: cfg, way: way, log: log, started: time.Now(), tpmState: "not opened yet"}
 	if a.buf, err = openBuffer(cfg, log); err != nil {
 		return nil, explainState(cfg.State, err)
 	}
@@ -166,7 +171,7 @@ func (a *Agent) prepare() (err error) {
 	}
 	a.resend = &resender{buf: a.buf, log: a.log, allowance: 2 * size, now: time.Now}
 	a.link, err = uplink.New(uplink.Config{
-		Servers: a.kit.Servers, Current: a.servers, Server: a.serverID(), Roots: a.kit.Pool(), Identity: a.shown, Moment: a.time.moment,
+		Servers: a.kit.Servers, Current: a.servers, Way: a.way, Server: a.serverID(), Roots: a.kit.Pool(), Identity: a.shown, Moment: a.time.moment,
 		Buffer: linkBuffer{a.buf, a.reports}, Sealing: a.seals.get, Down: a.down, Again: a.resend.again, NotAdmitted: a.notAdmitted, Log: a.log,
 	})
 	return err
@@ -258,14 +263,11 @@ func (a *Agent) runIdentity(ctx context.Context) error {
 	a.introduce(ctx, dev)
 	client := &http.Client{
 		Timeout: 90 * time.Second, // a slow TPM signs within the handshake
-		Transport: &http.Transport{
-			TLSClientConfig:     spiffe.ServerTLSAt(a.kit.Pool(), a.serverID(), "http/1.1", a.time.moment),
-			DialContext:         a.dialInOrder,
-			TLSHandshakeTimeout: 60 * time.Second,
-			MaxConnsPerHost:     2,
-			IdleConnTimeout:     30 * time.Second,
-		},
+		Transport: transportTo(func(ctx context.Context) (net.Conn, error) {
+			return a.secure(ctx, nil)
+		}),
 	}
+	defer client.CloseIdleConnections()
 	base := "https://" + a.kit.Servers[0]
 	e, err := enroll.New(enroll.Config{
 		TPM: dev, Dir: filepath.Join(a.cfg.State, "identity"),
@@ -287,20 +289,6 @@ func (a *Agent) runIdentity(ctx context.Context) error {
 		<-ctx.Done()
 	}
 	return nil
-}
-
-// dialInOrder reaches the first of the servers that answers, whatever address a URL names: the server's SPIFFE id is what counts.
-func (a *Agent) dialInOrder(ctx context.Context, network, _ string) (net.Conn, error) {
-	var errs []error
-	for _, server := range a.servers() {
-		d := net.Dialer{Timeout: 15 * time.Second}
-		conn, err := d.DialContext(ctx, network, server)
-		if err == nil {
-			return conn, nil
-		}
-		errs = append(errs, err)
-	}
-	return nil, errors.Join(errs...)
 }
 
 // openTPM tries until the device is there: some appear only seconds after boot.

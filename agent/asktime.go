@@ -3,7 +3,6 @@ package agent
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -68,22 +67,12 @@ func (a *Agent) timeKnown() {
 
 // askTime asks the servers in their order until one tells the time.
 func (a *Agent) askTime(ctx context.Context) error {
-	var errs []error
-	for _, server := range a.servers() {
-		err := a.askServer(ctx, server)
-		if err == nil {
-			return nil
-		}
-		errs = append(errs, fmt.Errorf("server %s: %w", server, err))
-	}
-	return errors.Join(errs...)
+	return a.way.Try(ctx, a.servers(), askTimeout, a.askServer)
 }
 
 // askServer is one exchange. The peer's chain and identity are checked and its dates are not: the answer is signed by the config key for
 // this one request, so whoever carries it cannot change it, and a gateway whose floor was once raised too far still learns the time.
 func (a *Agent) askServer(ctx context.Context, server string) error {
-	ctx, cancel := context.WithTimeout(ctx, askTimeout)
-	defer cancel()
 	gateway := ""
 	if _, name, err := a.credentials(); err == nil {
 		gateway = name
@@ -102,10 +91,10 @@ func (a *Agent) askServer(ctx context.Context, server string) error {
 	r.Header.Set("Content-Type", enroll.TimeType)
 	r.Header.Set(telemetry.HelloHeader, telemetry.OwnHello(build.Version).String())
 	anyDate := func() spiffe.Moment { return spiffe.Moment{Time: a.kit.Since(), Floor: true} }
-	transport := &http.Transport{
-		TLSClientConfig: spiffe.ServerTLSAt(a.kit.Pool(), a.serverID(), "http/1.1", anyDate), DisableKeepAlives: true,
-		DialContext: (&net.Dialer{}).DialContext, TLSHandshakeTimeout: askTimeout, MaxResponseHeaderBytes: 16 << 10,
-	}
+	transport := transportTo(func(ctx context.Context) (net.Conn, error) {
+		return asConn(a.way.Secure(ctx, server, spiffe.ServerTLSAt(a.kit.Pool(), a.serverID(), "http/1.1", anyDate)))
+	})
+	defer transport.CloseIdleConnections()
 	answer, err := transport.RoundTrip(r)
 	if err != nil {
 		return err

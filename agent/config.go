@@ -17,6 +17,7 @@ import (
 
 	"github.com/goccy/go-yaml"
 
+	"wardlink/agent/egress"
 	"wardlink/internal/durable"
 	"wardlink/internal/spiffe"
 )
@@ -28,6 +29,7 @@ type Config struct {
 	TPM     string         `yaml:"tpm"`     // "/dev/tpmrm0" (default) or "swtpm:PATH"
 	Buffer  BufferConfig   `yaml:"buffer"`  //
 	Sources []SourceConfig `yaml:"sources"` // at least one
+	Proxy   ProxyConfig    `yaml:"proxy"`   // none unless its url is set
 	Log     string         `yaml:"log"`     // "text" (default) or "json"
 
 	// ReportEvery is how often the agent reports of itself while nothing changes; default 60s, 1s to 1h. A report has about 0.5 KB.
@@ -52,6 +54,12 @@ type Config struct {
 // BufferConfig bounds the buffer.
 type BufferConfig struct {
 	Cap string `yaml:"cap"` // bytes on disk, such as 512MB or 8GB; default 1GB, at least 64MB
+}
+
+// ProxyConfig is the HTTP proxy through which this gateway gets out.
+type ProxyConfig struct {
+	URL         string `yaml:"url"`         // http://host:port
+	Credentials string `yaml:"credentials"` // a file of mode 0600 with one line user:password; "": the proxy asks for none
 }
 
 // SourceConfig is one bedside device, or one port that several share.
@@ -156,6 +164,9 @@ func ParseConfig(data []byte) (Config, error) {
 	if n := len(c.Socket()); n > maxSocket {
 		return Config{}, fmt.Errorf("state: %q is too long: the status socket in it would have a path of %d bytes, and a Unix socket's has at most %d", c.State, n, maxSocket)
 	}
+	if _, err := c.proxy(); err != nil {
+		return Config{}, err
+	}
 	if _, err := c.reportEvery(); err != nil {
 		return Config{}, err
 	}
@@ -200,6 +211,26 @@ func (c Config) BufferCap() (int64, error) {
 		return 0, fmt.Errorf("buffer.cap: %q is too small; expected at least 64MB", c.Buffer.Cap)
 	}
 	return n * unit, nil
+}
+
+// Way is how this gateway gets to its servers.
+func (c Config) Way() (*egress.Way, error) {
+	p, err := c.proxy()
+	if err != nil {
+		return nil, err
+	}
+	return egress.New(p), nil
+}
+
+func (c Config) proxy() (*egress.Proxy, error) {
+	if c.Proxy == (ProxyConfig{}) {
+		return nil, nil
+	}
+	p, err := egress.ParseProxy(c.Proxy.URL, c.Proxy.Credentials)
+	if err != nil {
+		return nil, fmt.Errorf("proxy.%w", err)
+	}
+	return p, nil
 }
 
 // reportEvery is ReportEvery as a duration.

@@ -2,9 +2,6 @@ package agent
 
 import (
 	"context"
-	"crypto/tls"
-	"fmt"
-	"net"
 	"slices"
 	"time"
 
@@ -127,16 +124,11 @@ func (a *Agent) answers(ctx context.Context, servers []string, again time.Durati
 func (a *Agent) greet(ctx context.Context, server string) error {
 	ctx, cancel := context.WithTimeout(ctx, trialDial)
 	defer cancel()
-	raw, err := (&net.Dialer{}).DialContext(ctx, "tcp", server)
+	conn, err := a.way.Secure(ctx, server, spiffe.ServerTLSAt(a.kit.Pool(), a.serverID(), "http/1.1", a.time.moment))
 	if err != nil {
 		return err
 	}
-	conn := tls.Client(raw, spiffe.ServerTLSAt(a.kit.Pool(), a.serverID(), "http/1.1", a.time.moment))
-	defer conn.Close()
-	if err := conn.HandshakeContext(ctx); err != nil {
-		return fmt.Errorf("TLS: %w", err)
-	}
-	return nil
+	return conn.Close()
 }
 
 // servers are those to try now, in their order: those of the hospital's configuration, then those of the kit, so that a configuration

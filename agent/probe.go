@@ -15,6 +15,7 @@ import (
 	"sync"
 	"time"
 
+	"wardlink/agent/egress"
 	"wardlink/enroll"
 	"wardlink/enroll/tpm"
 	"wardlink/internal/spiffe"
@@ -90,13 +91,13 @@ func judgeLockout(l tpm.Lockout) Finding {
 
 // ProbeAuthorisation shows the gateway's certificate to each server, over HTTP: an MQTT session would take the place of the running
 // agent's. It tells whether the server believes the certificate, not whether the registry admits the gateway to MQTT.
-func ProbeAuthorisation(ctx context.Context, kit enroll.Kit, cert tls.Certificate) []Finding {
+func ProbeAuthorisation(ctx context.Context, way *egress.Way, kit enroll.Kit, cert tls.Certificate) []Finding {
 	out := make([]Finding, len(kit.Servers))
 	var wg sync.WaitGroup
 	for i, server := range kit.Servers {
 		wg.Go(func() {
 			out[i] = Finding{Area: AreaAuthorisation, Name: server, Level: Well, Found: "the server believes this gateway's certificate; whether the registry admits it, the running agent knows"}
-			if err := showCertificate(ctx, server, kit, cert); err != nil {
+			if err := showCertificate(ctx, way, server, kit, cert); err != nil {
 				out[i] = judgeRefusal(server, err)
 			}
 		})
@@ -106,17 +107,13 @@ func ProbeAuthorisation(ctx context.Context, kit enroll.Kit, cert tls.Certificat
 }
 
 // showCertificate makes one request on a connection that proves the gateway's key.
-func showCertificate(ctx context.Context, server string, kit enroll.Kit, cert tls.Certificate) error {
+func showCertificate(ctx context.Context, way *egress.Way, server string, kit enroll.Kit, cert tls.Certificate) error {
 	// Whether the server believes us is asked here; its own dates are looked at elsewhere, and a clock at 1970 must not hide the answer.
 	conf := spiffe.ServerTLSAt(kit.Pool(), spiffe.ID{TrustDomain: kit.TrustDomain, Kind: spiffe.Service, Name: "ingest"}, "http/1.1",
 		func() spiffe.Moment { return spiffe.Moment{Time: kit.Since(), Floor: true} })
 	conf.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &cert, nil }
-	transport := &http.Transport{
-		TLSClientConfig: conf, DisableKeepAlives: true, TLSHandshakeTimeout: 30 * time.Second,
-		DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
-			return (&net.Dialer{}).DialContext(ctx, network, server)
-		},
-	}
+	transport := transportTo(func(ctx context.Context) (net.Conn, error) { return asConn(way.Secure(ctx, server, conf)) })
+	defer transport.CloseIdleConnections()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+server+"/acme/attest/directory", nil)
 	if err != nil {
 		return err
@@ -159,7 +156,7 @@ func (a *Agent) probe(ctx context.Context) []Finding {
 	var shown []Finding
 	var wg sync.WaitGroup
 	if id != nil {
-		wg.Go(func() { shown = ProbeAuthorisation(ctx, a.kit, id.Certificate) })
+		wg.Go(func() { shown = ProbeAuthorisation(ctx, a.way, a.kit, id.Certificate) })
 		out = ProbeTPM(ctx, dev, id.Signer())
 	} else {
 		out = ProbeTPM(ctx, dev, nil)

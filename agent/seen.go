@@ -2,14 +2,13 @@ package agent
 
 import (
 	"context"
-	"crypto/tls"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"time"
 
 	"wardlink/enroll"
-	"wardlink/internal/spiffe"
 )
 
 // seenTime bounds the question; a slow TPM signs within the handshake.
@@ -23,9 +22,8 @@ func (a *Agent) seen(ctx context.Context) (enroll.Seen, error) {
 	if err != nil {
 		return enroll.Seen{}, err
 	}
-	conf := spiffe.ServerTLSAt(a.kit.Pool(), a.serverID(), "http/1.1", a.time.moment)
-	conf.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &cert, nil }
-	transport := &http.Transport{TLSClientConfig: conf, DialContext: a.dialInOrder, DisableKeepAlives: true, TLSHandshakeTimeout: seenTime, MaxResponseHeaderBytes: 16 << 10}
+	transport := transportTo(func(ctx context.Context) (net.Conn, error) { return a.secure(ctx, &cert) })
+	defer transport.CloseIdleConnections()
 	r, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+a.kit.Servers[0]+enroll.SeenPath, nil)
 	if err != nil {
 		return enroll.Seen{}, err

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"wardlink/agent"
+	"wardlink/agent/egress"
 	"wardlink/buffer"
 	"wardlink/enroll"
 	"wardlink/enroll/tpm"
@@ -76,14 +77,19 @@ func (r *Report) examine(ctx context.Context, path string) []agent.Finding {
 	out = append(out, judgeMode(held.Path, AreaKit)...)
 	out = append(out, held.Examine()...)
 
+	way, err := cfg.Way()
+	if err != nil { // it was checked with the configuration
+		return append(out, agent.Finding{Area: AreaConfiguration, Level: agent.Stops, Found: err.Error()})
+	}
+
 	// The steps to the servers, the agent, and the files have nothing to do with each other.
 	reaches := make([]reach, len(kit.Servers))
 	var wg sync.WaitGroup
 	for i, server := range kit.Servers {
-		wg.Go(func() { reaches[i] = probe(ctx, server, kit) })
+		wg.Go(func() { reaches[i] = probe(ctx, way, server, kit) })
 	}
 	var patient patient
-	wg.Go(func() { patient = look(ctx, cfg, kit) })
+	wg.Go(func() { patient = look(ctx, cfg, way, kit) })
 	files := judgeState(cfg.State)
 	wg.Wait()
 
@@ -125,7 +131,7 @@ type patient struct {
 func (p patient) connected() bool { return p.status != nil && p.status.Uplink.Connected }
 
 // look asks the running agent, or looks itself where none runs.
-func look(ctx context.Context, cfg agent.Config, kit enroll.Kit) (p patient) {
+func look(ctx context.Context, cfg agent.Config, way *egress.Way, kit enroll.Kit) (p patient) {
 	s, err := agent.AskStatus(ctx, cfg)
 	if err == nil {
 		p.status = &s
@@ -147,7 +153,7 @@ func look(ctx context.Context, cfg agent.Config, kit enroll.Kit) (p patient) {
 		return p
 	}
 	var wg sync.WaitGroup
-	wg.Go(func() { p.tpm, p.authorised, p.fingerprint = lookAtTPM(ctx, cfg, kit) })
+	wg.Go(func() { p.tpm, p.authorised, p.fingerprint = lookAtTPM(ctx, cfg, way, kit) })
 	held, inside := lookAtBuffer(ctx, cfg)
 	p.agent = []agent.Finding{judgeAbsent(err, held)}
 	p.inside = append(inside, diskOf(cfg))
@@ -157,7 +163,7 @@ func look(ctx context.Context, cfg agent.Config, kit enroll.Kit) (p patient) {
 }
 
 // lookAtTPM opens the TPM, which nobody else uses while no agent runs. Keys and certificate are read, never made.
-func lookAtTPM(ctx context.Context, cfg agent.Config, kit enroll.Kit) (found, authorised []agent.Finding, fingerprint string) {
+func lookAtTPM(ctx context.Context, cfg agent.Config, way *egress.Way, kit enroll.Kit) (found, authorised []agent.Finding, fingerprint string) {
 	ctx, cancel := context.WithTimeout(ctx, Time-time.Second)
 	defer cancel()
 	dev, err := tpm.Open(ctx, cfg.TPM)
@@ -190,7 +196,7 @@ func lookAtTPM(ctx context.Context, cfg agent.Config, kit enroll.Kit) (found, au
 		if err != nil {
 			found = append(found, agent.Finding{Area: AreaCertificate, Level: agent.Warning, Found: err.Error(), Mend: "the agent enrols anew by itself when it starts"})
 		} else {
-			authorised = agent.ProbeAuthorisation(ctx, kit, cert)
+			authorised = agent.ProbeAuthorisation(ctx, way, kit, cert)
 		}
 	}
 	return append(agent.ProbeTPM(ctx, dev, keys.Device()), found...), authorised, fingerprint

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"wardlink/agent"
+	"wardlink/agent/egress"
 	"wardlink/enroll"
 	"wardlink/internal/spiffe"
 )
@@ -35,6 +36,7 @@ const AreaServer = "server"
 // reach is how far a connection to one server came, without any opinion.
 type reach struct {
 	server string
+	proxy  string // its address where there is one: name and TCP are its, then
 
 	addresses []netip.Addr
 	nameErr   error
@@ -43,6 +45,9 @@ type reach struct {
 	peer     string // the address that took the connection
 	dialErr  error
 	dialTook time.Duration
+
+	tunnelErr  error // the proxy's answer
+	tunnelTook time.Duration
 
 	state   *tls.ConnectionState // nil when there was no handshake
 	tlsErr  error
@@ -55,26 +60,39 @@ type reach struct {
 	httpErr error
 }
 
-// probe walks to a server: name, TCP, TLS, one HTTP request. The handshake believes any certificate, so that it can be told whose it
+// probe walks to a server: name, TCP, the proxy's answer where there is one, TLS, one HTTP request. The handshake believes any certificate, so that it can be told whose it
 // was; nothing is said on a connection whose server has not proven itself.
-func probe(ctx context.Context, server string, kit enroll.Kit) reach {
-	r := reach{server: server}
+func probe(ctx context.Context, way *egress.Way, server string, kit enroll.Kit) reach {
+	r := reach{server: server, proxy: way.Proxy()}
 	host, _, err := net.SplitHostPort(server)
 	if err != nil {
 		r.nameErr = err
 		return r
 	}
-	if r.resolve(ctx, host); r.nameErr != nil {
+	hop, _, err := net.SplitHostPort(way.Hop(server))
+	if err != nil {
+		r.nameErr = err
+		return r
+	}
+	if r.resolve(ctx, hop); r.nameErr != nil {
 		return r
 	}
 	began := time.Now()
-	conn, err := (&net.Dialer{Timeout: dialTime}).DialContext(ctx, "tcp", server)
+	limited, cancel := context.WithTimeout(ctx, dialTime)
+	conn, err := way.Reach(limited, server)
+	cancel()
 	r.dialTook, r.dialErr = time.Since(began), err
 	if err != nil {
 		return r
 	}
 	defer conn.Close()
 	r.peer = conn.RemoteAddr().String()
+	limited, cancel = context.WithTimeout(ctx, dialTime)
+	began, r.tunnelErr = time.Now(), way.Tunnel(limited, conn, server)
+	cancel()
+	if r.tunnelTook = time.Since(began); r.tunnelErr != nil {
+		return r
+	}
 	secured := r.handshake(ctx, conn, host)
 	if secured == nil || spiffe.VerifyServer(*r.state, kit.Pool(), serverID(kit), r.state.PeerCertificates[0].NotBefore) != nil ||
 		r.state.NegotiatedProtocol != "http/1.1" {
@@ -163,17 +181,36 @@ func (r reach) judge(kit enroll.Kit, now time.Time) []agent.Finding {
 	step := func(level agent.Level, name, mend, found string, args ...any) {
 		out = append(out, agent.Finding{Area: AreaServer, Name: r.server, Step: name, Level: level, Found: fmt.Sprintf(found, args...), Mend: mend})
 	}
+	whose, source := "", "the name in the kit"
+	if r.proxy != "" {
+		whose, source = "proxy "+r.proxy+": ", "proxy.url in the configuration"
+	}
 	if r.nameErr != nil {
-		step(agent.Stops, "name", "check the name in the kit, and this gateway's DNS servers (/etc/resolv.conf)", "it cannot be resolved: %v", r.nameErr)
+		step(agent.Stops, "name", "check "+source+", and this gateway's DNS servers (/etc/resolv.conf)", "%sit cannot be resolved: %v", whose, r.nameErr)
 		return out
 	}
-	step(agent.Well, "name", "", "%s%s", joined(r.addresses), took(r.nameTook))
+	step(agent.Well, "name", "", "%s%s%s", whose, joined(r.addresses), took(r.nameTook))
 	if r.dialErr != nil {
 		found, mend := explainDial(r.dialErr)
-		step(agent.Stops, "TCP", mend, "%s", found)
+		if r.proxy != "" {
+			mend = "check proxy.url in the configuration, the network to the proxy, and whether it runs"
+		}
+		step(agent.Stops, "TCP", mend, "%s%s", whose, found)
 		return out
 	}
-	step(agent.Well, "TCP", "", "connected to %s%s", r.peer, took(r.dialTook))
+	step(agent.Well, "TCP", "", "connected to %s%s%s", whose, r.peer, took(r.dialTook))
+	var refused *egress.ProxyError
+	switch {
+	case errors.As(r.tunnelErr, &refused):
+		found := whose + refused.Found
+		if refused.Err != nil {
+			found += ": " + refused.Err.Error()
+		}
+		step(agent.Stops, "proxy", refused.Mend, "%s", found)
+		return out
+	case r.proxy != "":
+		step(agent.Well, "proxy", "", "it lets this gateway through to %s%s", r.server, took(r.tunnelTook))
+	}
 	if r.tlsErr != nil && (r.state == nil || len(r.state.PeerCertificates) == 0) {
 		found, mend := explainTLS(r.tlsErr)
 		step(agent.Stops, "TLS", mend, "%s", found)

@@ -222,7 +222,7 @@ func TestServerSteps(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			kit := kitOf(t, root, c.server)
-			steps := probe(context.Background(), c.server, kit).judge(kit, time.Now())
+			steps := probe(context.Background(), nil, c.server, kit).judge(kit, time.Now())
 			last := steps[len(steps)-1]
 			switch {
 			case c.step == "" && (agent.Worst(steps) != agent.Well || len(steps) != 5):
@@ -269,7 +269,7 @@ func TestNothingIsSaidToAnImposter(t *testing.T) {
 		said <- int(n) + len(s.ConnectionState().PeerCertificates)
 	})
 	kit := kitOf(t, newAuthority(t, "Ward Root"), server)
-	if r := probe(context.Background(), server, kit); r.asked || r.state == nil {
+	if r := probe(context.Background(), nil, server, kit); r.asked || r.state == nil {
 		t.Errorf("%+v", r)
 	}
 	if n := <-said; n != 0 {
@@ -282,7 +282,7 @@ func TestOffset(t *testing.T) {
 	conf := &tls.Config{Certificates: []tls.Certificate{root.issue(ingest, -time.Hour, time.Hour)}, NextProtos: []string{"http/1.1"}}
 	for _, ahead := range []time.Duration{0, 3 * time.Hour, -10 * time.Minute} {
 		server := web(t, conf, time.Now().Add(ahead))
-		r := probe(context.Background(), server, kitOf(t, root, server))
+		r := probe(context.Background(), nil, server, kitOf(t, root, server))
 		if r.httpErr != nil || (r.ahead-ahead).Abs() > 20*time.Second { // a loaded machine takes seconds, never these
 			t.Errorf("%s: measured %s, %v", ahead, r.ahead, r.httpErr)
 		}
@@ -307,7 +307,7 @@ func TestAuthorisation(t *testing.T) {
 			ClientAuth: tls.VerifyClientCertIfGiven, ClientCAs: pool}, time.Now())
 		closed := "127.0.0.1:1"
 		kit := kitOf(t, root, server, closed)
-		got := agent.ProbeAuthorisation(t.Context(), kit, root.issue("spiffe://ward.test/gateway/bed-7", -time.Hour, time.Hour))
+		got := agent.ProbeAuthorisation(t.Context(), nil, kit, root.issue("spiffe://ward.test/gateway/bed-7", -time.Hour, time.Hour))
 		if len(got) != 2 || got[0].Name != server || got[1].Name != closed {
 			t.Fatalf("%+v", got)
 		}

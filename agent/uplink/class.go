@@ -11,6 +11,8 @@ import (
 	"syscall"
 
 	"github.com/eclipse/paho.mqtt.golang/packets"
+
+	"wardlink/agent/egress"
 )
 
 // class is what kind of error keeps the gateway from its hospital: one of a few constant texts, for reports that leave the gateway.
@@ -22,6 +24,8 @@ func class(err error) string {
 	var verify *tls.CertificateVerificationError
 	var record tls.RecordHeaderError
 	switch {
+	case errors.As(err, new(*egress.ProxyError)):
+		return "the proxy gives no way to the server"
 	case errors.Is(err, errNoIdentity):
 		return "no certificate yet"
 	case errors.Is(err, ErrNoSealing), strings.HasPrefix(err.Error(), "sealing record"):

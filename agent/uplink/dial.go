@@ -14,6 +14,7 @@ import (
 
 	"github.com/eclipse/paho.mqtt.golang/packets"
 
+	"wardlink/agent/egress"
 	"wardlink/internal/spiffe"
 )
 
@@ -33,8 +34,8 @@ type transport struct {
 	judge func(now time.Time) error
 }
 
-// dial asks for the identity and tries the servers in their order.
-func (u *Uplink) dial(ctx context.Context) (*transport, error) {
+// dial asks for the identity and tries the servers in their order; among gives those to try.
+func (u *Uplink) dial(ctx context.Context, among func() []string) (t *transport, err error) {
 	cert, gateway, err := u.cfg.Identity()
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", errNoIdentity, err)
@@ -42,7 +43,6 @@ func (u *Uplink) dial(ctx context.Context) (*transport, error) {
 	if len(cert.Certificate) == 0 || spiffe.ValidName(gateway) != nil {
 		return nil, errNoIdentity
 	}
-	var failed []error
 	route, turned := u.way() // before the servers are asked for: at worst too old, and then the connection moves once more
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -53,24 +53,19 @@ func (u *Uplink) dial(ctx context.Context) (*transport, error) {
 		case <-ctx.Done():
 		}
 	}()
-	for _, server := range u.servers() {
-		limited, cancel := context.WithTimeout(ctx, u.timing.handshake)
+	err = u.cfg.Way.Try(ctx, among(), u.timing.handshake, func(ctx context.Context, server string) error {
 		trusted := !u.cfg.Moment().Floor // before the handshake: what it was judged by is at least that
-		conn, err := u.open(limited, server, cert)
-		cancel()
-		if err == nil {
-			t := &transport{conn: conn, server: server, gateway: gateway, leaf: cert.Certificate[0], route: route}
-			if !trusted {
-				t.judge = func(now time.Time) error { return u.judge(conn, now) }
-			}
-			return t, nil
+		conn, err := u.open(ctx, server, cert)
+		if err != nil {
+			return u.explain(err)
 		}
-		if ctx.Err() != nil {
-			return nil, context.Cause(ctx)
+		t = &transport{conn: conn, server: server, gateway: gateway, leaf: cert.Certificate[0], route: route}
+		if !trusted {
+			t.judge = func(now time.Time) error { return u.judge(conn, now) }
 		}
-		failed = append(failed, fmt.Errorf("server %s: %w", server, u.explain(err)))
-	}
-	return nil, errors.Join(failed...)
+		return nil
+	})
+	return t, err
 }
 
 // servers are those to try now.
@@ -81,17 +76,12 @@ func (u *Uplink) servers() []string {
 	return u.cfg.Current()
 }
 
-// openTLS makes the TCP connection and the handshake. The signer behind cert keeps its own deadlines: a handshake cannot be called
+// openTLS makes the connection and the handshake. The signer behind cert keeps its own deadlines: a handshake cannot be called
 // back from a TPM that is signing.
 func (u *Uplink) openTLS(ctx context.Context, server string, cert tls.Certificate) (net.Conn, error) {
-	raw, err := (&net.Dialer{KeepAliveConfig: net.KeepAliveConfig{Enable: true}}).DialContext(ctx, "tcp", server)
+	conn, err := u.cfg.Way.Secure(ctx, server, u.tlsConfig(cert))
 	if err != nil {
-		return nil, err
-	}
-	conn := tls.Client(raw, u.tlsConfig(server, cert))
-	if err := conn.HandshakeContext(ctx); err != nil {
-		_ = raw.Close()
-		return nil, err
+		return nil, err // and no *tls.Conn that is nil
 	}
 	return conn, nil
 }
@@ -106,10 +96,8 @@ func (u *Uplink) judge(conn net.Conn, now time.Time) error {
 }
 
 // tlsConfig demands TLS 1.3 and the server's SPIFFE id, whatever address it was reached by.
-func (u *Uplink) tlsConfig(server string, cert tls.Certificate) *tls.Config {
-	host, _, _ := net.SplitHostPort(server)
+func (u *Uplink) tlsConfig(cert tls.Certificate) *tls.Config {
 	conf := spiffe.ServerTLSAt(u.cfg.Roots, u.cfg.Server, "mqtt", u.cfg.Moment)
-	conf.ServerName = host // for balancers; an IP is not sent
 	// Always ours, whatever authorities the server lists: that it is not wanted must be said aloud and not look as if there was none.
 	conf.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &cert, nil }
 	return conf
@@ -120,6 +108,8 @@ func (u *Uplink) explain(err error) error {
 	var dns *net.DNSError
 	var text string
 	switch {
+	case errors.As(err, new(*egress.ProxyError)): // it says so itself
+		return err
 	case errors.As(err, &dns):
 		text = "its name cannot be resolved; check the address in the kit and the gateway's DNS"
 	case errors.Is(err, syscall.ECONNREFUSED):

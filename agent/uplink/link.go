@@ -193,10 +193,19 @@ func (l *link) pump(ctx context.Context) (*transport, error) {
 	defer stopDialing()
 	_, turned := l.u.way()
 	look := func() {
-		if dialing == nil && l.u.changed(l.t) {
-			dialing = make(chan *transport, 1)
-			go l.successor(dialCtx, dialing)
+		if dialing != nil {
+			return
 		}
+		among, better := l.u.servers, l.u.cfg.Way.Better(l.u.servers(), l.t.server)
+		switch {
+		case l.u.changed(l.t):
+		case len(better) > 0: // an address that comes first has had its rest
+			among = func() []string { return better }
+		default:
+			return
+		}
+		dialing = make(chan *transport, 1)
+		go l.successor(dialCtx, among, dialing)
 	}
 
 	look()
@@ -259,8 +268,8 @@ func (l *link) pump(ctx context.Context) (*transport, error) {
 
 // successor makes the next connection while this one goes on sending. A failure is noted; the next look at the identity tries
 // again, and the server ends this connection when its certificate does.
-func (l *link) successor(ctx context.Context, to chan<- *transport) {
-	t, err := l.u.dial(ctx)
+func (l *link) successor(ctx context.Context, among func() []string, to chan<- *transport) {
+	t, err := l.u.dial(ctx, among)
 	if err != nil && ctx.Err() == nil && !errors.Is(err, errMoved) {
 		l.u.fault(fmt.Errorf("connection to take this one's place: %w", err))
 	}

@@ -18,6 +18,7 @@ import (
 	"sync"
 	"time"
 
+	"wardlink/agent/egress"
 	"wardlink/buffer"
 	"wardlink/internal/build"
 	"wardlink/internal/spiffe"
@@ -55,8 +56,10 @@ type Config struct {
 	// Current gives the servers to try now, in their order, at every attempt to connect; nil: Servers. It must not block. Whoever changes
 	// what it gives calls Move.
 	Current func() []string
-	Server  spiffe.ID // the identity that the server must prove, whatever its address
-	Roots   *x509.CertPool
+	// Way leads to the servers, and knows which of them did not work of late; nil: directly.
+	Way    *egress.Way
+	Server spiffe.ID // the identity that the server must prove, whatever its address
+	Roots  *x509.CertPool
 	// Identity gives the gateway's certificate, its key in the TPM, and its id. It is asked at every attempt to connect and every
 	// few seconds meanwhile, so it must be quick; when the certificate changes, the connection moves to the new one.
 	Identity func() (cert tls.Certificate, gateway string, err error)
@@ -251,7 +254,7 @@ func (u *Uplink) Run(ctx context.Context) error {
 			shown = t.leaf
 		} else {
 			var err error
-			if t, err = u.dial(ctx); err != nil {
+			if t, err = u.dial(ctx, u.servers); err != nil {
 				if ctx.Err() == nil && !errors.Is(err, errMoved) {
 					if errors.Is(err, errNoIdentity) { // nothing is wrong yet: the gateway is enrolling, or waits for approval
 						u.note(func(s *Status) { s.LastError, s.LastErrorAt, s.Fault = err.Error(), time.Now(), class(err) })
@@ -270,8 +273,11 @@ func (u *Uplink) Run(ctx context.Context) error {
 		switch {
 		case lived >= u.timing.stable:
 			wait.reset()
+			u.cfg.Way.Worked(t.server)
 		case u.Status().Acknowledged > before:
 			wait.ease()
+		case err != nil && ctx.Err() == nil:
+			u.cfg.Way.Failed(t.server, err) // TLS worked and MQTT did not: another server may do better
 		}
 		if err != nil && ctx.Err() == nil {
 			u.fault(err)

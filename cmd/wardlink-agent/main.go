@@ -52,6 +52,7 @@ defaults:
   state: /var/lib/wardlink-agent      # identity and buffer
   tpm: /dev/tpmrm0                    # or swtpm:/path/to.sock for an emulated one
   buffer: {cap: 1GB}                  # bytes on disk; at the cap sources get no acknowledgement
+  proxy: {url: "", credentials: ""}   # such as http://proxy:3128, and a file of mode 0600 with user:password; none: directly
   log: text                           # or json
   console: /run/wardlink-agent/issue  # the fingerprint for the box's console, as /etc/issue has it; where that directory exists
   report_every: 60s                   # how often the hospital hears how the gateway is, 1s to 1h; about 0.5 KB each
