@@ -127,7 +127,11 @@ func (r *replay) identity() tls.Certificate {
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	return tls.Certificate{Certificate: [][]byte{der, r.keys.Issuing.Raw}, PrivateKey: key}
+	leaf, err := x509.ParseCertificate(der)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return tls.Certificate{Certificate: [][]byte{der, r.keys.Issuing.Raw}, PrivateKey: key, Leaf: leaf}
 }
 
 func (r *replay) client(cert *tls.Certificate, alpn string) *tls.Config {
