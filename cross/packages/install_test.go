@@ -39,7 +39,7 @@ func TestLifeOfAnInstallation(t *testing.T) {
 	h.serve()
 	agent := h.enrolled()
 	h.send(20)
-	h.arrived()
+	h.settled(agent)
 	h.watched(agent)
 
 	h.upgraded(agent)
@@ -220,6 +220,14 @@ func (h *hospital) arrived() {
 	}
 }
 
+// settled: the hospital has acknowledged everything, and the agent knows. In FHIR it is earlier: an agent that was told no time yet
+// sends everything and forgets nothing.
+func (h *hospital) settled(agent *service) {
+	h.Helper()
+	h.arrived()
+	agent.await("an agent on which nothing waits", func() bool { return strings.Contains(agent.last("STATUS"), "; 0 batches wait; ") })
+}
+
 // watched: both services go on telling their manager that they live, and how they are.
 func (h *hospital) watched(agent *service) {
 	for _, s := range []*service{agent, h.server} {
@@ -286,7 +294,7 @@ func (h *hospital) upgraded(agent *service) {
 	agent = h.start("wardlink-agent")
 	h.send(2)
 	h.server = h.start("wardlink-server")
-	h.arrived()
+	h.settled(agent)
 	agent.stop()
 }
 
@@ -364,7 +372,7 @@ func (h *hospital) purged() {
 	h.must("wardlink", "--operator", operator, "provision", "kit", "--out", "/etc/wardlink/kit.json")
 	h.useTPM()
 	agent := h.start("wardlink-agent")
-	h.arrived()
+	h.settled(agent)
 	agent.stop()
 
 	said = h.must("apt-get", "purge", "-y", "-q", "wardlink-agent")
