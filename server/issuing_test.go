@@ -316,6 +316,9 @@ func (s *site) graceThroughARestart(stop func()) {
 	if !s.server.alerts.Open(alerts.CAUnwell, "server") {
 		t.Error("no alert of a CA that cannot issue")
 	}
+	if st, err := s.server.status(t.Context()); err != nil || st.CA == "" || st.Grace != 1 {
+		t.Errorf("status: %+v, %v", st, err)
+	}
 	if terms, err := s.server.watchedTerms(t.Context()); err != nil || len(terms) < 7 { // root, two CAs, an operator, three of its own
 		t.Errorf("%d terms are watched: %v", len(terms), err)
 	}

@@ -49,8 +49,15 @@ func (s *Server) status(ctx context.Context) (client.Status, error) {
 	if err := s.ready(ctx); err != nil {
 		notReady = err.Error()
 	}
+	sessions := s.ingest.Sessions()
+	late := 0
+	for _, one := range sessions {
+		if one.Grace {
+			late++
+		}
+	}
 	return client.Status{
-		Version: build.Version, Started: s.started, Ready: notReady == "", NotReady: notReady, Clock: s.clock.State().Doubt, Sessions: len(s.ingest.Sessions()),
+		CA: s.ca.Health().Reason, Grace: late, Version: build.Version, Started: s.started, Ready: notReady == "", NotReady: notReady, Clock: s.clock.State().Doubt, Sessions: len(sessions),
 		Gateways: gateways, Waiting: waiting, JournalSeq: s.journal.Stats().Committed, RecordsSeq: s.journal.Cursor("records"),
 		LogSeq: tl.Signed, LogSize: tl.Published,
 		Stored: uint64(st.Batches), Pending: uint64(st.Pending), Dead: uint64(st.Dead), Storage: storage, Disposal: disposal, RecoveryUnproven: unproven,
@@ -158,6 +165,12 @@ func (s *Server) metrics() http.Handler {
 		}
 	}
 	reg.MustRegister(newKeptMetrics(s))
+	gauge("ca_well", "1 while the CA can issue certificates.", func() float64 {
+		if s.ca.Health().Well {
+			return 1
+		}
+		return 0
+	})
 	gauge("journal_entries", "Last committed journal entry.", read(func(c client.Status) uint64 { return c.JournalSeq }))
 	gauge("records_lag_entries", "Journal entries that records has not passed.", read(func(c client.Status) uint64 { return c.JournalSeq - min(c.JournalSeq, c.RecordsSeq) }))
 	gauge("log_lag_entries", "Journal entries that the transparency log has not passed.", read(func(c client.Status) uint64 { return c.JournalSeq - min(c.JournalSeq, c.LogSeq) }))

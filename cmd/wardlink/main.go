@@ -164,6 +164,12 @@ func (t *tool) status() *cobra.Command {
 				if s.Clock != "" {
 					fmt.Fprintf(w, "clock\t%s\n", s.Clock)
 				}
+				if s.CA != "" {
+					fmt.Fprintf(w, "CA\tcannot issue certificates: %s\n", s.CA)
+				}
+				if s.Grace > 0 {
+					fmt.Fprintf(w, "grace\t%d connected with certificates that have ended, until the CA can issue\n", s.Grace)
+				}
 				fmt.Fprintf(w, "journal\t%d entries; records passed %d, log passed %d\n", s.JournalSeq, s.RecordsSeq, s.LogSeq)
 				fmt.Fprintf(w, "log\t%d leaves\nbatches\t%d stored, %d pending, %d dead\n", s.LogSize, s.Stored, s.Pending, s.Dead)
 				fmt.Fprintf(w, "disk\tdatabase %s, journal %s; %s of %s free\n", size(s.Storage.Database), size(s.Storage.Journal), size(s.Storage.DiskFree), size(s.Storage.Disk))

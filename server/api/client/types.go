@@ -128,6 +128,8 @@ type Status struct {
 	Gateways   int       `json:"gateways"`
 	Waiting    int       `json:"waiting"`
 	Clock      string    `json:"clock_doubt,omitempty"` // why no time is signed for gateways
+	CA         string    `json:"ca_unwell,omitempty"`   // why the CA cannot issue certificates
+	Grace      int       `json:"grace,omitempty"`       // sessions under a certificate that has ended, while the CA cannot issue
 	JournalSeq uint64    `json:"journal_seq"`           // last committed entry
 	RecordsSeq uint64    `json:"records_seq"`           // entries that records has passed
 	LogSeq     uint64    `json:"log_seq"`               // entries that the transparency log has passed
