@@ -55,7 +55,13 @@ type Agent struct {
 	waiting  string              // fingerprint while the hospital has not approved this gateway
 	tpmState string              // what holds up the identity, for status; "" when nothing does
 	cutOff   *enroll.CutOffError // why the hospital has cut this gateway off, in its words; nil while it has not
+	ordered  []byte              // the order to wipe that holds; nil while there is none. Of runOrders alone
+	leaving  string              // why, while it drains; "" while there is no order
+	grave    *grave              // of a gateway that is wiped, or about to be; nil of all others
 	renew    func()              // asks for a new certificate soon; nil until the identity is at work
+
+	orders      chan []byte // documents that may be orders to wipe
+	stopSources func()      // of a running agent
 
 	fingerprint string // of a TPM that is not enrolled yet; "" until it could be read
 
@@ -79,7 +85,13 @@ func New(cfg Config, log *slog.Logger) (*Agent, error) {
 	if err != nil {
 		return nil, err
 	}
-	a := &Agent{cfg: cfg, way: way, log: log, started: time.Now(), tpmState: "not opened yet"}
+	a := &Agent{cfg: cfg, way: way, log: log, started: time.Now(), tpmState: "not opened yet", orders: make(chan []byte, 1)}
+	if a.grave, err = openGrave(cfg.State); err != nil {
+		return nil, err
+	}
+	if a.grave != nil {
+		return a, a.prepareTime()
+	}
 	if a.buf, err = openBuffer(cfg, log); err != nil {
 		return nil, explainState(cfg.State, err)
 	}
@@ -110,7 +122,8 @@ func explainState(dir string, err error) error {
 	return err
 }
 
-func (a *Agent) prepare() (err error) {
+// prepareTime prepares what a decommissioned gateway needs, too.
+func (a *Agent) prepareTime() (err error) {
 	if a.held, err = a.cfg.adoptKit(a.log); err != nil {
 		return err
 	}
@@ -128,6 +141,15 @@ func (a *Agent) prepare() (err error) {
 	}
 	a.time.raise(build.Time(), "the build")
 	a.time.raise(a.kit.Since(), "the kit's root certificate")
+	return nil
+}
+
+func (a *Agent) prepare() error {
+	err := a.prepareTime()
+	if err != nil {
+		return err
+	}
+	clk := a.time.clock
 	var epoch telemetry.Epoch
 	rand.Read(epoch[:])
 	if a.intake, err = newIntake(a.buf, a.kit.RecordsKey, epoch, clk, a.log); err != nil {
@@ -222,6 +244,17 @@ func laneNames() []string {
 
 // Run serves until ctx ends: sources stop first, what they delivered is committed, then the uplink drains for a bounded time.
 func (a *Agent) Run(ctx context.Context) error {
+	if a.grave == nil {
+		if err := a.serve(ctx); !errors.Is(err, errWiped) {
+			return err
+		}
+	}
+	a.log.Warn("this gateway is decommissioned")
+	return a.rest(ctx)
+}
+
+// serve is Run until the gateway is decommissioned: errWiped.
+func (a *Agent) serve(ctx context.Context) error {
 	a.log.Info("agent started", "config", a.cfg.From, "kit", a.kit.ShortFingerprint(), "trust_domain", a.kit.TrustDomain,
 		"epoch", a.intake.epoch.String(), "sources", len(a.sources))
 	intakeCtx, stopIntake := context.WithCancel(context.WithoutCancel(ctx))
@@ -230,9 +263,18 @@ func (a *Agent) Run(ctx context.Context) error {
 	go func() { intakeDone <- a.intake.run(intakeCtx) }()
 
 	g, gctx := errgroup.WithContext(ctx)
+	sources, stopSources := context.WithCancel(gctx)
+	defer stopSources()
+	a.stopSources = stopSources
 	for _, s := range a.sources {
-		g.Go(func() error { return s.Run(gctx) })
+		g.Go(func() error {
+			if err := s.Run(sources); sources.Err() == nil || gctx.Err() != nil {
+				return err
+			}
+			return nil // the gateway takes nothing more, and drains
+		})
 	}
+	g.Go(func() error { return a.runOrders(gctx) })
 	g.Go(func() error { return a.link.Run(gctx) })
 	g.Go(func() error { return a.runTime(gctx) })
 	g.Go(func() error { return a.runIdentity(gctx) })
@@ -261,12 +303,7 @@ func (a *Agent) runIdentity(ctx context.Context) error {
 	a.dev = dev
 	a.mu.Unlock()
 	a.introduce(ctx, dev)
-	client := &http.Client{
-		Timeout: 90 * time.Second, // a slow TPM signs within the handshake
-		Transport: transportTo(func(ctx context.Context) (net.Conn, error) {
-			return a.secure(ctx, nil)
-		}),
-	}
+	client := a.httpClient()
 	defer client.CloseIdleConnections()
 	base := "https://" + a.kit.Servers[0]
 	e, err := enroll.New(enroll.Config{
@@ -289,6 +326,16 @@ func (a *Agent) runIdentity(ctx context.Context) error {
 		<-ctx.Done()
 	}
 	return nil
+}
+
+// httpClient reaches the hospital's servers beside MQTT.
+func (a *Agent) httpClient() *http.Client {
+	return &http.Client{
+		Timeout: 90 * time.Second, // a slow TPM signs within the handshake
+		Transport: transportTo(func(ctx context.Context) (net.Conn, error) {
+			return a.secure(ctx, nil)
+		}),
+	}
 }
 
 // openTPM tries until the device is there: some appear only seconds after boot.
@@ -336,6 +383,7 @@ func (a *Agent) identityTrouble(err error) {
 		a.waiting, a.tpmState = w.Fingerprint, ""
 	case errors.As(err, &r):
 		a.cutOff, a.tpmState = r, ""
+		a.order(r.Order)
 	default: // what was known of being cut off stays: the hospital has not said otherwise
 		a.tpmState = err.Error()
 	}
@@ -387,6 +435,9 @@ func (a *Agent) down(doc telemetry.Doc, body []byte) {
 		if err := a.resend.ask(body); err != nil {
 			a.log.Warn("the hospital's question for lost batches cannot be read", "error", err)
 		}
+		return
+	case telemetry.DocWipe:
+		a.order(body)
 		return
 	case telemetry.DocConfig:
 	default:

@@ -38,6 +38,9 @@ const (
 
 // Examine judges what a running agent says of itself: one finding for each part, in a fixed order.
 func (s Status) Examine(now time.Time) []Finding {
+	if s.Wiped != "" {
+		return []Finding{s.examineWiped()}
+	}
 	out := []Finding{s.examineIdentity(now), s.examineUplink(now), s.examineTime(now), s.examineBuffer(now)}
 	out = append(out, s.KitBeside...)
 	out = append(out, s.examineLanes()...)
@@ -53,6 +56,9 @@ func (s Status) examineIdentity(now time.Time) Finding {
 	started := now.Sub(s.Started)
 	now = s.Present(now)
 	switch {
+	case s.Leaving != "" && !s.Revoked:
+		f.Level, f.Found = Stops, "the hospital has decommissioned this gateway: "+s.Leaving
+		f.Mend = "nothing: it takes nothing more from its devices, hands over what waits, and wipes itself then"
 	case s.Revoked:
 		f.Level, f.Found = Stops, "cut off: "+s.Identity
 		f.Mend = cutOffMend(s.CutOff)

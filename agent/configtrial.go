@@ -134,6 +134,12 @@ func (a *Agent) greet(ctx context.Context, server string) error {
 // servers are those to try now, in their order: those of the hospital's configuration, then those of the kit, so that a configuration
 // which grew old cannot cut a gateway off. It is the one place that says so.
 func (a *Agent) servers() []string {
+	a.mu.Lock()
+	g := a.grave
+	a.mu.Unlock()
+	if g != nil {
+		return a.andKit(g.Servers, true)
+	}
 	set, alone := a.config.settings()
 	return a.andKit(set.Servers, !alone || len(set.Servers) == 0)
 }

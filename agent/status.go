@@ -29,6 +29,8 @@ type Status struct {
 	CutOff    string                  `json:"cut_off,omitempty"` // how: "revoked", "suspended", "decommissioned", "replaced"
 	NotBefore *time.Time              `json:"not_before,omitempty"`
 	NotAfter  *time.Time              `json:"not_after,omitempty"`
+	Leaving   string                  `json:"leaving,omitempty"` // why the hospital has this gateway drain before it is wiped
+	Wiped     string                  `json:"wiped,omitempty"`   // of a decommissioned gateway: "no" (not yet), "yes", "told" (and the hospital knows)
 	Kit       string                  `json:"kit"`
 	KitBeside []Finding               `json:"kit_refused,omitempty"` // a kit that lay there at the start and is not followed
 	Short     string                  `json:"fingerprint,omitempty"` // of a TPM that is not enrolled yet
@@ -116,6 +118,7 @@ func (a *Agent) status() Status {
 	s.KitBeside = a.held.Examine()
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	s.Leaving = a.leaving
 	if a.identity == nil {
 		s.Short = a.fingerprint
 	}
@@ -138,6 +141,12 @@ func (a *Agent) status() Status {
 
 // describe is status with what has to be looked up on disk.
 func (a *Agent) describe() Status {
+	a.mu.Lock()
+	gone := a.grave != nil
+	a.mu.Unlock()
+	if gone {
+		return a.restStatus()
+	}
 	s := a.status()
 	now := time.Now()
 	s.Version, s.PID, s.State, s.TrustDomain = build.Version, os.Getpid(), a.cfg.State, a.kit.TrustDomain

@@ -81,7 +81,10 @@ const (
 	// An operator cut a gateway off for a time; and the end of that, or of a revocation: Detail says what it was.
 	GatewaySuspended Type = "gateway.suspended"
 	GatewayResumed   Type = "gateway.resumed"
-	TPMCleared       Type = "tpm.cleared" // a gateway's TPM shows a new attestation key under the same endorsement key
+	// An operator ended a gateway's life; Detail holds the signed order. And its signed word that it wiped itself, with all that proves it.
+	GatewayDecommissioned Type = "gateway.decommissioned"
+	GatewayWiped          Type = "gateway.wiped"
+	TPMCleared            Type = "tpm.cleared" // a gateway's TPM shows a new attestation key under the same endorsement key
 )
 
 // What becomes of alerts.

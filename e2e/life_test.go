@@ -92,6 +92,7 @@ func (b *box) fingerprint() string {
 // TestGatewayLife: moved, suspended, its TPM cleared with a backlog on disk, resumed, given a new board with the old disk: every reading
 // is seen once, in the ward in which it was taken in, and the old board is nobody any more.
 func TestGatewayLife(t *testing.T) {
+	t.Parallel()
 	w := wardOf(t, initHospital(t))
 	b := w.box
 	w.register()
@@ -188,4 +189,128 @@ func (w *ward) lifeInTheLog() {
 			n["tpm.cleared"] == 1 && n["refused"] > 0, nil
 	})
 	w.must("wardlink", "audit", "verify", "--dir", w.server())
+}
+
+// TestDecommission: it drains by default, wipes itself, and its signed word is in the log, as a proof that checks offline. With --now what
+// waits is destroyed and counted. A gateway that never comes back is decommissioned without a word.
+func TestDecommission(t *testing.T) {
+	t.Parallel()
+	w := wardOf(t, initHospital(t))
+	b := w.box
+	w.register()
+	b.start()
+	b.accepts("M1")
+	b.awaitDelivered()
+	if out, err := child.Output(t.Context(), program("wardlink"), "--operator", w.operator(), "gateway", "decommission", "icu-7", "--reason", "ward closed"); err == nil || !strings.Contains(err.Error(), "--yes") {
+		t.Fatalf("nobody was asked: %s %v", out, err)
+	}
+	b.accepts("M2")
+	w.gateway("decommission", "icu-7", "--reason", "ward closed", "--yes")
+	b.awaitIdentity("decommissioned by the hospital: ward closed")
+	w.awaitWards(map[string]int{"w": 2})
+	b.awaitWord("icu-7")
+	b.wiped(t)
+	w.checkRecord("icu-7", "ward closed", true)
+
+	// Its disk is as good as new, and its TPM is not: it is told again, also after a restart and with a disk of its own.
+	b.agent.Stop()
+	b.start()
+	b.awaitIdentity("decommissioned by the hospital: ward closed")
+	b.agent.Stop()
+	if err := os.RemoveAll(b.state()); err != nil {
+		t.Fatal(err)
+	}
+	b.start()
+	b.awaitIdentity("decommissioned by the hospital: ward closed")
+	b.agent.Stop()
+	if _, err := child.Output(t.Context(), program("wardlink"), "--operator", w.operator(), "gateway", "resume", "icu-7", "--reason", "x"); err == nil {
+		t.Error("a decommissioned gateway was resumed")
+	}
+
+	// At once, with a backlog that is lost by that; and one that is never heard of again.
+	lost := w.newBox("lost", w.kit())
+	lost.deliverAs("icu-8")
+	w.gateway("suspend", "icu-8", "--reason", "stolen?")
+	lost.awaitIdentity("suspended by the hospital: stolen?")
+	lost.accepts("M9")
+	w.gateway("decommission", "icu-8", "--reason", "stolen", "--now", "--yes")
+	lost.awaitWord("icu-8")
+	lost.wiped(t)
+	if end := w.checkRecord("icu-8", "stolen", true); end.Undelivered == 0 {
+		t.Errorf("%+v; expected the batches that were destroyed", end)
+	}
+	csv := filepath.Join(w.hospital.dir, "gone.csv")
+	if err := os.WriteFile(csv, []byte("id,ek_sha256,site,ward,profile\nicu-9,"+strings.Repeat("ab", 32)+",s,w,default\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	w.gateway("import", csv)
+	w.gateway("decommission", "icu-9", "--reason", "burnt", "--now", "--yes")
+	w.checkRecord("icu-9", "burnt", false)
+	w.must("wardlink", "audit", "verify", "--dir", w.server())
+}
+
+// awaitWord waits until the hospital has the gateway's word.
+func (b *box) awaitWord(id string) {
+	b.t.Helper()
+	b.await("the gateway's word", func(context.Context) (bool, error) {
+		var g struct {
+			State string `json:"state"`
+			End   struct {
+				Confirmed string `json:"confirmed"`
+			} `json:"end"`
+		}
+		b.ask(&g, "gateway", "show", id)
+		return g.State == "decommissioned" && g.End.Confirmed != "", nil
+	})
+}
+
+// wiped looks at what is left on the disk.
+func (b *box) wiped(t *testing.T) {
+	t.Helper()
+	entries, err := os.ReadDir(b.state())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		switch name := e.Name(); {
+		case name == "decommissioned", strings.HasPrefix(name, "time"), strings.HasPrefix(name, "kit"), strings.HasSuffix(name, ".sock"):
+		default:
+			t.Errorf("%s is left on the disk", name)
+		}
+	}
+}
+
+type endProof struct {
+	OrderedBy   string `json:"ordered_by"`
+	Reason      string `json:"reason"`
+	Wiped       string `json:"wiped"`
+	Undelivered int    `json:"destroyed_undelivered"`
+}
+
+// checkRecord takes the record of a gateway's end and has it checked offline.
+func (w *ward) checkRecord(id, reason string, confirmed bool) endProof {
+	w.Helper()
+	file := filepath.Join(w.hospital.dir, id+".json")
+	w.gateway("record", id, "--out", file)
+	var checked struct {
+		End endProof `json:"end"`
+	}
+	out := w.must("wardlink", "audit", "check", "--json", "--key", filepath.Join(w.server(), "public", "log.pub"), file)
+	if err := json.Unmarshal(out, &checked); err != nil {
+		w.Fatal(err)
+	}
+	if checked.End.Reason != reason || checked.End.OrderedBy != "spiffe://ward.example/operator/operator" || (checked.End.Wiped != "") != confirmed {
+		w.Errorf("the record of %s: %s", id, out)
+	}
+	data, err := os.ReadFile(file)
+	if err != nil {
+		w.Fatal(err)
+	}
+	if err := os.WriteFile(file, []byte(strings.Replace(string(data), `"index"`, `"index_"`, 1)), 0o600); err != nil {
+		w.Fatal(err)
+	}
+	if _, err := child.Output(w.Context(), program("wardlink"), "audit", "check", "--key", filepath.Join(w.server(), "public", "log.pub"), file); err == nil {
+		w.Error("a changed record is accepted")
+	}
+	return checked.End
 }

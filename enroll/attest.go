@@ -36,6 +36,9 @@ const (
 // VersionsProblem is the type by which the server says that it speaks none of the agent's protocol versions; Detail names both ranges.
 const VersionsProblem = "urn:wardlink:versions"
 
+// WipedPath is where a gateway that has wiped itself posts its signed word (package wipe). It needs no certificate: the signature counts.
+const WipedPath = "/wiped"
+
 // Problem is a problem document as the attestation CA answers it.
 type Problem struct {
 	Type        string `json:"type"`
@@ -43,6 +46,7 @@ type Problem struct {
 	Status      int    `json:"status,omitempty"`
 	Detail      string `json:"detail,omitempty"`
 	Fingerprint string `json:"fingerprint,omitempty"` // with WaitingProblem
+	Order       []byte `json:"order,omitempty"`       // with DecommissionedProblem: the signed order to wipe (package wipe)
 }
 
 // attestation is the AK certificate and the name that it gives this gateway.
@@ -148,7 +152,7 @@ func problem(path string, answer *http.Response, data []byte) error {
 		return &WaitingError{Fingerprint: p.Fingerprint}
 	}
 	if what, ok := cutOffs[p.Type]; ok {
-		return &CutOffError{What: what, Reason: printable(p.Detail)}
+		return &CutOffError{What: what, Reason: printable(p.Detail), Order: p.Order}
 	}
 	return fmt.Errorf("%s: the server answers %d %s: %q", path, answer.StatusCode, p.Type, p.Detail)
 }

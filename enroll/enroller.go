@@ -42,6 +42,7 @@ func (e *WaitingError) Error() string {
 type CutOffError struct {
 	What   string // "revoked", "suspended", "decommissioned" or "replaced"
 	Reason string // the operator's; may be empty
+	Order  []byte // of a decommissioned gateway: the hospital's order to wipe itself, not verified yet
 }
 
 func (e *CutOffError) Error() string {

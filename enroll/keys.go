@@ -2,6 +2,7 @@ package enroll
 
 import (
 	"context"
+	"crypto"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -31,7 +32,7 @@ func (e *Enroller) openKeys(ctx context.Context) (*tpm.Keys, error) {
 		if e.former, ekErr = e.formerGateway(); ekErr != nil && !errors.Is(ekErr, ErrNone) {
 			return nil, fmt.Errorf("%w (%w)", err, ekErr)
 		}
-		dir = filepath.Join(dir, "board-"+Fingerprint(ek.Hash))
+		dir = boardDir(dir, ek.Hash)
 		e.cfg.Log.Warn("the disk was with another board; this board has keys of its own", "gateway", e.former, "dir", dir)
 		keys, err = tpm.OpenKeys(ctx, e.cfg.TPM, dir)
 	}
@@ -107,3 +108,22 @@ func (e *Enroller) enrolledBefore() (bool, error) {
 	}
 	return err == nil, err
 }
+
+// DeviceKey opens the device key of the board that this TPM is, in a state directory; it makes none. tpm.ErrMissing, tpm.ErrForeign.
+func DeviceKey(ctx context.Context, device *tpm.TPM, dir string) (crypto.Signer, error) {
+	keys, err := tpm.OpenKeys(ctx, device, dir)
+	if errors.Is(err, tpm.ErrForeign) && !errors.Is(err, tpm.ErrCleared) {
+		ek, ekErr := device.EK(ctx)
+		if ekErr != nil {
+			return nil, ekErr
+		}
+		keys, err = tpm.OpenKeys(ctx, device, boardDir(dir, ek.Hash))
+	}
+	if err != nil {
+		return nil, err
+	}
+	return keys.Device(), nil
+}
+
+// boardDir holds the keys of a board that came to another board's disk.
+func boardDir(dir string, ek [32]byte) string { return filepath.Join(dir, "board-"+Fingerprint(ek)) }

@@ -79,6 +79,11 @@ func (s *Server) documents(ctx context.Context, gateway string) ([]ingest.Docume
 	if err != nil { // it must not keep the configuration back
 		s.log.Error("a gateway is not asked for what a restore lost; it is asked at its next connection", "gateway", gateway, "error", err)
 	}
+	orders, err := s.wipeOrder(ctx, gateway)
+	if err != nil {
+		return out, err
+	}
+	out = append(out, orders...)
 	docs, err := s.configs.Documents(ctx, gateway)
 	for _, d := range docs {
 		out = append(out, ingest.Document{Doc: telemetry.DocConfig, Body: d})

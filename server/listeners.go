@@ -82,6 +82,7 @@ func (s *Server) gatewayHTTP() http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle(enroll.TimePath, s.clock)
 	mux.HandleFunc("GET "+enroll.SeenPath, s.seen)
+	mux.HandleFunc("POST "+enroll.WipedPath, s.wiped)
 	mux.Handle("/", s.ca)
 	return versioned(mux, telemetry.Spoken(), func(peer string) {
 		if addr, err := net.ResolveTCPAddr("tcp", peer); err == nil {

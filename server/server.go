@@ -179,7 +179,7 @@ func (s *Server) openServices() (err error) {
 	}
 	s.api = api.New(api.Config{
 		TrustDomain: s.cfg.TrustDomain, Servers: s.gatewayAddresses(), Root: s.keys.Root, RecordsKey: s.keys.Records.Public(),
-		ConfigKey: s.configPublic(), LogDir: logDir(s.dir), LogVerifier: s.keys.LogVerifier, Registry: s.registry,
+		ConfigKey: s.configPublic(), SignOrder: s.signOrder, Push: s.pushes.add, LogDir: logDir(s.dir), LogVerifier: s.keys.LogVerifier, Registry: s.registry,
 		Journal: s.journal, Refusals: s.ingest.Refusals(), CA: s.ca, Clock: s.clock, Records: s.records, Agents: s.agents, Alerts: s.alerts, Configs: s.configs, Status: s.status, Trace: s.trace, Ready: s.ready, Metrics: s.metrics(), Log: s.log,
 	})
 	return nil

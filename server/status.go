@@ -109,7 +109,15 @@ func (c caRegistry) ByEK(ctx context.Context, ek [32]byte) (string, error) {
 	case errors.As(err, &held) && held.State == registry.Suspended:
 		return g.ID, &ca.CutOffError{Type: enroll.SuspendedProblem, Title: "suspended", Reason: held.Reason}
 	case errors.As(err, &held):
-		return g.ID, &ca.CutOffError{Type: enroll.DecommissionedProblem, Title: "decommissioned", Reason: held.Reason}
+		cut := &ca.CutOffError{Type: enroll.DecommissionedProblem, Title: "decommissioned", Reason: held.Reason}
+		end, err := c.r.End(ctx, g.ID)
+		if err != nil {
+			return g.ID, err
+		}
+		if end != nil {
+			cut.Order = end.Order
+		}
+		return g.ID, cut
 	case errors.As(err, &retired):
 		return g.ID, &ca.CutOffError{Type: enroll.ReplacedProblem, Title: "replaced", Reason: retired.Reason}
 	case errors.Is(err, registry.ErrUnknown):

@@ -18,11 +18,12 @@ const (
 	DocFirmware   Doc = "firmware"   // a release to fetch
 	DocResend     Doc = "resend"     // batches that a restored server asks for again
 	DocRefused    Doc = "refused"    // a Refusal
+	DocWipe       Doc = "wipe"       // a signed order to drain and wipe (enroll/wipe)
 	DocCheckpoint Doc = "checkpoint" // the log's last signed checkpoint
 	DocHello      Doc = "hello"      // a Welcome
 )
 
-var docs = [...]Doc{DocConfig, DocTime, DocHint, DocFirmware, DocResend, DocRefused, DocCheckpoint, DocHello}
+var docs = [...]Doc{DocConfig, DocTime, DocHint, DocFirmware, DocResend, DocRefused, DocWipe, DocCheckpoint, DocHello}
 
 const (
 	topicRoot = "wl/1/"

@@ -433,8 +433,16 @@ func (t *tool) auditCheck() *cobra.Command {
 				return fmt.Errorf("%s proves nothing: %w", args[0], err)
 			}
 			item := client.ShowItem(audit.Item{Index: v.Index, Event: v.Event, Row: v.Row})
+			ended, err := checkEnd(v.Event)
+			if err != nil {
+				return fmt.Errorf("%s proves that the server logged it, and it contradicts itself: %w", args[0], err)
+			}
 			if t.json {
-				return t.printJSON(map[string]any{"proven": item, "origin": v.Origin, "log_size": v.Size, "additions": additions(v)})
+				out := map[string]any{"proven": item, "origin": v.Origin, "log_size": v.Size, "additions": additions(v)}
+				if ended != nil {
+					out["end"] = ended
+				}
+				return t.printJSON(out)
 			}
 			return t.table(func(w io.Writer) {
 				fmt.Fprintf(w, "proven\t%s by %s at %s\n", item.Type, item.Actor, item.Time.Format(time.RFC3339Nano))
@@ -442,6 +450,7 @@ func (t *tool) auditCheck() *cobra.Command {
 				if item.Frame != "" {
 					fmt.Fprintf(w, "frame SHA-256\t%s\n", item.Frame)
 				}
+				ended.print(w)
 				for _, text := range additions(v) {
 					fmt.Fprintf(w, "also\t%q\n", text)
 				}

@@ -15,9 +15,9 @@ import (
 )
 
 func (t *tool) gateway() *cobra.Command {
-	return group("gateway", "Register, list, approve, move, replace, suspend and revoke gateways",
+	return group("gateway", "Register, list, approve, move, replace, suspend, revoke and decommission gateways",
 		t.gatewayImport(), t.gatewayList(), t.gatewayShow(), t.gatewayApprove(), t.gatewayMove(), t.gatewayReplace(),
-		t.gatewaySuspend(), t.gatewayResume(), t.gatewayRevoke())
+		t.gatewaySuspend(), t.gatewayResume(), t.gatewayRevoke(), t.gatewayDecommission(), t.gatewayRecord())
 }
 
 func (t *tool) gatewayImport() *cobra.Command {

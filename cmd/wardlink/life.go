@@ -228,7 +228,9 @@ func showLife(w io.Writer, g client.Gateway) {
 			fmt.Fprintf(w, "ward\t%s from %s on%s\n", orDash(ward.Ward), shownSince(ward.Since), by)
 		}
 	}
-	if h := g.Hold; h != nil && g.Revoked == nil {
+	if e := g.End; e != nil {
+		showEnd(w, g.State, *e)
+	} else if h := g.Hold; h != nil && g.Revoked == nil {
 		fmt.Fprintf(w, "%s\t%s\nby\t%s\nreason\t%s\n", g.State, h.At.Local().Format(time.RFC3339), h.By, h.Reason)
 	}
 }

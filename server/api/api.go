@@ -21,6 +21,7 @@ import (
 
 	"wardlink/audit"
 	"wardlink/enroll"
+	"wardlink/enroll/wipe"
 	"wardlink/internal/spiffe"
 	"wardlink/server/alerts"
 	"wardlink/server/api/client"
@@ -37,6 +38,8 @@ type Config struct {
 	Root        *x509.Certificate
 	RecordsKey  seal.PublicKey
 	ConfigKey   ed25519.PublicKey
+	SignOrder   func(wipe.Order) ([]byte, error) // with the config key
+	Push        func(gateways []string)          // has their documents sent to those of them that have a session; it does not block
 	LogDir      string
 	LogVerifier string
 	Registry    *registry.Registry

@@ -91,6 +91,14 @@ func (a *API) showGateway(w http.ResponseWriter, r *http.Request, who who) error
 		return err
 	}
 	out.Agent = agents[id]
+	end, err := a.Registry.End(r.Context(), id)
+	if err != nil {
+		return err
+	}
+	if end != nil {
+		shown := shownEnd(*end)
+		out.End = &shown
+	}
 	return writeJSON(w, out)
 }
 

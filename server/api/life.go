@@ -19,6 +19,9 @@ func (a *API) lifeRoutes() map[string]handler {
 		"POST /v1/gateways/{id}/replace": a.replaceGateway,
 		"POST /v1/gateways/{id}/suspend": a.suspendGateway,
 		"POST /v1/gateways/{id}/resume":  a.resumeGateway,
+
+		"POST /v1/gateways/{id}/decommission": a.decommissionGateway,
+		"GET /v1/gateways/{id}/record":        a.gatewayRecord,
 	}
 }
 
@@ -63,6 +66,7 @@ func (a *API) moveGateway(w http.ResponseWriter, r *http.Request, who who) error
 		return a.deniedAct(r, who, audit.GatewayMoved, err)
 	}
 	a.Configs.changed(id) // its document names the ward
+	a.Push([]string{id})  // its configuration names the ward
 	return writeJSON(w, client.MoveAnswer{Gateway: id, Ward: shownWard(m.Ward), Before: m.Before, Replaced: shownWards(m.Replaced), Already: m.Already})
 }
 
@@ -144,4 +148,67 @@ func (a *API) resumeGateway(w http.ResponseWriter, r *http.Request, who who) err
 		return a.deniedAct(r, who, audit.GatewayResumed, err)
 	}
 	return writeJSON(w, client.ResumeAnswer{Gateway: id, Was: string(was)})
+}
+
+// decommissionGateway is answered although its event is not journaled, as a revocation is.
+func (a *API) decommissionGateway(w http.ResponseWriter, r *http.Request, who who) error {
+	var in client.DecommissionRequest
+	if err := readJSON(r, &in); err != nil {
+		return err
+	}
+	if err := registry.CheckReason(in.Reason); err != nil {
+		return badRequest{err}
+	}
+	id := r.PathValue("id")
+	end, again, err := a.Registry.Decommission(r.Context(), who.actor, who.peer, id, in.Reason, !in.Now, a.SignOrder)
+	late := a.late("decommission", id, err)
+	if err != nil && !late {
+		return a.deniedAct(r, who, audit.GatewayDecommissioned, err)
+	}
+	a.Push([]string{id})
+	return writeJSON(w, client.DecommissionAnswer{Gateway: id, End: shownEnd(end), Already: again, Journaled: !late})
+}
+
+func shownEnd(e registry.End) client.End {
+	out := client.End{Hold: shownHold(e.Hold), Drain: e.Drain}
+	if e.Done != nil {
+		out.Confirmed, out.Undelivered, out.Refused = &e.Confirmed, e.Done.Waiting, e.Done.Parked
+	}
+	return out
+}
+
+// gatewayRecord is the proof of how a gateway's life ended: of its own word where there is one, else of the operator's act.
+func (a *API) gatewayRecord(w http.ResponseWriter, r *http.Request, who who) error {
+	id := r.PathValue("id")
+	if _, err := a.Registry.Get(r.Context(), id); err != nil {
+		return err
+	}
+	end, err := a.Registry.End(r.Context(), id)
+	if err != nil {
+		return err
+	}
+	if end == nil {
+		return fmt.Errorf("gateway %s is not decommissioned, so there is no record of its end: %w", id, registry.ErrConflict)
+	}
+	event := end.Event
+	if end.Done != nil {
+		event = end.Word
+	}
+	bundle, err := audit.Prove(a.LogDir, a.LogVerifier, audit.Query{Event: event})
+	if errors.Is(err, audit.ErrNotLogged) {
+		return fmt.Errorf("the log has not come to that event yet; try again in a second: %w", err)
+	}
+	if err != nil {
+		return badRequest{err}
+	}
+	data, err := bundle.Encode()
+	if err != nil {
+		return err
+	}
+	if err := a.event(r, who, audit.Event{Type: audit.AuditRead, Target: id, Outcome: audit.Success, Count: 1}); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	_, err = w.Write(data)
+	return err
 }

@@ -90,7 +90,7 @@ func (c *CA) secret(w http.ResponseWriter, r *http.Request) {
 			problem = enroll.Problem{Type: enroll.RevokedProblem, Title: "revoked", Detail: revoked.Reason}
 		} else if cut := (*CutOffError)(nil); errors.As(err, &cut) {
 			ev.Reason = "gateway is " + cut.Title
-			problem = enroll.Problem{Type: cut.Type, Title: cut.Title, Detail: cut.Reason}
+			problem = enroll.Problem{Type: cut.Type, Title: cut.Title, Detail: cut.Reason, Order: cut.Order}
 		}
 		c.denied(ctx, ev)
 		reply(w, http.StatusForbidden, problem)

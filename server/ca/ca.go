@@ -57,7 +57,10 @@ func (e *RevokedError) Unwrap() error { return ErrNotActive }
 
 // CutOffError is the ErrNotActive of a gateway that an operator suspended or decommissioned, or whose board was replaced. What is told to
 // the TPM is a problem of Type, one of enroll's.
-type CutOffError struct{ Type, Title, Reason string }
+type CutOffError struct {
+	Type, Title, Reason string
+	Order               []byte // what a decommissioned gateway is told to do, signed; may be nil
+}
 
 func (e *CutOffError) Error() string { return "gateway is " + e.Title + ": " + e.Reason }
 

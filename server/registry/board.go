@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"encoding/hex"
@@ -55,6 +56,9 @@ func (r *Registry) Replace(ctx context.Context, who audit.Actor, peer, id, reaso
 		}
 		if g.State == Decommissioned {
 			return false, fmt.Errorf("gateway %s is decommissioned, which is for ever; register the new board under another id: %w", id, ErrConflict)
+		}
+		if end, err := endOf(tx, id); err != nil || end != nil {
+			return false, cmp.Or(err, fmt.Errorf("gateway %s is being decommissioned; register the new board under another id: %w", id, ErrConflict))
 		}
 		out = Replacement{Gateway: id, Old: g.EKs, State: g.State}
 		if out.New, err = newBoard(tx, boards); err != nil {

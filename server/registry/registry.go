@@ -33,13 +33,17 @@ var waiting1 string
 //go:embed standing_0001.sql
 var standing1 string
 
+//go:embed standing_0002.sql
+var standing2 string
+
 //go:embed wards_0001.sql
 var wards1 string
 
 // Migrations is the registry's schema. Domains are migrated in the order of their names: those behind registry may name its tables.
 func Migrations() []sqldb.Migration {
 	return []sqldb.Migration{{Domain: "registry", Version: 1, SQL: schema1}, {Domain: "operators", Version: 1, SQL: operators1}, {Domain: "revocations", Version: 1, SQL: revocations1},
-		{Domain: "standing", Version: 1, SQL: standing1}, {Domain: "waiting", Version: 1, SQL: waiting1}, {Domain: "wards", Version: 1, SQL: wards1}}
+		{Domain: "standing", Version: 1, SQL: standing1}, {Domain: "standing", Version: 2, SQL: standing2},
+		{Domain: "waiting", Version: 1, SQL: waiting1}, {Domain: "wards", Version: 1, SQL: wards1}}
 }
 
 // What callers branch on.

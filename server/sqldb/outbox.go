@@ -63,6 +63,9 @@ func NewOutbox(db *DB, j Journal, now func() time.Time) (*Outbox, error) {
 	return o, nil
 }
 
+// NextID gives an id for an event whose act must remember it.
+func (o *Outbox) NextID() audit.EventID { return o.journal.NextID() }
+
 // Add writes ev into the act's transaction, giving it an id and a time when it has none. The event is not journaled before Flush.
 func (o *Outbox) Add(tx *sql.Tx, ev audit.Event) error {
 	if ev.ID == (audit.EventID{}) {

@@ -65,3 +65,26 @@ type ResumeAnswer struct {
 	Gateway string `json:"gateway"`
 	Was     string `json:"was"` // its state before; "active": nothing was changed
 }
+
+// DecommissionRequest ends a gateway's life.
+type DecommissionRequest struct {
+	Reason string `json:"reason"`
+	Now    bool   `json:"now,omitempty"` // cut off at once; what waits on the gateway is destroyed with it
+}
+
+// End is how a gateway's life ends.
+type End struct {
+	Hold
+	Drain       bool       `json:"drain"`                           // it first hands over what waits
+	Confirmed   *time.Time `json:"confirmed,omitempty"`             // when its signed word came that it has wiped itself
+	Undelivered uint64     `json:"destroyed_undelivered,omitempty"` // batches that it destroyed before the hospital had them
+	Refused     uint64     `json:"destroyed_refused,omitempty"`     // batches that it destroyed and the hospital had refused
+}
+
+// DecommissionAnswer is what came of it.
+type DecommissionAnswer struct {
+	Gateway string `json:"gateway"`
+	End
+	Already   bool `json:"already"`   // an earlier act is shown, and stands
+	Journaled bool `json:"journaled"` // false: it stands, and its event waits for a journal that cannot be written
+}
