@@ -27,6 +27,7 @@ import (
 
 	"wardlink/audit"
 	"wardlink/enroll"
+	"wardlink/enroll/wipe"
 	"wardlink/internal/spiffe"
 	"wardlink/server/alerts"
 	"wardlink/server/api"
@@ -109,11 +110,19 @@ func newOffice(t *testing.T) *office {
 		TrustDomain: domain, Servers: []string{"localhost:8883"}, Root: o.keys.Root, RecordsKey: o.keys.Records.Public(),
 		ConfigKey: o.keys.Config.Public().(ed25519.PublicKey), LogDir: filepath.Join(dir, "log"), LogVerifier: o.keys.LogVerifier,
 		Registry: o.reg, Journal: o.journal, Refusals: &o.counted, CA: authority, Records: recs, Alerts: o.alerts, Configs: o.configs,
-		Agents:  records.NewStore(db, o.keys.Pseudonym).Agents,
-		Status:  func(context.Context) (client.Status, error) { return client.Status{Ready: true}, nil },
-		Ready:   func(context.Context) error { return nil },
-		Metrics: http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic("metrics are broken") }),
-		Log:     log,
+		Agents:   records.NewStore(db, o.keys.Pseudonym).Agents,
+		Status:   func(context.Context) (client.Status, error) { return client.Status{Ready: true}, nil },
+		Ready:    func(context.Context) error { return nil },
+		Metrics:  http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic("metrics are broken") }),
+		Log:      log,
+		Registry: o.reg, Journal: o.journal, Refusals: &o.counted, CA: authority, Records: recs, Alerts: o.alerts,
+		SignOrder: func(order wipe.Order) ([]byte, error) { return wipe.Sign(order, o.keys.Config) },
+		Push:      func(ids []string) { o.pushed = append(o.pushed, ids...) },
+		Agents:    records.NewStore(db, o.keys.Pseudonym).Agents,
+		Status:    func(context.Context) (client.Status, error) { return client.Status{Ready: true}, nil },
+		Ready:     func(context.Context) error { return nil },
+		Metrics:   http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic("metrics are broken") }),
+		Log:       log,
 	})
 	t.Cleanup(func() {
 		for _, c := range []func() error{authority.Close, db.Close, o.journal.Close} {

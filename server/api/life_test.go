@@ -1,6 +1,7 @@
 package api_test
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -42,13 +43,25 @@ func TestLifeOfAGateway(t *testing.T) {
 		{"icu-7/replace", `{"tpms":["AAAA-BBBB-CCCC-DDDD"],"reason":"broken"}`, 404, "no TPM waits"},
 		{"icu-7/replace", `{"tpms":["` + hash("c") + `"],"reason":"broken"}`, 200, hash("a")},
 		{"icu-8/replace", `{"tpms":["` + hash("a") + `"],"reason":"broken"}`, 409, "never admitted again"},
+		{"icu-7/decommission", `{"reason":""}`, 400, "reason"},
+		{"icu-9/decommission", `{"reason":"x"}`, 404, "icu-9"},
+		{"icu-7/decommission", `{"reason":"closed"}`, 200, `"drain":true`},
+		{"icu-7/decommission", `{"reason":"again"}`, 200, `"reason":"closed","drain":true,"already":true`},
+		{"icu-7/decommission", `{"reason":"stolen","now":true}`, 200, `"reason":"stolen","drain":false,"already":false`},
+		{"icu-7/resume", `{"reason":"x"}`, 409, "for ever"},
 	} {
 		if got := o.do(op, "POST", "/v1/gateways/"+step.path, "application/json", step.body); got.Code != step.code || !strings.Contains(got.Body.String(), step.says) {
 			t.Errorf("%s %s: %d %s; expected %d and %q", step.path, step.body, got.Code, got.Body, step.code, step.says)
 		}
 	}
+	if !slices.Equal(o.pushed, slices.Repeat([]string{"icu-7"}, 5)) {
+		t.Errorf("pushed to %q", o.pushed)
+	}
+	if got := o.do(op, "GET", "/v1/gateways/icu-8/record", "", ""); got.Code != 409 || !strings.Contains(got.Body.String(), "not decommissioned") {
+		t.Errorf("the record of a living gateway: %d %s", got.Code, got.Body)
+	}
 	show := o.do(op, "GET", "/v1/gateways/icu-7", "", "").Body.String()
-	for _, want := range []string{`"ward":"ER"`, `"wards":[{"ward":"ICU 2"},{"ward":"ER","since":`, `"retired_ek_sha256":["` + hash("a") + `"]`, `"ek_sha256":["` + hash("c") + `"]`} {
+	for _, want := range []string{`"ward":"ER"`, `"wards":[{"ward":"ICU 2"},{"ward":"ER","since":`, `"retired_ek_sha256":["` + hash("a") + `"]`, `"ek_sha256":["` + hash("c") + `"]`, `"state":"decommissioned"`, `"end":{"at":`} {
 		if !strings.Contains(show, want) {
 			t.Errorf("show lacks %s: %s", want, show)
 		}
@@ -61,12 +74,13 @@ func TestLifeOfAGateway(t *testing.T) {
 		"gateway.moved icu-7 success": 2, `gateway.moved "icu-9" denied`: 1, "gateway.suspended icu-7 success": 2, `gateway.suspended "icu-9" denied`: 1,
 		"gateway.resumed icu-7 success": 1, `gateway.resumed "icu-8" denied`: 1, "gateway.resumed icu-8 success": 1,
 		`gateway.replaced "icu-7" denied`: 2, "gateway.replaced icu-7 success": 1, `gateway.replaced "icu-8" denied`: 1,
+		"gateway.decommissioned icu-7 success": 3, `gateway.decommissioned "icu-9" denied`: 1,
 	} {
 		if got := strings.Count(log, line); got != n {
 			t.Errorf("%d times %q, expected %d:\n%s", got, line, n, log)
 		}
 	}
-	for _, act := range []string{"move", "replace", "suspend", "resume"} {
+	for _, act := range []string{"move", "replace", "suspend", "resume", "decommission"} {
 		if got := o.do(o.certificate(spiffe.Access, "ehr", domain), "POST", "/v1/gateways/icu-7/"+act, "application/json", `{"reason":"x","ward":"x"}`); got.Code != 403 {
 			t.Errorf("a service account may %s: %d", act, got.Code)
 		}
