@@ -54,7 +54,8 @@ type office struct {
 	outbox  *sqldb.Outbox
 	db      *sqldb.DB
 	counted counter
-	pushed  []string
+	pushed  []string // by the configurations
+	told    []string // by acts on gateways
 }
 
 // counter is what aggregates refusals.
@@ -110,19 +111,13 @@ func newOffice(t *testing.T) *office {
 		TrustDomain: domain, Servers: []string{"localhost:8883"}, Root: o.keys.Root, RecordsKey: o.keys.Records.Public(),
 		ConfigKey: o.keys.Config.Public().(ed25519.PublicKey), LogDir: filepath.Join(dir, "log"), LogVerifier: o.keys.LogVerifier,
 		Registry: o.reg, Journal: o.journal, Refusals: &o.counted, CA: authority, Records: recs, Alerts: o.alerts, Configs: o.configs,
-		Agents:   records.NewStore(db, o.keys.Pseudonym).Agents,
-		Status:   func(context.Context) (client.Status, error) { return client.Status{Ready: true}, nil },
-		Ready:    func(context.Context) error { return nil },
-		Metrics:  http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic("metrics are broken") }),
-		Log:      log,
-		Registry: o.reg, Journal: o.journal, Refusals: &o.counted, CA: authority, Records: recs, Alerts: o.alerts,
-		SignOrder: func(order wipe.Order) ([]byte, error) { return wipe.Sign(order, o.keys.Config) },
-		Push:      func(ids []string) { o.pushed = append(o.pushed, ids...) },
 		Agents:    records.NewStore(db, o.keys.Pseudonym).Agents,
 		Status:    func(context.Context) (client.Status, error) { return client.Status{Ready: true}, nil },
 		Ready:     func(context.Context) error { return nil },
 		Metrics:   http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic("metrics are broken") }),
 		Log:       log,
+		SignOrder: func(order wipe.Order) ([]byte, error) { return wipe.Sign(order, o.keys.Config) },
+		Push:      func(ids []string) { o.told = append(o.told, ids...) },
 	})
 	t.Cleanup(func() {
 		for _, c := range []func() error{authority.Close, db.Close, o.journal.Close} {
