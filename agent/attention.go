@@ -150,6 +150,10 @@ func (s Status) examineUplink(now time.Time) Finding {
 	waiting, _ := s.waitingInAll()
 	since := now.Sub(s.Uplink.Since)
 	last := s.LastAcknowledged()
+	server := s.Uplink.Server
+	if s.Uplink.Proxy != "" {
+		server += " through the proxy " + s.Uplink.Proxy
+	}
 	switch {
 	case !s.Uplink.Connected && s.Gateway == "":
 		f.Level, f.Found = Stops, "not connected: there is no certificate yet"
@@ -164,12 +168,18 @@ func (s Status) examineUplink(now time.Time) Finding {
 			f.Found += ": " + s.Uplink.LastError
 		}
 	case waiting > 0 && since > silentServer && now.Sub(last) > silentServer:
-		f.Level, f.Found = Stops, fmt.Sprintf("connected to %s, but nothing has been acknowledged for %s while %s wait", s.Uplink.Server, Ago(min(since, now.Sub(last))), Count(waiting, "batch"))
+		f.Level, f.Found = Stops, fmt.Sprintf("connected to %s, but nothing has been acknowledged for %s while %s wait", server, Ago(min(since, now.Sub(last))), Count(waiting, "batch"))
 		f.Mend = "see the server's status: its disk may be full, or its journal not writable"
 	case last.IsZero():
-		f.Found = fmt.Sprintf("connected to %s for %s; nothing was acknowledged since the agent started, and nothing waits", s.Uplink.Server, Ago(since))
+		f.Found = fmt.Sprintf("connected to %s for %s; nothing was acknowledged since the agent started, and nothing waits", server, Ago(since))
 	default:
-		f.Found = fmt.Sprintf("connected to %s for %s; last acknowledgement %s ago", s.Uplink.Server, Ago(since), Ago(now.Sub(last)))
+		f.Found = fmt.Sprintf("connected to %s for %s; last acknowledgement %s ago", server, Ago(since), Ago(now.Sub(last)))
+	}
+	for _, b := range s.Uplink.Before {
+		if b.Error != "" && f.Level != Stops {
+			f.Level, f.Mend = Warning, "'wardlink-agent doctor' looks at each step to it; meanwhile the way that works is used, and that one is tried again by itself"
+			f.Found += fmt.Sprintf("; %s comes before it and did not work %s ago: %s", b.Server, Ago(now.Sub(b.At)), b.Error)
+		}
 	}
 	return f
 }

@@ -171,6 +171,7 @@ type boxStatus struct {
 	Waiting  string `json:"waiting"`
 	Uplink   struct {
 		Connected bool   `json:"connected"`
+		Server    string `json:"server"`
 		LastError string `json:"last_error"`
 	} `json:"uplink"`
 	Buffer struct {
@@ -191,6 +192,13 @@ func (b *box) status(ctx context.Context) (s boxStatus, err error) {
 // deliverAs enters the box into the registry under id, starts its agent and waits until a first message has arrived.
 func (b *box) deliverAs(id string) {
 	b.t.Helper()
+	b.enter(id)
+	b.deliver()
+}
+
+// enter puts the box into the registry.
+func (b *box) enter(id string) {
+	b.t.Helper()
 	var identity struct {
 		EK string `json:"ek_sha256"`
 	}
@@ -202,6 +210,11 @@ func (b *box) deliverAs(id string) {
 		b.t.Fatal(err)
 	}
 	b.must("wardlink", "--operator", b.operator(), "gateway", "import", csv)
+}
+
+// deliver starts the agent and waits until a first message has arrived.
+func (b *box) deliver() {
+	b.t.Helper()
 	b.start()
 	b.send("M1")
 	b.await("delivery", func(ctx context.Context) (bool, error) {

@@ -155,6 +155,9 @@ func judgeServers(reaches []reach, p patient, kit enroll.Kit, now time.Time) []a
 				}
 			}
 		}
+		if p.connected() && p.status.Uplink.Server == r.server {
+			steps = append(steps, agent.Finding{Area: AreaServer, Name: r.server, Step: "in use", Level: agent.Well, Found: "the running agent's connection goes to it"})
+		}
 		works = works || agent.Worst(steps) != agent.Stops
 		out = append(out, steps...)
 	}

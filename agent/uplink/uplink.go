@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"slices"
 	"sync"
 	"time"
 
@@ -134,10 +135,12 @@ type Uplink struct {
 // Status is what the uplink knows of itself.
 type Status struct {
 	Connected   bool      `json:"connected"`
-	Server      string    `json:"server"`     // the server of the connection, or of the last one
-	Since       time.Time `json:"since"`      // since when Connected is what it is
-	InFlight    int       `json:"in_flight"`  // publishes without PUBACK
-	LastError   string    `json:"last_error"` // "" while all is well; says what to mend
+	Server      string    `json:"server"`           // the server of the connection, or of the last one
+	Since       time.Time `json:"since"`            // since when Connected is what it is
+	Proxy       string    `json:"proxy,omitempty"`  // the proxy that all connections go through
+	Before      []Fault   `json:"before,omitempty"` // while connected: the servers that come before Server
+	InFlight    int       `json:"in_flight"`        // publishes without PUBACK
+	LastError   string    `json:"last_error"`       // "" while all is well; says what to mend
 	LastErrorAt time.Time `json:"last_error_at"`
 
 	// Provisional says that the clock is not trusted yet: what the server has acknowledged is kept all the same.
@@ -199,8 +202,26 @@ func New(cfg Config) (*Uplink, error) {
 // Status gives the present state. Safe for concurrent use.
 func (u *Uplink) Status() Status {
 	u.mu.Lock()
-	defer u.mu.Unlock()
-	return u.status
+	s := u.status
+	u.mu.Unlock()
+	s.Proxy = u.cfg.Way.Proxy()
+	if servers := u.servers(); s.Connected && slices.Contains(servers, s.Server) {
+		for _, server := range servers[:slices.Index(servers, s.Server)] {
+			fault := Fault{Server: server}
+			if err, at := u.cfg.Way.Fault(server); err != nil {
+				fault.Error, fault.At = err.Error(), at
+			}
+			s.Before = append(s.Before, fault)
+		}
+	}
+	return s
+}
+
+// Fault is a server that is not used, and why.
+type Fault struct {
+	Server string    `json:"server"`
+	Error  string    `json:"error,omitempty"` // "" when it has not failed of late: it is tried next
+	At     time.Time `json:"at"`              // zero where Error is ""
 }
 
 // Move says that Current gives other servers now. A connection that stands is kept until one to them is made, which is tried at once and

@@ -320,6 +320,9 @@ func uplinkLine(s agent.Status, now time.Time) string {
 	if s.Uplink.ServerBuild != "" {
 		server += fmt.Sprintf(" (%s, protocol %d)", s.Uplink.ServerBuild, s.Uplink.Protocol)
 	}
+	if s.Uplink.Proxy != "" {
+		server += " through the proxy " + s.Uplink.Proxy
+	}
 	return fmt.Sprintf("connected to %s for %s; %s; %d in flight", server, agent.Ago(now.Sub(s.Uplink.Since)), last, s.Uplink.InFlight)
 }
 

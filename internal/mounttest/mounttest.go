@@ -14,8 +14,8 @@ import (
 
 const inside = "WARDLINK_TEST_OWN_MOUNTS"
 
-// Inside runs the calling test once more in a process with a mount table of its own, so that it may mount small disks as anybody and
-// leaves none behind however it ends. It reports true in that process; in the first one the test is over when it returns. env is added
+// Inside runs the calling test once more in a process with a mount table of its own, so that it may mount small disks (and make networks)
+// as anybody and leaves none behind however it ends. It reports true in that process; in the first one the test is over when it returns. env is added
 // to the second process's environment.
 func Inside(t *testing.T, env ...string) bool {
 	t.Helper()
@@ -29,7 +29,7 @@ func Inside(t *testing.T, env ...string) bool {
 		cmd.SysProcAttr.Cloneflags = syscall.CLONE_NEWUSER
 		cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: uid, HostID: uid, Size: 1}}
 		cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{ContainerID: gid, HostID: gid, Size: 1}}
-		cmd.SysProcAttr.AmbientCaps = []uintptr{unix.CAP_SYS_ADMIN}
+		cmd.SysProcAttr.AmbientCaps = []uintptr{unix.CAP_SYS_ADMIN, unix.CAP_NET_ADMIN, unix.CAP_NET_BIND_SERVICE}
 	}
 	out, err := cmd.CombinedOutput()
 	t.Logf("\n%s", out)
