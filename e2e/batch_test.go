@@ -14,19 +14,6 @@ import (
 	"wardlink/internal/child"
 )
 
-// identity asks a box for its TPM's fingerprint and endorsement key hash, as an engineer would.
-func (b *box) identity() (fingerprint, ek string) {
-	b.t.Helper()
-	var id struct {
-		Fingerprint string `json:"fingerprint"`
-		EK          string `json:"ek_sha256"`
-	}
-	if err := json.Unmarshal(b.must("wardlink-agent", "identity", "--json", "--config", b.config()), &id); err != nil {
-		b.t.Fatal(err)
-	}
-	return id.Fingerprint, id.EK
-}
-
 type approvalReport struct {
 	Counts map[string]int `json:"counts"`
 	Rows   []struct {
