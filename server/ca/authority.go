@@ -26,8 +26,8 @@ import (
 	_ "github.com/smallstep/certificates/cas/softcas" // registers the signer that WithX509Signer uses
 	"github.com/smallstep/certificates/db"
 	"github.com/smallstep/nosql"
-	bolt "go.etcd.io/bbolt/errors"
 
+	"wardlink/buffer/segment"
 	"wardlink/enroll"
 	"wardlink/internal/durable"
 	"wardlink/internal/spiffe"
@@ -70,7 +70,7 @@ func openAuthority(c *CA) (*embedded, error) {
 	storage := &db.Config{Type: "bbolt", DataSource: filepath.Join(c.cfg.Dir, "acme.db")}
 	// bbolt locks the file: a second server on this directory waits and then fails here.
 	store, err := db.New(storage)
-	if damaged(err) {
+	if segment.NotBolt(err) {
 		aside, lost := durable.SetAside(storage.DataSource)
 		c.cfg.Log.Error("the CA's store is damaged; a new one is made", "path", storage.DataSource, "set_aside", aside, "error", err)
 		if lost != nil {
@@ -86,10 +86,6 @@ func openAuthority(c *CA) (*embedded, error) {
 		return nil, errors.Join(err, store.Shutdown())
 	}
 	return e, nil
-}
-
-func damaged(err error) bool {
-	return errors.Is(err, bolt.ErrInvalid) || errors.Is(err, bolt.ErrChecksum) || errors.Is(err, bolt.ErrVersionMismatch)
 }
 
 func (e *embedded) start(c *CA, storage *db.Config) error {
