@@ -117,7 +117,7 @@ func (s *Server) openStores() (err error) {
 		return err
 	}
 	s.closers = append(s.closers, s.journal.Close)
-	if s.db, err = sqldb.OpenConfig(sqldb.Config{Path: databaseFile(s.dir), Migrations: migrations(), Log: s.log, Upgraded: s.upgraded}); err != nil {
+	if s.db, err = sqldb.OpenConfig(sqldb.Config{Path: databaseFile(s.dir), Migrations: migrations(), Log: s.log, Progress: upgrading, Upgraded: s.upgraded}); err != nil {
 		return err
 	}
 	s.closers = append(s.closers, s.db.Close)
@@ -127,6 +127,12 @@ func (s *Server) openStores() (err error) {
 	s.registry, err = registry.New(registry.Config{DB: s.db, Outbox: s.outbox, Changed: func() { s.ingest.Nudge() }})
 	return err
 }
+
+// upgradePart is longer than any part of an upgrade takes between two words of it.
+const upgradePart = time.Hour
+
+// upgrading keeps the service manager from killing a start that copies a large database.
+func upgrading(doing string) { sdnotify.Extend(upgradePart, doing) }
 
 // upgraded leaves the event of an upgrade in the outbox.
 func (s *Server) upgraded(tx *sql.Tx, u sqldb.Upgrade) error {

@@ -165,3 +165,24 @@ func TestInterval(t *testing.T) {
 		}
 	}
 }
+
+func TestExtendGivesAStartMoreTime(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "notify")
+	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: name, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	t.Setenv("NOTIFY_SOCKET", name)
+	Extend(time.Hour, "copying\nREADY=1")
+	buf := make([]byte, 512)
+	if err := conn.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	n, err := conn.Read(buf)
+	if got := string(buf[:n]); err != nil || !strings.HasPrefix(got, "EXTEND_TIMEOUT_USEC=3600000000\nSTATUS=copying") || strings.Contains(got, "\nREADY=1") {
+		t.Errorf("%q, %v", got, err)
+	}
+	t.Setenv("NOTIFY_SOCKET", "")
+	Extend(time.Hour, "nobody listens")
+}

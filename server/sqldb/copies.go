@@ -120,6 +120,7 @@ func copyBefore(ctx context.Context, c Config, have Schema) (path string, err er
 		return "", err
 	}
 	c.step("pages copied")
+	c.Progress("reading the copy of the database again")
 	if err := syncFile(making); err != nil {
 		return "", err
 	}
@@ -223,7 +224,9 @@ func copyPages(ctx context.Context, source *sql.DB, making string, c Config) err
 			c.step("some pages copied")
 			if time.Since(told) >= tellInterval {
 				told = time.Now()
-				c.Log.Info("the database is copied before its schema is changed", "percent", copied*100/pages)
+				percent := copied * 100 / pages
+				c.Log.Info("the database is copied before its schema is changed", "percent", percent)
+				c.Progress(fmt.Sprintf("copying the database before its schema is changed: %d %%", percent))
 			}
 		}
 		return b.Finish()

@@ -100,6 +100,10 @@ type Config struct {
 	Migrations []Migration  // of every domain that the program has
 	Log        *slog.Logger // nil: an upgrade goes on in silence
 
+	// Progress, unless nil, hears of each part of an upgrade as it begins, and every few seconds how far the copy is: whoever waits for
+	// the opening must know that it goes on. Reading the copy again and each change of schema may take minutes in a large database.
+	Progress func(doing string)
+
 	// Upgraded, unless nil, runs in the transaction of an upgrade, after its last step: what it writes is there exactly when the new
 	// schema is.
 	Upgraded func(tx *sql.Tx, u Upgrade) error
@@ -118,6 +122,9 @@ func Open(path string, migrations ...Migration) (*DB, error) {
 func OpenConfig(c Config) (*DB, error) {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if c.Progress == nil {
+		c.Progress = func(string) {}
 	}
 	if c.step == nil {
 		c.step = func(string) {}

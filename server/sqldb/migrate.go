@@ -104,6 +104,7 @@ func upgrade(ctx context.Context, w *sql.DB, c Config) error {
 		return err
 	}
 	began := time.Now()
+	c.Progress("copying the database before its schema is changed")
 	c.step("before the copy")
 	copied, err := copyBefore(ctx, c, have)
 	if err != nil {
@@ -112,6 +113,7 @@ func upgrade(ctx context.Context, w *sql.DB, c Config) error {
 	c.step("copied")
 	for _, m := range missing {
 		c.Log.Info("the database's schema is changed", "domain", m.Domain, "version", m.Version)
+		c.Progress(fmt.Sprintf("changing the database's schema: %s %d", m.Domain, m.Version))
 		if err := apply(ctx, tx, m); err != nil {
 			return fmt.Errorf("nothing was changed: %w", err)
 		}

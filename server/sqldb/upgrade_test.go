@@ -117,8 +117,9 @@ func TestUpgradeCopiesFirst(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "a ward%?#.db")
 	oldDatabase(t, path, 1000)
 	began := time.Now()
+	var said []string
 	for range 2 { // the second finds nothing to do
-		db, err := OpenConfig(Config{Path: path, Migrations: newWards, Upgraded: note})
+		db, err := OpenConfig(Config{Path: path, Migrations: newWards, Upgraded: note, Progress: func(doing string) { said = append(said, doing) }})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -134,6 +135,9 @@ func TestUpgradeCopiesFirst(t *testing.T) {
 		if err := db.Close(); err != nil {
 			t.Fatal(err)
 		}
+	}
+	if len(said) != 5 || !strings.HasPrefix(said[0], "copying") || said[4] != "changing the database's schema: wards 3" {
+		t.Errorf("said %q", said)
 	}
 	if schema, n, upgraded := wards(t, path); schema != newSchema || n != 1000 || upgraded != 1000 {
 		t.Errorf("%s, %d wards, %d upgraded", schema, n, upgraded)
