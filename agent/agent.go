@@ -87,7 +87,7 @@ func New(cfg Config, log *slog.Logger) (*Agent, error) {
 	}
 	a := &Agent{cfg: cfg, way: way, log: log, started: time.Now(), tpmState: "not opened yet", orders: make(chan []byte, 1)}
 	if a.grave, err = openGrave(cfg.State); err != nil {
-		return nil, err
+		return nil, explainState(cfg.State, err)
 	}
 	if a.grave != nil {
 		return a, a.prepareTime()
