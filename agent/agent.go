@@ -46,6 +46,7 @@ type Agent struct {
 	way     *egress.Way // for all that is sent or asked
 	reports *reporter
 	resend  *resender
+	logs    *logKeeper
 	started time.Time
 	time    *timekeeper
 
@@ -159,6 +160,9 @@ func (a *Agent) prepare() error {
 		return err
 	}
 	if a.config, err = openConfigStore(filepath.Join(a.cfg.State, "config"), a.kit.ConfigKey, func() int64 { return clk.now().UnixMilli() }, a.log); err != nil {
+		return err
+	}
+	if a.logs, err = openLogKeeper(filepath.Join(a.cfg.State, "log"), a.kit.LogKey, a.config.logKey, a.log); err != nil {
 		return err
 	}
 	for i, s := range a.cfg.Sources {
@@ -438,6 +442,9 @@ func (a *Agent) down(doc telemetry.Doc, body []byte) {
 		return
 	case telemetry.DocWipe:
 		a.order(body)
+		return
+	case telemetry.DocCheckpoint:
+		_ = a.logs.offer(body) // it has told, and status shows it
 		return
 	case telemetry.DocConfig:
 	default:

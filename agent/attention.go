@@ -44,9 +44,27 @@ func (s Status) Examine(now time.Time) []Finding {
 	out := []Finding{s.examineIdentity(now), s.examineUplink(now), s.examineTime(now), s.examineBuffer(now)}
 	out = append(out, s.KitBeside...)
 	out = append(out, s.examineLanes()...)
+	out = append(out, s.examineHospital()...)
 	out = append(out, s.Disk.Examine(s.State, s.Buffer.Cap-s.Buffer.Disk))
 	for _, id := range slices.Sorted(maps.Keys(s.Sources)) {
 		out = append(out, s.examineSource(id, now))
+	}
+	return out
+}
+
+// examineHospital says what is wrong with the hospital's side as far as a gateway can see it; nothing where nothing is.
+func (s Status) examineHospital() (out []Finding) {
+	if s.Log.Doubt != "" {
+		out = append(out, Finding{
+			Area: AreaUplink, Level: Warning, Found: "the hospital's transparency log: " + s.Log.Doubt,
+			Mend: "tell whoever audits the server: it was put back, or restored; 'wardlink config show' names its log. Telemetry goes on",
+		})
+	}
+	if s.Resend.Gone > 0 {
+		out = append(out, Finding{
+			Area: AreaUplink, Level: Warning, Found: fmt.Sprintf("the hospital was restored and lacks %s that this gateway delivered and holds no more", Count(s.Resend.Gone, "batch")),
+			Mend: "'wardlink trace' shows which; a newer backup may hold them",
+		})
 	}
 	return out
 }

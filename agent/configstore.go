@@ -371,3 +371,10 @@ func (s *configStore) report() (r telemetry.ConfigReport, serial int) {
 	}
 	return r, s.serial
 }
+
+// logKey is the log's key that the gateway's own configuration names, "" where none does.
+func (s *configStore) logKey() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.own.Log
+}

@@ -52,6 +52,7 @@ type Status struct {
 	Clock       KernelClock `json:"clock"`
 	Time        ClockFacts  `json:"time"` // what is known of the time
 
+	Log    LogStatus    `json:"log"`    // the hospital's transparency log, as this gateway was shown it
 	Resend ResendStatus `json:"resend"` // what a restored hospital asked for again
 }
 
@@ -110,7 +111,7 @@ func (a *Agent) status() Status {
 		Time:     a.time.facts(),
 		Identity: "enrolled", Kit: a.kit.ShortFingerprint(), Epoch: a.intake.epoch.String(), Started: a.started,
 		ConfigSet: a.config.inForce().Version, Sources: map[string]source.Stats{}, Intake: a.intake.counters(),
-		Buffer: a.buf.Stats(), Uplink: a.link.Status(), Resend: a.resend.state(),
+		Buffer: a.buf.Stats(), Uplink: a.link.Status(), Resend: a.resend.state(), Log: a.logs.status(),
 	}
 	for i, m := range a.sources {
 		s.Sources[a.cfg.Sources[i].ID] = m.Stats()

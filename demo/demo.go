@@ -36,6 +36,7 @@ type theatre struct {
 	api     *client.Client
 
 	backedUp  time.Time
+	newLog    string   // origin of the log that the restore began
 	mallory   *gateway // is enrolled like the others, and then carried away
 	malloryEK [32]byte // SHA-256 of its endorsement key
 

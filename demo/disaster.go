@@ -84,6 +84,7 @@ func (t *theatre) loseServer(ctx context.Context) error {
 	if err := json.Unmarshal(out, &res); err != nil {
 		return fmt.Errorf("restore: %w", err)
 	}
+	t.newLog = res.Log
 	if err := t.runServer(); err != nil {
 		return err
 	}
@@ -123,7 +124,22 @@ func (t *theatre) refill(ctx context.Context) error {
 		return err
 	}
 	t.count(func(s *Summary) { s.Disaster.Brought, s.Disaster.Gone = brought, gone })
-	t.stages.done("%s sent once more by the gateways, %d gone", plurals(int(brought), "batch", "batches"), gone)
+	// Each gateway was shown the former log, and takes its successor because the signed configuration names it.
+	var doubt string
+	err = child.Until(ctx, "the gateways' word on the log", t.running(), func(ctx context.Context) (bool, error) {
+		for _, g := range t.fleet {
+			s, err := g.status(ctx)
+			if err != nil || s.Log.Origin != t.newLog || s.Log.Doubt != "" {
+				doubt = s.Log.Doubt
+				return false, nil
+			}
+		}
+		return true, nil
+	})
+	if err != nil {
+		return fmt.Errorf("%w (doubt: %q)", err, doubt)
+	}
+	t.stages.done("%s sent once more by the gateways, %d gone; %s is their log now", plurals(int(brought), "batch", "batches"), gone, t.newLog)
 	return nil
 }
 

@@ -209,6 +209,7 @@ type agentStatus struct {
 		Asked, Brought, Gone uint64
 		Working              bool
 	} `json:"resend"`
+	Log    struct{ Origin, Doubt string } `json:"log"`
 	Buffer struct {
 		Lanes []struct {
 			Name    string `json:"name"`

@@ -30,6 +30,9 @@ type Configuration struct {
 	Profile string `cbor:"6,keyasint,omitempty"`
 	Lanes   uint8  `cbor:"7,keyasint"`           // bit mask of the lanes that the gateway may publish
 	Site    string `cbor:"8,keyasint,omitempty"` // of a gateway's own document: its site, by which it knows a site's documents as meant for it
+	// Log is the verifier key of the log that a restore of the server began, in note's text form. "" while the kit's log goes on. Keys 30 to 39
+	// are about restores.
+	Log string `cbor:"30,keyasint,omitempty"`
 
 	Settings
 }

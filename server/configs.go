@@ -2,9 +2,14 @@ package server
 
 import (
 	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
+	"wardlink/audit"
 	"wardlink/server/api"
 	"wardlink/server/ingest"
 	"wardlink/server/records"
@@ -66,7 +71,7 @@ func (s *Server) runPushes(ctx context.Context) error {
 func (s *Server) openConfigs() {
 	s.pushes = newPusher()
 	s.configs = &api.Configs{
-		DB: s.db, Outbox: s.outbox, Registry: s.registry, Key: s.keys.Config, Now: time.Now, Changed: s.pushes.add,
+		DB: s.db, Outbox: s.outbox, Registry: s.registry, Key: s.keys.Config, Log: s.successor(), Now: time.Now, Changed: s.pushes.add,
 		States: func(ctx context.Context, gateway string) (map[string]records.ConfigState, error) {
 			return s.records.ConfigStates(ctx, gateway)
 		},
@@ -88,5 +93,19 @@ func (s *Server) documents(ctx context.Context, gateway string) ([]ingest.Docume
 	for _, d := range docs {
 		out = append(out, ingest.Document{Doc: telemetry.DocConfig, Body: d})
 	}
-	return out, err
+	// Behind the configuration, which names the key of a log that a restore began. Gateways keep the checkpoint, so that they can tell.
+	signed, lerr := os.ReadFile(filepath.Join(logDir(s.dir), audit.CheckpointFile))
+	if lerr != nil {
+		return out, errors.Join(err, lerr)
+	}
+	return append(out, ingest.Document{Doc: telemetry.DocCheckpoint, Body: signed}), err
+}
+
+// successor is the key of this server's log if a restore began it: gateways' kits name the first one's.
+func (s *Server) successor() string {
+	name, _, _ := strings.Cut(s.keys.LogVerifier, "+")
+	if _, n, err := audit.OriginNumber(name); err != nil || n <= 1 {
+		return ""
+	}
+	return s.keys.LogVerifier
 }

@@ -42,6 +42,7 @@ type Configs struct {
 	Outbox   *sqldb.Outbox
 	Registry *registry.Registry
 	Key      ed25519.PrivateKey
+	Log      string // verifier key of the log that a restore began; "" where none did
 	Now      func() time.Time
 	// States is what gateways report of their configurations; of one, or of all with "". nil: nobody reports.
 	States func(ctx context.Context, gateway string) (map[string]records.ConfigState, error)
@@ -138,7 +139,7 @@ func (c *Configs) facts(ctx context.Context, gateway string) (enroll.Configurati
 	if err != nil {
 		return enroll.Configuration{}, fmt.Errorf("configuration: %w", err)
 	}
-	return enroll.Configuration{Gateway: gateway, Site: g.Site, Ward: g.Ward, Profile: g.Profile, Lanes: admission.Lanes}, nil
+	return enroll.Configuration{Gateway: gateway, Site: g.Site, Ward: g.Ward, Profile: g.Profile, Lanes: admission.Lanes, Log: c.Log}, nil
 }
 
 // digestOf is of everything that a document says but its version and time. A document without settings has the digest that it had before
@@ -151,6 +152,10 @@ func digestOf(c enroll.Configuration) [32]byte {
 	}
 	for _, s := range []string{c.Site, c.Ward, c.Profile} {
 		text(s)
+	}
+	if c.Log != "" {
+		text("log")
+		text(c.Log)
 	}
 	h.Write([]byte{c.Lanes})
 	if len(c.Servers) > 0 || c.ReportEvery > 0 {
