@@ -153,3 +153,28 @@ func TestAbsentRows(t *testing.T) {
 		}
 	}
 }
+
+// TestTwoHundredAtOnce: a shelf of gateways waits and is admitted, all of them, in transactions that let others write in between.
+func TestTwoHundredAtOnce(t *testing.T) {
+	f := setup(t, 0)
+	var b registry.Batch
+	for i := range 200 {
+		name := fmt.Sprint("box ", i)
+		if err := f.Wait(f.ctx, waiting(name, "", "10.7.0.1:9", true)); err != nil {
+			t.Fatal(err)
+		}
+		b.Rows = append(b.Rows, row(fmt.Sprintf("gw-%03d", i), "fingerprint", enroll.Fingerprint(ek(name))))
+	}
+	res, err := f.ApproveBatch(f.ctx, operator, "", b)
+	if err != nil || len(res) != 200 {
+		t.Fatalf("%d results, %v", len(res), err)
+	}
+	for i, r := range res {
+		if g, err := f.ByEK(f.ctx, ek(fmt.Sprint("box ", i))); r.Outcome != registry.BatchApproved || err != nil || g.ID != r.ID || r.EK != ek(fmt.Sprint("box ", i)) {
+			t.Fatalf("%+v is gateway %q, %v", r, g.ID, err)
+		}
+	}
+	if list, err := f.Waiting(f.ctx); err != nil || len(list) != 0 {
+		t.Errorf("%d still wait, %v", len(list), err)
+	}
+}
