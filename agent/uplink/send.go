@@ -69,7 +69,7 @@ func (l *link) bring(ctx context.Context) error {
 			return nil
 		}
 		for _, b := range batches {
-			if l.u.unwanted[b.ID] {
+			if l.u.unwanted[b.ID] || l.bringing[b.ID] { // on its way: the hospital has asked twice
 				continue
 			}
 			l.bringing[b.ID] = true
