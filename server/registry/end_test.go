@@ -81,13 +81,17 @@ func TestDrainThenDecommissioned(t *testing.T) {
 	if second, again, err := e.Decommission(e.ctx, operator, "", "gw-1", "other", true, e.sign); err != nil || !again || second.Reason != "ward closed" {
 		t.Errorf("again: %+v, %t, %v", second, again, err)
 	}
+	other, _, err := e.Decommission(e.ctx, operator, "", "gw-2", "ward closed", true, e.sign)
+	if err != nil {
+		t.Fatal(err)
+	}
 	stranger, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for what, word := range map[string][]byte{
 		"a stranger's": e.word(t, "gw-1", end.Order, stranger), "about another order": e.word(t, "gw-1", []byte("x"), e.device),
-		"in another's name": e.word(t, "gw-2", end.Order, e.device), "no word": []byte("x"), "nothing": nil,
+		"in another's name": e.word(t, "gw-2", other.Order, e.device), "no word": []byte("x"), "nothing": nil,
 	} {
 		if err := e.Confirm(e.ctx, actorOf, "", word); !errors.Is(err, registry.ErrNotOrdered) {
 			t.Errorf("%s: %v", what, err)
