@@ -1,0 +1,158 @@
+package agent
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"sync"
+	"time"
+)
+
+// statusRetry is how long after a failure the status socket is made again.
+const statusRetry = 10 * time.Second
+
+// serveStatus answers on a Unix socket that only the agent's own user can open. A socket that cannot be made, most often for want of
+// room on the disk, must not end the agent: it is tried again.
+func (a *Agent) serveStatus(ctx context.Context) error {
+	for {
+		err := a.listenStatus(ctx)
+		if ctx.Err() != nil {
+			return nil
+		}
+		a.log.Error("the status socket cannot be served; it is tried again", "path", a.cfg.Socket(), "retry_in", statusRetry, "error", err)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(statusRetry):
+		}
+	}
+}
+
+func (a *Agent) listenStatus(ctx context.Context) error {
+	path := a.cfg.Socket()
+	// The buffer's lock shows that no other agent runs on this state, so a socket that was there is a dead one's.
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	ln, err := net.Listen("unix", path)
+	if err != nil {
+		return err
+	}
+	if err := os.Chmod(path, 0o600); err != nil {
+		return errors.Join(err, ln.Close())
+	}
+	stop := context.AfterFunc(ctx, func() { ln.Close() })
+	defer stop()
+	defer ln.Close()
+	var open sync.WaitGroup
+	defer open.Wait()
+	for {
+		conn, err := ln.Accept()
+		if err != nil {
+			return err
+		}
+		open.Go(func() {
+			defer conn.Close()
+			hung := context.AfterFunc(ctx, func() { conn.Close() })
+			defer hung()
+			if err := a.answer(ctx, conn); err != nil {
+				a.log.Debug("status answer", "error", err)
+			}
+		})
+	}
+}
+
+// answer takes one request of a connection and answers it. That is all of HTTP/1.1 that the socket needs: a whole HTTP server would be
+// a tenth of a megabyte of the gateway's program.
+func (a *Agent) answer(ctx context.Context, conn net.Conn) error {
+	if err := conn.SetDeadline(time.Now().Add(seenTime + 5*time.Second)); err != nil {
+		return err
+	}
+	req, err := http.ReadRequest(bufio.NewReader(io.LimitReader(conn, 8<<10)))
+	if err != nil {
+		return err
+	}
+	resp := http.Response{StatusCode: http.StatusOK, ProtoMajor: 1, ProtoMinor: 1, Close: true, Header: http.Header{"Content-Type": {"application/json"}}}
+	var said any
+	switch req.Method + " " + req.URL.Path {
+	case "GET /status":
+		said = a.describe()
+	case "GET /seen":
+		if s, err := a.seen(ctx); err != nil {
+			said = map[string]string{"error": err.Error()}
+		} else {
+			said = map[string]any{"seen": s}
+		}
+	case "GET /probe":
+		limited, cancel := context.WithTimeout(ctx, probeTime)
+		defer cancel()
+		said = a.probe(limited)
+	default:
+		resp.StatusCode, said = http.StatusNotFound, map[string]string{"error": "the socket answers GET /status, /seen and /probe"}
+	}
+	text, err := json.Marshal(said)
+	if err != nil {
+		return err
+	}
+	resp.ContentLength = int64(len(text)) + 1
+	resp.Body = io.NopCloser(bytes.NewReader(append(text, '\n')))
+	return resp.Write(conn)
+}
+
+// probeTime bounds what the running agent looks at for a doctor.
+const probeTime = 8 * time.Second
+
+// ErrNoAgent is what AskStatus and AskProbe wrap when no agent answers.
+var ErrNoAgent = errors.New("no agent answers")
+
+// AskStatus asks the agent that runs on this configuration.
+func AskStatus(ctx context.Context, cfg Config) (Status, error) {
+	var s Status
+	return s, ask(ctx, cfg, 5*time.Second, "status", &s)
+}
+
+// AskProbe has the running agent look at its TPM and show its certificate to the servers: while it runs, only it can.
+func AskProbe(ctx context.Context, cfg Config) ([]Finding, error) {
+	var f []Finding
+	return f, ask(ctx, cfg, probeTime+2*time.Second, "probe", &f)
+}
+
+func ask(ctx context.Context, cfg Config, limit time.Duration, what string, into any) error {
+	client := &http.Client{
+		Timeout: limit,
+		Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "unix", cfg.Socket())
+		}},
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://agent/"+what, nil)
+	if err != nil {
+		return err
+	}
+	resp, err := client.Do(req)
+	var cause *url.Error
+	if errors.As(err, &cause) {
+		err = cause.Err // which names the socket; the URL is of nobody's interest
+	}
+	switch {
+	case errors.Is(err, os.ErrPermission):
+		return fmt.Errorf("%w on %s: %w; run this as root or as the agent's user", ErrNoAgent, cfg.Socket(), err)
+	case err != nil:
+		return fmt.Errorf("%w on %s: %w; is it running ('systemctl status wardlink-agent')? 'wardlink-agent doctor' looks for what is wrong", ErrNoAgent, cfg.Socket(), err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("%s answer: %s; the agent that runs is of another release: restart it", what, resp.Status)
+	}
+	if err := json.NewDecoder(io.LimitReader(resp.Body, 4<<20)).Decode(into); err != nil {
+		return fmt.Errorf("%s answer: %w", what, err)
+	}
+	return nil
+}
