@@ -143,6 +143,8 @@ func acknowledgeFor(conn net.Conn, stay time.Duration) {
 			answer = []byte{0x90, 3, byte(p.MessageID >> 8), byte(p.MessageID), 0}
 		case *packets.PublishPacket:
 			answer = []byte{0x40, 2, byte(p.MessageID >> 8), byte(p.MessageID)}
+		case *packets.PingreqPacket:
+			answer = []byte{0xd0, 0}
 		}
 		if _, err := conn.Write(answer); err != nil {
 			return
