@@ -200,12 +200,12 @@ func (w *Way) Worked(server string) {
 }
 
 // Fault is why an address did not work when it was last tried; nil when it did, or was not tried.
-func (w *Way) Fault(server string) (error, time.Time) {
+func (w *Way) Fault(server string) (at time.Time, err error) {
 	if w == nil {
-		return nil, time.Time{}
+		return time.Time{}, nil
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	f := w.fault[server]
-	return f.err, f.at
+	return f.at, f.err
 }

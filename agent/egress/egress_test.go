@@ -284,11 +284,11 @@ func TestOrder(t *testing.T) {
 		}
 		time.Sleep(firstRest)
 		order("a:1", "b:1", "c:1")
-		if err, at := w.Fault("a:1"); err == nil || at.IsZero() {
+		if at, err := w.Fault("a:1"); err == nil || at.IsZero() {
 			t.Error("its fault is not known any more")
 		}
 		w.Worked("a:1")
-		if err, _ := w.Fault("a:1"); err != nil {
+		if _, err := w.Fault("a:1"); err != nil {
 			t.Error(err)
 		}
 		for _, s := range servers {
@@ -320,7 +320,7 @@ func TestCalledBack(t *testing.T) {
 	if _, err := w.Secure(ctx, "192.0.2.1:8883", &tls.Config{}); err == nil {
 		t.Error("a silent proxy let it through")
 	}
-	if err, _ := w.Fault("192.0.2.1:8883"); err != nil {
+	if _, err := w.Fault("192.0.2.1:8883"); err != nil {
 		t.Error(err)
 	}
 }

@@ -208,7 +208,7 @@ func (u *Uplink) Status() Status {
 	if servers := u.servers(); s.Connected && slices.Contains(servers, s.Server) {
 		for _, server := range servers[:slices.Index(servers, s.Server)] {
 			fault := Fault{Server: server}
-			if err, at := u.cfg.Way.Fault(server); err != nil {
+			if at, err := u.cfg.Way.Fault(server); err != nil {
 				fault.Error, fault.At = err.Error(), at
 			}
 			s.Before = append(s.Before, fault)
