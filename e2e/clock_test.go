@@ -24,11 +24,17 @@ func at1970() func() time.Time {
 // boot runs the box's agent in this process, by a wall clock of the test's. The agent, its TPM and the server are real.
 func (b *box) boot(wall func() time.Time) (stop func()) {
 	b.t.Helper()
+	return b.bootAs(func(cfg *agent.Config) { cfg.Wall = wall })
+}
+
+// bootAs runs the box's agent in this process, with a configuration that no file can say.
+func (b *box) bootAs(change func(*agent.Config)) (stop func()) {
+	b.t.Helper()
 	cfg, err := agent.LoadConfig(b.config())
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	cfg.Wall = wall
+	change(&cfg)
 	log, err := os.OpenFile(filepath.Join(b.dir, "agent.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		b.t.Fatal(err)

@@ -20,7 +20,7 @@ func (s *Server) openAlerts() (err error) {
 	s.watch, err = watch.New(watch.Config{
 		Alerts: s.alerts, Memory: s.alerts, Ingest: s.ingest, Registry: s.registry, Records: s.records, Retention: s.records, Journal: s.journal,
 		Log: s.log, LogStats: s.translog.Stats, Limits: s.cfg.Alerts.Limits, BackupStamp: s.cfg.Alerts.BackupStamp,
-		Terms: s.watchedTerms,
+		Terms: s.watchedTerms, Configurations: s.watchedConfigs,
 		CA: func() watch.CA {
 			h := s.ca.Health()
 			return watch.CA{Well: h.Well, Since: h.Since, Reason: h.Reason}

@@ -10,7 +10,9 @@ import (
 	"time"
 
 	"wardlink/audit"
+	"wardlink/server/alerts/watch"
 	"wardlink/server/api"
+	"wardlink/server/api/client"
 	"wardlink/server/ingest"
 	"wardlink/server/records"
 	"wardlink/telemetry"
@@ -108,4 +110,28 @@ func (s *Server) successor() string {
 		return ""
 	}
 	return s.keys.LogVerifier
+}
+
+// watchedConfigs is what the watchers see of configurations.
+func (s *Server) watchedConfigs(ctx context.Context) (out []watch.Configuration, err error) {
+	all, err := s.configs.All(ctx)
+	add := func(gateway, document string, p client.ConfigPart) {
+		state := watch.ConfigUnderWay
+		switch p.State {
+		case "confirmed", "none":
+			state = watch.ConfigSettled
+		case "reverted":
+			state = watch.ConfigTakenBack
+		}
+		out = append(out, watch.Configuration{
+			Gateway: gateway, Document: document, Wanted: p.Wanted, InForce: p.InForce, Issued: p.Issued, State: state, Reason: p.Reason,
+		})
+	}
+	for _, g := range all {
+		add(g.Gateway, "own", g.Own)
+		if g.OfSite != nil {
+			add(g.Gateway, "site "+g.Site, *g.OfSite)
+		}
+	}
+	return out, err
 }

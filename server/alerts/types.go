@@ -45,6 +45,8 @@ const (
 	CertificateEnds Type = "certificate-ends"
 	CAUnwell        Type = "ca-unwell"
 	GraceUsed       Type = "grace-used"
+	ConfigReverted  Type = "config-reverted"
+	ConfigLate      Type = "config-late"
 	RefusalsMany    Type = "refusals-many"
 	DiskLow         Type = "disk-low"
 	BackupOld       Type = "backup-old"
@@ -93,6 +95,12 @@ var kinds = []Kind{
 	{GraceUsed, Warning, 4 * time.Hour, "gateway",
 		"A gateway is connected with a certificate that has ended, since the CA cannot issue another one.",
 		"Mend the CA (alert ca-unwell) before the grace is over; the gateway then renews by itself."},
+	{ConfigReverted, Warning, 24 * time.Hour, "gateway",
+		"A gateway took a configuration back and goes on with the one before: it did not reach the hospital under it.",
+		"'wardlink config show ID' says why; mend the addresses with 'wardlink config set', or try the same again with 'wardlink config retry'."},
+	{ConfigLate, Warning, 12 * time.Hour, "gateway",
+		"A gateway is connected and does not take the configuration that is wanted of it.",
+		"Look at 'wardlink config show ID' and at 'wardlink-agent status' on the gateway: an agent that refuses a configuration logs why."},
 	{RefusalsMany, Warning, time.Hour, "network or gateway",
 		"One network or gateway was refused more often than the limit allows within a minute.",
 		"'wardlink audit list --type refused.peers' and '--type refused' name the reasons: a wrong configuration, or somebody who tries doors."},

@@ -86,23 +86,25 @@ type CA struct {
 
 // Config is what a Watch is made of. Every field but BackupStamp and Now is required.
 type Config struct {
-	Alerts      Alerts
-	Memory      Memory
-	Ingest      Ingest
-	Registry    Registry
-	Records     Records
-	Retention   Retention
-	Journal     Journal
-	Log         *slog.Logger
-	LogStats    func() translog.Stats
-	Terms       func(ctx context.Context) ([]Term, error)
-	CA          func() CA
-	Vouched     func() bool                             // whether the server vouches for its clock, and signs the time for gateways
-	Unproven    func() (since time.Time, unproven bool) // whether nobody has opened the recovery file, and since when it is there
-	Places      []Place
-	Limits      alerts.Limits
-	BackupStamp string           // empty: backups are not watched
-	Now         func() time.Time // nil: time.Now
+	Alerts    Alerts
+	Memory    Memory
+	Ingest    Ingest
+	Registry  Registry
+	Records   Records
+	Retention Retention
+	Journal   Journal
+	Log       *slog.Logger
+	LogStats  func() translog.Stats
+	// Configurations are those of the gateways in service; nil: nobody configures any.
+	Configurations func(ctx context.Context) ([]Configuration, error)
+	Terms          func(ctx context.Context) ([]Term, error)
+	CA             func() CA
+	Vouched        func() bool                             // whether the server vouches for its clock, and signs the time for gateways
+	Unproven       func() (since time.Time, unproven bool) // whether nobody has opened the recovery file, and since when it is there
+	Places         []Place
+	Limits         alerts.Limits
+	BackupStamp    string           // empty: backups are not watched
+	Now            func() time.Time // nil: time.Now
 }
 
 const (
@@ -158,6 +160,8 @@ func New(cfg Config) (*Watch, error) {
 		{typ: alerts.CertificateEnds, every: 5 * time.Minute, look: termsLook(cfg.Terms)},
 		{typ: alerts.CAUnwell, every: tick, look: caLook(cfg.CA)},
 		{typ: alerts.GraceUsed, every: tick, look: graceLook(cfg.Ingest)},
+		{typ: alerts.ConfigReverted, every: tick, look: revertedLook(cfg.Configurations)},
+		{typ: alerts.ConfigLate, every: time.Minute, look: lateLook(cfg.Configurations, cfg.Ingest)},
 		{typ: alerts.RefusalsMany, every: tick, look: refusalsLook(cfg.Ingest, cfg.Limits.RefusalsPerMinute)},
 		{typ: alerts.DiskLow, every: tick, look: newDisk(cfg).look},
 		{typ: alerts.BackupOld, every: time.Minute, look: backupLook(cfg.BackupStamp, cfg.Limits.BackupAge)},
