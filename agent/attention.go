@@ -16,6 +16,7 @@ const (
 	AreaSource   = "source"
 	AreaClock    = "clock"
 	AreaTime     = "time"
+	AreaSettings = "hospital's configuration"
 	AreaKit      = "kit"
 )
 
@@ -41,7 +42,7 @@ func (s Status) Examine(now time.Time) []Finding {
 	if s.Wiped != "" {
 		return []Finding{s.examineWiped()}
 	}
-	out := []Finding{s.examineIdentity(now), s.examineUplink(now), s.examineTime(now), s.examineBuffer(now)}
+	out := []Finding{s.examineIdentity(now), s.examineUplink(now), s.examineTime(now), s.examineConfig(), s.examineBuffer(now)}
 	out = append(out, s.KitBeside...)
 	out = append(out, s.examineLanes()...)
 	out = append(out, s.examineHospital()...)

@@ -57,9 +57,12 @@ func TestExamine(t *testing.T) {
 		found, mend string
 	}{
 		"approval": {func(s *Status) { s.Waiting, s.Gateway = "ABCD", "" }, AreaIdentity, Stops, "waits for the hospital's approval", "wardlink gateway approve ABCD"},
-		"revoked":  {func(s *Status) { s.Revoked, s.Identity = true, "revoked by the hospital: stolen" }, AreaIdentity, Stops, "stolen", "gateway show"},
-		"no TPM":   {func(s *Status) { s.Gateway, s.Identity = "", "open TPM /dev/tpmrm0: no such file" }, AreaIdentity, Stops, "/dev/tpmrm0", "doctor"},
-		"expired":  {func(s *Status) { *s.NotAfter = ago(time.Hour) }, AreaIdentity, Stops, "ended 1 h ago", "clock"},
+		"configuration taken back": {func(s *Status) {
+			s.Settings.Version, s.Settings.Reverted = 2, &ConfigChange{Version: 3, Reason: revertedNoServer}
+		}, AreaSettings, Warning, "version 3 was taken back: none of its servers", "wardlink config retry"},
+		"revoked": {func(s *Status) { s.Revoked, s.Identity = true, "revoked by the hospital: stolen" }, AreaIdentity, Stops, "stolen", "gateway show"},
+		"no TPM":  {func(s *Status) { s.Gateway, s.Identity = "", "open TPM /dev/tpmrm0: no such file" }, AreaIdentity, Stops, "/dev/tpmrm0", "doctor"},
+		"expired": {func(s *Status) { *s.NotAfter = ago(time.Hour) }, AreaIdentity, Stops, "ended 1 h ago", "clock"},
 		"grace": {func(s *Status) {
 			*s.NotAfter, s.Time = ago(time.Hour), ClockFacts{Trusted: true, Offset: ms(0)}
 		}, AreaIdentity, Warning, "ended 1 h ago; the hospital admits it for now", "nothing here"},

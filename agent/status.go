@@ -29,6 +29,7 @@ type Status struct {
 	Epoch     string                  `json:"epoch"`
 	Started   time.Time               `json:"started"`
 	ConfigSet uint64                  `json:"config_version"`
+	Settings  ConfigStatus            `json:"configuration"` // the hospital's
 	Sources   map[string]source.Stats `json:"sources"`
 	Intake    Counts                  `json:"intake"`
 	Buffer    buffer.Stats            `json:"buffer"`
@@ -102,7 +103,7 @@ func (a *Agent) status() Status {
 	s := Status{
 		Time:     a.time.facts(),
 		Identity: "enrolled", Kit: a.kit.ShortFingerprint(), Epoch: a.intake.epoch.String(), Started: a.started,
-		ConfigSet: a.config.inForce().Version, Sources: map[string]source.Stats{}, Intake: a.intake.counters(),
+		ConfigSet: a.config.inForce().Version, Settings: a.configStatus(), Sources: map[string]source.Stats{}, Intake: a.intake.counters(),
 		Buffer: a.buf.Stats(), Uplink: a.link.Status(), Resend: a.resend.state(), Log: a.logs.status(),
 	}
 	for i, m := range a.sources {

@@ -138,6 +138,11 @@ func TestConfigurationIsConfirmedOrTakenBack(t *testing.T) {
 	w.awaitConfig("confirmed", 6)
 
 	var steps []string
+	defer func() {
+		if t.Failed() {
+			t.Logf("in the log: %v", steps)
+		}
+	}()
 	w.await("the log", func(context.Context) (bool, error) {
 		steps = nil
 		for _, it := range w.audit() {

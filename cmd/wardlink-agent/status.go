@@ -239,6 +239,7 @@ func page(s agent.Status, now time.Time, pen ink, width int) string {
 	fmt.Fprintf(w, "identity\t%s\n", identityLine(s))
 	fmt.Fprintf(w, "certificate\t%s\n", certificateLine(s, now))
 	fmt.Fprintf(w, "uplink\t%s\n", uplinkLine(s, now))
+	fmt.Fprintf(w, "configuration\t%s\n", s.Settings)
 	fmt.Fprintf(w, "clock\t%s\n", clockLine(s, now))
 	fmt.Fprintf(w, "disk\t%s of %s free\n", agent.Size(int64(s.Disk.Free)), agent.Size(int64(s.Disk.Total)))
 	fmt.Fprintf(w, "buffer\t%s %.0f %% of %s waits%s\n", gauge(s.Fill(), 24), 100*s.Fill(), agent.Size(s.Buffer.Cap), roomLine(s, now))
