@@ -14,20 +14,20 @@ import (
 	"wardlink/server/api/client"
 )
 
-// relay is another way to the hospital: it passes on the first most connections and swallows those after, as a firewall does.
-type relay struct {
+// detour is another way to the hospital: it passes on the first most connections and swallows those after, as a firewall does.
+type detour struct {
 	addr   string
 	passed atomic.Int64
 }
 
-func newRelay(t *testing.T, to string, most int64) *relay {
+func newDetour(t *testing.T, to string, most int64) *detour {
 	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { ln.Close() })
-	r := &relay{addr: ln.Addr().String()}
+	r := &detour{addr: ln.Addr().String()}
 	go func() {
 		for {
 			in, err := ln.Accept()
@@ -110,14 +110,14 @@ func TestConfigurationIsConfirmedOrTakenBack(t *testing.T) {
 	b.accepts("C1")
 	w.awaitConfig("reverted", 1)
 	within(since)
-	half := newRelay(t, w.gateways, 1) // it lets the gateway see that the hospital is there, and no further
+	half := newDetour(t, w.gateways, 1) // it lets the gateway see that the hospital is there, and no further
 	since = set(half.addr)             // version 3
 	b.accepts("C2")
 	w.awaitConfig("reverted", 1)
 	within(since)
 	b.awaitDelivered()
 
-	good := newRelay(t, w.gateways, 1<<40)
+	good := newDetour(t, w.gateways, 1<<40)
 	set(good.addr) // version 4
 	w.awaitConfig("confirmed", 4)
 	w.await("the session by the new way", func(ctx context.Context) (bool, error) {
@@ -127,7 +127,7 @@ func TestConfigurationIsConfirmedOrTakenBack(t *testing.T) {
 	b.accepts("C3")
 	b.awaitDelivered()
 
-	late := newRelay(t, w.gateways, 1)
+	late := newDetour(t, w.gateways, 1)
 	set(late.addr) // version 5
 	w.await("the trial", func(context.Context) (bool, error) { return late.passed.Load() >= 2, nil })
 	stop()
