@@ -111,7 +111,7 @@ func TestConfigurationIsConfirmedOrTakenBack(t *testing.T) {
 	w.awaitConfig("reverted", 1)
 	within(since)
 	half := newDetour(t, w.gateways, 1) // it lets the gateway see that the hospital is there, and no further
-	since = set(half.addr)             // version 3
+	since = set(half.addr)              // version 3
 	b.accepts("C2")
 	w.awaitConfig("reverted", 1)
 	within(since)
