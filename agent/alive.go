@@ -26,12 +26,15 @@ func (a *Agent) alive(ctx context.Context) (status string, err error) {
 	}
 	who := s.Gateway
 	if who == "" || s.Revoked {
-		who = s.Identity
+		who = "identity: " + s.Identity
 	}
 	if s.Waiting != "" {
 		who += " as " + s.Waiting
 	}
-	batches, _ := s.waitingInAll()
+	batches := uint64(0)
+	for _, h := range a.buf.Accounts() {
+		batches += h.Waiting
+	}
 	return fmt.Sprintf("%d of %d sources listen; %d batches wait; %s", listening, len(s.Sources), batches, who), nil
 }
 

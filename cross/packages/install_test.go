@@ -225,7 +225,16 @@ func (h *hospital) arrived() {
 func (h *hospital) settled(agent *service) {
 	h.Helper()
 	h.arrived()
-	agent.await("an agent on which nothing waits", func() bool { return strings.Contains(agent.last("STATUS"), "; 0 batches wait; ") })
+	agent.await("an agent on which nothing waits", func() bool { return h.backlog(agent) == 0 })
+}
+
+// backlog is how many batches wait, as the agent tells its service manager; -1 while it tells nothing of the kind.
+func (h *hospital) backlog(agent *service) int {
+	var listening, sources, batches int
+	if _, err := fmt.Sscanf(agent.last("STATUS"), "%d of %d sources listen; %d batches wait;", &listening, &sources, &batches); err != nil {
+		return -1
+	}
+	return batches
 }
 
 // watched: both services go on telling their manager that they live, and how they are.
@@ -271,6 +280,7 @@ func (h *hospital) identity() string {
 func (h *hospital) upgraded(agent *service) {
 	h.server.stop()
 	h.send(25)
+	agent.await("a status that tells of 25 batches", func() bool { return h.backlog(agent) >= 25 })
 	config, err := os.ReadFile(h.path("/etc/wardlink/agent.yaml"))
 	if err != nil {
 		h.Fatal(err)
