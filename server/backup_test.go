@@ -192,6 +192,33 @@ func TestBackupOfARunningServerIsRestored(t *testing.T) {
 	if second.Origin != made.Log || first.Type != audit.LogSucceeded || first.Target != former.Origin || first.Detail["checkpoint"] != res.Checkpoint {
 		t.Fatalf("%+v begins with %+v", second, first)
 	}
+	logs, err := audit.FormerLogs(n.dir)
+	if err != nil || len(logs) != 1 || logs[0].Number != 1 {
+		t.Fatalf("former logs: %+v, %v", logs, err)
+	}
+	vkey := func(path string) string {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.TrimSpace(string(text))
+	}
+	if err := audit.CheckSuccession(logDir(n.dir), vkey(filepath.Join(n.dir, "public", "log.pub")), logs[0]); err != nil {
+		t.Fatal(err)
+	}
+	// The lost server's own log is a longer one of the same key, and fits too; another server's, and a log that succeeds nothing, do not.
+	theirs := audit.Former{Number: 1, Dir: logDir(h.dir), Key: vkey(filepath.Join(h.dir, "public", "log.pub"))}
+	if err := audit.CheckSuccession(logDir(n.dir), vkey(filepath.Join(n.dir, "public", "log.pub")), theirs); err != nil {
+		t.Fatal(err)
+	}
+	if err := audit.CheckSuccession(theirs.Dir, theirs.Key, logs[0]); err == nil || !strings.Contains(err.Error(), "first leaf") {
+		t.Fatalf("a log that succeeds nothing: %v", err)
+	}
+	other := newHospital(t)
+	strange := audit.Former{Number: 1, Dir: logDir(other.dir), Key: vkey(filepath.Join(other.dir, "public", "log.pub"))}
+	if err := audit.CheckSuccession(logDir(n.dir), vkey(filepath.Join(n.dir, "public", "log.pub")), strange); err == nil || !strings.Contains(err.Error(), "another key") {
+		t.Fatalf("another server's log: %v", err)
+	}
 	// The act of before is in the former log once and in the new one not at all.
 	for log, want := range map[string]int{"former/log-1": 2, "log": 1} { // the restore makes an operator's file itself
 		issued := 0
