@@ -109,6 +109,9 @@ func TestAnUnknownGatewayGetsOnlyAPlaceInTheList(t *testing.T) {
 	if len(list.Waiting) != 1 || len(list.Gateways) != 0 {
 		t.Errorf("%+v", list)
 	}
+	h.await("its event in the log, which is about a second behind", func(context.Context) (bool, error) {
+		return len(h.audit("--type", "gateway.waiting")) > 0, nil
+	})
 	waits := 0
 	for _, it := range h.audit() {
 		switch it.Type {
