@@ -31,10 +31,10 @@ const graveFile = "decommissioned"
 
 const maxGrave = 8 << 10
 
-// wiped are the parts of the state directory that go first, by the beginning of their names: what monitors sent and what the hospital
-// configured. Keys and certificate go last, since they sign that the rest is gone. What stays: the mark, the kit, which is public, the time's
+// wiped are the parts of the state directory that go first, by the beginning of their names: what monitors sent, what the hospital
+// configured, and which of its log's checkpoints was seen. Keys and certificate go last, since they sign that the rest is gone. What stays: the mark, the kit, which is public, the time's
 // floor, and whatever is not the agent's.
-var wiped = []string{"buffer", "config", "sealings"}
+var wiped = []string{"buffer", "config", "sealings", "log"}
 
 // grave is a decommissioned gateway, as its state directory shows it.
 //

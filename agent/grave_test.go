@@ -18,7 +18,7 @@ import (
 // fill makes what an agent keeps, and what is not the agent's.
 func (b *box) fillState() {
 	b.Helper()
-	for _, name := range []string{"buffer/vitals/1.seg", "config.a", "config.b", "sealings.a", "identity/device.tpm", "identity/board-X/ak.tpm", "slots/a/wardlink-agent", "time.a"} {
+	for _, name := range []string{"buffer/vitals/1.seg", "config.a", "config.b", "sealings.a", "log.a", "identity/device.tpm", "identity/board-X/ak.tpm", "slots/a/wardlink-agent", "time.a"} {
 		path := filepath.Join(b.cfg.State, name)
 		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 			b.Fatal(err)
@@ -105,7 +105,7 @@ func TestOrdersAreJudged(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a := &Agent{log: slog.New(slog.DiscardHandler), orders: make(chan []byte, 1)}
+	a := &Agent{log: slog.New(slog.DiscardHandler), orders: make(chan hint, 1)}
 	a.kit.ConfigKey = public
 	doc, err := wipe.Sign(wipe.Order{Gateway: "gw-1", Boards: [][]byte{make([]byte, 32)}, Reason: "x"}, private)
 	if err != nil {
@@ -113,15 +113,15 @@ func TestOrdersAreJudged(t *testing.T) {
 	}
 	a.stopSources = func() { t.Error("the sources were stopped") }
 	for range 100 {
-		a.order(doc)
-		a.order(nil)
-		a.order(make([]byte, wipe.MaxDocument+1))
+		a.order(doc, false)
+		a.order(nil, true)
+		a.order(make([]byte, wipe.MaxDocument+1), true)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- a.runOrders(ctx) }()
-	a.orders <- []byte("no order") // once this is taken the first was judged
-	a.orders <- []byte("no order")
+	a.orders <- hint{[]byte("no order"), true} // once this is taken the first was judged
+	a.orders <- hint{[]byte("no order"), true}
 	cancel()
 	if err := <-done; err != nil || errors.Is(err, errWiped) || a.grave != nil {
 		t.Errorf("%v: obeyed although no TPM says which board this is", err)

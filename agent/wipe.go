@@ -19,13 +19,19 @@ const (
 	buryRetry  = 10 * time.Second
 )
 
-// order hands a document on that may be an order to wipe. It never blocks: one that waits stands for all, since the hospital says it again.
-func (a *Agent) order(doc []byte) {
+// hint is a document that may be an order to wipe.
+type hint struct {
+	doc []byte
+	cut bool // it came with a refusal: the hospital takes nothing more, so that draining is over whatever the order says
+}
+
+// order hands a document on. It never blocks: one that waits stands for all, since the hospital says it again.
+func (a *Agent) order(doc []byte, cut bool) {
 	if len(doc) == 0 || len(doc) > wipe.MaxDocument {
 		return
 	}
 	select {
-	case a.orders <- doc:
+	case a.orders <- hint{doc, cut}:
 	default:
 	}
 }
@@ -43,8 +49,9 @@ func (a *Agent) runOrders(ctx context.Context) error {
 				return nil // only when ctx ended
 			}
 			return a.bury(ctx)
-		case doc := <-a.orders:
-			if a.ordered != nil && sha256.Sum256(doc) == sha256.Sum256(a.ordered) {
+		case said := <-a.orders:
+			doc := said.doc
+			if !said.cut && a.ordered != nil && sha256.Sum256(doc) == sha256.Sum256(a.ordered) {
 				continue
 			}
 			o, err := a.judgeOrder(ctx, doc)
@@ -57,7 +64,7 @@ func (a *Agent) runOrders(ctx context.Context) error {
 			a.ordered, a.leaving = doc, o.Reason
 			a.mu.Unlock()
 			a.stopSources()
-			if !o.Drain {
+			if !o.Drain || said.cut {
 				return a.bury(ctx)
 			}
 			done := make(chan error, 1)

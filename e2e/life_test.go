@@ -221,7 +221,8 @@ func TestDecommission(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.start()
-	b.awaitIdentity("decommissioned by the hospital: ward closed")
+	b.awaitMark()
+	b.wiped(t)
 	b.agent.Stop()
 	if _, err := child.Output(t.Context(), program("wardlink"), "--operator", w.operator(), "gateway", "resume", "icu-7", "--reason", "x"); err == nil {
 		t.Error("a decommissioned gateway was resumed")
@@ -261,6 +262,15 @@ func (b *box) awaitWord(id string) {
 		}
 		b.ask(&g, "gateway", "show", id)
 		return g.State == "decommissioned" && g.End.Confirmed != "", nil
+	})
+}
+
+// awaitMark waits until the agent says that everything is wiped.
+func (b *box) awaitMark() {
+	b.t.Helper()
+	b.await("the wiping", func(ctx context.Context) (bool, error) {
+		out, err := child.Output(ctx, program("wardlink-agent"), "status", "--json", "--config", b.config())
+		return err == nil && strings.Contains(string(out), `"cut_off": "decommissioned"`) && (strings.Contains(string(out), `"wiped": "yes"`) || strings.Contains(string(out), `"wiped": "told"`)), nil
 	})
 }
 

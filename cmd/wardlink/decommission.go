@@ -102,11 +102,11 @@ func (t *tool) confirmEnd(in io.Reader, id string, now, yes bool) error {
 
 // showEnd is how a gateway's life ends.
 func showEnd(w io.Writer, state string, e client.End) {
-	what := "decommissioned"
+	what, more := "decommissioned", ""
 	if state != what {
-		what = "hands over what waits, then is decommissioned; since"
+		what, more = "leaving", ": it hands over what waits, then is decommissioned"
 	}
-	fmt.Fprintf(w, "%s\t%s\nby\t%s\nreason\t%s\n", what, e.At.Local().Format(time.RFC3339), e.By, e.Reason)
+	fmt.Fprintf(w, "%s\t%s%s\nby\t%s\nreason\t%s\n", what, e.At.Local().Format(time.RFC3339), more, e.By, e.Reason)
 	if e.Confirmed == nil {
 		fmt.Fprintf(w, "wiped\tnot confirmed by the gateway\n")
 		return

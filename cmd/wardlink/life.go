@@ -208,6 +208,9 @@ func gatewayNote(g client.Gateway) string {
 	} else if h := g.Hold; h != nil {
 		notes = append(notes, fmt.Sprintf("%s %s by %s: %s", g.State, h.At.Local().Format(time.DateTime), shortActor(h.By), h.Reason))
 	}
+	if e := g.End; e != nil && g.State != "decommissioned" {
+		notes = append(notes, fmt.Sprintf("hands over what waits, then is decommissioned; since %s by %s: %s", e.At.Local().Format(time.DateTime), shortActor(e.By), e.Reason))
+	}
 	if n := g.Next; n != nil {
 		notes = append(notes, fmt.Sprintf("moves to %s at %s", n.Ward, shownSince(n.Since)))
 	}

@@ -40,6 +40,10 @@ func (a *API) listGateways(w http.ResponseWriter, r *http.Request, who who) erro
 		Gateways []client.Gateway `json:"gateways"`
 		Waiting  []client.Waiting `json:"waiting"`
 	}{[]client.Gateway{}, []client.Waiting{}}
+	draining, err := a.Registry.Draining(r.Context())
+	if err != nil {
+		return err
+	}
 	planned, err := a.Registry.Planned(r.Context())
 	if err != nil {
 		return err
@@ -51,6 +55,9 @@ func (a *API) listGateways(w http.ResponseWriter, r *http.Request, who who) erro
 	for _, g := range gs {
 		one := shown(g)
 		one.Agent = agents[g.ID]
+		if h, ok := draining[g.ID]; ok {
+			one.End = &client.End{Hold: shownHold(h), Drain: true}
+		}
 		if next, ok := planned[g.ID]; ok {
 			w := shownWard(next)
 			one.Next = &w

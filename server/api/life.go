@@ -196,7 +196,7 @@ func (a *API) gatewayRecord(w http.ResponseWriter, r *http.Request, who who) err
 	}
 	bundle, err := audit.Prove(a.LogDir, a.LogVerifier, audit.Query{Event: event})
 	if errors.Is(err, audit.ErrNotLogged) {
-		return fmt.Errorf("the log has not come to that event yet; try again in a second: %w", err)
+		return fmt.Errorf("the log has not come to that event yet; try again in a second (%w): %w", registry.ErrConflict, err)
 	}
 	if err != nil {
 		return badRequest{err}

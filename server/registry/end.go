@@ -117,6 +117,31 @@ func (r *Registry) End(ctx context.Context, gateway string) (end *End, err error
 	return end, nil
 }
 
+// Draining gives the gateways that hand over what waits before they are decommissioned.
+func (r *Registry) Draining(ctx context.Context) (map[string]Hold, error) {
+	rows, err := r.db.Query(ctx, `SELECT d.gateway, d.at, d.actor, d.reason FROM decommissions d JOIN gateways g ON g.id = d.gateway
+		WHERE g.state <> $1`, string(Decommissioned))
+	if err != nil {
+		return nil, fmt.Errorf("registry: %w", err)
+	}
+	defer func() { _ = rows.Close() }()
+	out := make(map[string]Hold)
+	for rows.Next() {
+		var id string
+		var at int64
+		var h Hold
+		if err := rows.Scan(&id, &at, &h.By, &h.Reason); err != nil {
+			return nil, fmt.Errorf("registry: %w", err)
+		}
+		h.At = instant(at)
+		out[id] = h
+	}
+	if err := rows.Err(); err != nil {
+		return nil, fmt.Errorf("registry: %w", err)
+	}
+	return out, nil
+}
+
 func endOf(q querier, gateway string) (*End, error) {
 	var end End
 	var at, confirmed int64

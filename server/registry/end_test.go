@@ -78,6 +78,9 @@ func TestDrainThenDecommissioned(t *testing.T) {
 	if _, err := e.Replace(e.ctx, operator, "", "gw-1", "x", []string{"abababababababababababababababababababababababababababababababab"}); !errors.Is(err, registry.ErrConflict) {
 		t.Errorf("replaced while it drains: %v", err)
 	}
+	if d, err := e.Draining(e.ctx); err != nil || len(d) != 1 || d["gw-1"].Reason != "ward closed" {
+		t.Errorf("%+v, %v", d, err)
+	}
 	if second, again, err := e.Decommission(e.ctx, operator, "", "gw-1", "other", true, e.sign); err != nil || !again || second.Reason != "ward closed" {
 		t.Errorf("again: %+v, %t, %v", second, again, err)
 	}
@@ -121,6 +124,9 @@ func TestDrainThenDecommissioned(t *testing.T) {
 	}
 	if len(wiped) != 1 || wiped[0].Actor != actorOf("gw-1") || wiped[0].Detail["ordered_by"] != operator.ID || wiped[0].Detail["word"] != base64.StdEncoding.EncodeToString(word) {
 		t.Errorf("%+v", wiped)
+	}
+	if d, err := e.Draining(e.ctx); err != nil || len(d) != 1 || d["gw-2"].Reason != "ward closed" {
+		t.Errorf("%+v, %v", d, err)
 	}
 	// For ever.
 	if _, err := e.Resume(e.ctx, operator, "", "gw-1", "x"); !errors.Is(err, registry.ErrConflict) {
