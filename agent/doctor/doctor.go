@@ -83,9 +83,10 @@ func (r *Report) examine(ctx context.Context, path string) []agent.Finding {
 	}
 
 	// The steps to the servers, the agent, and the files have nothing to do with each other.
-	reaches := make([]reach, len(kit.Servers))
+	servers := serversOf(ctx, cfg, kit)
+	reaches := make([]reach, len(servers))
 	var wg sync.WaitGroup
-	for i, server := range kit.Servers {
+	for i, server := range servers {
 		wg.Go(func() { reaches[i] = probe(ctx, way, server, kit) })
 	}
 	var patient patient
@@ -103,6 +104,22 @@ func (r *Report) examine(ctx context.Context, path string) []agent.Finding {
 	out = append(out, judgeServers(reaches, patient, kit, now)...)
 	out = append(out, patient.inside...)
 	return append(out, files...)
+}
+
+// serversOf is the kit's servers, and those before them that the running agent knows from the hospital's configuration.
+func serversOf(ctx context.Context, cfg agent.Config, kit enroll.Kit) (servers []string) {
+	if s, err := agent.AskStatus(ctx, cfg); err == nil && s.Uplink.Connected {
+		for _, f := range s.Uplink.Before {
+			servers = append(servers, f.Server)
+		}
+		servers = append(servers, s.Uplink.Server)
+	}
+	for _, s := range kit.Servers {
+		if !slices.Contains(servers, s) {
+			servers = append(servers, s)
+		}
+	}
+	return servers
 }
 
 // local is what can be looked at without a kit.
