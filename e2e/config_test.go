@@ -14,13 +14,14 @@ import (
 	"wardlink/server/api/client"
 )
 
-// detour is another way to the hospital: it passes on the first most connections and swallows those after, as a firewall does.
+// detour is another way to the hospital: it passes on the first most connections and swallows those after, as a firewall does, or closes
+// them.
 type detour struct {
 	addr   string
 	passed atomic.Int64
 }
 
-func newDetour(t *testing.T, to string, most int64) *detour {
+func newDetour(t *testing.T, to string, most int64, swallow bool) *detour {
 	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -36,6 +37,9 @@ func newDetour(t *testing.T, to string, most int64) *detour {
 			}
 			t.Cleanup(func() { in.Close() })
 			if r.passed.Add(1) > most {
+				if !swallow { // then the next address in line is tried at once: there must be none
+					in.Close()
+				}
 				continue
 			}
 			out, err := net.Dial("tcp", to)
@@ -110,14 +114,14 @@ func TestConfigurationIsConfirmedOrTakenBack(t *testing.T) {
 	b.accepts("C1")
 	w.awaitConfig("reverted", 1)
 	within(since)
-	half := newDetour(t, w.gateways, 1) // it lets the gateway see that the hospital is there, and no further
-	since = set(half.addr)              // version 3
+	half := newDetour(t, w.gateways, 1, false) // it lets the gateway see that the hospital is there, and no further
+	since = set(half.addr)                     // version 3
 	b.accepts("C2")
 	w.awaitConfig("reverted", 1)
 	within(since)
 	b.awaitDelivered()
 
-	good := newDetour(t, w.gateways, 1<<40)
+	good := newDetour(t, w.gateways, 1<<40, true)
 	set(good.addr) // version 4
 	w.awaitConfig("confirmed", 4)
 	w.await("the session by the new way", func(ctx context.Context) (bool, error) {
@@ -127,7 +131,7 @@ func TestConfigurationIsConfirmedOrTakenBack(t *testing.T) {
 	b.accepts("C3")
 	b.awaitDelivered()
 
-	late := newDetour(t, w.gateways, 1)
+	late := newDetour(t, w.gateways, 1, true)
 	set(late.addr) // version 5
 	w.await("the trial", func(context.Context) (bool, error) { return late.passed.Load() >= 2, nil })
 	stop()
