@@ -7,20 +7,36 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 )
 
 // said collects what a service tells, with the time since its start.
-type said []string
+type said struct {
+	mu     sync.Mutex
+	states []string
+}
 
-func (s *said) send(state string) { *s = append(*s, strings.ReplaceAll(state, "\n", " ")) }
+func (s *said) send(state string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.states = append(s.states, strings.ReplaceAll(state, "\n", " "))
+}
 
-func (s said) count(part string) (n int) {
-	for _, state := range s {
+func (s *said) all() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.states)
+}
+
+func (s *said) count(part string) (n int) {
+	for _, state := range s.all() {
 		if strings.Contains(state, part) {
 			n++
 		}
@@ -38,17 +54,17 @@ func TestServiceThatAnswersIsReadyWatchedAndStops(t *testing.T) {
 			close(done)
 		}()
 		synctest.Wait()
-		if len(told) != 1 || told[0] != "READY=1 WATCHDOG=1 STATUS=two sources" {
-			t.Fatalf("at first: %q", told)
+		if len(told.all()) != 1 || told.all()[0] != "READY=1 WATCHDOG=1 STATUS=two sources" {
+			t.Fatalf("at first: %q", told.all())
 		}
 		time.Sleep(61 * time.Second)
 		synctest.Wait()
 		if n := told.count("WATCHDOG=1"); n != 7 || told.count("STATUS=") != 1 || told.count("READY=1") != 1 {
-			t.Errorf("after a minute: %d times WATCHDOG=1, expected 7, one STATUS and one READY: %q", n, told)
+			t.Errorf("after a minute: %d times WATCHDOG=1, expected 7, one STATUS and one READY: %q", n, told.all())
 		}
 		stop()
 		<-done
-		if last := told[len(told)-1]; last != "STOPPING=1 STATUS=stopping" {
+		if last := told.all()[len(told.all())-1]; last != "STOPPING=1 STATUS=stopping" {
 			t.Errorf("last word: %q", last)
 		}
 	})
@@ -57,12 +73,12 @@ func TestServiceThatAnswersIsReadyWatchedAndStops(t *testing.T) {
 func TestStuckServiceIsNotVouchedFor(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, stop := context.WithCancel(t.Context())
-		stuck, asked := make(chan struct{}), 0
+		stuck, asked := make(chan struct{}), atomic.Int32{}
 		var told said
 		done := make(chan struct{})
 		go func() {
 			run(ctx, Service{Alive: func(context.Context) (string, error) {
-				if asked++; asked > 2 {
+				if asked.Add(1) > 2 {
 					<-stuck // deaf to its context, as a dead lock is
 				}
 				return "", nil
@@ -71,8 +87,8 @@ func TestStuckServiceIsNotVouchedFor(t *testing.T) {
 		}()
 		time.Sleep(10 * time.Minute)
 		synctest.Wait()
-		if n := told.count("WATCHDOG=1"); n != 2 || asked != 3 {
-			t.Errorf("vouched for %d times and asked %d times; expected 2 and 3: %q", n, asked, told)
+		if n := told.count("WATCHDOG=1"); n != 2 || asked.Load() != 3 {
+			t.Errorf("vouched for %d times and asked %d times; expected 2 and 3: %q", n, asked.Load(), told.all())
 		}
 		stop()
 		<-done
@@ -84,24 +100,24 @@ func TestServiceThatSaysNoIsNotVouchedFor(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, stop := context.WithCancel(t.Context())
 		defer stop()
-		well := false
+		var well atomic.Bool
 		var told said
 		go run(ctx, Service{Alive: func(context.Context) (string, error) {
-			if !well {
+			if !well.Load() {
 				return "", errors.New("no commit\nREADY=1")
 			}
 			return "well", nil
 		}, Log: slog.New(slog.DiscardHandler)}, time.Second, true, told.send)
 		time.Sleep(2500 * time.Millisecond)
 		synctest.Wait()
-		if len(told) != 1 || told[0] != "STATUS=does not answer itself: no commit READY=1" {
-			t.Errorf("while it says no: %q", told)
+		if len(told.all()) != 1 || told.all()[0] != "STATUS=does not answer itself: no commit READY=1" {
+			t.Errorf("while it says no: %q", told.all())
 		}
-		well = true
+		well.Store(true)
 		time.Sleep(time.Second)
 		synctest.Wait()
-		if len(told) != 2 || told[1] != "READY=1 WATCHDOG=1 STATUS=well" {
-			t.Errorf("then: %q", told)
+		if len(told.all()) != 2 || told.all()[1] != "READY=1 WATCHDOG=1 STATUS=well" {
+			t.Errorf("then: %q", told.all())
 		}
 	})
 }
