@@ -15,11 +15,10 @@ import (
 	"strings"
 	"time"
 
-	"github.com/goccy/go-yaml"
-
 	"wardlink/agent/egress"
 	"wardlink/internal/durable"
 	"wardlink/internal/spiffe"
+	"wardlink/internal/strictyaml"
 )
 
 // Config is an agent's configuration file. Unknown keys are errors.
@@ -146,8 +145,8 @@ func (c Config) markDefaults() error {
 func ParseConfig(data []byte) (Config, error) {
 	c := Config{State: "/var/lib/wardlink-agent", TPM: "/dev/tpmrm0", Log: "text", Console: "/run/wardlink-agent/issue"}
 	c.Buffer.Cap = "1GB"
-	if err := yaml.UnmarshalWithOptions(data, &c, yaml.Strict()); err != nil {
-		return Config{}, errors.New(strings.TrimSpace(yaml.FormatError(err, false, true)))
+	if err := strictyaml.Decode(data, &c); err != nil {
+		return Config{}, err
 	}
 	if len(bytes.TrimSpace(data)) == 0 {
 		return Config{}, errors.New("the file is empty; 'wardlink-agent help' shows all keys")

@@ -53,6 +53,7 @@ func TestConfigErrorsNameKeyAndMend(t *testing.T) {
 		{"proxy with a password", "proxy: {url: 'http://me:secret@proxy:3128'}\n" + goodConfig, "proxy.url: user and password do not belong into it"},
 		{"credentials without a proxy", "proxy: {credentials: /etc/wardlink/proxy}\n" + goodConfig, "proxy.url: expected"},
 		{"credentials", "proxy: {url: 'http://proxy:3128', credentials: proxy}\n" + goodConfig, "proxy.credentials: expected the absolute path"},
+		{"a tag without a value", "sources: !tag ", "YAML that cannot be read"},
 		{"small cap", replace("512MB", "1MB"), "at least 64MB"},
 		{"huge cap", replace("512MB", "99999999999GB"), "buffer.cap"},
 		{"zone", replace("Europe/Berlin", "Mars/Base"), "sources[0]: time_zone"},
@@ -77,6 +78,7 @@ func FuzzParseConfig(f *testing.F) {
 	f.Add([]byte(goodConfig))
 	f.Add([]byte("sources: [{id: a, mllp: ':1'}]"))
 	f.Add([]byte("buffer: 7\n"))
+	f.Add([]byte("sources: !tag "))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		c, err := ParseConfig(data)
 		if err == nil && len(c.Sources) == 0 {

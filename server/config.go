@@ -13,10 +13,9 @@ import (
 	"strings"
 	"time"
 
-	"github.com/goccy/go-yaml"
-
 	"wardlink/enroll"
 	"wardlink/internal/spiffe"
+	"wardlink/internal/strictyaml"
 	"wardlink/server/alerts"
 )
 
@@ -108,8 +107,8 @@ func parseConfig(data []byte) (Config, error) {
 		return Config{}, fmt.Errorf("%d bytes; at most %d", len(data), maxConfig)
 	}
 	c := DefaultConfig()
-	if err := yaml.UnmarshalWithOptions(data, &c, yaml.Strict()); err != nil {
-		return Config{}, errors.New(strings.TrimSpace(yaml.FormatError(err, false, true)))
+	if err := strictyaml.Decode(data, &c); err != nil {
+		return Config{}, err
 	}
 	if err := c.Check(); err != nil {
 		return Config{}, err

@@ -17,6 +17,7 @@ func FuzzParseConfig(f *testing.F) {
 	f.Add([]byte("trust_domain: ward.example\nnames: [a]\nexpired_grace: 90m30s\n"))
 	f.Add([]byte("a: &a [*a]\n"))
 	f.Add([]byte("names: [\"\\x00\"]\ntrust_domain: !!binary eA==\n"))
+	f.Add([]byte("names: !tag "))
 	f.Add([]byte(nil))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		c, err := parseConfig(data)
