@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"database/sql"
@@ -172,7 +173,7 @@ var ErrNotOrdered = errors.New("no such wipe was ordered")
 
 // Confirm takes a gateway's signed word that it has wiped itself: from then on it is decommissioned, if it was draining. actor is its
 // SPIFFE id's maker. The same word again changes nothing. ErrNotOrdered when the word is not about the order in force, or is not
-// signed by a device key of that gateway.
+// signed by a device key of that gateway's present board.
 func (r *Registry) Confirm(ctx context.Context, actor func(gateway string) audit.Actor, peer string, word []byte) error {
 	claimed, err := wipe.ParseDone(word)
 	if err != nil {
@@ -192,6 +193,9 @@ func (r *Registry) Confirm(ctx context.Context, actor func(gateway string) audit
 		}
 		if end == nil {
 			return false, fmt.Errorf("%w for gateway %s", ErrNotOrdered, claimed.Gateway)
+		}
+		if was, err := retiredKey(tx, key.SPKI); err != nil || was != "" {
+			return false, cmp.Or(err, fmt.Errorf("%w: its key is the former board's", ErrNotOrdered))
 		}
 		hash := sha256.Sum256(end.Order)
 		done, err := wipe.VerifyDone(word, key.Public, hash)

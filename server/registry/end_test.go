@@ -10,6 +10,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -178,5 +179,24 @@ func TestDecommissionNow(t *testing.T) {
 	}
 	if _, _, err := e.Decommission(e.ctx, operator, "", "gw-9", "x", false, e.sign); !errors.Is(err, registry.ErrUnknown) {
 		t.Error(err)
+	}
+}
+
+// TestFormerBoardCannotConfirm: a board that was replaced knows its device key yet, and the order's hash stands in the log for auditors.
+// Its word must not end the board that is the gateway now.
+func TestFormerBoardCannotConfirm(t *testing.T) {
+	e := newEnding(t)
+	if _, err := e.Replace(e.ctx, operator, "", "gw-1", "stolen", []string{strings.Repeat("ab", 32)}); err != nil {
+		t.Fatal(err)
+	}
+	end, _, err := e.Decommission(e.ctx, operator, "", "gw-1", "ward closed", true, e.sign)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := e.Confirm(e.ctx, actorOf, "", e.word(t, "gw-1", end.Order, e.device)); !errors.Is(err, registry.ErrNotOrdered) {
+		t.Errorf("%v", err)
+	}
+	if _, err := e.Admit(e.ctx, "gw-1"); err != nil {
+		t.Errorf("the former board's word ended the one that drains: %v", err)
 	}
 }

@@ -364,14 +364,26 @@ func (r *Registry) AdmitKey(ctx context.Context, gateway string, key [32]byte) (
 		return Admission{}, err
 	}
 	var was string
-	err = r.db.QueryRow(ctx, "SELECT gateway FROM retired_keys WHERE spki = $1", key[:]).Scan(&was)
+	err = r.db.Read(ctx, func(tx *sql.Tx) error {
+		was, err = retiredKey(tx, key)
+		return err
+	})
 	switch {
-	case errors.Is(err, sql.ErrNoRows):
-		return a, nil
 	case err != nil:
 		return Admission{}, fmt.Errorf("registry: %w", err)
+	case was == "":
+		return a, nil
 	}
 	return Admission{}, &RetiredError{Gateway: was, Reason: "its key is the former board's"}
+}
+
+// retiredKey is the gateway of whose former board a device key is; "" for any other key.
+func retiredKey(q querier, key [32]byte) (gateway string, err error) {
+	err = q.QueryRow("SELECT gateway FROM retired_keys WHERE spki = $1", key[:]).Scan(&gateway)
+	if errors.Is(err, sql.ErrNoRows) {
+		return "", nil
+	}
+	return gateway, err
 }
 
 func hexes(eks [][32]byte) string {
