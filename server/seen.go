@@ -16,11 +16,14 @@ import (
 // seen answers GET /seen on the gateways' port: an active gateway, known by its certificate, is told when its heartbeats were seen. It
 // tells nothing of any other.
 func (s *Server) seen(w http.ResponseWriter, r *http.Request) {
-	gateway, err := "", errors.New("no TLS")
+	var gateway string
+	proven, err := false, errors.New("no TLS")
 	if r.TLS != nil {
-		gateway, err = s.ingest.Gateway(*r.TLS, time.Now())
+		gateway, proven, err = s.ingest.Admitted(r.Context(), *r.TLS, time.Now())
 	}
-	if err != nil {
+	switch {
+	case err == nil:
+	case !proven:
 		var peer net.Addr
 		if at, err := netip.ParseAddrPort(r.RemoteAddr); err == nil {
 			peer = net.TCPAddrFromAddrPort(at)
@@ -28,8 +31,7 @@ func (s *Server) seen(w http.ResponseWriter, r *http.Request) {
 		s.ingest.Refusals().Add(peer, "seen: no gateway's certificate")
 		http.Error(w, "a gateway's certificate is needed", http.StatusUnauthorized)
 		return
-	}
-	if _, err := s.registry.Admit(r.Context(), gateway); err != nil {
+	default:
 		status := http.StatusServiceUnavailable
 		if errors.Is(err, registry.ErrNotActive) || errors.Is(err, registry.ErrUnknown) {
 			status = http.StatusForbidden

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"wardlink/audit"
+	"wardlink/server/registry"
 )
 
 const gatewayOne = "spiffe://" + domain + "/gateway/gw-1"
@@ -222,5 +223,23 @@ func TestRefusedHandshakeSaysExpired(t *testing.T) {
 	}
 	if err := b.srv.VerifyConnection(tls.ConnectionState{}); err != nil {
 		t.Errorf("a peer without a certificate: %v", err)
+	}
+}
+
+// TestAdmittedBesideMQTT: what gateways ask over HTTP is judged as their sessions are, the board included, and without the grace.
+func TestAdmittedBesideMQTT(t *testing.T) {
+	b, _ := graceBench(t)
+	now := time.Now()
+	cert, ended := b.ca.gateway("gw-1"), b.ca.issue(gatewayOne, now.Add(-time.Hour))
+	b.reg.holds("gw-1", ended)
+	if g, proven, err := b.srv.Admitted(t.Context(), b.ca.state(cert), now); g != "gw-1" || !proven || err != nil {
+		t.Errorf("%q, %t, %v", g, proven, err)
+	}
+	if g, proven, err := b.srv.Admitted(t.Context(), b.ca.state(ended), now); g != "" || proven || err == nil {
+		t.Errorf("under the grace: %q, %t, %v", g, proven, err)
+	}
+	b.reg.change(func() { b.reg.retired[spkiHash(cert.Leaf)] = "gw-1" })
+	if g, proven, err := b.srv.Admitted(t.Context(), b.ca.state(cert), now); g != "" || !proven || !errors.Is(err, registry.ErrNotActive) {
+		t.Errorf("a former board: %q, %t, %v", g, proven, err)
 	}
 }

@@ -153,15 +153,19 @@ func (s *Server) pardon(ctx context.Context, id identity, now time.Time) (reason
 
 func spkiHash(c *x509.Certificate) [32]byte { return sha256.Sum256(c.RawSubjectPublicKeyInfo) }
 
-// Gateway is who has proven, in a completed handshake of the gateways' port, to be which gateway, for what is asked there beside MQTT.
-// A certificate that has ended is none here: the grace is for telemetry.
-func (s *Server) Gateway(state tls.ConnectionState, now time.Time) (string, error) {
+// Admitted is who has proven, in a completed handshake of the gateways' port, to be which gateway, and is admitted as it: for what is
+// asked there beside MQTT. A certificate that has ended is none here: the grace is for telemetry. proven is false while no gateway's
+// identity was; err is then why. Else an error is the registry's.
+func (s *Server) Admitted(ctx context.Context, state tls.ConnectionState, now time.Time) (gateway string, proven bool, err error) {
 	id, _, err := s.prove(state, now)
 	if err != nil {
-		return "", err
+		return "", false, err
 	}
 	if id.late {
-		return "", violation{reasonExpired}
+		return "", false, violation{reasonExpired}
 	}
-	return id.gateway, nil
+	if _, err := s.registry.AdmitKey(ctx, id.gateway, id.key); err != nil {
+		return "", true, err
+	}
+	return id.gateway, true, nil
 }
