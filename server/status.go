@@ -145,8 +145,11 @@ func (c caRegistry) AddKey(ctx context.Context, k ca.Key) error {
 	err := c.r.AddKey(ctx, registry.Key{
 		Gateway: k.Gateway, EK: k.EK, SPKI: k.SPKI, Public: k.Public, Serial: k.Serial, NotBefore: k.NotBefore, NotAfter: k.NotAfter,
 	})
-	if errors.Is(err, registry.ErrNotActive) {
+	switch {
+	case errors.Is(err, registry.ErrNotActive):
 		return fmt.Errorf("%w: %w", ca.ErrNotActive, err)
+	case errors.Is(err, registry.ErrConflict):
+		return fmt.Errorf("%w: %w", ca.ErrTaken, err)
 	}
 	return err
 }

@@ -149,7 +149,7 @@ func (g *guarded) withheld(ctx context.Context, gateway string, err error) error
 func (g *guarded) CreateCertificate(ctx context.Context, cert *acme.Certificate) error {
 	err := g.createCertificate(ctx, cert)
 	if refused := (*acme.Error)(nil); !errors.As(err, &refused) || refused.Status >= http.StatusInternalServerError {
-		g.ca.health.issued(g.ca.cfg.Now(), err) // the order's attestation was accepted: whoever asks is a gateway of ours
+		g.ca.health.issued(ctx, g.ca.cfg.Now(), err) // the order's attestation was accepted: whoever asks is a gateway of ours
 	}
 	return err
 }
@@ -183,6 +183,8 @@ func (g *guarded) createCertificate(ctx context.Context, cert *acme.Certificate)
 		NotBefore: cert.Leaf.NotBefore, NotAfter: cert.Leaf.NotAfter}); errors.Is(err, ErrNotActive) {
 		// Revoked since it was asked a moment ago: the registry says why.
 		return g.withheld(ctx, gateway, cmp.Or(g.admitted(ctx, ek, gateway), err))
+	} else if errors.Is(err, ErrTaken) {
+		return g.withheld(ctx, gateway, refusedBy(acme.ErrorUnauthorizedType, "the device key is another gateway's"))
 	} else if err != nil {
 		return fmt.Errorf("certificate for %s is withheld, its key could not be recorded: %w", id, err)
 	}

@@ -105,7 +105,7 @@ func (c *CA) secret(w http.ResponseWriter, r *http.Request) {
 	}
 	cert, err := c.certifyAK(verified, gateway)
 	if err != nil {
-		c.health.issued(c.cfg.Now(), err)
+		c.health.issued(ctx, c.cfg.Now(), err)
 		c.unavailable(w, "sign the AK certificate", err)
 		return
 	}
@@ -116,7 +116,7 @@ func (c *CA) secret(w http.ResponseWriter, r *http.Request) {
 			"manufacturer": verified.Manufacturer, "model": verified.Model, "version": verified.Version,
 			"serial": Serial(cert), "not_after": cert.NotAfter.UTC().Format(time.RFC3339),
 		}}); err != nil {
-		c.health.issued(c.cfg.Now(), err)
+		c.health.issued(ctx, c.cfg.Now(), err)
 		c.unavailable(w, "journal", err)
 		return
 	}

@@ -36,7 +36,8 @@ type Registry interface {
 	Wait(ctx context.Context, w Waiting) error
 	// Attested notes which attestation key (its TPM name) a gateway's TPM has proven to hold.
 	Attested(ctx context.Context, gateway string, ek [32]byte, ak []byte) error
-	// AddKey keeps a device key and its certificate, durably; ErrNotActive when its gateway may not have one now.
+	// AddKey keeps a device key and its certificate, durably; ErrNotActive when its gateway may not have one now, ErrTaken for a key that
+	// is another gateway's.
 	AddKey(ctx context.Context, k Key) error
 }
 
@@ -45,6 +46,8 @@ var (
 	ErrUnknown = errors.New("endorsement key is not in the registry")
 	// ErrNotActive: its gateway may not have a certificate now.
 	ErrNotActive = errors.New("gateway is not active")
+	// ErrTaken: the device key is another gateway's.
+	ErrTaken = errors.New("device key is another gateway's")
 )
 
 // RevokedError is the ErrNotActive of a gateway that an operator cut off, for the reason that he gave.

@@ -93,7 +93,7 @@ func (r *registryFake) AddKey(_ context.Context, k Key) error {
 		return ErrNotActive
 	}
 	if old, ok := r.keys[k.SPKI]; ok && old.Gateway != k.Gateway {
-		return errors.New("key of another gateway")
+		return ErrTaken
 	}
 	if r.active[k.EK] != k.Gateway || sha256.Sum256(k.Public) != k.SPKI || k.Serial == "" || !k.NotAfter.After(k.NotBefore) {
 		return errors.New("key is not described")

@@ -62,14 +62,15 @@ func (h *health) judge(now time.Time) Health {
 	return Health{Well: h.well, Since: h.since, Reason: reason}
 }
 
-// issued notes the outcome of an issue for a gateway that had proven itself. A peer that hung up says nothing about the CA.
-func (h *health) issued(now time.Time, err error) {
+// issued notes the outcome of an issue for a gateway that had proven itself. A peer that hung up, which is in the request's ctx, says
+// nothing about the CA, whatever failed by that.
+func (h *health) issued(ctx context.Context, now time.Time, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	switch {
 	case err == nil:
 		h.failures, h.issueErr = 0, nil
-	case errors.Is(err, context.Canceled):
+	case errors.Is(ctx.Err(), context.Canceled), errors.Is(err, context.Canceled):
 	default:
 		h.failures, h.failed, h.issueErr = h.failures+1, now, err
 	}

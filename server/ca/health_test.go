@@ -7,6 +7,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
+	"encoding/base64"
 	"errors"
 	"io"
 	"net/http"
@@ -16,6 +17,7 @@ import (
 	"time"
 
 	"wardlink/audit"
+	"wardlink/enroll/verify"
 	"wardlink/internal/spiffe"
 	"wardlink/internal/swtpmtest"
 )
@@ -101,6 +103,8 @@ func TestProbe(t *testing.T) {
 func TestStrangersCannotMakeTheCAUnwell(t *testing.T) {
 	h := newHospital(t, nil)
 	g := h.gateway(t, swtpmtest.Start(t).Path)
+	hungUp, hangUp := context.WithCancel(t.Context())
+	hangUp()
 	for range 2 * unwellRequests {
 		if _, err := g.e.Enroll(t.Context()); err == nil {
 			t.Fatal("a stranger got a certificate")
@@ -112,7 +116,8 @@ func TestStrangersCannotMakeTheCAUnwell(t *testing.T) {
 			}
 			answer.Body.Close()
 		}
-		h.ca.health.issued(time.Now(), context.Canceled)
+		h.ca.health.issued(t.Context(), time.Now(), context.Canceled)
+		h.ca.health.issued(hungUp, time.Now(), errors.New("interrupted (9)"))
 	}
 	if got := h.ca.Health(); !got.Well {
 		t.Errorf("%+v", got)
@@ -173,6 +178,81 @@ func TestFailedIssuesMakeTheCAUnwell(t *testing.T) {
 	if got := h.ca.Health(); !got.Well {
 		t.Errorf("refusals count: %+v", got)
 	}
+	// A board that was entered again under another id, with its endorsement key changed, has its device key yet.
+	h.registry.set(func() { h.registry.blocked[g.ek], h.registry.active[g.ek] = false, "gw-2" })
+	for range 2 * unwellRequests {
+		if _, err := g.e.Enroll(t.Context()); err == nil {
+			t.Fatal("one device key became two gateways")
+		}
+	}
+	if got := h.ca.Health(); !got.Well {
+		t.Errorf("another gateway's device key counts: %+v", got)
+	}
+}
+
+// TestSlowBodies: who sends a request's body slowly takes nothing from the time that the CA has for it, so that a gateway cannot make the
+// CA fail at it; and takes no place from others.
+func TestSlowBodies(t *testing.T) {
+	h := newHospital(t, nil)
+	var left time.Duration
+	h.ca.cfg.Registry = &asked{registryFake: h.registry, by: func(ctx context.Context) {
+		until, _ := ctx.Deadline()
+		left = time.Until(until)
+	}}
+	plain := []byte("a secret")
+	h.ca.pending.add(plain, &verify.Verified{})
+	text := `{"secret": "` + base64.StdEncoding.EncodeToString(plain) + `"}`
+	const slow = time.Second
+	in, out := io.Pipe()
+	go func() {
+		_, _ = io.WriteString(out, text[:4])
+		time.Sleep(slow)
+		_, _ = io.WriteString(out, text[4:])
+		_ = out.Close()
+	}()
+	answer, err := h.server.Client().Post(h.server.URL+"/attestation/secret", "application/json", in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = answer.Body.Close()
+	if left < requestTimeout-slow/2 {
+		t.Errorf("%s were left of %s", left, requestTimeout)
+	}
+
+	held := make(chan struct{})
+	var sent sync.WaitGroup
+	for range maxConcurrent {
+		body, more := io.Pipe()
+		sent.Go(func() {
+			if answer, err := h.server.Client().Post(h.server.URL+"/attestation/attest", "application/json", body); err == nil {
+				_ = answer.Body.Close()
+			}
+		})
+		_, _ = io.WriteString(more, "{") // taken by the client once the connection stands
+		go func() { <-held; _ = more.Close() }()
+	}
+	time.Sleep(100 * time.Millisecond)
+	answer, err = h.server.Client().Post(h.server.URL+"/attestation/attest", "application/json", strings.NewReader("{}"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = answer.Body.Close()
+	if answer.StatusCode == http.StatusServiceUnavailable {
+		t.Error("slow senders keep the others out")
+	}
+	close(held)
+	sent.Wait()
+}
+
+// asked is a registry that shows with which context it is asked.
+type asked struct {
+	*registryFake
+	by func(context.Context)
+}
+
+func (a *asked) ByEK(ctx context.Context, ek [32]byte) (string, error) {
+	a.by(ctx)
+	return a.registryFake.ByEK(ctx, ek)
 }
 
 // TestIssuerChanges under an authority that runs: the next certificate and its chain are the new one's.

@@ -1,6 +1,7 @@
 package ca
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -19,7 +20,9 @@ import (
 const (
 	maxBody        = 64 << 10 // of an ACME request; an attestation has 3 to 6 KB
 	maxConcurrent  = 64
-	requestTimeout = 30 * time.Second
+	maxReading     = 512 // requests whose bodies are on their way
+	bodyTimeout    = 15 * time.Second
+	requestTimeout = 30 * time.Second // from the whole body on
 	problemPrefix  = "urn:wardlink:"
 )
 
@@ -32,23 +35,47 @@ func (c *CA) routes() http.Handler {
 	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
 		reply(w, http.StatusNotFound, enroll.Problem{Type: problemPrefix + "not-found", Detail: "expected /attestation/attest, /attestation/secret or /acme/attest/directory"})
 	})
-	slots := make(chan struct{}, maxConcurrent)
+	reading, slots := make(chan struct{}, maxReading), make(chan struct{}, maxConcurrent)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		defer c.recover(w, r)
-		ctx, cancel := context.WithTimeout(r.Context(), requestTimeout)
-		defer cancel()
-		select {
-		case slots <- struct{}{}:
-			defer func() { <-slots }()
-		default:
-			w.Header().Set("Retry-After", "5")
-			c.refuse(w, r, http.StatusServiceUnavailable, "busy", "too many requests at a time")
+		if !c.enter(w, r, reading) {
 			return
 		}
+		body, ok := wholeBody(w, r)
+		<-reading
+		if !ok || !c.enter(w, r, slots) {
+			return
+		}
+		defer func() { <-slots }()
+		ctx, cancel := context.WithTimeout(r.Context(), requestTimeout)
+		defer cancel()
 		r = r.WithContext(context.WithValue(ctx, peerKey{}, r.RemoteAddr))
-		r.Body = http.MaxBytesReader(w, r.Body, maxBody)
+		r.Body = io.NopCloser(bytes.NewReader(body))
 		mux.ServeHTTP(w, r)
 	})
+}
+
+// enter takes a place; false when there is none, and that is answered.
+func (c *CA) enter(w http.ResponseWriter, r *http.Request, places chan struct{}) bool {
+	select {
+	case places <- struct{}{}:
+		return true
+	default:
+		w.Header().Set("Retry-After", "5")
+		c.refuse(w, r, http.StatusServiceUnavailable, "busy", "too many requests at a time")
+		return false
+	}
+}
+
+// wholeBody reads the body before anything is begun for it: a slow sender must neither hold a place that others need nor use up the time
+// that the CA has, or its request would fail here and count against the CA. False when it has answered already.
+func wholeBody(w http.ResponseWriter, r *http.Request) ([]byte, bool) {
+	deadlines := http.NewResponseController(w)
+	_ = deadlines.SetReadDeadline(time.Now().Add(bodyTimeout))
+	body, ok := readBody(w, r, maxBody)
+	// net/http reads on, to see the peer hang up, and would take the deadline for that.
+	_ = deadlines.SetReadDeadline(time.Now().Add(2 * requestTimeout))
+	return body, ok
 }
 
 // acme serves ACME, as far as the store could be opened.
