@@ -60,7 +60,7 @@ func CheckSuccession(dir, vkey string, former Former) error {
 		return fmt.Errorf("log %s does not succeed the one in %s: %s", cp.Origin, former.Dir, fmt.Sprintf(format, args...))
 	}
 	if cp.Size == 0 {
-		return fail("it is empty")
+		return fail("it is empty; its server writes the first leaf when it is started, so run that and verify again")
 	}
 	entries, err := openDir(dir).bundle(0, int(min(cp.Size, tileWidth)))
 	if err != nil {

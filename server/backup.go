@@ -160,7 +160,7 @@ func (b *backingUp) write(ctx context.Context) (err error) {
 	if err := b.fill(ctx, io.MultiWriter(b.out, sum)); err != nil {
 		return err
 	}
-	b.Progress("flush", b.manifest.Bytes)
+	b.Progress("flushing to disk", b.manifest.Bytes)
 	if err := b.out.Sync(); err != nil {
 		return fmt.Errorf("backup: %w", err)
 	}
@@ -215,8 +215,8 @@ func (b *backingUp) fill(ctx context.Context, to io.Writer) error {
 			return err
 		}
 	}
-	b.manifest.Bytes = w.Bytes()
-	return w.Close(b.manifest)
+	b.manifest, err = w.Close(b.manifest)
+	return err
 }
 
 // settings adds configuration, certificates and public keys.
@@ -245,7 +245,7 @@ func (b *backingUp) settings(_ context.Context, w *backup.Writer) error {
 
 // database waits for the records and adds a snapshot.
 func (b *backingUp) database(ctx context.Context, w *backup.Writer) error {
-	b.Progress("database", w.Bytes())
+	b.Progress("copying the database", w.Bytes())
 	logged, _, err := translog.Position(logDir(b.Dir))
 	if err != nil {
 		return fmt.Errorf("backup: %w", err)
@@ -301,7 +301,7 @@ func (b *backingUp) log(ctx context.Context, w *backup.Writer) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		b.Progress("log", w.Bytes())
+		b.Progress("copying the log", w.Bytes())
 		return w.AddFile("log/"+name, from)
 	})
 }

@@ -159,6 +159,9 @@ func TestBackupOfARunningServerIsRestored(t *testing.T) {
 	h.logged(3) // two operators, and the server's start
 	out := t.TempDir()
 	res := h.backup(BackupOptions{Out: out})
+	if res.Files == 0 || res.Manifest.Bytes == 0 || res.ListSHA256 == "" {
+		t.Errorf("the result does not say what is in the file: %+v", res)
+	}
 	if info, err := os.Stat(res.File); err != nil || info.Mode().Perm() != 0o600 || info.Size() != res.Bytes || filepath.Dir(res.File) != out {
 		t.Fatalf("%v, %v", info, err)
 	}

@@ -65,6 +65,10 @@ func Init(ctx context.Context, o InitOptions) error {
 	if err := spiffe.ValidName(o.Operator); err != nil {
 		return fmt.Errorf("operator: %w", err)
 	}
+	trust, err := readTrust(o.EKTrust) // before anything is made: what is wrong with a file is mended and init run again
+	if err != nil {
+		return fmt.Errorf("init: %w", err)
+	}
 	entries, err := os.ReadDir(o.Dir)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("init: %w", err)
@@ -79,7 +83,7 @@ func Init(ctx context.Context, o InitOptions) error {
 	if err := keys.Create(o.Dir, o.Config.TrustDomain, o.Passphrase, now); err != nil {
 		return fmt.Errorf("init: %w", err)
 	}
-	if err := copyTrust(ekTrustDir(o.Dir), o.EKTrust); err != nil {
+	if err := writeTrust(ekTrustDir(o.Dir), trust); err != nil {
 		return fmt.Errorf("init: %w", err)
 	}
 	if err := createStores(o.Dir); err != nil {
@@ -118,19 +122,31 @@ func migrations() []sqldb.Migration {
 	return all
 }
 
-func copyTrust(dir string, files []string) error {
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return err
-	}
+// readTrust reads certificates of TPM vendors, by the name of their file.
+func readTrust(files []string) (map[string][]byte, error) {
+	trust := map[string][]byte{}
 	for _, f := range files {
 		data, err := os.ReadFile(f)
 		if err != nil {
-			return fmt.Errorf("ek-trust: %w", err)
+			return nil, fmt.Errorf("ek-trust: %w", err)
 		}
 		if b, _ := pem.Decode(data); b == nil || b.Type != "CERTIFICATE" {
-			return fmt.Errorf("ek-trust: %s: expected PEM certificates", f)
+			return nil, fmt.Errorf("ek-trust: %s: expected PEM certificates", f)
 		}
-		if err := durable.WriteFile(filepath.Join(dir, filepath.Base(f)), data, 0o644); err != nil {
+		if _, twice := trust[filepath.Base(f)]; twice {
+			return nil, fmt.Errorf("ek-trust: two files are called %s; rename one", filepath.Base(f))
+		}
+		trust[filepath.Base(f)] = data
+	}
+	return trust, nil
+}
+
+func writeTrust(dir string, trust map[string][]byte) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	for name, data := range trust {
+		if err := durable.WriteFile(filepath.Join(dir, name), data, 0o644); err != nil {
 			return err
 		}
 	}

@@ -1,7 +1,11 @@
 package server
 
 import (
+	"errors"
+	"io/fs"
+	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"wardlink/audit"
@@ -48,5 +52,30 @@ func TestOperatorsAreAnnounced(t *testing.T) {
 	}
 	if len(ids) != 2 || rows.Next() {
 		t.Errorf("%d ids of two events", len(ids))
+	}
+}
+
+// TestAWrongTrustFileMakesNothing: the directory can be used once the file is mended; no keys lie in it whose passphrase nobody was told.
+func TestAWrongTrustFileMakesNothing(t *testing.T) {
+	dir := t.TempDir()
+	c := DefaultConfig()
+	c.TrustDomain, c.Names = "ward.example", []string{"localhost"}
+	o := InitOptions{Dir: filepath.Join(dir, "s"), Config: c, Passphrase: keys.NewPassphrase(), Operator: "operator"}
+	noPEM := filepath.Join(dir, "vendor.pem")
+	if err := os.WriteFile(noPEM, []byte("no certificate"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range []string{noPEM, filepath.Join(dir, "absent.pem")} {
+		o.EKTrust = []string{file}
+		if err := Init(t.Context(), o); err == nil || !strings.Contains(err.Error(), file) {
+			t.Errorf("%s: %v", file, err)
+		}
+		if _, err := os.Stat(o.Dir); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s: something was made: %v", file, err)
+		}
+	}
+	o.EKTrust = nil
+	if err := Init(t.Context(), o); err != nil {
+		t.Error(err)
 	}
 }

@@ -190,7 +190,7 @@ func (s *Server) hospitalFault(ctx context.Context) string {
 	}
 	addr := s.listeners.hospital.Addr().String()
 	if tcp, ok := s.listeners.hospital.Addr().(*net.TCPAddr); ok && tcp.IP.IsUnspecified() {
-		addr = net.JoinHostPort("localhost", fmt.Sprint(tcp.Port))
+		addr = net.JoinHostPort("", fmt.Sprint(tcp.Port)) // this machine, whatever its files call it
 	}
 	ctx, cancel := context.WithTimeout(ctx, answerTime)
 	defer cancel()

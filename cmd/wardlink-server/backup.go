@@ -29,7 +29,9 @@ func makeBackup(ctx context.Context, args []string, s streams) error {
 	var shown *line
 	if !*asJSON {
 		shown = newLine(s.err)
-		o.Progress = func(stage string, bytes int64) { shown.show(stage, fmt.Sprintf("%s: %s", stage, megabytes(bytes))) }
+		o.Progress = func(stage string, bytes int64) {
+			shown.show(stage, fmt.Sprintf("backup: %s, %s so far", stage, megabytes(bytes)))
+		}
 	}
 	res, err := server.Backup(ctx, o)
 	shown.end()
@@ -39,7 +41,7 @@ func makeBackup(ctx context.Context, args []string, s streams) error {
 	if *asJSON {
 		return json.NewEncoder(s.out).Encode(res)
 	}
-	fmt.Fprintf(s.out, "%s\n  %s of %d files in %s, encrypted to this server's recovery file\n  SHA-256 %s\n", res.File, megabytes(res.Manifest.Bytes), res.Files, megabytes(res.Bytes), res.SHA256)
+	fmt.Fprintf(s.out, "%s\n  %d files, %s, compressed and encrypted to this server's recovery file in %s\n  SHA-256 %s\n", res.File, res.Files, megabytes(res.Manifest.Bytes), megabytes(res.Bytes), res.SHA256)
 	if res.Behind > 0 {
 		fmt.Fprintf(s.out, "  The database was %d journal entries behind the log; what they hold comes again from the gateways, as long as these keep it.\n", res.Behind)
 	}
@@ -71,7 +73,7 @@ func restore(ctx context.Context, args []string, s streams) error {
 		return err
 	}
 	if !*asJSON {
-		o.Progress = func(stage string) { fmt.Fprintf(s.err, "%s\n", stage) }
+		o.Progress = func(stage string) { fmt.Fprintf(s.err, "restore: %s\n", stage) }
 	}
 	res, err := server.Restore(ctx, o)
 	if err != nil {
@@ -83,7 +85,7 @@ func restore(ctx context.Context, args []string, s streams) error {
 	fmt.Fprintf(s.out, "%s is restored from the backup of %s.\n\n", res.Dir, res.Backup.Format(time.RFC3339))
 	fmt.Fprintf(s.out, "  former log  %s, %d leaves, %s\n  new log     %s, whose first leaf names the former one's checkpoint\n", res.Former, res.Leaves, checked(res.Verified), res.Log)
 	fmt.Fprintf(s.out, "  gateways    keep their certificates; each is asked for what it delivered since, as it connects\n")
-	fmt.Fprintf(s.out, "\nNext:\n  wardlink-server run --dir %s\n  wardlink audit verify --dir %s\n", res.Dir, res.Dir)
+	fmt.Fprintf(s.out, "\nNext:\n  wardlink-server run --dir %s\n  wardlink audit verify --dir %s        # once it runs\n", res.Dir, res.Dir)
 	return nil
 }
 
@@ -95,13 +97,16 @@ func checked(verified bool) string {
 }
 
 // confirmRecovery is 'init --confirm-recovery', on a server that is there.
-func confirmRecovery(ctx context.Context, dir, passFile string, s streams) error {
+func confirmRecovery(ctx context.Context, dir, passFile string, asJSON bool, s streams) error {
 	passphrase, err := readPassphrase(passFile, s)
 	if err != nil {
 		return err
 	}
 	if err := server.ConfirmRecovery(ctx, dir, passphrase); err != nil {
 		return err
+	}
+	if asJSON {
+		return json.NewEncoder(s.out).Encode(map[string]bool{"confirmed": true})
 	}
 	fmt.Fprintln(s.out, "confirmed: the recovery file opens, and its keys are those that gateways seal to and kits trust; 'run' asks for it no more")
 	return nil
@@ -136,7 +141,7 @@ func (l *line) show(stage, text string) {
 		fmt.Fprintf(l.out, "\r\x1b[K%s", text)
 		return
 	}
-	fmt.Fprintln(l.out, stage)
+	fmt.Fprintln(l.out, text)
 }
 
 func (l *line) end() {

@@ -13,17 +13,6 @@ import (
 func certificates(ctx context.Context, args []string, s streams) error {
 	fs, dir := flags("certificates", s)
 	asJSON := fs.Bool("json", false, "print JSON")
-	fs.Usage = func() {
-		fmt.Fprint(fs.Output(), `Usage: wardlink-server certificates --dir DIR [--json]
-
-Lists each certificate and key of the server: its end, how much of its life is used, and who renews it. What somebody must renew is 'due' from
-half of its life on and 'late' from three quarters on, each with an alert. Exit code 1 if anything is late or has ended.
-
-  wardlink-server certificates --dir /var/lib/wardlink-server
-
-`)
-		fs.PrintDefaults()
-	}
 	if err := parse(fs, args, dir); err != nil {
 		return err
 	}

@@ -12,6 +12,8 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"os/user"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -91,7 +93,14 @@ type usageError struct{ error }
 func flags(name string, s streams) (*flag.FlagSet, *string) {
 	fs := flag.NewFlagSet("wardlink-server "+name, flag.ContinueOnError)
 	fs.SetOutput(s.err)
+	fs.Usage = func() { help(fs) }
 	return fs, fs.String("dir", "", "the server's `DIR`")
+}
+
+// help says what a command does and how it is called, and then its flags.
+func help(fs *flag.FlagSet) {
+	fmt.Fprintf(fs.Output(), "Usage: %s\n\n", strings.TrimSpace(helps[fs.Name()]))
+	fs.PrintDefaults()
 }
 
 func parse(fs *flag.FlagSet, args []string, dir *string) error {
@@ -107,7 +116,29 @@ func parse(fs *flag.FlagSet, args []string, dir *string) error {
 	if dir != nil && *dir == "" {
 		return usageError{errors.New("--dir is missing; name the server's directory")}
 	}
+	if dir != nil {
+		return checkOwner(*dir, os.Geteuid(), fs.Name())
+	}
 	return nil
+}
+
+// checkOwner refuses a directory of another user, root's commands included: what they would write in it, the server could not read.
+func checkOwner(dir string, uid int, command string) error {
+	info, err := os.Stat(dir)
+	if err != nil { // init and restore make it, the others say what is missing
+		return nil
+	}
+	stat, ok := info.Sys().(*syscall.Stat_t)
+	if !ok || int(stat.Uid) == uid {
+		return nil
+	}
+	owner := fmt.Sprint(stat.Uid)
+	if u, err := user.LookupId(owner); err == nil {
+		owner = u.Username
+	} else {
+		owner = "#" + owner
+	}
+	return fmt.Errorf("%s belongs to the user %s, who could not read what others write there; run: sudo -u %s %s --dir %s ...", dir, owner, owner, command, dir)
 }
 
 // list is a flag that may be given several times.
@@ -134,7 +165,7 @@ func initServer(ctx context.Context, args []string, s streams) error {
 		return err
 	}
 	if *confirm {
-		return confirmRecovery(ctx, *dir, *passFile, s)
+		return confirmRecovery(ctx, *dir, *passFile, *asJSON, s)
 	}
 	o.Dir, o.Config.Names, o.EKTrust = *dir, names, trust
 	if len(names) == 0 {
@@ -197,7 +228,7 @@ func runServer(ctx context.Context, args []string, s streams) error {
 
 func operator(ctx context.Context, args []string, s streams) error {
 	fs, dir := flags("operator", s)
-	name := fs.String("name", "", "`NAME` of the operator")
+	name, asJSON := fs.String("name", "", "`NAME` of the operator"), fs.Bool("json", false, "print JSON")
 	if err := parse(fs, args, dir); err != nil {
 		return err
 	}
@@ -208,17 +239,35 @@ func operator(ctx context.Context, args []string, s streams) error {
 	if err != nil {
 		return err
 	}
+	if *asJSON {
+		return json.NewEncoder(s.out).Encode(map[string]string{"operator_file": path})
+	}
 	fmt.Fprintf(s.out, "%s\n", path)
 	return nil
 }
 
+// only is the one command below another, such as 'recovery check', or asks for its help.
+func only(name, below string, args []string) ([]string, error) {
+	switch {
+	case len(args) == 0:
+		return nil, usageError{fmt.Errorf("'%s' alone does nothing; it has the command '%s %s'", name, name, below)}
+	case args[0] == below:
+		return args[1:], nil
+	case slices.Contains([]string{"help", "-h", "-help", "--help"}, args[0]):
+		return []string{"--help"}, nil
+	}
+	return nil, usageError{fmt.Errorf("%s has no command %q; it has %s", name, args[0], below)}
+}
+
 func recovery(_ context.Context, args []string, s streams) error {
-	if len(args) == 0 || args[0] != "check" {
-		return usageError{fmt.Errorf("recovery has no command %q; it has check", strings.Join(args, " "))}
+	args, err := only("recovery", "check", args)
+	if err != nil {
+		return err
 	}
 	fs, dir := flags("recovery check", s)
 	passFile := fs.String("passphrase-file", "", "read the passphrase from `FILE` (default: standard input)")
-	if err := parse(fs, args[1:], dir); err != nil {
+	asJSON := fs.Bool("json", false, "print JSON")
+	if err := parse(fs, args, dir); err != nil {
 		return err
 	}
 	passphrase, err := readPassphrase(*passFile, s)
@@ -227,6 +276,9 @@ func recovery(_ context.Context, args []string, s streams) error {
 	}
 	if err := keys.CheckRecovery(*dir, passphrase); err != nil {
 		return err
+	}
+	if *asJSON {
+		return json.NewEncoder(s.out).Encode(map[string]bool{"opens": true})
 	}
 	fmt.Fprintln(s.out, "the recovery file opens, and its records key opens what gateways seal, its config key is the one that kits trust")
 	return nil
@@ -258,6 +310,7 @@ func readPassphrase(file string, s streams) (string, error) {
 func version(_ context.Context, args []string, s streams) error {
 	fs := flag.NewFlagSet("wardlink-server version", flag.ContinueOnError)
 	fs.SetOutput(s.err)
+	fs.Usage = func() { help(fs) }
 	modules, asJSON := fs.Bool("modules", false, "list the linked modules"), fs.Bool("json", false, "print JSON")
 	if err := parse(fs, args, nil); err != nil {
 		return err

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"strings"
 	"time"
 
 	"wardlink/server"
@@ -15,25 +14,15 @@ import (
 const takenUp = 15 * time.Second
 
 func rotate(ctx context.Context, args []string, s streams) error {
-	if len(args) == 0 || args[0] != "issuing" {
-		return usageError{fmt.Errorf("rotate has no command %q; it has issuing", strings.Join(args, " "))}
+	args, err := only("rotate", "issuing", args)
+	if err != nil {
+		return err
 	}
 	fs, dir := flags("rotate issuing", s)
 	passFile := fs.String("passphrase-file", "", "read the recovery passphrase from `FILE` (default: standard input)")
 	wait := fs.Duration("wait", takenUp, "how long to wait for the running server to take it up; 0 prepares only")
 	asJSON := fs.Bool("json", false, "print JSON")
-	fs.Usage = func() {
-		fmt.Fprint(fs.Output(), `Usage: wardlink-server rotate issuing --dir DIR [--passphrase-file FILE]
-
-Makes the next issuing CA with the root key of the recovery file. The running server takes it up within seconds and destroys the
-former key; a stopped one takes it up at its start. Certificates of the former CA stay good until they end, and gateways notice nothing.
-
-  wardlink-server rotate issuing --dir /var/lib/wardlink-server --passphrase-file /media/usb/passphrase
-
-`)
-		fs.PrintDefaults()
-	}
-	if err := parse(fs, args[1:], dir); err != nil {
+	if err := parse(fs, args, dir); err != nil {
 		return err
 	}
 	passphrase, err := readPassphrase(*passFile, s)

@@ -15,6 +15,7 @@ import (
 func size(_ context.Context, args []string, s streams) error {
 	fs := flag.NewFlagSet("wardlink-server size", flag.ContinueOnError)
 	fs.SetOutput(s.err)
+	fs.Usage = func() { help(fs) }
 	l := server.DefaultLoad()
 	dir := fs.String("dir", "", "take the retention from the server's `DIR` (default: the default retention)")
 	fs.IntVar(&l.Gateways, "gateways", 0, "`N` gateways")
@@ -70,18 +71,18 @@ func printSize(z server.Size, asJSON bool, s streams) error {
 			keep = "ever"
 		}
 		day += c.PerDay
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", c.Class, c.What, bytes(c.PerDay), keep, bytes(c.AfterYear))
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", c.Class, c.What, amount(c.PerDay), keep, amount(c.AfterYear))
 	}
-	fmt.Fprintf(w, "all\t\t%s\t\t%s\n", bytes(day), bytes(z.AfterYear))
+	fmt.Fprintf(w, "all\t\t%s\t\t%s\n", amount(day), amount(z.AfterYear))
 	if err := w.Flush(); err != nil {
 		return err
 	}
-	fmt.Fprintf(s.out, "\nEach further year adds %s. Leave half as much again free: for a backup under way, and for a month that is worse than this.\n", bytes(z.EveryYear))
+	fmt.Fprintf(s.out, "\nEach further year adds %s. Leave half as much again free: for a backup under way, and for a month that is worse than this.\n", amount(z.EveryYear))
 	return nil
 }
 
-// bytes is a size as people say it, in powers of ten as disks are sold.
-func bytes(n float64) string {
+// amount is a size as people say it, in powers of ten as disks are sold.
+func amount(n float64) string {
 	units := []string{"B", "kB", "MB", "GB", "TB", "PB"}
 	i := 0
 	for ; n >= 1000 && i < len(units)-1; i++ {

@@ -117,10 +117,10 @@ func line(h hash.Hash, name string) string {
 	return hex.EncodeToString(h.Sum(nil)) + "  " + name + "\n"
 }
 
-// Close writes the list and the manifest, whose counts and hash it fills in, and ends the stream.
-func (w *Writer) Close(m Manifest) error {
+// Close writes the list and the manifest, whose counts and hash it fills in, and ends the stream. It returns the manifest as written.
+func (w *Writer) Close(m Manifest) (Manifest, error) {
 	if err := w.lines.Flush(); err != nil {
-		return fmt.Errorf("backup: %w", err)
+		return Manifest{}, fmt.Errorf("backup: %w", err)
 	}
 	m.Version, m.Files, m.Bytes, m.ListSHA256 = 1, w.files, w.bytes, hex.EncodeToString(w.sum.Sum(nil))
 	size, err := w.list.Seek(0, io.SeekEnd)
@@ -128,19 +128,19 @@ func (w *Writer) Close(m Manifest) error {
 		_, err = w.list.Seek(0, io.SeekStart)
 	}
 	if err != nil {
-		return fmt.Errorf("backup: %w", err)
+		return Manifest{}, fmt.Errorf("backup: %w", err)
 	}
 	if err := w.Add(listName, size, w.list); err != nil {
-		return err
+		return Manifest{}, err
 	}
 	data, err := json.MarshalIndent(m, "", "  ")
 	if err != nil {
-		return fmt.Errorf("backup: %w", err)
+		return Manifest{}, fmt.Errorf("backup: %w", err)
 	}
 	if err := w.Add(manifestName, int64(len(data)), strings.NewReader(string(data))); err != nil {
-		return err
+		return Manifest{}, err
 	}
-	return errors.Join(w.tar.Close(), w.zip.Close(), w.seal.Close())
+	return m, errors.Join(w.tar.Close(), w.zip.Close(), w.seal.Close())
 }
 
 // checkName refuses what could be written outside of a directory, or twice.

@@ -100,7 +100,7 @@ func archive(t *testing.T, files map[string]string, bend func(*Writer, *Manifest
 	}
 	var m Manifest
 	bend(w, &m)
-	if err := w.Close(m); err != nil {
+	if _, err := w.Close(m); err != nil {
 		t.Fatal(err)
 	}
 	return out.Bytes()

@@ -1,0 +1,86 @@
+package main
+
+// helps has of each command, by the name of its flags: how it is called, what it does, examples.
+var helps = map[string]string{
+	"wardlink-server init": `
+wardlink-server init --dir DIR [--trust-domain DOMAIN] [--name HOST]... [--ek-trust FILE]...
+       wardlink-server init --dir DIR --confirm-recovery [--passphrase-file FILE]
+
+Makes a new server's directory: keys, recovery file, configuration, empty stores, and the first operator's file. The recovery passphrase is
+shown once. With --confirm-recovery it makes nothing: it proves that the recovery file of a server opens with the passphrase, and notes that.
+
+  wardlink-server init --dir ./hospital --name localhost
+  wardlink-server init --dir /srv/wardlink --trust-domain ward.hospital.example --name wardlink.hospital.example --ek-trust vendor-roots.pem
+  wardlink-server init --dir /srv/wardlink --confirm-recovery
+`,
+	"wardlink-server run": `
+wardlink-server run --dir DIR
+
+Serves gateways, the hospital and operators, at the addresses of DIR/server.yaml, until SIGTERM. It reads that file at its start.
+
+  wardlink-server run --dir /srv/wardlink
+`,
+	"wardlink-server operator": `
+wardlink-server operator --dir DIR --name NAME [--json]
+
+Makes an operator's file, with a key and a certificate of 90 days, in DIR/operator, also beside a running server. Give it to its operator
+and to nobody else; a former file of that name is replaced.
+
+  wardlink-server operator --dir /srv/wardlink --name jane-doe
+`,
+	"wardlink-server backup": `
+wardlink-server backup --dir DIR --out FILE [--without-recovery] [--json]
+
+Writes database, log, configuration, certificates and public keys into one file that only the recovery file opens, also beside the running
+server. No file is overwritten. A directory gets a file with the date in its name.
+
+  wardlink-server backup --dir /srv/wardlink --out /mnt/backup/
+  wardlink-server backup --dir /srv/wardlink --out /mnt/backup/monday.wlbackup --json
+`,
+	"wardlink-server restore": `
+wardlink-server restore --dir NEW --from FILE [--verify] [--passphrase-file FILE] [--json]
+
+Makes a server's directory of a backup and the recovery passphrase. NEW must be empty or absent. Gateways keep their certificates, and bring
+again what they delivered since the backup and still hold. Never run the former directory again beside it.
+
+  wardlink-server restore --dir /srv/wardlink-new --from /mnt/backup/monday.wlbackup --verify
+`,
+	"wardlink-server certificates": `
+wardlink-server certificates --dir DIR [--json]
+
+Lists each certificate and key of the server: its end, how much of its life is used, and who renews it. What somebody must renew is 'due' from
+half of its life on and 'late' from three quarters on, each with an alert. Exit code 1 if anything is late or has ended.
+
+  wardlink-server certificates --dir /srv/wardlink
+`,
+	"wardlink-server rotate issuing": `
+wardlink-server rotate issuing --dir DIR [--passphrase-file FILE] [--json]
+
+Makes the next issuing CA with the root key of the recovery file. The running server takes it up within seconds and destroys the
+former key; a stopped one takes it up at its start. Certificates of the former CA stay good until they end, and gateways notice nothing.
+
+  wardlink-server rotate issuing --dir /srv/wardlink
+  wardlink-server rotate issuing --dir /srv/wardlink --passphrase-file /media/usb/passphrase
+`,
+	"wardlink-server recovery check": `
+wardlink-server recovery check --dir DIR [--passphrase-file FILE] [--json]
+
+Proves that the recovery file opens with the passphrase and that its keys are this server's. It notes nothing ('init --confirm-recovery' does).
+
+  wardlink-server recovery check --dir /srv/wardlink
+`,
+	"wardlink-server size": `
+wardlink-server size --gateways N [--sources N] [--rate N] [--waveforms CHANNELSxHZ] [--json]
+
+Reckons the disk that a hospital takes, by class, from what its devices send and from the retention.
+
+  wardlink-server size --gateways 100
+  wardlink-server size --gateways 100 --waveforms 4x250
+  wardlink-server size --gateways 100 --dir /srv/wardlink      # with this server's retention
+`,
+	"wardlink-server version": `
+wardlink-server version [--modules] [--json]
+
+  wardlink-server version --modules
+`,
+}

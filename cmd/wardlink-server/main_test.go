@@ -1,0 +1,77 @@
+package main
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+func program(t *testing.T, stdin string, args ...string) (code int, stdout, stderr string) {
+	t.Helper()
+	var out, errs bytes.Buffer
+	code = run(t.Context(), args, strings.NewReader(stdin), &out, &errs)
+	return code, out.String(), errs.String()
+}
+
+// TestEveryCommandExplainsItself: help says how a command is called, with examples that name it.
+func TestEveryCommandExplainsItself(t *testing.T) {
+	commands := regexp.MustCompile(`(?m)^  wardlink-server ([a-z]+(?: [a-z]+)?) `).FindAllStringSubmatch(usage, -1)
+	if len(commands) < 10 {
+		t.Fatalf("%d commands in the usage", len(commands))
+	}
+	for _, m := range commands {
+		code, _, said := program(t, "", append(strings.Fields(m[1]), "--help")...)
+		if code != 0 || !strings.HasPrefix(said, "Usage: wardlink-server "+m[1]) || !strings.Contains(said, "\n  wardlink-server "+m[1]) {
+			t.Errorf("%s --help: exit %d\n%s", m[1], code, said)
+		}
+	}
+	for _, above := range []string{"rotate", "recovery"} {
+		if code, _, said := program(t, "", above, "--help"); code != 0 || !strings.HasPrefix(said, "Usage: wardlink-server "+above+" ") {
+			t.Errorf("%s --help: exit %d\n%s", above, code, said)
+		}
+		for _, args := range [][]string{{above}, {above, "nothing"}} {
+			if code, _, said := program(t, "", args...); code != 2 || !strings.Contains(said, "it has ") {
+				t.Errorf("%v: exit %d\n%s", args, code, said)
+			}
+		}
+	}
+}
+
+// TestADirectoryIsItsUsers: a command of root's would leave files in the server's directory that the server cannot read.
+func TestADirectoryIsItsUsers(t *testing.T) {
+	dir := t.TempDir()
+	if err := checkOwner(dir, os.Geteuid(), "wardlink-server backup"); err != nil {
+		t.Error(err)
+	}
+	if err := checkOwner(filepath.Join(dir, "absent"), os.Geteuid(), "wardlink-server init"); err != nil {
+		t.Error(err)
+	}
+	err := checkOwner(dir, os.Geteuid()+1, "wardlink-server backup")
+	if err == nil || !strings.Contains(err.Error(), "sudo -u ") || !strings.Contains(err.Error(), "wardlink-server backup --dir "+dir) {
+		t.Errorf("another user's directory: %v", err)
+	}
+}
+
+// TestBackupSaysWhatItDid: what is in it and how large it is, and on a stream that is no terminal whole lines for each stage.
+func TestBackupSaysWhatItDid(t *testing.T) {
+	dir := t.TempDir()
+	server := filepath.Join(dir, "s")
+	if code, _, said := program(t, "", "init", "--dir", server, "--name", "localhost"); code != 0 {
+		t.Fatal(said)
+	}
+	code, out, progress := program(t, "", "backup", "--dir", server, "--out", dir)
+	if code != 0 || strings.Contains(out, " 0 files") || !regexp.MustCompile(`[0-9]+ files, [0-9.]+ MB, .* in [0-9.]+ MB`).MatchString(out) {
+		t.Errorf("exit %d\n%s%s", code, out, progress)
+	}
+	for line := range strings.Lines(progress) {
+		if !strings.HasPrefix(line, "backup: ") || !strings.HasSuffix(line, " so far\n") {
+			t.Errorf("progress: %q", line)
+		}
+	}
+	if !strings.Contains(progress, "database") {
+		t.Errorf("no progress: %q", progress)
+	}
+}
