@@ -34,7 +34,7 @@ func TestRetentionSection(t *testing.T) {
 		"retention: {vitals: 90}":        "expected a number of hours, days or years",
 		"retention: {vital: 90d}":        "vital",
 		"retention: {pack_windows: 23h}": "retention.pack_windows",
-		"retention: 90d":                 "retention",
+		"retention: 90d":                 "[3:12]", // line and column
 	} {
 		if _, err := parseConfig([]byte(head + body)); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v", body, err)
