@@ -61,8 +61,8 @@ type Agent struct {
 	grave    *grave              // of a gateway that is wiped, or about to be; nil of all others
 	renew    func()              // asks for a new certificate soon; nil until the identity is at work
 
-	orders      chan hint // documents that may be orders to wipe
-	stopSources func()    // of a running agent
+	orders      chan []byte // documents that may be orders to wipe
+	stopSources func()      // of a running agent
 
 	fingerprint string // of a TPM that is not enrolled yet; "" until it could be read
 
@@ -86,7 +86,7 @@ func New(cfg Config, log *slog.Logger) (*Agent, error) {
 	if err != nil {
 		return nil, err
 	}
-	a := &Agent{cfg: cfg, way: way, log: log, started: time.Now(), tpmState: "not opened yet", orders: make(chan hint, 1)}
+	a := &Agent{cfg: cfg, way: way, log: log, started: time.Now(), tpmState: "not opened yet", orders: make(chan []byte, 1)}
 	if a.grave, err = openGrave(cfg.State); err != nil {
 		return nil, explainState(cfg.State, err)
 	}
@@ -387,7 +387,7 @@ func (a *Agent) identityTrouble(err error) {
 		a.waiting, a.tpmState = w.Fingerprint, ""
 	case errors.As(err, &r):
 		a.cutOff, a.tpmState = r, ""
-		a.order(r.Order, true)
+		a.order(r.Order)
 	default: // what was known of being cut off stays: the hospital has not said otherwise
 		a.tpmState = err.Error()
 	}
@@ -441,7 +441,7 @@ func (a *Agent) down(doc telemetry.Doc, body []byte) {
 		}
 		return
 	case telemetry.DocWipe:
-		a.order(body, false)
+		a.order(body)
 		return
 	case telemetry.DocCheckpoint:
 		_ = a.logs.offer(body) // it has told, and status shows it

@@ -11,8 +11,12 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
+	"wardlink/enroll"
+	"wardlink/enroll/tpm"
 	"wardlink/enroll/wipe"
+	"wardlink/internal/swtpmtest"
 )
 
 // fill makes what an agent keeps, and what is not the agent's.
@@ -105,7 +109,7 @@ func TestOrdersAreJudged(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a := &Agent{log: slog.New(slog.DiscardHandler), orders: make(chan hint, 1)}
+	a := &Agent{log: slog.New(slog.DiscardHandler), orders: make(chan []byte, 1)}
 	a.kit.ConfigKey = public
 	doc, err := wipe.Sign(wipe.Order{Gateway: "gw-1", Boards: [][]byte{make([]byte, 32)}, Reason: "x"}, private)
 	if err != nil {
@@ -113,17 +117,72 @@ func TestOrdersAreJudged(t *testing.T) {
 	}
 	a.stopSources = func() { t.Error("the sources were stopped") }
 	for range 100 {
-		a.order(doc, false)
-		a.order(nil, true)
-		a.order(make([]byte, wipe.MaxDocument+1), true)
+		a.order(doc)
+		a.order(nil)
+		a.order(make([]byte, wipe.MaxDocument+1))
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- a.runOrders(ctx) }()
-	a.orders <- hint{[]byte("no order"), true} // once this is taken the first was judged
-	a.orders <- hint{[]byte("no order"), true}
+	a.orders <- []byte("no order") // once this is taken the first was judged
+	a.orders <- []byte("no order")
 	cancel()
 	if err := <-done; err != nil || errors.Is(err, errWiped) || a.grave != nil {
 		t.Errorf("%v: obeyed although no TPM says which board this is", err)
 	}
 }
+
+// TestARefusalCutsNoDrainShort: an order to drain first destroys nothing that waits, whatever refusal it comes with: whoever answers for the
+// hospital is not who signs. Only an order that says so does.
+func TestARefusalCutsNoDrainShort(t *testing.T) {
+	public, private, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := newBox(t, t.TempDir())
+	b.start()
+	if !b.send(message("M1", 100), func() bool { return false }) {
+		t.Fatal("not accepted")
+	}
+	b.stop()
+	b.cfg.TPM = swtpmtest.Start(t).Path
+	a, err := New(b.cfg, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.buf.Close()
+	if a.dev, err = tpm.Open(t.Context(), b.cfg.TPM); err != nil {
+		t.Fatal(err)
+	}
+	defer a.dev.Close()
+	ek, err := a.dev.EK(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.kit.ConfigKey, a.stopSources = public, func() {}
+	order := func(drain bool) []byte {
+		doc, err := wipe.Sign(wipe.Order{Gateway: "gw-1", Boards: [][]byte{ek.Hash[:]}, Reason: "x", Drain: drain}, private)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return doc
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	done := make(chan error, 1)
+	go func() { done <- a.runOrders(ctx) }()
+	for range 2 {
+		a.identityTrouble(&enroll.CutOffError{What: "decommissioned", Reason: "x", Order: order(true)})
+		select {
+		case err := <-done:
+			t.Fatalf("%v: %+v", err, a.grave)
+		case <-time.After((drainLooks + 1) * drainLook):
+		}
+	}
+	a.identityTrouble(&enroll.CutOffError{What: "decommissioned", Reason: "x", Order: order(false)})
+	if err := <-done; !errors.Is(err, errWiped) || a.grave == nil || a.grave.Waiting == 0 {
+		t.Errorf("%v, %+v", err, a.grave)
+	}
+}
+
+func TestMain(m *testing.M) { swtpmtest.Main(m) }

@@ -19,25 +19,20 @@ const (
 	buryRetry  = 10 * time.Second
 )
 
-// hint is a document that may be an order to wipe.
-type hint struct {
-	doc []byte
-	cut bool // it came with a refusal: the hospital takes nothing more, so that draining is over whatever the order says
-}
-
-// order hands a document on. It never blocks: one that waits stands for all, since the hospital says it again.
-func (a *Agent) order(doc []byte, cut bool) {
+// order hands on a document that may be an order to wipe. It never blocks: one that waits stands for all, since the hospital says it again.
+func (a *Agent) order(doc []byte) {
 	if len(doc) == 0 || len(doc) > wipe.MaxDocument {
 		return
 	}
 	select {
-	case a.orders <- hint{doc, cut}:
+	case a.orders <- doc:
 	default:
 	}
 }
 
 // runOrders waits for an order to wipe that is for this board. It gives errWiped once the agent may be ended for it: at once, or when the
-// hospital has everything that waits, during which an order to do it at once still counts.
+// hospital has everything that waits, during which an order to do it at once still counts. Which of the two, only the signed order says: a
+// refusal does not, or whoever answers for the hospital could destroy what waits.
 func (a *Agent) runOrders(ctx context.Context) error {
 	var drained <-chan error
 	for {
@@ -49,9 +44,8 @@ func (a *Agent) runOrders(ctx context.Context) error {
 				return nil // only when ctx ended
 			}
 			return a.bury(ctx)
-		case said := <-a.orders:
-			doc := said.doc
-			if !said.cut && a.ordered != nil && sha256.Sum256(doc) == sha256.Sum256(a.ordered) {
+		case doc := <-a.orders:
+			if a.ordered != nil && sha256.Sum256(doc) == sha256.Sum256(a.ordered) {
 				continue
 			}
 			o, err := a.judgeOrder(ctx, doc)
@@ -64,7 +58,7 @@ func (a *Agent) runOrders(ctx context.Context) error {
 			a.ordered, a.leaving = doc, o.Reason
 			a.mu.Unlock()
 			a.stopSources()
-			if !o.Drain || said.cut {
+			if !o.Drain {
 				return a.bury(ctx)
 			}
 			done := make(chan error, 1)

@@ -199,7 +199,7 @@ func (s *Server) openCA() error {
 	s.ca, err = ca.New(ca.Config{
 		TrustDomain: s.cfg.TrustDomain, DNSNames: s.cfg.Names, Roots: []*x509.Certificate{s.keys.Root},
 		Issuing: s.keys.Issuing, IssuingKey: s.keys.IssuingKey, Attestation: s.keys.Attestation, AttestationKey: s.keys.AttestationKey,
-		Dir: caDir(s.dir), EKRoots: roots, EKIntermediates: inter, Registry: caRegistry{s.registry}, Log: s.log,
+		Dir: caDir(s.dir), EKRoots: roots, EKIntermediates: inter, Registry: caRegistry{s.registry, s.signOrder}, Log: s.log,
 		Events: s.caEvent, Needs: s.issuingNeeds,
 		Refused: func(peer, reason string) {
 			if addr, err := net.ResolveTCPAddr("tcp", peer); err == nil {

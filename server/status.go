@@ -15,6 +15,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"wardlink/enroll"
+	"wardlink/enroll/wipe"
 	"wardlink/internal/build"
 	"wardlink/server/api"
 	"wardlink/server/api/client"
@@ -98,7 +99,10 @@ func (s *Server) configPublic() ed25519.PublicKey {
 }
 
 // caRegistry lets the CA ask the registry in the CA's own words.
-type caRegistry struct{ r *registry.Registry }
+type caRegistry struct {
+	r    *registry.Registry
+	sign func(wipe.Order) ([]byte, error)
+}
 
 func (c caRegistry) ByEK(ctx context.Context, ek [32]byte) (string, error) {
 	g, err := c.r.ByEK(ctx, ek)
@@ -115,7 +119,10 @@ func (c caRegistry) ByEK(ctx context.Context, ek [32]byte) (string, error) {
 			return g.ID, err
 		}
 		if end != nil {
-			cut.Order = end.Order
+			cut.Order, err = c.order(g, end)
+		}
+		if err != nil {
+			return g.ID, err
 		}
 		return g.ID, cut
 	case errors.As(err, &retired):
@@ -128,6 +135,19 @@ func (c caRegistry) ByEK(ctx context.Context, ek [32]byte) (string, error) {
 		return "", err
 	}
 	return g.ID, nil
+}
+
+// order is what a decommissioned gateway is told: what it was told before, or, once it has given its word, to wipe without draining. Then
+// what asks is a former copy of its disk, or an empty one, and nobody takes anything of it any more.
+func (c caRegistry) order(g registry.Gateway, end *registry.End) ([]byte, error) {
+	if !end.Drain {
+		return end.Order, nil
+	}
+	o := wipe.Order{Gateway: g.ID, Issued: end.At.UnixMilli(), Reason: end.Reason}
+	for _, ek := range g.EKs {
+		o.Boards = append(o.Boards, ek[:])
+	}
+	return c.sign(o)
 }
 
 func (c caRegistry) Wait(ctx context.Context, w ca.Waiting) error {

@@ -172,7 +172,7 @@ func endOf(q querier, gateway string) (*End, error) {
 var ErrNotOrdered = errors.New("no such wipe was ordered")
 
 // Confirm takes a gateway's signed word that it has wiped itself: from then on it is decommissioned, if it was draining. actor is its
-// SPIFFE id's maker. The same word again changes nothing. ErrNotOrdered when the word is not about the order in force, or is not
+// SPIFFE id's maker. A word after the first changes nothing. ErrNotOrdered when the word is not about the order in force, or is not
 // signed by a device key of that gateway's present board.
 func (r *Registry) Confirm(ctx context.Context, actor func(gateway string) audit.Actor, peer string, word []byte) error {
 	claimed, err := wipe.ParseDone(word)
@@ -197,13 +197,13 @@ func (r *Registry) Confirm(ctx context.Context, actor func(gateway string) audit
 		if was, err := retiredKey(tx, key.SPKI); err != nil || was != "" {
 			return false, cmp.Or(err, fmt.Errorf("%w: its key is the former board's", ErrNotOrdered))
 		}
+		if end.Done != nil { // of a copy of its disk, about an order of that time: its own is on record
+			return false, nil
+		}
 		hash := sha256.Sum256(end.Order)
 		done, err := wipe.VerifyDone(word, key.Public, hash)
 		if err != nil {
 			return false, fmt.Errorf("%w: %w", ErrNotOrdered, err)
-		}
-		if end.Done != nil {
-			return false, nil
 		}
 		event := r.outbox.NextID()
 		if _, err := tx.Exec("UPDATE decommissions SET word = $1, confirmed = $2, confirmation = $3 WHERE gateway = $4",
