@@ -4,13 +4,14 @@ package strictyaml
 import (
 	"errors"
 	"io"
+	"strconv"
 	"strings"
 
 	"github.com/goccy/go-yaml"
 )
 
-// Decode reads YAML into the struct that v points to; keys that it does not know are errors. Nil for an empty text. An error names line
-// and column and never shows what stands there where that could hold credentials, mistyped as a key or in the wrong place: errors
+// Decode reads YAML into the struct that v points to; keys that it does not know are errors. Nil for an empty text. An error names line,
+// column and key, and never shows what stands there where that could hold credentials, mistyped as a key or in the wrong place: errors
 // end in logs and on screens.
 func Decode(data []byte, v any) (err error) {
 	defer func() {
@@ -22,19 +23,40 @@ func Decode(data []byte, v any) (err error) {
 	case err == nil, errors.Is(err, io.EOF):
 		return nil
 	default:
-		return errors.New(plain(yaml.FormatError(err, false, false)))
+		return errors.New(plain(yaml.FormatError(err, false, false), string(data)))
 	}
 }
 
-// plain is a message of the decoder without the text that it quotes, where that looks like a URL or credentials.
-func plain(message string) string {
-	message = strings.TrimSpace(message)
-	if !strings.ContainsAny(message, "@") && !strings.Contains(message, "://") {
-		return message
+// plain is a message of the decoder, "[line:column] what", with the key of that line, and without the text that it quotes where that looks
+// like a URL or credentials.
+func plain(message, text string) string {
+	place, what, ok := strings.Cut(strings.TrimSpace(message), "] ")
+	if !ok { // a type's own words
+		place, what = "", message
 	}
-	place, _, ok := strings.Cut(message, "] ")
+	if strings.Contains(what, "@") || strings.Contains(what, "://") {
+		what = "this is not expected here"
+	}
 	if !ok {
-		return "what it says cannot be read"
+		return what
 	}
-	return place + "] this is not expected here; see the keys around it"
+	if key := keyAt(place, text); key != "" && !strings.Contains(what, key) {
+		what = key + ": " + what
+	}
+	return place + "] " + what
+}
+
+// keyAt is the key that the line of a place begins with; "" for none that could be one of ours.
+func keyAt(place, text string) string {
+	number, _, _ := strings.Cut(strings.TrimPrefix(place, "["), ":")
+	n, err := strconv.Atoi(number)
+	lines := strings.Split(text, "\n")
+	if err != nil || n < 1 || n > len(lines) {
+		return ""
+	}
+	key, _, ok := strings.Cut(strings.TrimLeft(lines[n-1], " -{"), ":")
+	if !ok || len(key) > 32 || strings.Trim(key, "abcdefghijklmnopqrstuvwxyz_") != "" {
+		return ""
+	}
+	return key
 }

@@ -40,6 +40,9 @@ func TestErrorsKeepSecrets(t *testing.T) {
 			t.Errorf("%q: %v", text, err)
 		}
 	}
+	if err := Decode([]byte("proxy: http://h:1\n"), &config{}); err == nil || err.Error() != "[1:8] proxy: string was used where mapping is expected" {
+		t.Errorf("%v", err)
+	}
 	if err := Decode([]byte("name: x\nnmae: y\n"), &config{}); err == nil || err.Error() != `[2:1] unknown field "nmae"` {
 		t.Errorf("%v", err)
 	}
