@@ -1,6 +1,8 @@
 package agent
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -8,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 
 	"wardlink/enroll"
 	"wardlink/internal/durable"
@@ -79,8 +82,39 @@ func (c Config) LoadKit() (HeldKit, error) {
 		return copied, nil
 	case foundErr != nil && !errors.Is(err, fs.ErrNotExist):
 		return HeldKit{}, err
+	case foundErr == nil && c.enrolled() && !c.mayFollow(found.Fingerprint, err):
+		return HeldKit{}, fmt.Errorf("this gateway is enrolled, its copy of the kit is damaged, and the kit at %s (%s) is not known to be the same: compare that fingerprint with the hospital's, then run: wardlink-agent kit adopt %s (%w)",
+			found.Path, found.ShortFingerprint(), found.Path, err)
 	}
 	return found, foundErr
+}
+
+// keptSum holds the SHA-256 of the kit that the copy is of, apart from the copy: one damage seldom takes both.
+func (c Config) keptSum() string { return filepath.Join(c.State, "kit.sha256") }
+
+// mayFollow tells whether a kit that was found may stand in for the copy of an enrolled gateway, which err keeps from being read: only the
+// very same. Agents of before kept no sum; where the copy of such a one is missing, the kit that is found was followed always.
+func (c Config) mayFollow(found [sha256.Size]byte, err error) bool {
+	if errors.Is(err, fs.ErrPermission) || errors.Is(err, syscall.ENOTDIR) {
+		return true // not our state directory: no agent of ours runs on it, and its start says why
+	}
+	sum, serr := readBounded(c.keptSum(), 2*sha256.Size+2)
+	if errors.Is(serr, fs.ErrNotExist) {
+		return errors.Is(err, fs.ErrNotExist)
+	}
+	return serr == nil && strings.TrimSpace(string(sum)) == hex.EncodeToString(found[:])
+}
+
+// keep makes the copy durable, the sum first: a kill between the two leaves the former copy, which counts by itself.
+func (c Config) keep(k HeldKit) error {
+	if err := c.keepSum(k); err != nil {
+		return err
+	}
+	return durable.WriteFile(c.keptKit(), k.data, 0o644)
+}
+
+func (c Config) keepSum(k HeldKit) error {
+	return durable.WriteFile(c.keptSum(), []byte(hex.EncodeToString(k.Fingerprint[:])+"\n"), 0o644)
 }
 
 // findKit reads the first kit that is there.
@@ -125,13 +159,18 @@ func (c Config) adoptKit(log *slog.Logger) (HeldKit, error) {
 			"file", k.Other, "kit", k.Refused, "followed", k.ShortFingerprint())
 	}
 	if k.Copied {
+		if !c.mayFollow(k.Fingerprint, nil) {
+			if err := c.keepSum(k); err != nil { // the next start tries again
+				log.Error("the kit's sum cannot be kept beside its copy", "path", c.keptSum(), "error", err)
+			}
+		}
 		return k, nil
 	}
 	if _, err := readKit(c.keptKit()); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		aside, aerr := durable.SetAside(c.keptKit())
 		log.Error("the copy of the kit is damaged; the kit that was found is followed", "set_aside", aside, "error", errors.Join(err, aerr))
 	}
-	if err := durable.WriteFile(c.keptKit(), k.data, 0o644); err != nil {
+	if err := c.keep(k); err != nil {
 		return HeldKit{}, fmt.Errorf("kit: %w", err)
 	}
 	log.Info("kit copied: from the enrolment on, only the copy is followed", "from", k.Path, "to", c.keptKit(), "kit", k.ShortFingerprint(), "trust_domain", k.TrustDomain)
@@ -149,7 +188,7 @@ func (c Config) AdoptKit(path string) (HeldKit, error) {
 	if err := os.MkdirAll(c.State, 0o700); err != nil {
 		return HeldKit{}, explainState(c.State, err)
 	}
-	if err := durable.WriteFile(c.keptKit(), k.data, 0o644); err != nil {
+	if err := c.keep(k); err != nil {
 		return HeldKit{}, explainState(c.State, err)
 	}
 	k.Path, k.Copied = c.keptKit(), true

@@ -152,6 +152,18 @@ func TestKitOnceEnrolled(t *testing.T) {
 		t.Errorf("after 'kit adopt': %s", k.TrustDomain)
 	}
 	put(t, c.keptKit(), []byte("torn"))
+	put(t, boot, first)
+	if k, err := c.adoptKit(log); err == nil || !strings.Contains(err.Error(), "kit adopt "+boot) {
+		t.Errorf("whoever tears the copy and writes the boot partition decides: %s, %v", k.TrustDomain, err)
+	}
+	if err := os.Remove(c.keptKit()); err != nil {
+		t.Fatal(err)
+	}
+	if k, err := c.LoadKit(); err == nil {
+		t.Errorf("whoever removes the copy and writes the boot partition decides: %s", k.TrustDomain)
+	}
+	put(t, c.keptKit(), []byte("torn"))
+	put(t, boot, second)
 	if k := adopt(); k.TrustDomain != "other.example" || !strings.Contains(told.String(), "damaged") {
 		t.Errorf("a damaged copy: %s; log %s", k.TrustDomain, told.String())
 	}
