@@ -60,6 +60,15 @@ func newHospital(t *testing.T) *hospital {
 // initHospital makes a server and does not start it.
 func initHospital(t *testing.T) *hospital {
 	t.Helper()
+	h := placeHospital(t)
+	h.must("wardlink-server", "init", "--dir", h.server(), "--trust-domain", "ward.example", "--name", "localhost", "--name", "127.0.0.1", "--passphrase-file", h.passphrase(),
+		"--gateways", h.gateways, "--hospital", h.hospital, "--operators", h.operators)
+	return h
+}
+
+// placeHospital has addresses, a maker of TPMs and a passphrase, and no server yet.
+func placeHospital(t *testing.T) *hospital {
+	t.Helper()
 	h := &hospital{t: t, dir: folder(t), gateways: freeAddr(t), hospital: freeAddr(t), operators: freeAddr(t)}
 	var err error
 	if h.factory, err = swtpm.NewFactory(filepath.Join(h.dir, "tpm")); err != nil {
@@ -68,8 +77,6 @@ func initHospital(t *testing.T) *hospital {
 	if err := os.WriteFile(h.passphrase(), []byte("correct horse battery staple\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	h.must("wardlink-server", "init", "--dir", h.server(), "--trust-domain", "ward.example", "--name", "localhost", "--name", "127.0.0.1", "--passphrase-file", h.passphrase(),
-		"--gateways", h.gateways, "--hospital", h.hospital, "--operators", h.operators)
 	return h
 }
 

@@ -28,7 +28,8 @@ func TestRunbooks(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, need := range []string{"Approve gateways", "A gateway is stolen", "Rotate the issuing CA"} {
+	for _, need := range []string{"Install the server", "Install and approve a gateway", "Move a gateway", "Replace a gateway's board", "A gateway is stolen",
+		"Rotate the issuing CA", "Back up and restore", "My monitor's data does not arrive"} {
 		if !slices.ContainsFunc(books, func(b runbook) bool { return b.title == need }) {
 			t.Errorf("docs/OPERATING.md has no runbook %q", need)
 		}
@@ -62,7 +63,13 @@ func parseRunbooks(text string) ([]runbook, error) {
 			switch {
 			case in == "" && line == "```sh":
 				in = "sh"
-			case in == "" && line == "<!-- test":
+			case in == "" && strings.HasPrefix(line, "<!-- test"):
+				if strings.HasPrefix(line, "<!-- test fails") {
+					b.script = expectFailure(b.script)
+				}
+				if strings.HasSuffix(line, "-->") {
+					continue
+				}
 				in = "test"
 			case in == "" && strings.HasPrefix(line, "```"):
 				in = "text"
@@ -88,14 +95,22 @@ func parseRunbooks(text string) ([]runbook, error) {
 	return books, nil
 }
 
+// expectFailure says of a script's last command that it has to fail.
+func expectFailure(script string) string {
+	last := strings.LastIndex(strings.TrimSuffix(script, "\n"), "\n") + 1
+	return script[:last] + "! " + script[last:]
+}
+
 // comment is what a reader is told behind a command.
 var comment = regexp.MustCompile(`(^|\s{2,})# .*$`)
 
 // played is a reader's command in the script's language: the same words, at the places where the test keeps these things.
 func played(command string) string {
 	command = strings.TrimPrefix(command, "sudo ")
-	return strings.NewReplacer(`"`, `'`, "/srv/wardlink", "$SERVER", "/etc/wardlink", "$ETC", "/media/usb/passphrase", "$PASSPHRASE", "/var/lib/wardlink-agent", "$STATE",
-		"ABCD-EFGH-IJKL-MNOP", "$FINGERPRINT", "wardlink.hospital.example:8883", "$GATEWAYS", "wardlink.hospital.example:8443", "$HOSPITAL").Replace(command)
+	return strings.NewReplacer(`"`, `'`, "/srv/wardlink", "$SERVER", "/etc/wardlink", "$ETC", "/media/usb/passphrase", "$PASSPHRASE", "/mnt/backup", "$WORK/backup",
+		"/var/lib/wardlink-agent", "$STATE",
+		"ABCD-EFGH-IJKL-MNOP", "$FINGERPRINT", "wardlink.hospital.example:8883", "$GATEWAYS", "wardlink.hospital.example:8443", "$HOSPITAL",
+		"wardlink.hospital.example", "localhost").Replace(command)
 }
 
 // player plays one runbook with a hospital of its own.
@@ -125,7 +140,7 @@ func (p *player) play(b runbook) {
 			"wardlink": p.types("wardlink"), "wardlink-server": p.types("wardlink-server"), "wardlink-agent": p.types("wardlink-agent"),
 			"systemctl": p.systemctl,
 			// what a reader has
-			"hospital": p.hospital, "gateway": p.gateway, "send": p.send, "until": p.until,
+			"hospital": p.hospital, "gateway": p.gateway, "remember": p.remember, "send": p.send, "until": p.until, "expanded": p.expanded, "lose": p.lose,
 		},
 	})
 }
@@ -143,10 +158,10 @@ func (p *player) must(ts *testscript.TestScript, ok bool, why string, args ...an
 	}
 }
 
-// hospital makes a server, and starts it unless told "hospital off".
+// hospital makes a server and starts it; "hospital none" is only the place for one.
 func (p *player) hospital(ts *testscript.TestScript, _ bool, args []string) {
-	if slices.Equal(args, []string{"off"}) {
-		p.h = initHospital(p.t)
+	if slices.Equal(args, []string{"none"}) {
+		p.h = placeHospital(p.t)
 	} else {
 		p.h = newHospital(p.t)
 	}
@@ -180,6 +195,25 @@ func (p *player) gateway(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Setenv("STATE", p.on.state())
 }
 
+// remember is "remember NAME": the gateway's fingerprint in a variable of its own.
+func (p *player) remember(ts *testscript.TestScript, _ bool, args []string) {
+	p.must(ts, len(args) == 1, "remember NAME")
+	ts.Setenv(args[0], ts.Getenv("FINGERPRINT"))
+}
+
+// expanded is "expanded FILE LINE...": a file whose lines may name variables.
+func (p *player) expanded(ts *testscript.TestScript, _ bool, args []string) {
+	p.must(ts, len(args) >= 2, "expanded FILE LINE...")
+	text := os.Expand(strings.Join(args[1:], "\n")+"\n", ts.Getenv)
+	ts.Check(os.WriteFile(ts.MkAbs(args[0]), []byte(text), 0o600))
+}
+
+// lose is "lose DIR": what a broken disk does.
+func (p *player) lose(ts *testscript.TestScript, _ bool, args []string) {
+	p.must(ts, len(args) == 1, "lose DIR")
+	ts.Check(os.RemoveAll(args[0]))
+}
+
 // send delivers a message to the gateway, which has to acknowledge it.
 func (p *player) send(ts *testscript.TestScript, _ bool, args []string) {
 	p.must(ts, len(args) == 1 && p.on != nil, "send ID, after a gateway")
@@ -208,14 +242,24 @@ func (p *player) systemctl(ts *testscript.TestScript, neg bool, args []string) {
 		p.h.run()
 	case unit == "wardlink-agent" && verb == "start":
 		p.on.start()
+		p.on.ready()
 	case unit == "wardlink-agent" && verb == "stop":
 		p.on.agent.Stop()
 	case unit == "wardlink-agent" && verb == "restart":
 		p.on.agent.Stop()
 		p.on.start()
+		p.on.ready()
 	default:
 		ts.Fatalf("systemctl %s %s", verb, unit)
 	}
+}
+
+// ready waits as the service manager does for a unit of type notify.
+func (b *box) ready() {
+	b.await("the agent", func(ctx context.Context) (bool, error) {
+		_, err := b.status(ctx)
+		return err == nil, nil
+	})
 }
 
 // until repeats a command until its output matches.
