@@ -284,6 +284,10 @@ func (r *restoring) database(ctx context.Context) (err error) {
 			time.Now().UnixMilli(), r.manifest.Created.UnixMilli(), int64(r.manifest.Journal), r.result.Log); err != nil {
 			return err
 		}
+		// The mark may be further than the records were, and the new journal uses those numbers again.
+		if _, err := tx.Exec("UPDATE events_out_mark SET seq = $1", int64(r.manifest.Journal)); err != nil {
+			return err
+		}
 		return r.forget(tx)
 	})
 }
