@@ -138,7 +138,7 @@ func checkOwner(dir string, uid int, command string) error {
 	} else {
 		owner = "#" + owner
 	}
-	return fmt.Errorf("%s belongs to the user %s, who could not read what others write there; run: sudo -u %s %s --dir %s ...", dir, owner, owner, command, dir)
+	return fmt.Errorf("%s belongs to the user %s, who could not read what others write there; run it as that user: sudo -u %s %s --dir %s", dir, owner, owner, command, dir)
 }
 
 // list is a flag that may be given several times.
