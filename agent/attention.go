@@ -5,6 +5,8 @@ import (
 	"maps"
 	"slices"
 	"time"
+
+	"wardlink/enroll"
 )
 
 // The areas of what a running agent says of itself.
@@ -83,7 +85,7 @@ func (s Status) examineIdentity(now time.Time) Finding {
 		f.Mend = cutOffMend(s.CutOff)
 	case s.Waiting != "":
 		f.Level, f.Found = Stops, "this gateway waits for the hospital's approval under the fingerprint "+s.Waiting
-		f.Mend = "an operator runs: wardlink gateway approve " + s.Waiting
+		f.Mend = "an operator runs: " + enroll.ApproveCommand(s.Waiting)
 	case s.Gateway == "" && s.Identity == "enrolling" && started < settleTime:
 		f.Level, f.Found = Warning, "enrolling; the agent has just started"
 	case s.Gateway == "":

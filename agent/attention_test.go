@@ -56,7 +56,7 @@ func TestExamine(t *testing.T) {
 		level       Level
 		found, mend string
 	}{
-		"approval": {func(s *Status) { s.Waiting, s.Gateway = "ABCD", "" }, AreaIdentity, Stops, "waits for the hospital's approval", "wardlink gateway approve ABCD"},
+		"approval": {func(s *Status) { s.Waiting, s.Gateway = "ABCD", "" }, AreaIdentity, Stops, "waits for the hospital's approval", "wardlink gateway approve ABCD --id NAME --ward WARD"},
 		"configuration taken back": {func(s *Status) {
 			s.Settings.Version, s.Settings.Reverted = 2, &ConfigChange{Version: 3, Reason: revertedNoServer}
 		}, AreaSettings, Warning, "version 3 was taken back: none of its servers", "wardlink config retry"},

@@ -54,7 +54,7 @@ func (a *Agent) notice() string {
 	var b strings.Builder
 	b.WriteString(head)
 	if waiting != "" {
-		b.WriteString("waits for the hospital's approval; an operator runs: wardlink gateway approve " + fingerprint + "\n\n")
+		b.WriteString("waits for the hospital's approval; an operator runs: " + enroll.ApproveCommand(fingerprint) + "\n\n")
 	} else {
 		b.WriteString("not enrolled: " + trouble + "\n\n")
 	}

@@ -35,7 +35,12 @@ type WaitingError struct {
 }
 
 func (e *WaitingError) Error() string {
-	return "the gateway waits for approval under the fingerprint " + e.Fingerprint + "; run: wardlink gateway approve " + e.Fingerprint
+	return "the gateway waits for approval under the fingerprint " + e.Fingerprint + "; run: " + ApproveCommand(e.Fingerprint)
+}
+
+// ApproveCommand is what an operator runs to admit the gateway that waits under a fingerprint.
+func ApproveCommand(fingerprint string) string {
+	return "wardlink gateway approve " + fingerprint + " --id NAME --ward WARD"
 }
 
 // CutOffError: an operator has cut this gateway off. It gets no certificate until an operator takes that back, if ever.

@@ -82,6 +82,10 @@ func (r *Report) examine(ctx context.Context, path string) []agent.Finding {
 		return append(out, agent.Finding{Area: AreaConfiguration, Level: agent.Stops, Found: err.Error()})
 	}
 
+	if s, err := agent.AskStatus(ctx, cfg); err == nil && s.Wiped != "" {
+		return append(append(out, judgeRunning(s, kit)...), s.Examine(time.Now())...) // it needs neither TPM nor certificate nor server
+	}
+
 	// The steps to the servers, the agent, and the files have nothing to do with each other.
 	servers := serversOf(ctx, cfg, kit)
 	reaches := make([]reach, len(servers))

@@ -18,6 +18,7 @@ import (
 	"wardlink/buffer"
 	"wardlink/enroll"
 	"wardlink/enroll/tpm"
+	"wardlink/enroll/verify"
 	"wardlink/telemetry/seal"
 )
 
@@ -94,9 +95,13 @@ func identity(ctx context.Context, args []string, stdout, stderr io.Writer) erro
 	if *asJSON {
 		return printJSON(stdout, r)
 	}
+	certificate := "none: its maker does not vouch for it"
+	if r.Certificate {
+		certificate = "from its maker"
+	}
 	w := tabwriter.NewWriter(stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintf(w, "EK SHA-256\t%s\nfingerprint\t%s\nEK certificate\t%t\nTPM\t%s %s %s\n",
-		r.EKSHA256, r.Fingerprint, r.Certificate, r.Manufacturer, r.Model, r.Firmware)
+	fmt.Fprintf(w, "EK SHA-256\t%s\nfingerprint\t%s\nEK certificate\t%s\nTPM\t%s %s, firmware %s\n",
+		r.EKSHA256, r.Fingerprint, certificate, verify.MakerName(r.Manufacturer), strings.Join(strings.Fields(r.Model), " "), r.Firmware)
 	if r.Serial != "" {
 		fmt.Fprintf(w, "serial number\t%s\n", r.Serial)
 	}

@@ -237,6 +237,11 @@ func page(s agent.Status, now time.Time, pen ink, width int) string {
 	b.WriteByte('\n')
 	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
 	fmt.Fprintf(w, "identity\t%s\n", identityLine(s))
+	if s.Wiped != "" { // it has neither uplink nor buffer nor sources any more
+		fmt.Fprintf(w, "clock\t%s\n", clockLine(s, now))
+		_ = w.Flush() // into memory
+		return b.String()
+	}
 	fmt.Fprintf(w, "certificate\t%s\n", certificateLine(s, now))
 	fmt.Fprintf(w, "uplink\t%s\n", uplinkLine(s, now))
 	fmt.Fprintf(w, "configuration\t%s\n", s.Settings)

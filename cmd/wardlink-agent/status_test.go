@@ -68,6 +68,20 @@ func TestStatusPage(t *testing.T) {
 	}
 }
 
+// A gateway that was wiped has neither uplink nor buffer nor sources, and says nothing of them.
+func TestStatusPageOfAWipedGateway(t *testing.T) {
+	s := agent.Status{Gateway: "icu-3-bed-7", Identity: "decommissioned by the hospital: ward closed", Revoked: true, Wiped: "told", Started: noon.Add(-time.Hour)}
+	text := page(s, noon, false, 0)
+	if !strings.Contains(text, "the hospital has its signed word") || !strings.Contains(text, "\nclock ") {
+		t.Error(text)
+	}
+	for _, not := range []string{"not connected for", "0 B", "LANE", "SOURCE"} {
+		if strings.Contains(text, not) {
+			t.Errorf("%q in\n%s", not, text)
+		}
+	}
+}
+
 // On a narrow terminal what needs attention is broken, never cut.
 func TestWrap(t *testing.T) {
 	text := page(sample(), noon, false, 60)

@@ -60,7 +60,7 @@ func (t *tool) auditVerify() *cobra.Command {
 			"ended, and that each begins where the one before ended. Needs no server and no\n" +
 			"network. Exits 1 on any doubt. A whole log that was put back to a former state verifies by itself: keep checkpoints\n" +
 			"elsewhere and give them with --older.",
-		Example: `  wardlink audit verify --dir /var/lib/wardlink
+		Example: `  wardlink audit verify --dir /srv/wardlink
   wardlink audit verify --dir ./copy-of-log --key log.pub --older checkpoint-of-may`,
 		RunE: func(*cobra.Command, []string) error {
 			if dir == "" {
@@ -178,7 +178,7 @@ func (t *tool) auditList() *cobra.Command {
   wardlink audit list --gateway icu-3-bed-7 --publishes
   wardlink audit list --outcome denied --since 24h
   wardlink audit list --reason revoked --gateway icu-3-bed-7
-  wardlink audit list --type refused --dir /var/lib/wardlink`,
+  wardlink audit list --type refused --dir /srv/wardlink`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if f.Limit < 1 {
 				return fmt.Errorf("--limit: %d; expected a number from 1", f.Limit)

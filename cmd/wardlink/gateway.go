@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"wardlink/enroll/verify"
 	"wardlink/server/api/client"
 )
 
@@ -99,7 +100,7 @@ func (t *tool) gatewayList() *cobra.Command {
 					if q.SerialOf != "" {
 						claim += ", WHICH IS THAT OF " + q.SerialOf
 					}
-					fmt.Fprintf(w, "%s\twaiting\t-\t-\t-\t-\t-\t%s %s, %s, seen %s from %s%s\n", q.Fingerprint, q.Manufacturer, q.Model, chain,
+					fmt.Fprintf(w, "%s\twaiting\t-\t-\t-\t-\t-\t%s %s, %s, seen %s from %s%s\n", q.Fingerprint, verify.MakerName(q.Manufacturer), q.Model, chain,
 						q.LastSeen.Local().Format(time.DateTime), q.Peer, claim)
 				}
 				if len(list.Waiting) > 0 {

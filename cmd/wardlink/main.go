@@ -49,7 +49,7 @@ The environment variable WARDLINK_OPERATOR stands for --operator. NO_COLOR is re
   wardlink provision kit --out kit.json            # what makes a fresh gateway one of ours
   wardlink gateway import gateways.csv
   wardlink trace --source icu-bed-12               # where does this monitor's data stop?
-  wardlink audit verify --dir /var/lib/wardlink    # offline, with the public key only`,
+  wardlink audit verify --dir /srv/wardlink        # offline, with the public key only`,
 	}
 	root.PersistentFlags().StringVar(&t.operator, "operator", client.DefaultCredentials(), "the operator's `FILE`, which 'wardlink-server init' made")
 	root.PersistentFlags().BoolVar(&t.json, "json", false, "print JSON")

@@ -131,7 +131,7 @@ func (c *CA) wait(w http.ResponseWriter, r *http.Request, v *verify.Verified) {
 	}
 	fingerprint := enroll.Fingerprint(v.EK)
 	reply(w, http.StatusForbidden, enroll.Problem{Type: enroll.WaitingProblem, Title: "waiting for approval", Fingerprint: fingerprint,
-		Detail: "an operator must run: wardlink gateway approve " + fingerprint})
+		Detail: "an operator must run: " + enroll.ApproveCommand(fingerprint)})
 }
 
 var (
