@@ -58,7 +58,7 @@ func ProbeTPM(ctx context.Context, dev *tpm.TPM, signer crypto.Signer) []Finding
 	digest := sha256.Sum256(append([]byte("wardlink/probe/1\x00"), nonce...))
 	began := time.Now()
 	if _, err := signer.Sign(rand.Reader, digest[:], crypto.SHA256); err != nil {
-		return append(out, trouble(Stops, "if the TPM was cleared or replaced, remove the directory identity below the state directory and enrol anew", "it does not sign with the device key: %v", err))
+		return append(out, trouble(Stops, "if the TPM was cleared, restart the agent: it makes new keys by itself, and signs with them what waits", "it does not sign with the device key: %v", err))
 	}
 	if took := time.Since(began); took > slowSignature {
 		out = append(out, trouble(Warning, "see whether another program keeps the TPM busy", "a signature takes %s; each connection needs one", took.Round(time.Millisecond)))

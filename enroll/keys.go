@@ -2,7 +2,6 @@ package enroll
 
 import (
 	"context"
-	"crypto"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -21,20 +20,14 @@ func (e *Enroller) openKeys(ctx context.Context) (*tpm.Keys, error) {
 	if e.keys != nil {
 		return e.keys, nil
 	}
-	dir := e.cfg.Dir
-	keys, err := tpm.OpenKeys(ctx, e.cfg.TPM, dir)
+	keys, dir, err := openBoard(ctx, e.cfg.TPM, e.cfg.Dir)
 	e.former = ""
-	if errors.Is(err, tpm.ErrForeign) && !errors.Is(err, tpm.ErrCleared) {
-		ek, ekErr := e.cfg.TPM.EK(ctx)
-		if ekErr != nil {
-			return nil, ekErr
+	if dir != e.cfg.Dir {
+		var unknown error
+		if e.former, unknown = e.formerGateway(); unknown != nil && !errors.Is(unknown, ErrNone) {
+			return nil, fmt.Errorf("open keys in %s: %w (%w)", e.cfg.Dir, tpm.ErrForeign, unknown)
 		}
-		if e.former, ekErr = e.formerGateway(); ekErr != nil && !errors.Is(ekErr, ErrNone) {
-			return nil, fmt.Errorf("%w (%w)", err, ekErr)
-		}
-		dir = boardDir(dir, ek.Hash)
 		e.cfg.Log.Warn("the disk was with another board; this board has keys of its own", "gateway", e.former, "dir", dir)
-		keys, err = tpm.OpenKeys(ctx, e.cfg.TPM, dir)
 	}
 	switch {
 	case errors.Is(err, tpm.ErrCleared):
@@ -110,19 +103,28 @@ func (e *Enroller) enrolledBefore() (bool, error) {
 }
 
 // DeviceKey opens the device key of the board that this TPM is, in a state directory; it makes none. tpm.ErrMissing, tpm.ErrForeign.
-func DeviceKey(ctx context.Context, device *tpm.TPM, dir string) (crypto.Signer, error) {
-	keys, err := tpm.OpenKeys(ctx, device, dir)
-	if errors.Is(err, tpm.ErrForeign) && !errors.Is(err, tpm.ErrCleared) {
-		ek, ekErr := device.EK(ctx)
-		if ekErr != nil {
-			return nil, ekErr
-		}
-		keys, err = tpm.OpenKeys(ctx, device, boardDir(dir, ek.Hash))
-	}
+func DeviceKey(ctx context.Context, device *tpm.TPM, dir string) (*tpm.Signer, error) {
+	keys, _, err := openBoard(ctx, device, dir)
 	if err != nil {
 		return nil, err
 	}
 	return keys.Device(), nil
+}
+
+// openBoard opens the keys of the board that this TPM is, and says where they are or are to be made: in dir, or beside those of another
+// board whose disk it was. tpm.ErrMissing, and of tpm.ErrForeign only tpm.ErrCleared.
+func openBoard(ctx context.Context, device *tpm.TPM, dir string) (keys *tpm.Keys, at string, err error) {
+	keys, err = tpm.OpenKeys(ctx, device, dir)
+	if !errors.Is(err, tpm.ErrForeign) || errors.Is(err, tpm.ErrCleared) {
+		return keys, dir, err
+	}
+	ek, err := device.EK(ctx)
+	if err != nil {
+		return nil, dir, err
+	}
+	at = boardDir(dir, ek.Hash)
+	keys, err = tpm.OpenKeys(ctx, device, at)
+	return keys, at, err
 }
 
 // boardDir holds the keys of a board that came to another board's disk.

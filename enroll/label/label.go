@@ -44,8 +44,8 @@ func (c Code) Dark(x, y int) bool {
 	return x >= 0 && y >= 0 && x < c.code.Size && y < c.code.Size && c.code.Black(x, y)
 }
 
-// Lines draws it in half blocks, two modules to a character: 29 wide, 15 high. What is light is drawn, as consoles are dark; with ink
-// false the dark modules are drawn, for black on white.
+// Lines draws it in half blocks, two modules to a character: 29 wide, 15 high. With light, the light modules are drawn, as
+// consoles are dark; without it the dark ones, for black on white.
 func (c Code) Lines(light bool) []string {
 	var out []string
 	for y := 0; y < c.Size(); y += 2 {

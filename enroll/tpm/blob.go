@@ -114,8 +114,8 @@ func readBlob(dir, name string, want purpose) (*blob, error) {
 	}
 	b, err := parseBlob(data, want)
 	if err != nil {
-		return nil, fmt.Errorf("key file %s: %w; restore it from a backup of this gateway, or remove the state directory to enrol anew",
-			path, err)
+		return nil, fmt.Errorf("key file %s: %w; restore it from a backup of this gateway, or remove %s to enrol anew",
+			path, err, dir)
 	}
 	return b, nil
 }

@@ -113,7 +113,7 @@ func OpenKeys(ctx context.Context, t *TPM, dir string) (*Keys, error) {
 	}
 	ak, err := readBlob(dir, akFile, purposeAK)
 	if errors.Is(err, ErrMissing) { // the device key is written last, so this was not us
-		err = fmt.Errorf("%s is gone but %s is there; restore it, or remove the state directory to enrol anew", akFile, deviceFile)
+		err = fmt.Errorf("%s is gone but %s is there; restore it, or remove %s to enrol anew", akFile, deviceFile, dir)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("open keys in %s: %w", dir, err)
