@@ -3,11 +3,9 @@ package agent
 import (
 	"bytes"
 	"context"
-	"crypto"
 	"crypto/sha256"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"net/http"
 	"os"
@@ -62,15 +60,10 @@ func (g *grave) store(state string) error {
 // openGrave reads the mark; nil where there is none. A mark that cannot be read is one all the same: such a gateway must not begin anew.
 func openGrave(state string) (*grave, error) {
 	path := filepath.Join(state, graveFile)
-	f, err := os.Open(path)
+	data, err := readBounded(path, maxGrave+1)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, maxGrave+1))
 	if err != nil {
 		return nil, err
 	}
@@ -79,6 +72,24 @@ func openGrave(state string) (*grave, error) {
 		return nil, fmt.Errorf("%s says that this gateway is decommissioned, and cannot be read; to make this machine another gateway remove %s whole", path, state)
 	}
 	return g, nil
+}
+
+// buried is the mark of a decommissioned gateway, which nobody may change; nil of all others.
+func (a *Agent) buried() *grave {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.grave
+}
+
+// keepGrave makes a mark durable, and then the one that counts.
+func (a *Agent) keepGrave(g *grave) error {
+	if err := g.store(a.cfg.State); err != nil {
+		return err
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.grave = g
+	return nil
 }
 
 // reason is the operator's, for status. The order was verified before it was kept.
@@ -121,9 +132,7 @@ func (a *Agent) again(ctx context.Context, what string, longest time.Duration, d
 
 // erase deletes what a stolen disk could be asked for, the keys last.
 func (a *Agent) erase(ctx context.Context) error {
-	a.mu.Lock()
-	g := *a.grave
-	a.mu.Unlock()
+	g := *a.buried()
 	if g.Erased {
 		return nil
 	}
@@ -158,12 +167,9 @@ func (a *Agent) erase(ctx context.Context) error {
 		return err
 	}
 	g.Erased = true
-	if err := g.store(a.cfg.State); err != nil {
+	if err := a.keepGrave(&g); err != nil {
 		return err
 	}
-	a.mu.Lock()
-	a.grave = &g
-	a.mu.Unlock()
 	a.log.Warn("this gateway is wiped; it is no gateway any more", "destroyed_undelivered", g.Waiting, "destroyed_refused", g.Parked)
 	return nil
 }
@@ -182,8 +188,8 @@ func (a *Agent) word(ctx context.Context, g *grave) ([]byte, error) {
 		return nil, err
 	}
 	defer dev.Close()
-	var key crypto.Signer
-	switch key, err = enroll.DeviceKey(ctx, dev, dir); {
+	key, err := enroll.DeviceKey(ctx, dev, dir)
+	switch {
 	case errors.Is(err, tpm.ErrMissing), errors.Is(err, tpm.ErrForeign):
 		return nil, nil
 	case err != nil:
@@ -218,9 +224,7 @@ func shred(dir string) error {
 
 // tell gives the hospital the word.
 func (a *Agent) tell(ctx context.Context) error {
-	a.mu.Lock()
-	g := *a.grave
-	a.mu.Unlock()
+	g := *a.buried()
 	if g.Told || len(g.Word) == 0 {
 		return nil
 	}
@@ -237,21 +241,16 @@ func (a *Agent) tell(ctx context.Context) error {
 		return fmt.Errorf("the server answers %s", answer.Status)
 	}
 	g.Told = true
-	if err := g.store(a.cfg.State); err != nil {
+	if err := a.keepGrave(&g); err != nil {
 		return err
 	}
-	a.mu.Lock()
-	a.grave = &g
-	a.mu.Unlock()
 	a.log.Info("the hospital has this gateway's word that it is wiped")
 	return nil
 }
 
 // restStatus is what a decommissioned gateway says of itself.
 func (a *Agent) restStatus() Status {
-	a.mu.Lock()
-	g := *a.grave
-	a.mu.Unlock()
+	g := *a.buried()
 	gateway, reason := g.reason(a)
 	s := Status{
 		Time: a.time.facts(), Identity: (&enroll.CutOffError{What: "decommissioned", Reason: reason}).Error(), CutOff: "decommissioned", Revoked: true,

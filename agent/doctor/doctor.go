@@ -82,19 +82,24 @@ func (r *Report) examine(ctx context.Context, path string) []agent.Finding {
 		return append(out, agent.Finding{Area: AreaConfiguration, Level: agent.Stops, Found: err.Error()})
 	}
 
-	if s, err := agent.AskStatus(ctx, cfg); err == nil && s.Wiped != "" {
+	var running *agent.Status
+	s, silent := agent.AskStatus(ctx, cfg) // once: an agent that hangs takes half of the time with each question
+	if silent == nil {
+		running = &s
+	}
+	if running != nil && running.Wiped != "" {
 		return append(append(out, judgeRunning(s, kit)...), s.Examine(time.Now())...) // it needs neither TPM nor certificate nor server
 	}
 
 	// The steps to the servers, the agent, and the files have nothing to do with each other.
-	servers := serversOf(ctx, cfg, kit)
+	servers := serversOf(running, kit)
 	reaches := make([]reach, len(servers))
 	var wg sync.WaitGroup
 	for i, server := range servers {
 		wg.Go(func() { reaches[i] = probe(ctx, way, server, kit) })
 	}
 	var patient patient
-	wg.Go(func() { patient = look(ctx, cfg, way, kit) })
+	wg.Go(func() { patient = look(ctx, cfg, way, kit, running, silent) })
 	files := judgeState(cfg.State)
 	wg.Wait()
 
@@ -111,12 +116,12 @@ func (r *Report) examine(ctx context.Context, path string) []agent.Finding {
 }
 
 // serversOf is the kit's servers, and those before them that the running agent knows from the hospital's configuration.
-func serversOf(ctx context.Context, cfg agent.Config, kit enroll.Kit) (servers []string) {
-	if s, err := agent.AskStatus(ctx, cfg); err == nil && s.Uplink.Connected {
-		for _, f := range s.Uplink.Before {
+func serversOf(running *agent.Status, kit enroll.Kit) (servers []string) {
+	if running != nil && running.Uplink.Connected {
+		for _, f := range running.Uplink.Before {
 			servers = append(servers, f.Server)
 		}
-		servers = append(servers, s.Uplink.Server)
+		servers = append(servers, running.Uplink.Server)
 	}
 	for _, s := range kit.Servers {
 		if !slices.Contains(servers, s) {
@@ -151,14 +156,13 @@ type patient struct {
 // connected tells whether the running agent has its connection: then the server believes it, whatever else looks odd.
 func (p patient) connected() bool { return p.status != nil && p.status.Uplink.Connected }
 
-// look asks the running agent, or looks itself where none runs.
-func look(ctx context.Context, cfg agent.Config, way *egress.Way, kit enroll.Kit) (p patient) {
-	s, err := agent.AskStatus(ctx, cfg)
-	if err == nil {
-		p.status = &s
-		p.agent = judgeRunning(s, kit)
-		p.inside = slices.DeleteFunc(s.Examine(time.Now()), func(f agent.Finding) bool { return f.Area == AreaKit }) // the files are looked at anew
-		p.fingerprint = s.Short
+// look asks the running agent, or looks itself where none runs; silent is then why there is no status.
+func look(ctx context.Context, cfg agent.Config, way *egress.Way, kit enroll.Kit, running *agent.Status, silent error) (p patient) {
+	if running != nil {
+		p.status = running
+		p.agent = judgeRunning(*running, kit)
+		p.inside = slices.DeleteFunc(running.Examine(time.Now()), func(f agent.Finding) bool { return f.Area == AreaKit }) // the files are looked at anew
+		p.fingerprint = running.Short
 		found, err := agent.AskProbe(ctx, cfg)
 		if err != nil {
 			p.tpm = []agent.Finding{{Area: agent.AreaTPM, Level: agent.Warning, Found: fmt.Sprintf("the running agent does not say how its TPM is: %v", err),
@@ -176,7 +180,7 @@ func look(ctx context.Context, cfg agent.Config, way *egress.Way, kit enroll.Kit
 	var wg sync.WaitGroup
 	wg.Go(func() { p.tpm, p.authorised, p.fingerprint = lookAtTPM(ctx, cfg, way, kit) })
 	held, inside := lookAtBuffer(ctx, cfg)
-	p.agent = []agent.Finding{judgeAbsent(err, held)}
+	p.agent = []agent.Finding{judgeAbsent(silent, held)}
 	p.inside = append(inside, diskOf(cfg))
 	p.inside = append(p.inside, judgePorts(cfg)...)
 	wg.Wait()
@@ -198,13 +202,16 @@ func lookAtTPM(ctx context.Context, cfg agent.Config, way *egress.Way, kit enrol
 			fingerprint = enroll.Fingerprint(ek.Hash)
 		}
 	}
-	keys, err := tpm.OpenKeys(ctx, dev, dir)
+	key, err := enroll.DeviceKey(ctx, dev, dir)
 	if errors.Is(err, tpm.ErrMissing) {
 		return agent.ProbeTPM(ctx, dev, nil), nil, fingerprint
 	}
 	if err != nil {
-		return append(agent.ProbeTPM(ctx, dev, nil), agent.Finding{Area: agent.AreaTPM, Level: agent.Stops, Found: "the gateway's keys do not load: " + err.Error(),
-			Mend: "if this is another TPM, or it was cleared, remove " + dir + " and enrol anew"}), nil, fingerprint
+		f := agent.Finding{Area: agent.AreaTPM, Level: agent.Stops, Found: "the gateway's keys do not load: " + err.Error()}
+		if errors.Is(err, tpm.ErrCleared) {
+			f.Mend = "start the agent: it makes new keys by itself, and signs with them what waits"
+		}
+		return append(agent.ProbeTPM(ctx, dev, nil), f), nil, fingerprint
 	}
 	var wg sync.WaitGroup
 	defer wg.Wait()
@@ -213,14 +220,14 @@ func lookAtTPM(ctx context.Context, cfg agent.Config, way *egress.Way, kit enrol
 		for _, c := range chain {
 			raw = append(raw, c.Raw)
 		}
-		cert, err := keys.Device().Certificate(raw)
+		cert, err := key.Certificate(raw)
 		if err != nil {
 			found = append(found, agent.Finding{Area: AreaCertificate, Level: agent.Warning, Found: err.Error(), Mend: "the agent enrols anew by itself when it starts"})
 		} else {
 			authorised = agent.ProbeAuthorisation(ctx, way, kit, cert)
 		}
 	}
-	return append(agent.ProbeTPM(ctx, dev, keys.Device()), found...), authorised, fingerprint
+	return append(agent.ProbeTPM(ctx, dev, key), found...), authorised, fingerprint
 }
 
 // lookAtBuffer reads the files of an agent that does not run. held tells that some process has them open all the same.

@@ -2,6 +2,7 @@ package doctor
 
 import (
 	"context"
+	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
@@ -211,6 +212,30 @@ func TestGatewayAtRest(t *testing.T) {
 	says(t, "free port", find(t, r, agent.AreaSource, "bed-8"), agent.Well, "is free", "")
 	says(t, "buffer", find(t, r, agent.AreaBuffer, ""), agent.Well, "none yet", "")
 	says(t, "files", find(t, r, AreaFiles, ""), agent.Warning, "does not exist yet", "")
+}
+
+// An agent that hangs is waited for once: time is left to look at the servers.
+func TestAgentThatHangs(t *testing.T) {
+	t.Parallel()
+	root := newAuthority(t, "Ward Root")
+	server := web(t, &tls.Config{Certificates: []tls.Certificate{root.issue(ingest, -time.Hour, time.Hour)}, NextProtos: []string{"http/1.1"}}, time.Now())
+	config, state := gatewayAt(t, kitOf(t, root, server), "sources: [{id: bed-7, mllp: '127.0.0.1:0'}]\n")
+	if err := os.MkdirAll(state, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	hung, err := net.Listen("unix", filepath.Join(state, "agent.sock")) // the kernel takes connections, and nobody ever answers
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer hung.Close()
+	r := Examine(context.Background(), config)
+	says(t, "agent", find(t, r, AreaAgent, ""), agent.Stops, "does not run", "systemctl start")
+	for _, f := range r.Findings {
+		if f.Area == AreaServer && f.Level == agent.Stops {
+			t.Errorf("%+v", f)
+		}
+	}
+	find(t, r, AreaServer, server)
 }
 
 func TestWithoutConfigurationOrKit(t *testing.T) {
