@@ -8,8 +8,6 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"net"
-	"net/http"
 	"os"
 	"path/filepath"
 	"sync"
@@ -26,7 +24,6 @@ import (
 	"wardlink/enroll/tpm"
 	"wardlink/internal/build"
 	"wardlink/internal/sdnotify"
-	"wardlink/internal/spiffe"
 	"wardlink/telemetry"
 	"wardlink/telemetry/seal"
 )
@@ -332,16 +329,6 @@ func (a *Agent) runIdentity(ctx context.Context) error {
 	return nil
 }
 
-// httpClient reaches the hospital's servers beside MQTT.
-func (a *Agent) httpClient() *http.Client {
-	return &http.Client{
-		Timeout: 90 * time.Second, // a slow TPM signs within the handshake
-		Transport: transportTo(func(ctx context.Context) (net.Conn, error) {
-			return a.secure(ctx, nil)
-		}),
-	}
-}
-
 // openTPM tries until the device is there: some appear only seconds after boot.
 func (a *Agent) openTPM(ctx context.Context) (*tpm.TPM, error) {
 	wait := time.Second
@@ -457,10 +444,6 @@ func (a *Agent) down(doc telemetry.Doc, body []byte) {
 	if err := a.config.offer(body, gateway); err != nil {
 		a.log.Warn("configuration refused", "error", err)
 	}
-}
-
-func (a *Agent) serverID() spiffe.ID {
-	return spiffe.ID{TrustDomain: a.kit.TrustDomain, Kind: spiffe.Service, Name: "ingest"}
 }
 
 // connections is how many bedside connections are open; the intake stops gathering when all of them wait.

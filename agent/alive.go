@@ -8,10 +8,7 @@ import (
 // alive goes the way of a message without sending one: the goroutine that commits must come round, and every part must give its
 // figures, so that none of their locks is stuck. A full buffer, a missing TPM or network are no death: a new start mends none of them.
 func (a *Agent) alive(ctx context.Context) (status string, err error) {
-	a.mu.Lock()
-	gone := a.grave != nil
-	a.mu.Unlock()
-	if gone {
+	if a.buried() != nil {
 		return "decommissioned; nothing is taken in", nil
 	}
 	if err := a.intake.answers(ctx); err != nil {

@@ -333,7 +333,7 @@ func (s *configStore) settings() (set enroll.Settings, alone bool) {
 	return trial, !slices.Equal(trial.Servers, set.Servers)
 }
 
-// servers of the document that is prepared, and whether they are others than those in force.
+// nextServers are those with the document that is prepared, and whether they are others than those in force.
 func (s *configStore) nextServers() (servers []string, others bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

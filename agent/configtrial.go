@@ -2,12 +2,9 @@ package agent
 
 import (
 	"context"
-	"slices"
 	"time"
 
-	"wardlink/buffer"
 	"wardlink/internal/spiffe"
-	"wardlink/telemetry"
 )
 
 // The waits of a trial.
@@ -129,48 +126,4 @@ func (a *Agent) greet(ctx context.Context, server string) error {
 		return err
 	}
 	return conn.Close()
-}
-
-// servers are those to try now, in their order: those of the hospital's configuration, then those of the kit, so that a configuration
-// which grew old cannot cut a gateway off. It is the one place that says so.
-func (a *Agent) servers() []string {
-	a.mu.Lock()
-	g := a.grave
-	a.mu.Unlock()
-	if g != nil {
-		return a.andKit(g.Servers, true)
-	}
-	set, alone := a.config.settings()
-	return a.andKit(set.Servers, !alone || len(set.Servers) == 0)
-}
-
-func (a *Agent) andKit(servers []string, kit bool) []string {
-	out := slices.Clone(servers)
-	if !kit {
-		return out
-	}
-	for _, s := range a.kit.Servers {
-		if !slices.Contains(out, s) {
-			out = append(out, s)
-		}
-	}
-	return out
-}
-
-// linkBuffer is the buffer as the uplink sees it.
-type linkBuffer struct {
-	*buffer.Buffer
-	reports *reporter
-}
-
-// Urgent implements uplink.Urgency. A parked alarm was refused and does not hurry anybody.
-func (b linkBuffer) Urgent() bool {
-	alarms := b.Stats().Lanes[telemetry.LaneAlarm]
-	return alarms.Waiting > alarms.Parked
-}
-
-// Ack tells the reports' part of it, too.
-func (b linkBuffer) Ack(ids ...buffer.ID) {
-	b.Buffer.Ack(ids...)
-	b.reports.arrived(ids)
 }

@@ -29,6 +29,16 @@ func asConn(conn *tls.Conn, err error) (net.Conn, error) {
 	return conn, nil
 }
 
+// httpClient reaches the hospital's servers beside MQTT.
+func (a *Agent) httpClient() *http.Client {
+	return &http.Client{
+		Timeout: 90 * time.Second, // a slow TPM signs within the handshake
+		Transport: transportTo(func(ctx context.Context) (net.Conn, error) {
+			return a.secure(ctx, nil)
+		}),
+	}
+}
+
 // secure reaches the first of the servers that proves itself, for HTTP. cert may be nil.
 func (a *Agent) secure(ctx context.Context, cert *tls.Certificate) (conn net.Conn, err error) {
 	err = a.way.Try(ctx, a.servers(), serverTime, func(ctx context.Context, server string) error {

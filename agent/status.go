@@ -135,10 +135,7 @@ func (a *Agent) status() Status {
 
 // describe is status with what has to be looked up on disk.
 func (a *Agent) describe() Status {
-	a.mu.Lock()
-	gone := a.grave != nil
-	a.mu.Unlock()
-	if gone {
+	if a.buried() != nil {
 		return a.restStatus()
 	}
 	s := a.status()

@@ -4,18 +4,12 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"crypto/ecdsa"
-	"crypto/ed25519"
-	"crypto/elliptic"
 	"crypto/rand"
-	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
-	"math/big"
 	"net"
 	"os"
 	"path/filepath"
@@ -26,10 +20,7 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/mod/sumdb/note"
-
 	"wardlink/buffer"
-	"wardlink/enroll"
 	"wardlink/internal/mounttest"
 	"wardlink/telemetry/hl7"
 	"wardlink/telemetry/seal"
@@ -52,34 +43,7 @@ type box struct {
 func newBox(t *testing.T, dir string) *box {
 	t.Helper()
 	b := &box{T: t, dir: dir, key: newKey(t)}
-	config, _, err := ed25519.GenerateKey(rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, log, err := note.GenerateKey(rand.Reader, "ward.test/log/1")
-	if err != nil {
-		t.Fatal(err)
-	}
-	root, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "root"}, IsCA: true, BasicConstraintsValid: true,
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour)}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, &root.PublicKey, root)
-	if err != nil {
-		t.Fatal(err)
-	}
-	cert, err := x509.ParseCertificate(der)
-	if err != nil {
-		t.Fatal(err)
-	}
-	kit := enroll.Kit{TrustDomain: "ward.test", Servers: []string{"127.0.0.1:1"}, Roots: []*x509.Certificate{cert}, RecordsKey: b.key.Public(), ConfigKey: config, LogKey: log}
-	data, err := kit.Marshal()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(dir, "kit.json"), data, 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, "kit.json"), kitFor(t, "ward.test", b.key.Public()), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	b.cfg = Config{Kit: filepath.Join(dir, "kit.json"), State: filepath.Join(dir, "state"), TPM: "/nowhere/tpmrm0", Log: "text",

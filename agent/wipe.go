@@ -122,11 +122,8 @@ func (a *Agent) bury(ctx context.Context) error {
 	g := &grave{Order: a.ordered, Servers: a.servers()}
 	for {
 		g.Waiting, g.Parked = a.undelivered()
-		err := g.store(a.cfg.State)
+		err := a.keepGrave(g)
 		if err == nil {
-			a.mu.Lock()
-			a.grave = g
-			a.mu.Unlock()
 			return errWiped
 		}
 		a.log.Error("the order to wipe cannot be kept; it is tried again", "error", err)

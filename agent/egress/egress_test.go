@@ -29,6 +29,32 @@ import (
 // answering is a proxy, or what passes for one: it reads the request and answers. A tunnel that it grants leads to where it was asked for.
 func answering(t *testing.T, answer func(r *http.Request) string) (address string) {
 	t.Helper()
+	return listen(t, func(conn net.Conn) {
+		in := bufio.NewReader(conn)
+		r, err := http.ReadRequest(in)
+		if err != nil {
+			return
+		}
+		text := answer(r)
+		if _, err := io.WriteString(conn, text); err != nil || !strings.HasPrefix(text, "HTTP/1.1 200") {
+			if text == "" {
+				_, _ = io.Copy(io.Discard, conn) // silence, until the gateway gives up
+			}
+			return
+		}
+		onward, err := net.Dial("tcp", r.Host)
+		if err != nil {
+			return
+		}
+		defer onward.Close()
+		go func() { _, _ = io.Copy(onward, in) }()
+		_, _ = io.Copy(conn, onward)
+	})
+}
+
+// listen serves each connection of a free port by f.
+func listen(t *testing.T, f func(net.Conn)) (address string) {
+	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -42,25 +68,7 @@ func answering(t *testing.T, answer func(r *http.Request) string) (address strin
 			}
 			go func() {
 				defer conn.Close()
-				in := bufio.NewReader(conn)
-				r, err := http.ReadRequest(in)
-				if err != nil {
-					return
-				}
-				text := answer(r)
-				if _, err := io.WriteString(conn, text); err != nil || !strings.HasPrefix(text, "HTTP/1.1 200") {
-					if text == "" {
-						_, _ = io.Copy(io.Discard, conn) // silence, until the gateway gives up
-					}
-					return
-				}
-				onward, err := net.Dial("tcp", r.Host)
-				if err != nil {
-					return
-				}
-				defer onward.Close()
-				go func() { _, _ = io.Copy(onward, in) }()
-				_, _ = io.Copy(conn, onward)
+				f(conn)
 			}()
 		}
 	}()
@@ -108,21 +116,11 @@ func newServer(t *testing.T) (address string, roots *x509.CertPool) {
 	}
 	roots = x509.NewCertPool()
 	roots.AddCert(parsed)
-	l, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{leafDER}, PrivateKey: key}}, NextProtos: []string{"mqtt"}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { l.Close() })
-	go func() {
-		for {
-			conn, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go func() { _, _ = io.Copy(conn, conn); conn.Close() }()
-		}
-	}()
-	return l.Addr().String(), roots
+	conf := &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{leafDER}, PrivateKey: key}}, NextProtos: []string{"mqtt"}}
+	return listen(t, func(raw net.Conn) {
+		conn := tls.Server(raw, conf)
+		_, _ = io.Copy(conn, conn)
+	}), roots
 }
 
 // greets makes a connection, says something on it and hears it back.

@@ -51,7 +51,7 @@ type Urgency interface {
 // them without it, and they must not hold up the others.
 var ErrNoSealing = errors.New("sealing record does not exist")
 
-// Config is what an Uplink is made of. All fields but Current, Down, NotAdmitted, Moment and Log are required.
+// Config is what an Uplink is made of. All fields but Current, Way, Down, Again, NotAdmitted, Moment and Log are required.
 type Config struct {
 	Servers []string // host:port, tried in this order
 	// Current gives the servers to try now, in their order, at every attempt to connect; nil: Servers. It must not block. Whoever changes
