@@ -11,6 +11,7 @@ import (
 	"unicode"
 
 	"wardlink/audit"
+	"wardlink/internal/refusal"
 	"wardlink/server/api/client"
 	"wardlink/server/journal"
 	"wardlink/server/records"
@@ -33,7 +34,7 @@ func (s *Server) traceAt(ctx context.Context, gateway, source string, now time.T
 			return nil, err
 		}
 		if len(gateways) == 0 {
-			return nil, fmt.Errorf("no gateway has named a source %.80q; 'wardlink trace --gateway G' shows a gateway's sources: %w", source, registry.ErrUnknown)
+			return nil, refusal.New(registry.ErrUnknown, "no gateway has named a source %.80q; 'wardlink trace --gateway G' shows a gateway's sources", source)
 		}
 	}
 	out := []client.Trace{}
@@ -108,7 +109,7 @@ func (s *Server) facts(ctx context.Context, store *records.Store, gateway, sourc
 		out = append(out, one)
 	}
 	if source != "" && len(out) == 0 {
-		return nil, fmt.Errorf("gateway %s has no source %.80q: %w", gateway, source, registry.ErrUnknown)
+		return nil, refusal.New(registry.ErrUnknown, "gateway %s has no source %.80q", gateway, source)
 	}
 	if len(out) == 0 {
 		out = append(out, f)

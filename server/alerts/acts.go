@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"wardlink/audit"
+	"wardlink/internal/refusal"
 )
 
 // What callers branch on.
@@ -19,19 +20,6 @@ var (
 	ErrUnknown = errors.New("no such alert, silence or target")
 	ErrBad     = errors.New("not possible")
 )
-
-// refusal is one of them that says all in its own text.
-type refusal struct {
-	kind error
-	text string
-}
-
-func (r *refusal) Error() string        { return r.text }
-func (r *refusal) Is(target error) bool { return target == r.kind }
-
-func refuse(kind error, format string, args ...any) error {
-	return &refusal{kind, fmt.Sprintf(format, args...)}
-}
 
 // Who acts: an operator and where from.
 type Who struct {
@@ -114,13 +102,13 @@ func (a *Alerts) expire(now time.Time) {
 // or type/subject.
 func (a *Alerts) Acknowledge(ctx context.Context, who Who, name, note string) (Alert, error) {
 	if len(note) > maxNote {
-		return Alert{}, refuse(ErrBad, "note: %d bytes; at most %d", len(note), maxNote)
+		return Alert{}, refusal.New(ErrBad, "note: %d bytes; at most %d", len(note), maxNote)
 	}
 	a.mu.Lock()
 	al := a.find(name)
 	if al == nil {
 		a.mu.Unlock()
-		return Alert{}, refuse(ErrUnknown, "%.80q is no open alert; 'wardlink alerts' lists them", name)
+		return Alert{}, refusal.New(ErrUnknown, "%.80q is no open alert; 'wardlink alerts' lists them", name)
 	}
 	now := a.now()
 	al.Acked, al.AckedBy, al.Note = now, who.Actor.ID, cut(note, maxNote)
@@ -152,20 +140,20 @@ func (a *Alerts) Silence(ctx context.Context, who Who, s Silence, span time.Dura
 	s.Type, s.Subject = cmp.Or(s.Type, "*"), cmp.Or(s.Subject, "*")
 	switch {
 	case !slices.ContainsFunc(kinds, func(k Kind) bool { return match(s.Type, string(k.Type)) }):
-		return s, refuse(ErrBad, "type: %.80q fits no type of alert; they are %s", s.Type, typeNames())
+		return s, refusal.New(ErrBad, "type: %.80q fits no type of alert; they are %s", s.Type, typeNames())
 	case len(s.Type) > maxSubject || len(s.Subject) > maxSubject:
-		return s, refuse(ErrBad, "type and subject: at most %d bytes", maxSubject)
+		return s, refusal.New(ErrBad, "type and subject: at most %d bytes", maxSubject)
 	case strings.TrimSpace(s.Reason) == "" || len(s.Reason) > maxNote:
-		return s, refuse(ErrBad, "reason: %d bytes; expected 1 to %d: whoever misses an alert will want to know", len(s.Reason), maxNote)
+		return s, refusal.New(ErrBad, "reason: %d bytes; expected 1 to %d: whoever misses an alert will want to know", len(s.Reason), maxNote)
 	case span < time.Minute || span > maxSilence:
-		return s, refuse(ErrBad, "for: %s; expected 1m to %dh", span, int(maxSilence.Hours()))
+		return s, refusal.New(ErrBad, "for: %s; expected 1m to %dh", span, int(maxSilence.Hours()))
 	}
 	a.mu.Lock()
 	now := a.now()
 	a.expire(now)
 	if len(a.silences) >= maxSilences {
 		a.mu.Unlock()
-		return s, refuse(ErrBad, "%d silences hold already; end some with 'wardlink alerts unsilence'", maxSilences)
+		return s, refusal.New(ErrBad, "%d silences hold already; end some with 'wardlink alerts unsilence'", maxSilences)
 	}
 	s.ID, s.Since, s.Until, s.By = newID(), now, now.Add(span), who.Actor.ID
 	s.Type, s.Subject, s.Reason = cut(s.Type, maxSubject), cut(s.Subject, maxSubject), cut(s.Reason, maxNote)
@@ -183,7 +171,7 @@ func (a *Alerts) Unsilence(ctx context.Context, who Who, id string) (Silence, er
 	i := slices.IndexFunc(a.silences, func(s Silence) bool { return strings.EqualFold(s.ID, id) })
 	if i < 0 {
 		a.mu.Unlock()
-		return Silence{}, refuse(ErrUnknown, "%.80q is no silence that holds; 'wardlink alerts silences' lists them", id)
+		return Silence{}, refusal.New(ErrUnknown, "%.80q is no silence that holds; 'wardlink alerts silences' lists them", id)
 	}
 	s := a.silences[i]
 	a.silences = slices.Delete(a.silences, i, i+1)

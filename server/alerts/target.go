@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"sync"
 	"time"
+	"wardlink/internal/refusal"
 )
 
 // sender sends one message. answer is what the other side said, for a person; an error may be a *failure.
@@ -297,7 +298,7 @@ func (a *Alerts) Test(ctx context.Context, name string) ([]Result, error) {
 		}
 	}
 	if len(chosen) == 0 && name != "" {
-		return nil, refuse(ErrUnknown, "%.80q is no target of alerts in server.yaml", name)
+		return nil, refusal.New(ErrUnknown, "%.80q is no target of alerts in server.yaml", name)
 	}
 	now := a.now()
 	p := testPayload(a.cfg.Server, now)

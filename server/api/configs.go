@@ -18,6 +18,7 @@ import (
 
 	"wardlink/audit"
 	"wardlink/enroll"
+	"wardlink/internal/refusal"
 	"wardlink/server/records"
 	"wardlink/server/registry"
 	"wardlink/server/sqldb"
@@ -336,7 +337,7 @@ func (c *Configs) Set(ctx context.Context, ch Change) (out Changed, err error) {
 	if !ch.Target.Site {
 		conf, err = c.facts(ctx, ch.Target.Name)
 		if errors.Is(err, registry.ErrNotActive) {
-			return out, fmt.Errorf("%w: gateway %s is not in service, so it takes no configuration", registry.ErrConflict, ch.Target.Name)
+			return out, refusal.New(registry.ErrConflict, "gateway %s is not in service, so it takes no configuration", ch.Target.Name)
 		}
 		if err != nil {
 			return out, err
@@ -346,7 +347,7 @@ func (c *Configs) Set(ctx context.Context, ch Change) (out Changed, err error) {
 		return out, err
 	}
 	if ch.Expect != nil && *ch.Expect != out.Before.Version {
-		return out, fmt.Errorf("%w: version %d is wanted by now, and you saw %d; look again with 'wardlink config show'", registry.ErrConflict, out.Before.Version, *ch.Expect)
+		return out, refusal.New(registry.ErrConflict, "version %d is wanted by now, and you saw %d; look again with 'wardlink config show'", out.Before.Version, *ch.Expect)
 	}
 	ahead, err := c.reported(ctx, ch.Target, out.Before.Version)
 	if err != nil {
@@ -368,7 +369,7 @@ func (c *Configs) Set(ctx context.Context, ch Change) (out Changed, err error) {
 	}
 	out.After, err = c.issue(ctx, ch.Target, conf, ev, out.Before.Version)
 	if errors.Is(err, errMoved) {
-		return out, fmt.Errorf("%w: %w; look again with 'wardlink config show'", registry.ErrConflict, err)
+		return out, refusal.New(registry.ErrConflict, "%w; look again with 'wardlink config show'", err)
 	}
 	if err == nil {
 		c.changed(out.Gateways...)
@@ -410,7 +411,7 @@ func (c *Configs) concerned(ctx context.Context, t Target) (out []string, err er
 	}
 	if len(out) == 0 || t.Name == "" {
 		slices.Sort(sites)
-		return nil, fmt.Errorf("site %.64q: %w: no gateway is of it; sites are %.300q", t.Name, registry.ErrUnknown, sites)
+		return nil, refusal.New(registry.ErrUnknown, "site %.64q: no gateway is of it; sites are %.300q", t.Name, sites)
 	}
 	return out, nil
 }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"wardlink/audit"
+	"wardlink/internal/refusal"
 	"wardlink/server/api/client"
 	"wardlink/server/registry"
 )
@@ -188,7 +189,7 @@ func (a *API) gatewayRecord(w http.ResponseWriter, r *http.Request, who who) err
 		return err
 	}
 	if end == nil {
-		return fmt.Errorf("gateway %s is not decommissioned, so there is no record of its end: %w", id, registry.ErrConflict)
+		return refusal.New(registry.ErrConflict, "gateway %s is not decommissioned, so there is no record of its end", id)
 	}
 	event := end.Event
 	if end.Done != nil {
@@ -196,7 +197,7 @@ func (a *API) gatewayRecord(w http.ResponseWriter, r *http.Request, who who) err
 	}
 	bundle, err := audit.Prove(a.LogDir, a.LogVerifier, audit.Query{Event: event})
 	if errors.Is(err, audit.ErrNotLogged) {
-		return fmt.Errorf("the log has not come to that event yet; try again in a second (%w): %w", registry.ErrConflict, err)
+		return refusal.New(registry.ErrConflict, "the log has not come to that event yet; try again in a second: %w", err)
 	}
 	if err != nil {
 		return badRequest{err}

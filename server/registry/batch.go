@@ -141,15 +141,7 @@ func (r *Registry) approveRow(tx *sql.Tx, who audit.Actor, peer string, row *Bat
 }
 
 // printableReason keeps a reason, part of which was typed by people, to one short line.
-func printableReason(s string) string {
-	const longest = 200
-	return strings.Map(func(c rune) rune {
-		if c < ' ' || c > '~' {
-			return '?'
-		}
-		return c
-	}, s[:min(len(s), longest)])
-}
+func printableReason(s string) string { return ascii(s, 200) }
 
 // rowMatch is the TPM that a row names.
 type rowMatch struct {
@@ -297,23 +289,4 @@ func within(networks []netip.Prefix, at netip.Addr) bool {
 		}
 	}
 	return false
-}
-
-func hashes(tx *sql.Tx, query string, args ...any) (out [][32]byte, err error) {
-	rows, err := tx.Query(query, args...)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = rows.Close() }()
-	for rows.Next() {
-		var b []byte
-		if err := rows.Scan(&b); err != nil {
-			return nil, err
-		}
-		if len(b) != 32 {
-			return nil, errors.New("an endorsement key's hash in the registry is not 32 bytes long")
-		}
-		out = append(out, [32]byte(b))
-	}
-	return out, rows.Err()
 }

@@ -13,6 +13,7 @@ import (
 
 	"wardlink/audit"
 	"wardlink/enroll"
+	"wardlink/internal/refusal"
 )
 
 // RetiredError is the ErrNotActive of a board that was replaced: its TPM is nobody's gateway any more, and never will be.
@@ -55,10 +56,10 @@ func (r *Registry) Replace(ctx context.Context, who audit.Actor, peer, id, reaso
 			return false, err
 		}
 		if g.State == Decommissioned {
-			return false, fmt.Errorf("gateway %s is decommissioned, which is for ever; register the new board under another id: %w", id, ErrConflict)
+			return false, refusal.New(ErrConflict, "gateway %s is decommissioned, which is for ever; register the new board under another id", id)
 		}
 		if end, err := endOf(tx, id); err != nil || end != nil {
-			return false, cmp.Or(err, fmt.Errorf("gateway %s is being decommissioned; register the new board under another id: %w", id, ErrConflict))
+			return false, cmp.Or(err, refusal.New(ErrConflict, "gateway %s is being decommissioned; register the new board under another id", id))
 		}
 		out = Replacement{Gateway: id, Old: g.EKs, State: g.State}
 		if out.New, err = newBoard(tx, boards); err != nil {
@@ -100,7 +101,7 @@ func newBoard(tx *sql.Tx, boards []string) (eks [][32]byte, err error) {
 			reason = "endorsement key " + enroll.Fingerprint(ek) + " is given twice"
 		}
 		if reason != "" {
-			return nil, fmt.Errorf("%s: %w", reason, ErrConflict)
+			return nil, refusal.New(ErrConflict, "%s", reason)
 		}
 		seen[ek] = true
 		eks = append(eks, ek)
@@ -164,19 +165,14 @@ func swap(tx *sql.Tx, who audit.Actor, id, reason string, now time.Time, s Repla
 
 // Retired gives the endorsement keys of a gateway's former boards, in the order in which they were replaced.
 func (r *Registry) Retired(ctx context.Context, gateway string) (eks [][32]byte, err error) {
-	rows, err := r.db.Query(ctx, "SELECT ek FROM retired_eks WHERE gateway = $1 ORDER BY at, ek", gateway)
+	err = r.db.Read(ctx, func(tx *sql.Tx) error {
+		eks, err = hashes(tx, "SELECT ek FROM retired_eks WHERE gateway = $1 ORDER BY at, ek", gateway)
+		return err
+	})
 	if err != nil {
 		return nil, fmt.Errorf("registry: %w", err)
 	}
-	defer func() { _ = rows.Close() }()
-	for rows.Next() {
-		var ek []byte
-		if err := rows.Scan(&ek); err != nil {
-			return nil, fmt.Errorf("registry: %w", err)
-		}
-		eks = append(eks, [32]byte(ek))
-	}
-	return eks, rows.Err()
+	return eks, nil
 }
 
 // Attested notes the attestation key that a gateway's TPM has just proven. Another one than before, under the same endorsement key, is an

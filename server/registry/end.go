@@ -15,6 +15,7 @@ import (
 
 	"wardlink/audit"
 	"wardlink/enroll/wipe"
+	"wardlink/internal/refusal"
 )
 
 // End is how a gateway's life ends.
@@ -52,7 +53,7 @@ func (r *Registry) Decommission(ctx context.Context, who audit.Actor, peer, id, 
 				Reason: reason, Detail: map[string]string{"decommissioned_already": former.At.Format(time.RFC3339)}})
 		}
 		if drain && g.State != Active {
-			return false, fmt.Errorf("gateway %s is %s, so it cannot hand over what waits: resume it first, or decommission it with --now, which destroys that: %w", id, g.State, ErrConflict)
+			return false, refusal.New(ErrConflict, "gateway %s is %s, so it cannot hand over what waits: resume it first, or decommission it with --now, which destroys that", id, g.State)
 		}
 		end, err = r.end(tx, who, peer, g, reason, drain, now, sign)
 		return true, err

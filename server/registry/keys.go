@@ -11,6 +11,7 @@ import (
 
 	"wardlink/audit"
 	"wardlink/enroll"
+	"wardlink/internal/refusal"
 	"wardlink/internal/spiffe"
 )
 
@@ -56,7 +57,7 @@ func (r *Registry) AddKey(ctx context.Context, k Key) error {
 			return err
 		}
 		if owner != k.Gateway {
-			return fmt.Errorf("device key of gateway %s belongs to gateway %s: %w", k.Gateway, owner, ErrConflict)
+			return refusal.New(ErrConflict, "device key of gateway %s belongs to gateway %s", k.Gateway, owner)
 		}
 		if _, err := tx.Exec(`INSERT INTO gateway_certificates (serial, spki, not_before, not_after, added) VALUES ($1, $2, $3, $4, $5)
 			ON CONFLICT (serial) DO NOTHING`, k.Serial, k.SPKI[:], millis(k.NotBefore), millis(k.NotAfter), now); err != nil {
@@ -67,7 +68,7 @@ func (r *Registry) AddKey(ctx context.Context, k Key) error {
 			return err
 		}
 		if [32]byte(spki) != k.SPKI {
-			return fmt.Errorf("certificate serial %s is taken by another key: %w", k.Serial, ErrConflict)
+			return refusal.New(ErrConflict, "certificate serial %s is taken by another key", k.Serial)
 		}
 		return nil
 	})
@@ -131,7 +132,7 @@ func (r *Registry) AddAccess(ctx context.Context, who audit.Actor, a Access) err
 			return false, err
 		}
 		if n, err := res.RowsAffected(); err != nil || n == 0 {
-			return false, errors.Join(err, fmt.Errorf("certificate serial %s: %w", a.Serial, ErrConflict))
+			return false, errors.Join(err, refusal.New(ErrConflict, "certificate serial %s is taken", a.Serial))
 		}
 		return true, r.outbox.Add(tx, audit.Event{
 			Type: audit.AccessIssued, Actor: who, Target: a.Name, Outcome: audit.Success,

@@ -104,7 +104,7 @@ func (g *Gateway) check() error {
 		return fmt.Errorf("gateway %s: %d endorsement keys; expected 1 to %d", g.ID, n, maxEKs)
 	}
 	for name, label := range map[string]string{"site": g.Site, "ward": g.Ward} {
-		if len(label) > maxLabel || !utf8.ValidString(label) || strings.ContainsFunc(label, unicode.IsControl) {
+		if !oneLine(label, maxLabel) {
 			return fmt.Errorf("gateway %s: %s: expected at most %d bytes of printable UTF-8", g.ID, name, maxLabel)
 		}
 	}
@@ -115,6 +115,11 @@ func (g *Gateway) check() error {
 		return fmt.Errorf("gateway %s: profile %.40q is unknown; the one profile is %q", g.ID, g.Profile, DefaultProfile)
 	}
 	return nil
+}
+
+// oneLine says whether a text is printable UTF-8 on one line and of at most that many bytes.
+func oneLine(s string, most int) bool {
+	return len(s) <= most && utf8.ValidString(s) && !strings.ContainsFunc(s, unicode.IsControl)
 }
 
 // Config is what a Registry needs.
@@ -283,19 +288,28 @@ func get(q querier, now time.Time, id string) (Gateway, error) {
 	if err != nil {
 		return Gateway{}, err
 	}
-	rows, err := q.Query("SELECT ek FROM gateway_eks WHERE gateway = $1 ORDER BY ek", id)
+	g.EKs, err = hashes(q, "SELECT ek FROM gateway_eks WHERE gateway = $1 ORDER BY ek", id)
+	return g, err
+}
+
+// hashes are the endorsement keys' hashes that a query gives.
+func hashes(q querier, query string, args ...any) (out [][32]byte, err error) {
+	rows, err := q.Query(query, args...)
 	if err != nil {
-		return Gateway{}, err
+		return nil, err
 	}
 	defer func() { _ = rows.Close() }()
 	for rows.Next() {
-		var ek []byte
-		if err := rows.Scan(&ek); err != nil {
-			return Gateway{}, err
+		var b []byte
+		if err := rows.Scan(&b); err != nil {
+			return nil, err
 		}
-		g.EKs = append(g.EKs, [32]byte(ek))
+		if len(b) != 32 {
+			return nil, errors.New("an endorsement key's hash in the registry is not 32 bytes long")
+		}
+		out = append(out, [32]byte(b))
 	}
-	return g, rows.Err()
+	return out, rows.Err()
 }
 
 // ByEK gives the gateway that owns an endorsement key: ErrUnknown when nobody entered it; the gateway and ErrNotActive, a

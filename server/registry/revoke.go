@@ -8,8 +8,6 @@ import (
 	"strconv"
 	"strings"
 	"time"
-	"unicode"
-	"unicode/utf8"
 
 	"wardlink/audit"
 )
@@ -49,7 +47,7 @@ func CheckReason(reason string) error {
 	if strings.TrimSpace(reason) == "" {
 		return errors.New("a reason is needed: it stands in the log, and the gateway shows it")
 	}
-	if len(reason) > maxReason || !utf8.ValidString(reason) || strings.ContainsFunc(reason, unicode.IsControl) {
+	if !oneLine(reason, maxReason) {
 		return fmt.Errorf("reason: expected at most %d bytes of printable UTF-8 on one line", maxReason)
 	}
 	return nil

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"wardlink/audit"
+	"wardlink/internal/refusal"
 )
 
 // Hold says who put a gateway where it is, and why: suspended or decommissioned.
@@ -81,7 +82,7 @@ func (r *Registry) Suspend(ctx context.Context, who audit.Actor, peer, id, reaso
 			return false, r.outbox.Add(tx, ev)
 		case Active:
 		default:
-			return false, fmt.Errorf("gateway %s is %s, which is more than suspended: %w", id, g.State, ErrConflict)
+			return false, refusal.New(ErrConflict, "gateway %s is %s, which is more than suspended", id, g.State)
 		}
 		h = Hold{At: instant(now.UnixMilli()), By: who.ID, Reason: reason}
 		if err := hold(tx, id, Suspended, h); err != nil {
@@ -125,9 +126,9 @@ func (r *Registry) Resume(ctx context.Context, who audit.Actor, peer, id, reason
 		case was == Active:
 			return false, r.outbox.Add(tx, ev)
 		case was == Decommissioned:
-			return false, fmt.Errorf("gateway %s is decommissioned, which is for ever; register another id and TPM: %w", id, ErrConflict)
+			return false, refusal.New(ErrConflict, "gateway %s is decommissioned, which is for ever; register another id and TPM", id)
 		case was == Revoked && reason == "":
-			return false, fmt.Errorf("gateway %s is revoked (%s): to take that back give a reason, it stands in the log: %w", id, g.Revoked.Reason, ErrConflict)
+			return false, refusal.New(ErrConflict, "gateway %s is revoked (%s): to take that back give a reason, it stands in the log", id, g.Revoked.Reason)
 		case was == Revoked:
 			ev.Detail["revoked_at"], ev.Detail["revoked_by"], ev.Detail["revoked_for"] = g.Revoked.At.Format(time.RFC3339), g.Revoked.By, g.Revoked.Reason
 			if _, err := tx.Exec("DELETE FROM revocations WHERE gateway = $1", id); err != nil {

@@ -11,6 +11,7 @@ import (
 
 	"wardlink/audit"
 	"wardlink/enroll"
+	"wardlink/internal/refusal"
 )
 
 // Waiting is a TPM that has proven an endorsement key which nobody has entered.
@@ -64,7 +65,7 @@ func (r *Registry) wait(tx *sql.Tx, w *Waiting, now int64) error {
 		return err
 	}
 	if reason != "" {
-		return fmt.Errorf("%s: %w", reason, ErrConflict)
+		return refusal.New(ErrConflict, "%s", reason)
 	}
 	res, err := tx.Exec("UPDATE waiting SET last_seen = $1, peer = $2 WHERE ek = $3", now, w.Peer, w.EK[:])
 	if err != nil {
@@ -121,14 +122,16 @@ func (r *Registry) makeRoom(tx *sql.Tx) error {
 }
 
 // printable shortens what a TPM says of itself and takes out what could play with an operator's terminal.
-func printable(s string) string {
-	clean := strings.Map(func(c rune) rune {
+func printable(s string) string { return strings.TrimSpace(ascii(s, maxTPMName)) }
+
+// ascii keeps the first bytes of a text, each that is not printable ASCII as a question mark.
+func ascii(s string, most int) string {
+	return strings.Map(func(c rune) rune {
 		if c < ' ' || c > '~' {
 			return '?'
 		}
 		return c
-	}, s[:min(len(s), maxTPMName)])
-	return strings.TrimSpace(clean)
+	}, s[:min(len(s), most)])
 }
 
 // Waiting lists the TPMs that wait, the latest first.
@@ -187,7 +190,7 @@ func (r *Registry) Approve(ctx context.Context, who audit.Actor, peer string, fi
 		}
 		if res.Outcome != Added {
 			// The transaction is undone; the caller journals what it refuses.
-			return false, fmt.Errorf("%s: %w", res.Reason, ErrConflict)
+			return false, refusal.New(ErrConflict, "%s", res.Reason)
 		}
 		return true, nil
 	})
@@ -199,38 +202,22 @@ func (r *Registry) Approve(ctx context.Context, who audit.Actor, peer string, fi
 
 // findWaiting takes a fingerprint with or without its hyphens and in either case, or the whole hash in hex.
 func findWaiting(tx *sql.Tx, s string) (ek [32]byte, err error) {
-	query, arg := "", any(nil)
+	var found [][32]byte
 	compact := strings.ToUpper(strings.ReplaceAll(strings.TrimSpace(s), "-", ""))
-	if hash, err := hex.DecodeString(compact); err == nil && len(hash) == 32 {
-		query, arg = "SELECT ek FROM waiting WHERE ek = $1", hash
+	if hash, whole := wholeHash(compact); whole {
+		found, err = hashes(tx, "SELECT ek FROM waiting WHERE ek = $1", hash[:])
 	} else if len(compact) == 16 {
-		query, arg = "SELECT ek FROM waiting WHERE fingerprint = $1", compact[0:4]+"-"+compact[4:8]+"-"+compact[8:12]+"-"+compact[12:16]
+		found, err = hashes(tx, "SELECT ek FROM waiting WHERE fingerprint = $1", compact[0:4]+"-"+compact[4:8]+"-"+compact[8:12]+"-"+compact[12:16])
 	} else {
 		return ek, fmt.Errorf("%.80q is neither a fingerprint (ABCD-EFGH-IJKL-MNOP) nor the SHA-256 of an endorsement key (64 hex digits)", s)
 	}
-	rows, err := tx.Query(query, arg)
-	if err != nil {
+	switch {
+	case err != nil:
 		return ek, err
+	case len(found) == 0:
+		return ek, refusal.New(ErrUnknown, "no TPM waits under %.80q; 'wardlink gateway list' shows those that do", s)
+	case len(found) > 1:
+		return ek, refusal.New(ErrConflict, "%d TPMs wait under %.80q; give the whole SHA-256 of the endorsement key", len(found), s)
 	}
-	defer func() { _ = rows.Close() }()
-	found := 0
-	for rows.Next() {
-		var b []byte
-		if err := rows.Scan(&b); err != nil {
-			return ek, err
-		}
-		ek = [32]byte(b)
-		found++
-	}
-	if err := rows.Err(); err != nil {
-		return ek, err
-	}
-	switch found {
-	case 0:
-		return ek, fmt.Errorf("no TPM waits under %.80q ('wardlink gateway list' shows those that do): %w", s, ErrUnknown)
-	case 1:
-		return ek, nil
-	default:
-		return ek, fmt.Errorf("%d TPMs wait under %.80q; give the whole SHA-256 of the endorsement key: %w", found, s, ErrConflict)
-	}
+	return found[0], nil
 }

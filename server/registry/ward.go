@@ -9,10 +9,9 @@ import (
 	"strconv"
 	"strings"
 	"time"
-	"unicode"
-	"unicode/utf8"
 
 	"wardlink/audit"
+	"wardlink/internal/refusal"
 )
 
 // How far from the present a move may begin: back as far as somebody still remembers when a gateway was carried, and ahead as far
@@ -107,7 +106,7 @@ type Move struct {
 // CheckMove says what is wrong with a move and how to mend it. A zero from is now.
 func CheckMove(ward string, from, now time.Time) error {
 	switch {
-	case strings.TrimSpace(ward) == "" || len(ward) > maxLabel || !utf8.ValidString(ward) || strings.ContainsFunc(ward, unicode.IsControl):
+	case strings.TrimSpace(ward) == "" || !oneLine(ward, maxLabel):
 		return fmt.Errorf("ward: expected 1 to %d bytes of printable UTF-8", maxLabel)
 	case !from.IsZero() && now.Sub(from) > maxMoveBack:
 		return fmt.Errorf("the move would begin at %s: at most %d days back", from.UTC().Format(time.RFC3339), maxMoveBack/(24*time.Hour))
@@ -135,7 +134,7 @@ func (r *Registry) Move(ctx context.Context, who audit.Actor, peer, id, ward str
 			return false, err
 		}
 		if g.State == Decommissioned {
-			return false, fmt.Errorf("gateway %s is decommissioned, it stands nowhere: %w", id, ErrConflict)
+			return false, refusal.New(ErrConflict, "gateway %s is decommissioned, it stands nowhere", id)
 		}
 		m = Move{Ward: Ward{ward, instant(since), who.ID}}
 		if m.Replaced, err = wards(tx, id, since); err != nil {
