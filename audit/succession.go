@@ -11,8 +11,14 @@ import (
 	"golang.org/x/mod/sumdb/tlog"
 )
 
-// FormerDir is where a server's directory keeps the logs that restores ended: log-<n>, and its public key in log-<n>.pub.
+// FormerDir is where a server's directory keeps the logs that restores ended.
 const FormerDir = "former"
+
+// FormerLog is the place of log number n in a server's directory once a restore has ended it, and of its public key.
+func FormerLog(dir string, n uint64) (log, key string) {
+	log = filepath.Join(dir, FormerDir, fmt.Sprintf("log-%d", n))
+	return log, log + ".pub"
+}
 
 // Former is a log that a restore ended.
 type Former struct {

@@ -23,6 +23,7 @@ import (
 	"wardlink/server/keys"
 	"wardlink/server/sqldb"
 	"wardlink/server/translog"
+	"wardlink/telemetry/seal"
 )
 
 // BackupOptions are what Backup is told.
@@ -136,10 +137,12 @@ func (b *backingUp) name() error {
 }
 
 func (b *backingUp) clean() error {
-	for _, f := range []string{b.snapshot, b.snapshot + "-journal", b.snapshot + "-wal", b.snapshot + "-shm", b.list} {
-		if err := os.Remove(f); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("backup: %w", err)
-		}
+	err := os.Remove(b.list)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = nil
+	}
+	if err := errors.Join(err, sqldb.Remove(b.snapshot)); err != nil {
+		return fmt.Errorf("backup: %w", err)
 	}
 	return nil
 }
@@ -185,12 +188,7 @@ func (b *backingUp) write(ctx context.Context) (err error) {
 }
 
 func (b *backingUp) fill(ctx context.Context, to io.Writer) error {
-	seed, err := keys.BackupSeed(b.keys.Records)
-	if err != nil {
-		return err
-	}
-	defer seed.Wipe()
-	key, err := backup.NewKey(seed)
+	key, err := backupKey(b.keys.Records)
 	if err != nil {
 		return err
 	}
@@ -217,6 +215,16 @@ func (b *backingUp) fill(ctx context.Context, to io.Writer) error {
 	}
 	b.manifest, err = w.Close(b.manifest)
 	return err
+}
+
+// backupKey is the key pair of backups, which the records key gives.
+func backupKey(records seal.PrivateKey) (backup.Key, error) {
+	seed, err := keys.BackupSeed(records)
+	if err != nil {
+		return backup.Key{}, err
+	}
+	defer seed.Wipe()
+	return backup.NewKey(seed)
 }
 
 // settings adds configuration, certificates and public keys.
@@ -264,10 +272,10 @@ func (b *backingUp) database(ctx context.Context, w *backup.Writer) error {
 		return err
 	}
 	b.manifest.Journal, b.manifest.Behind = p.records, max(logged, p.records)-p.records
-	if err := w.AddFile(filepath.Base(databaseFile(b.Dir)), b.snapshot); err != nil {
+	if err := w.AddFile(databaseFile(""), b.snapshot); err != nil {
 		return err
 	}
-	if err := os.Remove(b.snapshot); err != nil {
+	if err := sqldb.Remove(b.snapshot); err != nil {
 		return fmt.Errorf("backup: %w", err)
 	}
 	reached, err := b.until(ctx, func() (bool, error) {
@@ -284,10 +292,8 @@ func (b *backingUp) database(ctx context.Context, w *backup.Writer) error {
 
 // log adds the log as far as its checkpoint goes.
 func (b *backingUp) log(ctx context.Context, w *backup.Writer) error {
-	for _, f := range []string{formerDir} {
-		if err := addTree(ctx, w, b.Dir, f); err != nil {
-			return err
-		}
+	if err := addTree(ctx, w, b.Dir, audit.FormerDir); err != nil {
+		return err
 	}
 	signed, cp, err := audit.ReadCheckpoint(logDir(b.Dir), b.keys.LogVerifier)
 	if err != nil {

@@ -31,9 +31,6 @@ import (
 // restoringFile is in a directory from a restore's first step to its last. Nothing runs on a directory that has it.
 const restoringFile = "RESTORING"
 
-// formerDir holds the logs that a restore has ended.
-const formerDir = audit.FormerDir
-
 // restoreMigrations is the schema of what is known of restores: one row each.
 func restoreMigrations() []sqldb.Migration {
 	return []sqldb.Migration{{Domain: "restores", Version: 1, SQL: `
@@ -165,12 +162,7 @@ func (r *restoring) extract(in *bufio.Reader) error {
 	if err != nil {
 		return err
 	}
-	seed, err := keys.BackupSeed(records)
-	if err != nil {
-		return err
-	}
-	defer seed.Wipe()
-	key, err := backup.NewKey(seed)
+	key, err := backupKey(records)
 	if err != nil {
 		return err
 	}
@@ -181,7 +173,7 @@ func (r *restoring) extract(in *bufio.Reader) error {
 
 // belongs says whether Backup puts a file of that name into a backup.
 func belongs(name string) bool {
-	if slices.Contains(publicFiles, name) || name == "wardlink.db" {
+	if slices.Contains(publicFiles, name) || name == databaseFile("") {
 		return true
 	}
 	top, rest, ok := strings.Cut(name, "/")
@@ -191,7 +183,7 @@ func belongs(name string) bool {
 	if slices.Contains(publicDirs, top) {
 		return !strings.Contains(rest, "/")
 	}
-	return top == formerDir || top == "log" && !strings.HasPrefix(rest, ".")
+	return top == audit.FormerDir || top == "log" && !strings.HasPrefix(rest, ".")
 }
 
 // prove checks what was written: keys against canary and root, the log against the checkpoint of the manifest, the database against itself.
@@ -250,14 +242,14 @@ func (r *restoring) succeed(context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := os.MkdirAll(filepath.Join(r.Dir, formerDir), 0o700); err != nil {
+	former, key := audit.FormerLog(r.Dir, n)
+	if err := os.MkdirAll(filepath.Dir(former), 0o700); err != nil {
 		return err
 	}
-	former := filepath.Join(r.Dir, formerDir, fmt.Sprintf("log-%d", n))
 	if err := os.Rename(logDir(r.Dir), former); err != nil {
 		return err
 	}
-	if err := os.Rename(filepath.Join(r.Dir, keys.LogPublicFile), former+".pub"); err != nil {
+	if err := os.Rename(filepath.Join(r.Dir, keys.LogPublicFile), key); err != nil {
 		return err
 	}
 	now := time.Now()
@@ -317,7 +309,8 @@ func (r *restoring) forget(tx *sql.Tx) error {
 	}
 	// They were moved within moments; a bounded tail holds them.
 	from := r.result.Leaves - min(r.result.Leaves, 100_000)
-	for data, err := range audit.Leaves(filepath.Join(r.Dir, formerDir, fmt.Sprintf("log-%d", n)), from, r.result.Leaves) {
+	former, _ := audit.FormerLog(r.Dir, n)
+	for data, err := range audit.Leaves(former, from, r.result.Leaves) {
 		if err != nil {
 			return err
 		}

@@ -100,7 +100,7 @@ func copyBefore(ctx context.Context, c Config, have Schema) (path string, err er
 		return "", err
 	}
 	making := filepath.Join(dir, "copy.making")
-	if err := removeDatabase(making); err != nil {
+	if err := Remove(making); err != nil {
 		return "", err
 	}
 	source, err := openHandle(c.Path, readerPragmas, "deferred", 1)
@@ -113,7 +113,7 @@ func copyBefore(ctx context.Context, c Config, have Schema) (path string, err er
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, removeDatabase(making))
+			err = errors.Join(err, Remove(making))
 		}
 	}()
 	if err := copyPages(ctx, source, making, c); err != nil {
@@ -274,8 +274,9 @@ func syncFile(path string) error {
 	return errors.Join(f.Sync(), f.Close())
 }
 
-// removeDatabase removes a file that has no name yet, and what SQLite may have left beside it.
-func removeDatabase(path string) error {
+// Remove removes a database that nobody has open, such as one that was being made, and what SQLite may have left beside it. One that is
+// not there is no error.
+func Remove(path string) error {
 	for _, suffix := range []string{"", "-wal", "-shm", "-journal"} {
 		if err := os.Remove(path + suffix); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err

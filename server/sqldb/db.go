@@ -18,6 +18,8 @@ import (
 	"time"
 
 	_ "modernc.org/sqlite" // registers the "sqlite" driver
+
+	"wardlink/internal/durable"
 )
 
 // The ways that opening can go wrong and a caller may branch on.
@@ -51,7 +53,7 @@ func Create(path string, migrations ...Migration) error {
 		return fmt.Errorf("database %s: %w", path, err)
 	}
 	making := path + ".making"
-	if err := removeDatabase(making); err != nil {
+	if err := Remove(making); err != nil {
 		return fmt.Errorf("database %s: remove what an interrupted init left: %w", path, err)
 	}
 	f, err := os.OpenFile(making, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
@@ -67,12 +69,7 @@ func Create(path string, migrations ...Migration) error {
 	if err := os.Rename(making, path); err != nil {
 		return fmt.Errorf("database %s: %w", path, err)
 	}
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return fmt.Errorf("database %s: %w", path, err)
-	}
-	defer func() { _ = dir.Close() }()
-	if err := dir.Sync(); err != nil {
+	if err := durable.SyncDir(filepath.Dir(path)); err != nil {
 		return fmt.Errorf("database %s: %w", path, err)
 	}
 	return nil

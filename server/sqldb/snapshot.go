@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"net/url"
 	"os"
-	"path/filepath"
 )
 
 // Snapshot writes the database at path, as of one committed transaction, into a new file: one file, without a write-ahead log, compact.
@@ -32,7 +31,7 @@ func Snapshot(ctx context.Context, path, dst string) (err error) {
 	defer func() {
 		err = errors.Join(err, f.Close())
 		if err != nil {
-			_ = os.Remove(dst)
+			err = errors.Join(err, Remove(dst))
 		}
 	}()
 	if _, err := db.ExecContext(ctx, "VACUUM INTO ?", dst); err != nil {
@@ -47,12 +46,11 @@ func Look(path string) (*sql.DB, error) {
 	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("database %s: %w", path, ErrMissing)
 	}
-	abs, err := filepath.Abs(path)
+	uri, err := fileURI(path, url.Values{"_pragma": {"busy_timeout(5000)", "trusted_schema(0)"}})
 	if err != nil {
 		return nil, err
 	}
-	q := url.Values{"_pragma": {"busy_timeout(5000)", "trusted_schema(0)"}}
-	db, err := sql.Open("sqlite", "file:"+(&url.URL{Path: abs}).EscapedPath()+"?"+q.Encode())
+	db, err := sql.Open("sqlite", uri)
 	if err != nil {
 		return nil, explain(path, err)
 	}
