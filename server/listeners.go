@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/netip"
 	"path/filepath"
 	"strings"
 	"time"
@@ -85,10 +86,17 @@ func (s *Server) gatewayHTTP() http.Handler {
 	mux.HandleFunc("POST "+enroll.WipedPath, s.wiped)
 	mux.Handle("/", s.ca)
 	return versioned(mux, telemetry.Spoken(), func(peer string) {
-		if addr, err := net.ResolveTCPAddr("tcp", peer); err == nil {
-			s.ingest.Refusals().Add(addr, "agent and server have no protocol version in common")
-		}
+		s.refused(peer, "agent and server have no protocol version in common")
 	})
+}
+
+// refused counts a refusal of a peer at the gateways' port, an address with its port, that has proven nothing.
+func (s *Server) refused(peer, reason string) {
+	var addr net.Addr
+	if at, err := netip.ParseAddrPort(peer); err == nil {
+		addr = net.TCPAddrFromAddrPort(at)
+	}
+	s.ingest.Refusals().Add(addr, reason)
 }
 
 // roots is what chains end in.

@@ -3,9 +3,7 @@ package server
 import (
 	"encoding/json"
 	"errors"
-	"net"
 	"net/http"
-	"net/netip"
 	"time"
 
 	"wardlink/enroll"
@@ -24,11 +22,7 @@ func (s *Server) seen(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case err == nil:
 	case !proven:
-		var peer net.Addr
-		if at, err := netip.ParseAddrPort(r.RemoteAddr); err == nil {
-			peer = net.TCPAddrFromAddrPort(at)
-		}
-		s.ingest.Refusals().Add(peer, "seen: no gateway's certificate")
+		s.refused(r.RemoteAddr, "seen: no gateway's certificate")
 		http.Error(w, "a gateway's certificate is needed", http.StatusUnauthorized)
 		return
 	default:

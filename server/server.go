@@ -185,7 +185,7 @@ func (s *Server) openServices() (err error) {
 	}
 	s.api = api.New(api.Config{
 		TrustDomain: s.cfg.TrustDomain, Servers: s.gatewayAddresses(), Root: s.keys.Root, RecordsKey: s.keys.Records.Public(),
-		ConfigKey: s.configPublic(), SignOrder: s.signOrder, Push: s.pushes.add, LogDir: logDir(s.dir), LogVerifier: s.keys.LogVerifier, Registry: s.registry,
+		ConfigKey: s.configPublic(), SignOrder: s.signOrder, LogDir: logDir(s.dir), LogVerifier: s.keys.LogVerifier, Registry: s.registry,
 		Journal: s.journal, Refusals: s.ingest.Refusals(), CA: s.ca, Clock: s.clock, Records: s.records, Agents: s.agents, Alerts: s.alerts, Configs: s.configs, Status: s.status, Trace: s.trace, Ready: s.ready, Metrics: s.metrics(), Log: s.log,
 	})
 	return nil
@@ -201,11 +201,7 @@ func (s *Server) openCA() error {
 		Issuing: s.keys.Issuing, IssuingKey: s.keys.IssuingKey, Attestation: s.keys.Attestation, AttestationKey: s.keys.AttestationKey,
 		Dir: caDir(s.dir), EKRoots: roots, EKIntermediates: inter, Registry: caRegistry{s.registry, s.signOrder}, Log: s.log,
 		Events: s.caEvent, Needs: s.issuingNeeds,
-		Refused: func(peer, reason string) {
-			if addr, err := net.ResolveTCPAddr("tcp", peer); err == nil {
-				s.ingest.Refusals().Add(addr, reason)
-			}
-		},
+		Refused: s.refused,
 	})
 	if err != nil {
 		return err

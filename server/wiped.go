@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"net"
 	"net/http"
 	"time"
 
@@ -34,9 +33,7 @@ func (s *Server) wiped(w http.ResponseWriter, r *http.Request) {
 	case err == nil:
 		w.WriteHeader(http.StatusNoContent)
 	case errors.Is(err, registry.ErrNotOrdered):
-		if addr, aerr := net.ResolveTCPAddr("tcp", r.RemoteAddr); aerr == nil {
-			s.ingest.Refusals().Add(addr, "wiped: not a gateway's word about an order")
-		}
+		s.refused(r.RemoteAddr, "wiped: not a gateway's word about an order")
 		http.Error(w, "no such wipe was ordered, or not by this word's signer", http.StatusForbidden)
 	default:
 		s.log.Error("a gateway's word that it has wiped itself cannot be kept now", "error", err)

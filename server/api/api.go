@@ -39,7 +39,6 @@ type Config struct {
 	RecordsKey  seal.PublicKey
 	ConfigKey   ed25519.PublicKey
 	SignOrder   func(wipe.Order) ([]byte, error) // with the config key
-	Push        func(gateways []string)          // has their documents sent to those of them that have a session; it does not block
 	LogDir      string
 	LogVerifier string
 	Registry    *registry.Registry

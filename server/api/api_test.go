@@ -54,8 +54,7 @@ type office struct {
 	outbox  *sqldb.Outbox
 	db      *sqldb.DB
 	counted counter
-	pushed  []string // by the configurations
-	told    []string // by acts on gateways
+	pushed  []string // by configurations and by acts on gateways
 }
 
 // counter is what aggregates refusals.
@@ -117,7 +116,6 @@ func newOffice(t *testing.T) *office {
 		Metrics:   http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic("metrics are broken") }),
 		Log:       log,
 		SignOrder: func(order wipe.Order) ([]byte, error) { return wipe.Sign(order, o.keys.Config) },
-		Push:      func(ids []string) { o.told = append(o.told, ids...) },
 	})
 	t.Cleanup(func() {
 		for _, c := range []func() error{authority.Close, db.Close, o.journal.Close} {

@@ -47,7 +47,7 @@ type Configs struct {
 	Now      func() time.Time
 	// States is what gateways report of their configurations; of one, or of all with "". nil: nobody reports.
 	States func(ctx context.Context, gateway string) (map[string]records.ConfigState, error)
-	// Changed is told whose documents may have changed. It must not block; it may be nil.
+	// Changed is told whose documents may have changed, so that those with a session are sent them. It must not block; it may be nil.
 	Changed func(gateways []string)
 }
 

@@ -125,10 +125,7 @@ func (a *API) deniedConfig(r *http.Request, who who, t Target, dry bool, err err
 	if reason == "" {
 		return err
 	}
-	if jerr := a.event(r, who, audit.Event{Type: audit.ConfigIssued, Target: t.String(), Outcome: audit.Denied, Reason: reason}); jerr != nil {
-		return jerr
-	}
-	return err
+	return a.denied(r, who, audit.Event{Type: audit.ConfigIssued, Target: t.String(), Reason: reason}, err)
 }
 
 func settingsOf(in client.ConfigSettings) (enroll.Settings, error) {

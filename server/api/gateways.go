@@ -110,10 +110,7 @@ func (a *API) showGateway(w http.ResponseWriter, r *http.Request, who who) error
 }
 
 func shown(g registry.Gateway) client.Gateway {
-	out := client.Gateway{ID: g.ID, Site: g.Site, Ward: g.Ward, Profile: g.Profile, State: string(g.State)}
-	for _, ek := range g.EKs {
-		out.EK = append(out.EK, hex.EncodeToString(ek[:]))
-	}
+	out := client.Gateway{ID: g.ID, Site: g.Site, Ward: g.Ward, Profile: g.Profile, State: string(g.State), EK: hexes(g.EKs)}
 	if g.Hold != nil {
 		h := shownHold(*g.Hold)
 		out.Hold = &h
@@ -129,28 +126,21 @@ func revocation(gateway string, r registry.Revocation) client.Revocation {
 	return client.Revocation{Gateway: gateway, At: r.At, By: r.By, Reason: r.Reason, Serials: append([]string{}, r.Serials...)}
 }
 
-// revokeGateway cuts a gateway off. It is the one act that is answered although its event is not journaled: whoever holds a stolen
-// gateway must not be protected by a full disk. The event waits in the database, and the answer says so.
+// revokeGateway cuts a gateway off. It is answered although its event is not journaled: whoever holds a stolen gateway must not be
+// protected by a full disk. The event waits in the database, and the answer says so.
 func (a *API) revokeGateway(w http.ResponseWriter, r *http.Request, who who) error {
-	var in client.RevokeRequest
-	if err := readJSON(r, &in); err != nil {
+	reason, err := readReason(r)
+	if err != nil {
 		return err
 	}
-	if err := registry.CheckReason(in.Reason); err != nil {
-		return badRequest{err}
-	}
 	id := r.PathValue("id")
-	rev, again, err := a.Registry.Revoke(r.Context(), who.actor, who.peer, id, in.Reason)
-	late := errors.Is(err, registry.ErrLate)
+	rev, again, err := a.Registry.Revoke(r.Context(), who.actor, who.peer, id, reason)
+	late := a.late("revoke", id, err)
 	switch {
 	case late:
-		a.Log.Error("a gateway is revoked, and the event cannot be journaled yet", "gateway", id, "error", err)
 	case errors.Is(err, registry.ErrUnknown):
-		denied := audit.Event{Type: audit.GatewayRevoked, Target: fmt.Sprintf("%.64q", id), Outcome: audit.Denied, Reason: "no such gateway"}
-		if jerr := a.event(r, who, denied); jerr != nil {
-			return jerr
-		}
-		return fmt.Errorf("%w; 'wardlink gateway list' shows those that are there", err)
+		return a.denied(r, who, audit.Event{Type: audit.GatewayRevoked, Target: fmt.Sprintf("%.64q", id), Reason: "no such gateway"},
+			fmt.Errorf("%w; 'wardlink gateway list' shows those that are there", err))
 	case err != nil:
 		return err
 	}
@@ -187,7 +177,6 @@ func (a *API) approveGateway(w http.ResponseWriter, r *http.Request, who who) er
 	}
 	g := registry.Gateway{ID: in.ID, Site: in.Site, Ward: in.Ward, Profile: in.Profile}
 	err := a.Registry.Approve(r.Context(), who.actor, who.peer, in.Fingerprint, g)
-	// The registry undoes the event of a refusal together with the act, so the refusal is journaled here.
 	reason := ""
 	switch {
 	case errors.Is(err, registry.ErrConflict):
@@ -198,14 +187,10 @@ func (a *API) approveGateway(w http.ResponseWriter, r *http.Request, who who) er
 		return err
 	}
 	if reason != "" {
-		denied := audit.Event{
-			Type: audit.GatewayApproved, Target: in.ID, Outcome: audit.Denied, Reason: reason,
+		return a.denied(r, who, audit.Event{
+			Type: audit.GatewayApproved, Target: in.ID, Reason: reason,
 			Detail: map[string]string{"fingerprint": fmt.Sprintf("%.80q", in.Fingerprint)},
-		}
-		if jerr := a.event(r, who, denied); jerr != nil {
-			return jerr
-		}
-		return err
+		}, err)
 	}
 	return writeJSON(w, in)
 }

@@ -26,7 +26,17 @@ func (a *API) lifeRoutes() map[string]handler {
 	}
 }
 
-// deniedAct journals an act that the registry refused: the registry undoes the event of a refusal together with the act.
+// denied journals an act that was refused with err, and gives what to answer. The registry undoes the event of a refusal together with the
+// act, so that it is journaled here.
+func (a *API) denied(r *http.Request, who who, ev audit.Event, err error) error {
+	ev.Outcome = audit.Denied
+	if jerr := a.event(r, who, ev); jerr != nil {
+		return jerr
+	}
+	return err
+}
+
+// deniedAct is denied for an act on the gateway of the request's path.
 func (a *API) deniedAct(r *http.Request, who who, act audit.Type, err error) error {
 	reason := ""
 	switch {
@@ -37,11 +47,7 @@ func (a *API) deniedAct(r *http.Request, who who, act audit.Type, err error) err
 	default:
 		return err
 	}
-	denied := audit.Event{Type: act, Target: fmt.Sprintf("%.64q", r.PathValue("id")), Outcome: audit.Denied, Reason: reason}
-	if jerr := a.event(r, who, denied); jerr != nil {
-		return jerr
-	}
-	return err
+	return a.denied(r, who, audit.Event{Type: act, Target: fmt.Sprintf("%.64q", r.PathValue("id")), Reason: reason}, err)
 }
 
 // late tells whether an act stands although its event waits for a journal that cannot be written, and logs that.
@@ -67,7 +73,6 @@ func (a *API) moveGateway(w http.ResponseWriter, r *http.Request, who who) error
 		return a.deniedAct(r, who, audit.GatewayMoved, err)
 	}
 	a.Configs.changed(id) // its document names the ward
-	a.Push([]string{id})  // its configuration names the ward
 	return writeJSON(w, client.MoveAnswer{Gateway: id, Ward: shownWard(m.Ward), Before: m.Before, Replaced: shownWards(m.Replaced), Already: m.Already})
 }
 
@@ -113,17 +118,26 @@ func hexes(eks [][32]byte) []string {
 	return out
 }
 
-// suspendGateway is answered although its event is not journaled, as a revocation is: cutting off always works.
-func (a *API) suspendGateway(w http.ResponseWriter, r *http.Request, who who) error {
+// readReason reads why a gateway is to be cut off.
+func readReason(r *http.Request) (string, error) {
 	var in client.RevokeRequest
 	if err := readJSON(r, &in); err != nil {
-		return err
+		return "", err
 	}
 	if err := registry.CheckReason(in.Reason); err != nil {
-		return badRequest{err}
+		return "", badRequest{err}
+	}
+	return in.Reason, nil
+}
+
+// suspendGateway is answered although its event is not journaled, as a revocation is: cutting off always works.
+func (a *API) suspendGateway(w http.ResponseWriter, r *http.Request, who who) error {
+	reason, err := readReason(r)
+	if err != nil {
+		return err
 	}
 	id := r.PathValue("id")
-	h, again, err := a.Registry.Suspend(r.Context(), who.actor, who.peer, id, in.Reason)
+	h, again, err := a.Registry.Suspend(r.Context(), who.actor, who.peer, id, reason)
 	late := a.late("suspend", id, err)
 	if err != nil && !late {
 		return a.deniedAct(r, who, audit.GatewaySuspended, err)
@@ -166,7 +180,7 @@ func (a *API) decommissionGateway(w http.ResponseWriter, r *http.Request, who wh
 	if err != nil && !late {
 		return a.deniedAct(r, who, audit.GatewayDecommissioned, err)
 	}
-	a.Push([]string{id})
+	a.Configs.changed(id) // it is to get the order
 	return writeJSON(w, client.DecommissionAnswer{Gateway: id, End: shownEnd(end), Already: again, Journaled: !late})
 }
 

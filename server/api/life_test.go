@@ -54,8 +54,8 @@ func TestLifeOfAGateway(t *testing.T) {
 			t.Errorf("%s %s: %d %s; expected %d and %q", step.path, step.body, got.Code, got.Body, step.code, step.says)
 		}
 	}
-	if !slices.Equal(o.told, slices.Repeat([]string{"icu-7"}, 5)) {
-		t.Errorf("pushed to %q", o.told)
+	if !slices.Equal(o.pushed, slices.Repeat([]string{"icu-7"}, 5)) {
+		t.Errorf("pushed to %q", o.pushed)
 	}
 	if got := o.do(op, "GET", "/v1/gateways/icu-8/record", "", ""); got.Code != 409 || !strings.Contains(got.Body.String(), "not decommissioned") {
 		t.Errorf("the record of a living gateway: %d %s", got.Code, got.Body)
