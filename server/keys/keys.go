@@ -17,6 +17,7 @@ package keys
 
 import (
 	"crypto"
+	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/hkdf"
 	"crypto/rand"
@@ -74,11 +75,7 @@ func Create(dir, trustDomain, passphrase string, now time.Time) error {
 	if err != nil {
 		return err
 	}
-	issuing, issuingKey, err := ca.NewIssuing(trustDomain, root, rootKey, now)
-	if err != nil {
-		return err
-	}
-	attestation, attestationKey, err := ca.NewAttestation(trustDomain, now)
+	m, err := mint(trustDomain, root, rootKey, audit.Origin(trustDomain, 1), now)
 	if err != nil {
 		return err
 	}
@@ -87,10 +84,6 @@ func Create(dir, trustDomain, passphrase string, now time.Time) error {
 		return err
 	}
 	configPublic, config, err := ed25519.GenerateKey(rand.Reader)
-	if err != nil {
-		return err
-	}
-	logSigner, logVerifier, err := translog.NewKey(audit.Origin(trustDomain, 1))
 	if err != nil {
 		return err
 	}
@@ -113,18 +106,46 @@ func Create(dir, trustDomain, passphrase string, now time.Time) error {
 		return err
 	}
 	w := writer{dir: dir}
-	w.key(issuingKeyFile, issuingKey)
-	w.key(attestationKeyFile, attestationKey)
-	w.key(configKeyFile, config)
-	w.private(recordsKeyFile, "WARDLINK RECORDS KEY", records.Bytes())
-	w.file(logKeyFile, []byte(logSigner+"\n"), 0o600)
-	w.file(LogPublicFile, []byte(logVerifier+"\n"), 0o644)
+	w.minted(m)
+	w.recovered(config, records.Bytes(), recovery)
 	w.certificate(rootFile, root)
-	w.certificate(issuingFile, issuing)
-	w.certificate(attestationFile, attestation)
-	w.file(RecoveryFile, recovery, 0o600)
 	w.file(CanaryFile, canaryText, 0o600)
 	return w.err
+}
+
+// minted are the keys that the recovery file does not keep: a server that is restored gets new ones.
+type minted struct {
+	issuing, attestation       *x509.Certificate
+	issuingKey, attestationKey *ecdsa.PrivateKey
+	logSigner, logVerifier     string
+}
+
+// mint makes them, without writing anything.
+func mint(trustDomain string, root *x509.Certificate, rootKey crypto.Signer, origin string, now time.Time) (m minted, err error) {
+	if m.issuing, m.issuingKey, err = ca.NewIssuing(trustDomain, root, rootKey, now); err != nil {
+		return m, err
+	}
+	if m.attestation, m.attestationKey, err = ca.NewAttestation(trustDomain, now); err != nil {
+		return m, err
+	}
+	m.logSigner, m.logVerifier, err = translog.NewKey(origin)
+	return m, err
+}
+
+func (w *writer) minted(m minted) {
+	w.key(issuingKeyFile, m.issuingKey)
+	w.key(attestationKeyFile, m.attestationKey)
+	w.file(logKeyFile, []byte(m.logSigner+"\n"), 0o600)
+	w.file(LogPublicFile, []byte(m.logVerifier+"\n"), 0o644)
+	w.certificate(issuingFile, m.issuing)
+	w.certificate(attestationFile, m.attestation)
+}
+
+// recovered writes the recovery file and those of its keys that a server works with.
+func (w *writer) recovered(config crypto.Signer, records, recovery []byte) {
+	w.key(configKeyFile, config)
+	w.private(recordsKeyFile, "WARDLINK RECORDS KEY", records)
+	w.file(RecoveryFile, recovery, 0o600)
 }
 
 // Open reads every key of a directory that Create made.

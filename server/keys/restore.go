@@ -16,8 +16,6 @@ import (
 	"time"
 
 	"wardlink/internal/durable"
-	"wardlink/server/ca"
-	"wardlink/server/translog"
 	"wardlink/telemetry/seal"
 )
 
@@ -58,8 +56,8 @@ func (r Recovered) root(dir string) (*x509.Certificate, crypto.Signer, error) {
 		return nil, nil, fmt.Errorf("recovery file: root key: %w", err)
 	}
 	key, ok := parsed.(*ecdsa.PrivateKey)
-	if pub, isEC := cert.PublicKey.(*ecdsa.PublicKey); !ok || !isEC || !pub.Equal(&key.PublicKey) {
-		return nil, nil, fmt.Errorf("recovery file: its root key is not that of %s", filepath.Join(dir, rootFile))
+	if !ok || !belongs(cert, key) {
+		return nil, nil, fmt.Errorf("recovery file: its root key is not that of %s; is it another server's?", filepath.Join(dir, rootFile))
 	}
 	return cert, key, nil
 }
@@ -78,11 +76,7 @@ func Restore(dir, trustDomain string, r Recovered, recovery []byte, origin strin
 	if err != nil {
 		return err
 	}
-	issuing, issuingKey, err := ca.NewIssuing(trustDomain, root, rootKey, now)
-	if err != nil {
-		return err
-	}
-	attestation, attestationKey, err := ca.NewAttestation(trustDomain, now)
+	m, err := mint(trustDomain, root, rootKey, origin, now)
 	if err != nil {
 		return err
 	}
@@ -90,10 +84,6 @@ func Restore(dir, trustDomain string, r Recovered, recovery []byte, origin strin
 	config, ok := parsed.(crypto.Signer)
 	if err != nil || !ok {
 		return errors.New("recovery file: its config key is no signing key")
-	}
-	logSigner, logVerifier, err := translog.NewKey(origin)
-	if err != nil {
-		return err
 	}
 	for from, to := range map[string]string{issuingFile: formerIssuingFile, attestationFile: formerAttestationFile} {
 		if err := os.Rename(filepath.Join(dir, from), filepath.Join(dir, to)); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -105,15 +95,8 @@ func Restore(dir, trustDomain string, r Recovered, recovery []byte, origin strin
 		return fmt.Errorf("key: %w", err)
 	}
 	w := writer{dir: dir}
-	w.key(issuingKeyFile, issuingKey)
-	w.key(attestationKeyFile, attestationKey)
-	w.key(configKeyFile, config)
-	w.private(recordsKeyFile, "WARDLINK RECORDS KEY", r.Records)
-	w.file(logKeyFile, []byte(logSigner+"\n"), 0o600)
-	w.file(LogPublicFile, []byte(logVerifier+"\n"), 0o644)
-	w.certificate(issuingFile, issuing)
-	w.certificate(attestationFile, attestation)
-	w.file(RecoveryFile, recovery, 0o600)
+	w.minted(m)
+	w.recovered(config, r.Records, recovery)
 	return w.err
 }
 

@@ -51,7 +51,6 @@ func MakeIssuing(dir, trustDomain, passphrase string, now time.Time) (*NextIssui
 		return nil, err
 	}
 	r := reader{dir: dir}
-	root := r.certificate(rootFile)
 	recovery := r.read(RecoveryFile)
 	if r.err != nil {
 		return nil, r.err
@@ -60,16 +59,10 @@ func MakeIssuing(dir, trustDomain, passphrase string, now time.Time) (*NextIssui
 	if err != nil {
 		return nil, err
 	}
-	defer recovered.Root.Wipe()
-	defer recovered.Records.Wipe()
-	defer recovered.Config.Wipe()
-	parsed, err := x509.ParsePKCS8PrivateKey(recovered.Root)
+	defer recovered.Wipe()
+	root, rootKey, err := recovered.root(dir)
 	if err != nil {
-		return nil, fmt.Errorf("recovery file: root key: %w", err)
-	}
-	rootKey, ok := parsed.(*ecdsa.PrivateKey)
-	if !ok || !rootKey.PublicKey.Equal(root.PublicKey) {
-		return nil, fmt.Errorf("recovery file: its root key is not that of %s; is it another server's?", filepath.Join(dir, rootFile))
+		return nil, err
 	}
 	cert, key, err := ca.NewIssuing(trustDomain, root, rootKey, now)
 	if err != nil {
