@@ -21,24 +21,24 @@ func (s *Store) Held(ctx context.Context, gateway string) (out []telemetry.Held,
 	fail := func(err error) ([]telemetry.Held, error) {
 		return nil, fmt.Errorf("records: held of %s: %w", gateway, err)
 	}
-	tx, err := s.db.Query(ctx, `SELECT s.id, s.epoch, s.lane FROM streams s JOIN account_runs r ON r.stream = s.id
+	rows, err := s.db.Query(ctx, `SELECT s.id, s.epoch, s.lane FROM streams s JOIN account_runs r ON r.stream = s.id
 		WHERE s.gateway = $1 GROUP BY s.id ORDER BY MAX(r.since) DESC, s.id DESC LIMIT $2`, gateway, heldStreams)
 	if err != nil {
 		return fail(err)
 	}
 	var ids []int64
-	for tx.Next() {
+	for rows.Next() {
 		var id int64
 		var epoch []byte
 		h := telemetry.Held{}
-		if err := tx.Scan(&id, &epoch, &h.Lane); err != nil {
-			_ = tx.Close()
+		if err := rows.Scan(&id, &epoch, &h.Lane); err != nil {
+			_ = rows.Close()
 			return fail(err)
 		}
 		h.Epoch = telemetry.Epoch(epoch)
 		ids, out = append(ids, id), append(out, h)
 	}
-	if err := tx.Err(); err != nil {
+	if err := rows.Err(); err != nil {
 		return fail(err)
 	}
 	for i, id := range ids {

@@ -84,7 +84,7 @@ type CA struct {
 	Reason string
 }
 
-// Config is what a Watch is made of. Every field but BackupStamp and Now is required.
+// Config is what a Watch is made of. Every field but Configurations, BackupStamp and Now is required.
 type Config struct {
 	Alerts    Alerts
 	Memory    Memory
@@ -144,7 +144,7 @@ type Watch struct {
 func New(cfg Config) (*Watch, error) {
 	if cfg.Alerts == nil || cfg.Memory == nil || cfg.Ingest == nil || cfg.Registry == nil || cfg.Records == nil || cfg.Retention == nil || cfg.Journal == nil ||
 		cfg.Log == nil || cfg.LogStats == nil || cfg.Terms == nil || cfg.CA == nil || cfg.Vouched == nil || cfg.Unproven == nil || len(cfg.Places) == 0 {
-		return nil, errors.New("watch: every field but BackupStamp and Now is required")
+		return nil, errors.New("watch: every field but Configurations, BackupStamp and Now is required")
 	}
 	cfg.Limits = cfg.Limits.WithDefaults()
 	w := &Watch{cfg: cfg, now: cfg.Now}
