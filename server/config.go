@@ -1,5 +1,6 @@
 // Package server wires the hospital's side together: certificate authority, registry, ingest, journal, transparency log, records, FHIR
-// and the operators' API, in one process.
+// and the operators' API, in one process. What concerns all of a server's directory is here too, for wardlink-server's other commands:
+// Init, Backup and Restore, operators' files, the terms of its certificates, the rotation of its issuing CA.
 package server
 
 import (

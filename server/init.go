@@ -2,10 +2,8 @@ package server
 
 import (
 	"context"
-	"crypto/rand"
 	"crypto/x509"
 	"database/sql"
-	"encoding/binary"
 	"encoding/json"
 	"encoding/pem"
 	"errors"
@@ -178,13 +176,6 @@ func announce(ctx context.Context, dir, name string, cert *x509.Certificate) err
 	return leave(ctx, dir, audit.Event{Type: audit.CertIssued, Target: cert.URIs[0].String(), Detail: detail}, func(tx *sql.Tx) error {
 		return registry.AddOperator(tx, registry.Holder{Name: name, Serial: ca.Serial(cert), NotBefore: cert.NotBefore, NotAfter: cert.NotAfter})
 	})
-}
-
-// commandID is the id of an event of a command that has no journal to count with: node 0, which no journal of ours has, and a random counter.
-func commandID(now time.Time) (id audit.EventID) {
-	binary.BigEndian.PutUint32(id[4:], uint32(now.Unix()))
-	rand.Read(id[8:])
-	return id
 }
 
 // NewOperator makes an operator's file, with a new key, in the server's directory. It needs the CA's key, so it runs on the server,

@@ -5,17 +5,13 @@ import (
 	"crypto"
 	"crypto/sha256"
 	"crypto/x509"
-	"database/sql"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"time"
 
 	"wardlink/audit"
 	"wardlink/server/ca"
 	"wardlink/server/keys"
-	"wardlink/server/registry"
-	"wardlink/server/sqldb"
 )
 
 // How often the server looks whether another issuing CA was prepared, and at every which look whether its CA could issue.
@@ -135,24 +131,4 @@ func AwaitIssuing(ctx context.Context, dir string) (bool, error) {
 		case <-tick.C:
 		}
 	}
-}
-
-// leave puts an event of a command into the outbox: the journal is the running server's alone, the database is not. also, where it is not
-// nil, is part of the same transaction.
-func leave(ctx context.Context, dir string, ev audit.Event, also func(*sql.Tx) error) (err error) {
-	db, err := sqldb.OpenBeside(databaseFile(dir), append(sqldb.OutboxMigrations(), registry.Migrations()...)...)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, db.Close()) }()
-	now := time.Now()
-	ev.ID, ev.Time, ev.Actor, ev.Outcome = commandID(now), now.UnixMilli(), audit.Actor{ID: "server"}, audit.Success
-	return db.Write(ctx, func(tx *sql.Tx) error {
-		if also != nil {
-			if err := also(tx); err != nil {
-				return err
-			}
-		}
-		return sqldb.AddEvent(tx, ev)
-	})
 }

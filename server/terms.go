@@ -8,7 +8,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"os"
 	"sort"
 	"time"
 
@@ -161,7 +160,7 @@ func Terms(ctx context.Context, dir string) (out []Term, err error) {
 	if pair != nil {
 		out = append(out, hospitalTerm(cfg, pair.Leaf))
 	}
-	db, err := sqldb.OpenBeside(databaseFile(dir), append(sqldb.OutboxMigrations(), registry.Migrations()...)...)
+	db, err := openBeside(dir)
 	if err != nil {
 		return nil, err
 	}
@@ -221,31 +220,4 @@ func (s *Server) watchedTerms(ctx context.Context) ([]watch.Term, error) {
 	}
 	sort.SliceStable(out, func(i, j int) bool { return out[i].Subject < out[j].Subject })
 	return out, nil
-}
-
-// readHospital reads the hospital's own certificate again when its files have changed.
-func (s *Server) readHospital() error {
-	if s.cfg.HospitalTLS.Cert == "" {
-		return nil
-	}
-	stamp := ""
-	for _, path := range []string{s.cfg.HospitalTLS.Cert, s.cfg.HospitalTLS.Key} {
-		info, err := os.Stat(path)
-		if err != nil {
-			return fmt.Errorf("hospital_tls: %w", err)
-		}
-		stamp += fmt.Sprint(info.ModTime().UnixNano(), info.Size(), " ")
-	}
-	if stamp == s.hospitalStamp {
-		return nil
-	}
-	cert, err := s.cfg.hospitalCertificate()
-	if err != nil {
-		return err // half of the pair may be new already: the next look finds the other
-	}
-	if s.hospital.Swap(cert) != nil {
-		s.log.Info("the hospital's certificate was read again", "not_after", cert.Leaf.NotAfter.UTC().Format(time.RFC3339))
-	}
-	s.hospitalStamp = stamp
-	return nil
 }

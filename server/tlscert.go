@@ -10,6 +10,7 @@ import (
 	"encoding/pem"
 	"fmt"
 	"net"
+	"os"
 	"sync"
 	"time"
 
@@ -149,4 +150,31 @@ func listenerTLS(cert func() (*tls.Certificate, error), root *x509.Certificate, 
 		ClientCAs:              pool,
 		GetCertificate:         func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return cert() },
 	}
+}
+
+// readHospital reads the hospital's own certificate again when its files have changed.
+func (s *Server) readHospital() error {
+	if s.cfg.HospitalTLS.Cert == "" {
+		return nil
+	}
+	stamp := ""
+	for _, path := range []string{s.cfg.HospitalTLS.Cert, s.cfg.HospitalTLS.Key} {
+		info, err := os.Stat(path)
+		if err != nil {
+			return fmt.Errorf("hospital_tls: %w", err)
+		}
+		stamp += fmt.Sprint(info.ModTime().UnixNano(), info.Size(), " ")
+	}
+	if stamp == s.hospitalStamp {
+		return nil
+	}
+	cert, err := s.cfg.hospitalCertificate()
+	if err != nil {
+		return err // half of the pair may be new already: the next look finds the other
+	}
+	if s.hospital.Swap(cert) != nil {
+		s.log.Info("the hospital's certificate was read again", "not_after", cert.Leaf.NotAfter.UTC().Format(time.RFC3339))
+	}
+	s.hospitalStamp = stamp
+	return nil
 }
