@@ -57,10 +57,7 @@ func (t *theatre) waitInList(ctx context.Context) error {
 			return err
 		}
 	}
-	var list struct {
-		Gateways []client.Gateway `json:"gateways"`
-		Waiting  []client.Waiting `json:"waiting"`
-	}
+	var list client.GatewayList
 	if err := t.api.Get(ctx, "/v1/gateways", nil, &list); err != nil {
 		return err
 	}

@@ -9,6 +9,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/goccy/go-yaml"
 	"github.com/goccy/go-yaml/ast"
@@ -23,7 +24,7 @@ func (t *tool) config() *cobra.Command {
 		t.configSet(), t.configShow(), t.configHistory(), t.configRollback(), t.configRetry())
 }
 
-// target is a gateway or a site, as an argument or --site says.
+// configTarget is a gateway or a site, as an argument or --site says.
 type configTarget struct{ site string }
 
 func (o *configTarget) flag(c *cobra.Command) {
@@ -39,6 +40,17 @@ func (o *configTarget) path(cmd *cobra.Command, args []string) (string, error) {
 		return "/v1/configs/site/" + url.PathEscape(o.site), nil
 	}
 	return "", fmt.Errorf("%s wants one gateway ID, or --site SITE; see '%s --help'", cmd.CommandPath(), cmd.CommandPath())
+}
+
+// fetch asks for what is known of the target, and says where on the API it is.
+func (o *configTarget) fetch(cmd *cobra.Command, args []string, t *tool) (c *client.Client, path string, known client.ConfigTarget, err error) {
+	if path, err = o.path(cmd, args); err != nil {
+		return nil, "", known, err
+	}
+	if c, err = t.client(); err != nil {
+		return nil, "", known, err
+	}
+	return c, path, known, c.Get(cmd.Context(), path, nil, &known)
 }
 
 // configKeys are those of a settings file.
@@ -145,20 +157,12 @@ is in the log. What devices send is kept through all of it.`,
   wardlink config set icu-3-bed-7 --report-every 5m
   wardlink config set icu-3-bed-7 --clear`,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			path, err := target.path(cmd, args)
-			if err != nil {
-				return err
-			}
 			flags := cmd.Flags().Changed("server") || cmd.Flags().Changed("report-every")
 			if n := count(flags, file != "", clearAll); n != 1 {
 				return errors.New("say what to set: --server and --report-every, or --file FILE, or --clear; see 'wardlink config set --help'")
 			}
-			c, err := t.client()
+			c, path, now, err := target.fetch(cmd, args, t)
 			if err != nil {
-				return err
-			}
-			var now client.ConfigTarget
-			if err := c.Get(cmd.Context(), path, nil, &now); err != nil {
 				return err
 			}
 			set := client.ConfigSettings{}
@@ -284,11 +288,11 @@ waiting (it has not said anything of it), prepared, applied (on trial), confirme
   wardlink config show icu-3-bed-7
   wardlink config show --site main --json`,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := t.client()
-			if err != nil {
-				return err
-			}
 			if len(args) == 0 && target.site == "" {
+				c, err := t.client()
+				if err != nil {
+					return err
+				}
 				var all []client.ConfigState
 				if err := c.Get(cmd.Context(), "/v1/configs", nil, &all); err != nil {
 					return err
@@ -298,12 +302,8 @@ waiting (it has not said anything of it), prepared, applied (on trial), confirme
 				}
 				return t.configTable(all)
 			}
-			path, err := target.path(cmd, args)
+			_, _, one, err := target.fetch(cmd, args, t)
 			if err != nil {
-				return err
-			}
-			var one client.ConfigTarget
-			if err := c.Get(cmd.Context(), path, nil, &one); err != nil {
 				return err
 			}
 			if t.json {
@@ -321,7 +321,7 @@ func (t *tool) printConfig(one client.ConfigTarget) error {
 	if v.Version == 0 {
 		fmt.Fprintf(t.out, "%s: no configuration was issued yet; a gateway's own is when it connects first\n\n", one.Target)
 	} else {
-		fmt.Fprintf(t.out, "%s: version %d, of %s by %s\n", one.Target, v.Version, v.Issued.Local().Format("2006-01-02 15:04:05"), v.By)
+		fmt.Fprintf(t.out, "%s: version %d, of %s by %s\n", one.Target, v.Version, v.Issued.Local().Format(time.DateTime), v.By)
 		for _, line := range configDifference(v.Settings, v.Settings) {
 			fmt.Fprintln(t.out, "  "+line)
 		}
@@ -345,7 +345,7 @@ func (t *tool) configTable(states []client.ConfigState) error {
 		row := func(gateway, document string, p client.ConfigPart) {
 			since := "-"
 			if !p.Since.IsZero() {
-				since = p.Since.Local().Format("2006-01-02 15:04:05")
+				since = p.Since.Local().Format(time.DateTime)
 			}
 			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", gateway, document, versionText(p.Wanted), versionText(p.InForce), p.State, since, orDash(p.Reason))
 		}
@@ -371,16 +371,8 @@ func (t *tool) configHistory() *cobra.Command {
 		Use: "history GATEWAY | --site SITE", Short: "List the versions of a configuration, the newest first",
 		Example: "  wardlink config history icu-3-bed-7\n  wardlink config history --site main",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			path, err := target.path(cmd, args)
+			_, _, one, err := target.fetch(cmd, args, t)
 			if err != nil {
-				return err
-			}
-			c, err := t.client()
-			if err != nil {
-				return err
-			}
-			var one client.ConfigTarget
-			if err := c.Get(cmd.Context(), path, nil, &one); err != nil {
 				return err
 			}
 			if t.json {
@@ -389,7 +381,7 @@ func (t *tool) configHistory() *cobra.Command {
 			return t.table(func(w io.Writer) {
 				fmt.Fprintln(w, "VERSION\tISSUED\tBY\tSERVERS\tREPORT EVERY")
 				for _, v := range one.Versions {
-					fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%s\n", v.Version, v.Issued.Local().Format("2006-01-02 15:04:05"), v.By,
+					fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%s\n", v.Version, v.Issued.Local().Format(time.DateTime), v.By,
 						orDash(strings.Join(v.Settings.Servers, ", ")), orDash(v.Settings.ReportEvery))
 				}
 			})
@@ -408,16 +400,8 @@ func (t *tool) configRollback() *cobra.Command {
 		Example: `  wardlink config rollback icu-3-bed-7 --dry-run      # to the settings before the last change
   wardlink config rollback --site main --to 4`,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			path, err := target.path(cmd, args)
+			c, path, one, err := target.fetch(cmd, args, t)
 			if err != nil {
-				return err
-			}
-			c, err := t.client()
-			if err != nil {
-				return err
-			}
-			var one client.ConfigTarget
-			if err := c.Get(cmd.Context(), path, nil, &one); err != nil {
 				return err
 			}
 			back, err := rollbackTo(one, to)
@@ -457,16 +441,8 @@ func (t *tool) configRetry() *cobra.Command {
 		Use: "retry GATEWAY | --site SITE", Short: "Issue the same settings as a new version, so that gateways which took them back try again",
 		Example: "  wardlink config retry icu-3-bed-7\n  wardlink config retry --site main",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			path, err := target.path(cmd, args)
+			c, path, one, err := target.fetch(cmd, args, t)
 			if err != nil {
-				return err
-			}
-			c, err := t.client()
-			if err != nil {
-				return err
-			}
-			var one client.ConfigTarget
-			if err := c.Get(cmd.Context(), path, nil, &one); err != nil {
 				return err
 			}
 			v := newestConfig(one)

@@ -72,10 +72,7 @@ func (t *tool) gatewayList() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			var list struct {
-				Gateways []client.Gateway `json:"gateways"`
-				Waiting  []client.Waiting `json:"waiting"`
-			}
+			var list client.GatewayList
 			if err := c.Get(cmd.Context(), "/v1/gateways", nil, &list); err != nil {
 				return err
 			}
@@ -175,17 +172,11 @@ func (t *tool) gatewayRevoke() *cobra.Command {
 			if strings.TrimSpace(in.Reason) == "" {
 				return errors.New("--reason is missing: it stands in the audit log, and the gateway shows it")
 			}
-			c, err := t.client()
-			if err != nil {
-				return err
-			}
 			var out client.RevokeAnswer
-			if err := c.Post(cmd.Context(), "/v1/gateways/"+url.PathEscape(args[0])+"/revoke", in, &out); err != nil {
+			if err := t.gatewayAct(cmd, args[0], "revoke", in, &out); err != nil {
 				return err
 			}
-			if !out.Journaled {
-				fmt.Fprintf(t.err, "wardlink: %s is revoked, but the server cannot write its journal: the event follows once it can; see to its disk\n", out.Gateway)
-			}
+			t.unjournaled(out.Journaled, out.Gateway, "revoked")
 			if t.json {
 				return t.printJSON(out)
 			}

@@ -165,10 +165,7 @@ func (t *tool) listedStickers(cmd *cobra.Command, waiting bool) (out []sticker, 
 	if err != nil {
 		return nil, err
 	}
-	var list struct {
-		Gateways []client.Gateway `json:"gateways"`
-		Waiting  []client.Waiting `json:"waiting"`
-	}
+	var list client.GatewayList
 	if err := c.Get(cmd.Context(), "/v1/gateways", nil, &list); err != nil {
 		return nil, err
 	}

@@ -36,10 +36,7 @@ func (a *API) listGateways(w http.ResponseWriter, r *http.Request, who who) erro
 	}); err != nil {
 		return err
 	}
-	out := struct {
-		Gateways []client.Gateway `json:"gateways"`
-		Waiting  []client.Waiting `json:"waiting"`
-	}{[]client.Gateway{}, []client.Waiting{}}
+	out := client.GatewayList{Gateways: []client.Gateway{}, Waiting: []client.Waiting{}}
 	draining, err := a.Registry.Draining(r.Context())
 	if err != nil {
 		return err

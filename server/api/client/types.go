@@ -56,6 +56,12 @@ type Waiting struct {
 	LastSeen     time.Time `json:"last_seen"`
 }
 
+// GatewayList is the registry, and who waits to be in it.
+type GatewayList struct {
+	Gateways []Gateway `json:"gateways"`
+	Waiting  []Waiting `json:"waiting"`
+}
+
 // ImportResult is what became of one line of a manifest.
 type ImportResult struct {
 	ID     string `json:"id"`
