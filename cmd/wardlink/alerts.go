@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"net/url"
-	"os"
 	"slices"
 	"strings"
 	"time"
@@ -175,11 +174,7 @@ func span(d time.Duration) string {
 
 // paintSeverity colours the severities of a finished table where the output is a terminal that wants it.
 func (t *tool) paintSeverity(text string) string {
-	f, ok := t.out.(*os.File)
-	if !ok || os.Getenv("NO_COLOR") != "" || os.Getenv("TERM") == "dumb" {
-		return text
-	}
-	if info, err := f.Stat(); err != nil || info.Mode()&os.ModeCharDevice == 0 {
+	if !wantsColour(t.out) {
 		return text
 	}
 	lines := strings.SplitAfter(text, "\n")

@@ -11,9 +11,6 @@ import (
 	"os"
 	"strings"
 	"time"
-	"unicode"
-
-	"golang.org/x/sys/unix"
 
 	"wardlink/internal/durable"
 	"wardlink/server/api/client"
@@ -73,7 +70,10 @@ func (t *tool) approveBatch(ctx context.Context, o batchOptions) error {
 		return err
 	}
 	run := &batchRun{tool: t, client: c, options: o, rows: rows, results: make([]client.ApprovalResult, len(rows)), begun: time.Now()}
-	run.screen, run.width = screenOf(t.err)
+	run.screen = isTerminal(t.err)
+	if run.width, _ = screenSize(t.err); run.width == 0 {
+		run.width = 80
+	}
 	err = run.all(ctx)
 	run.clear()
 	if err != nil && run.decided == 0 {
@@ -256,29 +256,4 @@ func (b *batchRun) table(r batchReport, report string) error {
 		return fmt.Errorf("some rows failed; mend them in %s and run: wardlink gateway approve --batch %s", r.Failed, r.Failed)
 	}
 	return err
-}
-
-// screenOf tells whether a writer is a terminal that can redraw a line, and how wide it is.
-func screenOf(out io.Writer) (bool, int) {
-	f, ok := out.(*os.File)
-	if !ok || os.Getenv("TERM") == "dumb" {
-		return false, 0
-	}
-	if _, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS); err != nil {
-		return false, 0
-	}
-	if ws, err := unix.IoctlGetWinsize(int(f.Fd()), unix.TIOCGWINSZ); err == nil && ws.Col > 0 {
-		return true, int(ws.Col)
-	}
-	return true, 80
-}
-
-// printable keeps from the terminal what a file or a peer put into a word to move the cursor or to hide a line.
-func printable(s string) string {
-	return strings.Map(func(r rune) rune {
-		if !unicode.IsPrint(r) {
-			return '?'
-		}
-		return r
-	}, s)
 }

@@ -10,12 +10,10 @@ import (
 	"fmt"
 	"io"
 	"net/url"
-	"os"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
 	"wardlink/audit"
 	"wardlink/enroll/wipe"
@@ -80,12 +78,7 @@ func (t *tool) confirmEnd(in io.Reader, id string, now, yes bool) error {
 	if yes {
 		return nil
 	}
-	f, ok := in.(*os.File)
-	if ok { // /dev/null is a character device as well
-		_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
-		ok = err == nil
-	}
-	if !ok {
+	if _, ok := terminal(in); !ok {
 		return errors.New("this cannot be taken back, and there is no terminal to ask on: give --yes")
 	}
 	fmt.Fprintf(t.err, "This ends %s for ever: its id and its TPM are never admitted again.\n", id)

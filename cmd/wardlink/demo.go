@@ -78,13 +78,3 @@ func (w *watched) Write(p []byte) (int, error) {
 	}
 	return n, err
 }
-
-// isTerminal is enough to decide about colour and overwritten lines.
-func isTerminal(w any) bool {
-	f, ok := w.(*os.File)
-	if !ok {
-		return false
-	}
-	info, err := f.Stat()
-	return err == nil && info.Mode()&os.ModeCharDevice != 0 && os.Getenv("TERM") != "dumb"
-}

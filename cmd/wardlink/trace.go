@@ -7,14 +7,12 @@ import (
 	"fmt"
 	"io"
 	"net/url"
-	"os"
 	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
 	"wardlink/server/api/client"
 )
@@ -143,19 +141,6 @@ func (t *tool) followTrace(ctx context.Context, every time.Duration, ask func(co
 	}
 }
 
-// screenSize is what a terminal shows, in columns and lines; 0 when nobody knows.
-func screenSize(out io.Writer) (width, height int) {
-	f, ok := out.(*os.File)
-	if !ok {
-		return 0, 0
-	}
-	size, err := unix.IoctlGetWinsize(int(f.Fd()), unix.TIOCGWINSZ)
-	if err != nil {
-		return 0, 0
-	}
-	return int(size.Col), int(size.Row)
-}
-
 // traceLines is one line for each source.
 func traceLines(traces []client.Trace) string {
 	var b strings.Builder
@@ -200,7 +185,7 @@ func tracePage(traces []client.Trace, colour bool, width int) string {
 		if tr.Ward != "" {
 			ward = "ward " + tr.Ward + "  "
 		}
-		fmt.Fprintf(&b, "%s  %s%s\n", paint("1", tracedName(tr)), ward, tr.At.Local().Format("2006-01-02 15:04:05"))
+		fmt.Fprintf(&b, "%s  %s%s\n", paint("1", tracedName(tr)), ward, tr.At.Local().Format(time.DateTime))
 		var table strings.Builder
 		w := tabwriter.NewWriter(&table, 0, 0, 2, ' ', 0)
 		fmt.Fprintln(w, "  STATION\tSTATE\tLAST\tCOUNT\tKNOWN\tNOTE")
@@ -293,6 +278,3 @@ func grouped(n uint64) string {
 	}
 	return text
 }
-
-// wantsColour: a terminal, unless NO_COLOR is set (no-color.org) or the terminal can do none.
-func wantsColour(out io.Writer) bool { return isTerminal(out) && os.Getenv("NO_COLOR") == "" }
