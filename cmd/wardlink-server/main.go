@@ -136,7 +136,7 @@ func checkOwner(dir string, uid int, command string) error {
 	if u, err := user.LookupId(owner); err == nil {
 		owner = u.Username
 	} else {
-		owner = "#" + owner
+		owner = "'#" + owner + "'" // quoted: to a shell it would begin a comment
 	}
 	return fmt.Errorf("%s belongs to the user %s, who could not read what others write there; run it as that user: sudo -u %s %s --dir %s", dir, owner, owner, command, dir)
 }
