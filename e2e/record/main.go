@@ -317,25 +317,23 @@ func (s *stage) readings() (json.RawMessage, error) {
 	client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{Certificates: []tls.Certificate{cert}, RootCAs: roots}}}
 	var out []json.RawMessage
 	err = child.Until(s.ctx, "the readings", []*child.Process{s.server}, func(context.Context) (bool, error) {
+		answer, err := client.Get("https://" + s.names["hospital"] + "/fhir/Observation?_count=1000&patient.identifier=urn:oid:1.2.3%7CCANARY7")
+		if err != nil {
+			return false, err
+		}
+		defer answer.Body.Close()
+		var bundle struct {
+			Entry []struct {
+				Resource json.RawMessage `json:"resource"`
+			} `json:"entry"`
+		}
+		if err := json.NewDecoder(answer.Body).Decode(&bundle); err != nil {
+			return false, err
+		}
 		out = nil
-		for _, url := range []string{"/fhir/Observation?_count=1000&patient.identifier=urn:oid:1.2.3%7CCANARY7"} {
-			answer, err := client.Get("https://" + s.names["hospital"] + url)
-			if err != nil {
-				return false, err
-			}
-			defer answer.Body.Close()
-			var bundle struct {
-				Entry []struct {
-					Resource json.RawMessage `json:"resource"`
-				} `json:"entry"`
-			}
-			if err := json.NewDecoder(answer.Body).Decode(&bundle); err != nil {
-				return false, err
-			}
-			for _, e := range bundle.Entry {
-				if bytes.Contains(e.Resource, []byte(`"Observation"`)) {
-					out = append(out, e.Resource)
-				}
+		for _, e := range bundle.Entry {
+			if bytes.Contains(e.Resource, []byte(`"Observation"`)) {
+				out = append(out, e.Resource)
 			}
 		}
 		return len(out) >= 5+2+2, nil // vitals, the alarm's own, waveforms

@@ -1,7 +1,5 @@
 package main
 
-import "fmt"
-
 const who = "PID|||CANARY7^^^HOSP&1.2.3&ISO\rOBR|1|||X|||20261122120000+0000\r"
 
 func head(event, control string) string {
@@ -21,6 +19,6 @@ func alarm(control string) string {
 
 func waveform(control string) string {
 	return head("ORU^W01^ORU_W01", control) +
-		fmt.Sprintf("OBX|1|CD|131330&CHN^MDC_ECG_ELEC_POTL_II^MDC|1.4.1.0|%d&II^II&^0.001&266418&MDC_DIM_MILLI_VOLT&MDC^1&0&0^500^-2048&2047\r", 1) +
+		"OBX|1|CD|131330&CHN^MDC_ECG_ELEC_POTL_II^MDC|1.4.1.0|1&II^II&^0.001&266418&MDC_DIM_MILLI_VOLT&MDC^1&0&0^500^-2048&2047\r" +
 		"OBX|2|NA|131330&WAV^MDC_ECG_ELEC_POTL_II^MDC|1.4.1.0|1^2^3^-4^5^6^" + control[1:] + "||||||F\r"
 }
