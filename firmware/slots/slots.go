@@ -134,7 +134,7 @@ func (d Dir) Current() (Current, error) {
 }
 
 // SetCurrent makes a slot, whose program must be durable already, the one that starts from now on. After a power cut in the middle the
-// former choice or the new one stands.
+// former choice or the new one stands. It is for who installs updates; nothing does yet, and only tests call it.
 func (d Dir) SetCurrent(c Current) error {
 	if err := c.check(); err != nil {
 		return fmt.Errorf("current slot: %w", err)
