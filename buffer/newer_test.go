@@ -40,10 +40,12 @@ func TestNewerFormatIsRefusedAndKept(t *testing.T) {
 			})
 		},
 		"both state files": func(t *testing.T, dir string) {
+			ab, data, err := durable.OpenAB(filepath.Join(dir, stateName), maxState)
+			if err != nil || ab.Store(data) != nil { // there is one so far
+				t.Fatal(err)
+			}
 			for _, suffix := range []string{".a", ".b"} {
-				if _, err := os.Stat(filepath.Join(dir, stateName+suffix)); err == nil {
-					write(t, filepath.Join(dir, stateName+suffix), magic)
-				}
+				write(t, filepath.Join(dir, stateName+suffix), magic)
 			}
 		},
 		"one state file": func(t *testing.T, dir string) { write(t, filepath.Join(dir, stateName+".a"), magic) },
