@@ -180,35 +180,14 @@ func (l *link) close() {
 func (l *link) pump(ctx context.Context) (*transport, error) {
 	identity := time.NewTicker(l.u.timing.identity)
 	defer identity.Stop()
-	var next *transport
-	var dialing chan *transport // at most one dial at a time
-	defer func() {
-		if dialing != nil {
-			go abandon(dialing)
-		}
-	}()
+	next := succession{l: l}
+	defer next.abandon()
 	settling, stopSettling := l.settling()
 	defer stopSettling()
 	dialCtx, stopDialing := context.WithCancel(ctx)
 	defer stopDialing()
 	_, turned := l.u.way()
-	look := func() {
-		if dialing != nil {
-			return
-		}
-		among, better := l.u.servers, l.u.cfg.Way.Better(l.u.servers(), l.t.server)
-		switch {
-		case l.u.changed(l.t):
-		case len(better) > 0: // an address that comes first has had its rest
-			among = func() []string { return better }
-		default:
-			return
-		}
-		dialing = make(chan *transport, 1)
-		go l.successor(dialCtx, among, dialing)
-	}
-
-	look()
+	next.look(dialCtx)
 	for {
 		l.read()
 		if err := l.sweep(); err != nil {
@@ -245,41 +224,21 @@ func (l *link) pump(ctx context.Context) (*transport, error) {
 			}
 		case <-turned:
 			_, turned = l.u.way()
-			if dialing != nil { // its dial ends by itself
-				go abandon(dialing)
-				dialing = nil
-			}
-			look()
+			next.abandon() // its dial ends by itself
+			next.look(dialCtx)
 		case <-identity.C:
-			look()
-		case next = <-dialing:
-			dialing = nil
-			if next != nil {
+			next.look(dialCtx)
+		case t := <-next.dialing:
+			next.dialing = nil
+			if t != nil {
 				stop()
-				return next, l.drain()
+				return t, l.drain()
 			}
 		case <-ctx.Done():
 			stop()
 			return nil, l.drain()
 		}
 		stop()
-	}
-}
-
-// successor makes the next connection while this one goes on sending. A failure is noted; the next look at the identity tries
-// again, and the server ends this connection when its certificate does.
-func (l *link) successor(ctx context.Context, among func() []string, to chan<- *transport) {
-	t, err := l.u.dial(ctx, among)
-	if err != nil && ctx.Err() == nil && !errors.Is(err, errMoved) {
-		l.u.fault(fmt.Errorf("connection to take this one's place: %w", err))
-	}
-	to <- t
-}
-
-// abandon closes a connection that nobody waits for any more.
-func abandon(dialing <-chan *transport) {
-	if t := <-dialing; t != nil {
-		_ = t.conn.Close()
 	}
 }
 
