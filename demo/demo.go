@@ -27,7 +27,7 @@ type theatre struct {
 	Options
 	dir     string // everything of this demonstration
 	server  string // the server's directory
-	doors   doors
+	doors   child.Doors
 	ports   ports
 	stages  *stages
 	network *network // between the gateways and the server
@@ -196,7 +196,7 @@ func (t *theatre) startServer(ctx context.Context) error {
 	t.stages.begin("server")
 	var err error
 	for _, addr := range []*string{&t.ports.gateways, &t.ports.hospital, &t.ports.operators} {
-		if *addr, err = t.doors.free(); err != nil {
+		if *addr, err = t.doors.Free(); err != nil {
 			return err
 		}
 	}
@@ -223,7 +223,7 @@ func (t *theatre) startServer(ctx context.Context) error {
 	if err := t.serverReady(ctx); err != nil {
 		return err
 	}
-	wire, err := t.doors.free()
+	wire, err := t.doors.Free()
 	if err != nil {
 		return err
 	}

@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -36,34 +35,6 @@ const (
 
 // ports are the addresses of this demonstration's server.
 type ports struct{ gateways, hospital, operators string }
-
-// doors hands out addresses of this demonstration, none twice: most are not listened at before all are given.
-type doors struct {
-	mu    sync.Mutex
-	given map[int]bool
-}
-
-// free finds a port below those that the system gives to outgoing connections: one of these could take the port of a server that is
-// killed, before it is started again.
-func (d *doors) free() (string, error) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	for range 200 {
-		port := 20_000 + rand.IntN(12_000)
-		if d.given[port] {
-			continue
-		}
-		ln, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
-		if err == nil {
-			if d.given == nil {
-				d.given = make(map[int]bool)
-			}
-			d.given[port] = true
-			return ln.Addr().String(), ln.Close()
-		}
-	}
-	return "", errors.New("no free port was found between 20000 and 32000 on 127.0.0.1")
-}
 
 // gateway is one gateway of the demonstration with its TPM, its agent and the monitor that feeds it.
 type gateway struct {
@@ -129,7 +100,7 @@ func newGateway(dir, name string, factory *swtpm.Factory) *gateway {
 	return &gateway{name: name, ward: "icu-1", dir: filepath.Join(dir, name), factory: factory}
 }
 
-func (g *gateway) makeTPM(ctx context.Context, d *doors) (err error) {
+func (g *gateway) makeTPM(ctx context.Context, d *child.Doors) (err error) {
 	if err := os.MkdirAll(g.dir, 0o700); err != nil {
 		return err
 	}
@@ -143,7 +114,7 @@ func (g *gateway) makeTPM(ctx context.Context, d *doors) (err error) {
 	if err := g.factory.Make(making, state); err != nil {
 		return err
 	}
-	if g.mllp, err = d.free(); err != nil {
+	if g.mllp, err = d.Free(); err != nil {
 		return err
 	}
 	g.tpm, err = swtpm.Start(ctx, state, filepath.Join(g.dir, "t"))

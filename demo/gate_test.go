@@ -67,16 +67,3 @@ func TestEndlessSourceEndsWithTheGate(t *testing.T) {
 		}
 	})
 }
-
-// TestNoDoorIsGivenTwice: two programs on one port would be a failure of the demonstration's own.
-func TestNoDoorIsGivenTwice(t *testing.T) {
-	var d doors
-	seen := make(map[string]bool)
-	for range 500 {
-		addr, err := d.free()
-		if err != nil || seen[addr] {
-			t.Fatalf("%s, %v", addr, err)
-		}
-		seen[addr] = true
-	}
-}

@@ -39,14 +39,16 @@ func folder(t *testing.T) string {
 	return dir
 }
 
+// doors are those of all these tests: an agent or a server that is started again must find its own free.
+var doors child.Doors
+
 func freeAddr(t *testing.T) string {
 	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	addr, err := doors.Free()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer ln.Close()
-	return ln.Addr().String()
+	return addr
 }
 
 func newHospital(t *testing.T) *hospital {

@@ -139,14 +139,10 @@ func (s *stage) operator(args ...string) ([]byte, error) {
 }
 
 // begin starts server, tap and gateway.
-func (s *stage) begin() error {
+func (s *stage) begin() (err error) {
+	var doors child.Doors
 	for _, name := range []string{"gateways", "hospital", "operators", "mllp"} {
-		ln, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			return err
-		}
-		s.names[name] = ln.Addr().String()
-		if err := ln.Close(); err != nil {
+		if s.names[name], err = doors.Free(); err != nil {
 			return err
 		}
 	}
@@ -155,7 +151,6 @@ func (s *stage) begin() error {
 		"--gateways", s.names["gateways"], "--hospital", s.names["hospital"], "--operators", s.names["operators"]); err != nil {
 		return err
 	}
-	var err error
 	if s.server, err = child.Start("server", filepath.Join(s.dir, "server.log"), filepath.Join(s.bin, "wardlink-server"), "run", "--dir", dir); err != nil {
 		return err
 	}
