@@ -18,6 +18,7 @@ demo: need build ## monitor, gateway, server on a bad day: kills, a cut network,
 	bin/wardlink demo
 
 test: need ## all tests, with a real TPM emulator (at most 8 minutes)
+	@scripts/need qemu-arm-static:qemu-user-static
 	@scripts/recording --say
 	go test -timeout 8m ./...
 
@@ -45,6 +46,7 @@ repro: ## every program twice, in two directories: are the bytes the same? Some 
 	cross/repro
 
 emulated: need ## what must hold on 32 bits, run as the oldest Raspberry Pi would
+	@scripts/need qemu-arm-static:qemu-user-static
 	GOARCH=arm GOARM=6 go test -timeout 15m -exec $(CURDIR)/cross/emulate ./buffer/... ./telemetry/... ./internal/durable
 
 bench: need build ## figures beside goals
@@ -63,4 +65,4 @@ clean: ## remove bin/ and dist/
 	rm -rf bin dist
 
 need:
-	@scripts/need swtpm:swtpm swtpm_setup:swtpm-tools qemu-arm-static:qemu-user-static
+	@scripts/need swtpm:swtpm swtpm_setup:swtpm-tools

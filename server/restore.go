@@ -134,10 +134,14 @@ func (r *restoring) begin() error {
 
 // whole refuses a directory whose restore did not come to its end.
 func whole(dir string) error {
-	if _, err := os.Lstat(filepath.Join(dir, restoringFile)); err == nil {
+	_, err := os.Lstat(filepath.Join(dir, restoringFile))
+	switch {
+	case err == nil:
 		return fmt.Errorf("%s: a restore into it did not come to its end; remove it and restore again", dir)
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
 	}
-	return nil
+	return fmt.Errorf("whether a restore into it came to its end: %w", err)
 }
 
 func (r *restoring) extract(in *bufio.Reader) error {
