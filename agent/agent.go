@@ -38,7 +38,7 @@ type Agent struct {
 	intake  *intake
 	seals   *sealings
 	config  *configStore
-	sources []*source.MLLP
+	sources []source.Source
 	link    *uplink.Uplink
 	way     *egress.Way // for all that is sent or asked
 	reports *reporter
@@ -163,24 +163,11 @@ func (a *Agent) prepare() error {
 		return err
 	}
 	for i, s := range a.cfg.Sources {
-		zone, err := s.zone()
+		src, err := a.openSource(s)
 		if err != nil {
 			return fmt.Errorf("sources[%d]: %w", i, err)
 		}
-		allow, err := s.prefixes()
-		if err != nil {
-			return fmt.Errorf("sources[%d]: %w", i, err)
-		}
-		m, err := source.NewMLLP(source.Config{
-			ID: s.ID, Listen: s.MLLP, Allow: allow, Zone: zone,
-			Accept:       func(ctx context.Context, d source.Delivery) error { return a.intake.accept(ctx, d, s.uniqueIDs()) },
-			Acknowledged: func(digest [32]byte) { a.intake.acknowledged(s.ID, digest) },
-			Log:          a.log,
-		})
-		if err != nil {
-			return fmt.Errorf("sources[%d]: %w", i, err)
-		}
-		a.sources = append(a.sources, m)
+		a.sources = append(a.sources, src)
 	}
 	a.intake.open = a.connections
 	every, err := a.cfg.reportEvery()

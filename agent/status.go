@@ -106,8 +106,8 @@ func (a *Agent) status() Status {
 		ConfigSet: a.config.inForce().Version, Settings: a.configStatus(), Sources: map[string]source.Stats{}, Intake: a.intake.counters(),
 		Buffer: a.buf.Stats(), Uplink: a.link.Status(), Resend: a.resend.state(), Log: a.logs.status(),
 	}
-	for i, m := range a.sources {
-		s.Sources[a.cfg.Sources[i].ID] = m.Stats()
+	for _, src := range a.sources {
+		s.Sources[src.ID()] = src.Stats()
 	}
 	s.KitBeside = a.held.Examine()
 	a.mu.Lock()

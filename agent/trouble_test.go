@@ -20,6 +20,7 @@ import (
 	"testing"
 	"time"
 
+	"wardlink/agent/source"
 	"wardlink/buffer"
 	"wardlink/internal/mounttest"
 	"wardlink/telemetry/hl7"
@@ -102,7 +103,7 @@ type device struct {
 
 func (b *box) connect() *device {
 	b.Helper()
-	c, err := net.Dial("tcp", b.agent.sources[0].Addr().String())
+	c, err := net.Dial("tcp", b.agent.sources[0].(*source.MLLP).Addr().String())
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -84,11 +84,11 @@ func (s *sum) add(texts ...string) {
 
 func (s *sum) message(m *Message) {
 	s.add(m.Source, m.Type, m.ControlID, m.Sender, m.Processing, m.SentAt,
-		m.Patient.ID, m.Patient.Authority, m.Patient.Location, m.Patient.Visit)
+		m.Patient.ID, m.Patient.Authority, m.Patient.Location, m.Patient.Visit, m.Bed)
 	for i := range m.Observations {
 		o := &m.Observations[i]
 		s.add(o.Type, o.Code.ID, o.Code.Name, o.Code.Sys, o.Value, o.Unit.Sent, o.Unit.UCUM, o.SubID, o.Limits, o.Flags,
-			o.Status, o.Time, o.Device)
+			o.Status, o.Time, o.Device, o.Bed)
 	}
 	for _, p := range m.Problems {
 		s.add(p.Where, p.Reason)

@@ -77,7 +77,7 @@ func (w *wireBatch) messages() ([]Message, error) {
 		*m = Message{
 			Source: c.Source, Copy: cell(t.Copy, i), Received: now, Type: c.Type, ControlID: cell(t.ControlIDs, i), Sender: c.Sender,
 			Processing: c.Processing, SentAt: cell(t.SentAt, i),
-			Patient: Patient{ID: c.Patient, Authority: c.Authority, Location: c.Location, Visit: c.Visit},
+			Patient: Patient{ID: c.Patient, Authority: c.Authority, Location: c.Location, Visit: c.Visit}, Bed: c.Bed,
 		}
 		copy(m.Digest[:], t.Digests[32*i:])
 	}
@@ -173,7 +173,7 @@ func (w *wireBatch) observations(messages []Message, refs []ref) {
 		all[i] = Observation{
 			Index: r.index, Type: s.Type, Code: Code{MDC: s.MDC, ID: s.CodeID, Name: s.CodeName, Sys: s.CodeSys},
 			Value: cell(s.Value, row), Unit: Unit{Sent: s.UnitSent, UCUM: s.UCUM}, SubID: s.SubID, Limits: s.Limits,
-			Flags: cell(s.Flags, row), Status: cell(s.Status, row), Time: w.Times.Texts[r.time], At: at[r.time], Device: s.Device,
+			Flags: cell(s.Flags, row), Status: cell(s.Status, row), Time: w.Times.Texts[r.time], At: at[r.time], Device: s.Device, Bed: s.Bed,
 			Marks: Marks(cell(s.Marks, row)),
 		}
 	}

@@ -32,6 +32,7 @@ type seriesKey struct {
 	subID   string
 	limits  string
 	device  string
+	bed     string
 }
 
 // columns are the cells of one series before they are collapsed. The last values of the delta columns are kept beside them.
@@ -91,7 +92,7 @@ func (t *tables) context(m *Message) uint32 {
 	c := wireContext{
 		Source: text(m.Source), Type: text(m.Type), Sender: text(m.Sender), Processing: text(m.Processing),
 		Patient: text(m.Patient.ID), Authority: text(m.Patient.Authority), Location: text(m.Patient.Location),
-		Visit: text(m.Patient.Visit),
+		Visit: text(m.Patient.Visit), Bed: text(m.Bed),
 	}
 	i, ok := t.contexts[c]
 	if !ok {
@@ -103,7 +104,7 @@ func (t *tables) context(m *Message) uint32 {
 }
 
 func (t *tables) observation(message int64, context uint32, o *Observation) {
-	key := seriesKey{context: context, code: o.Code, unit: o.Unit, kind: o.Type, subID: o.SubID, limits: o.Limits, device: o.Device}
+	key := seriesKey{context: context, code: o.Code, unit: o.Unit, kind: o.Type, subID: o.SubID, limits: o.Limits, device: o.Device, bed: o.Bed}
 	i, ok := t.series[key]
 	if !ok {
 		i = len(t.columns)
@@ -112,7 +113,7 @@ func (t *tables) observation(message int64, context uint32, o *Observation) {
 		t.wire.Series = append(t.wire.Series, wireSeries{
 			MDC: o.Code.MDC, CodeID: text(o.Code.ID), CodeName: text(o.Code.Name), CodeSys: text(o.Code.Sys),
 			UnitSent: text(o.Unit.Sent), UCUM: text(o.Unit.UCUM), Type: text(o.Type), SubID: text(o.SubID), Limits: text(o.Limits),
-			Device: text(o.Device),
+			Device: text(o.Device), Bed: text(o.Bed),
 		})
 	}
 	c := &t.columns[i]

@@ -36,7 +36,7 @@ func (r random) batch() Batch {
 		pool[i] = Observation{
 			Type: r.text(), Code: Code{MDC: r.Uint32(), ID: r.text(), Name: r.text(), Sys: r.text()}, SubID: r.text(),
 			Unit: Unit{Sent: r.text(), UCUM: r.text()}, Limits: r.text(), Device: r.text(), Flags: r.text(), Status: r.text(),
-			Time: r.text(), At: r.number(),
+			Time: r.text(), At: r.number(), Bed: []string{"", "", "ICU-8"}[r.IntN(3)],
 		}
 	}
 	patients := []Patient{{}, {ID: r.text(), Authority: r.text(), Location: r.text(), Visit: r.text()}}
@@ -48,6 +48,7 @@ func (r random) batch() Batch {
 		for i := range m.Digest {
 			m.Digest[i] = byte(r.Uint32())
 		}
+		m.Bed = []string{"", "", "ICU-7", r.text()}[r.IntN(4)]
 		index := uint32(r.IntN(3))
 		for range r.IntN(9) {
 			o := pool[r.IntN(len(pool))]
@@ -223,7 +224,9 @@ func valid() wireBatch {
 
 func TestDecodeRefuses(t *testing.T) {
 	tests := map[string]func(w *wireBatch){
-		"version":               func(w *wireBatch) { w.Version = 3 },
+		"version":               func(w *wireBatch) { w.Version = batchLatest + 1 },
+		"bed of version 1":      func(w *wireBatch) { w.Contexts[0].Bed = "ICU-7" },
+		"device's bed of 2":     func(w *wireBatch) { w.Version, w.Series[1].Bed = 2, "ICU-7" },
 		"version 0":             func(w *wireBatch) { w.Version = 0 },
 		"boot":                  func(w *wireBatch) { w.Boot = w.Boot[:15] },
 		"no messages":           func(w *wireBatch) { w.Messages.Digests, w.Series = nil, nil },

@@ -34,6 +34,8 @@ type wireWaveforms struct {
 	Lower   string   `cbor:"23,keyasint,omitempty"`
 	Upper   string   `cbor:"24,keyasint,omitempty"`
 	Samples [][]byte `cbor:"25,keyasint"` // one for each row
+
+	Bed string `cbor:"26,keyasint,omitempty"` // version 3
 }
 
 func (s *wireWaveforms) rows() uint32 { return max(s.Rows, 1) }
@@ -43,7 +45,7 @@ type waveKey struct {
 	context                              uint32
 	code                                 Code
 	unit                                 Unit
-	kind, subID, device, label           string
+	kind, subID, device, bed, label      string
 	period, factor, origin, lower, upper string
 }
 
@@ -55,7 +57,7 @@ type waveTables struct {
 
 func (t *tables) waveform(message int64, context uint32, w *Waveform) {
 	key := waveKey{
-		context: context, code: w.Code, unit: w.Unit, kind: w.Type, subID: w.SubID, device: w.Device, label: w.Label,
+		context: context, code: w.Code, unit: w.Unit, kind: w.Type, subID: w.SubID, device: w.Device, bed: w.Bed, label: w.Label,
 		period: w.Period, factor: w.Factor, origin: w.Origin, lower: w.Lower, upper: w.Upper,
 	}
 	i, ok := t.waves.series[key]
@@ -69,7 +71,7 @@ func (t *tables) waveform(message int64, context uint32, w *Waveform) {
 		t.wire.Waveforms = append(t.wire.Waveforms, wireWaveforms{
 			MDC: w.Code.MDC, CodeID: text(w.Code.ID), CodeName: text(w.Code.Name), CodeSys: text(w.Code.Sys),
 			UnitSent: text(w.Unit.Sent), UCUM: text(w.Unit.UCUM), Type: text(w.Type), SubID: text(w.SubID), Device: text(w.Device),
-			Label: text(w.Label), Period: w.Period, Factor: w.Factor, Origin: w.Origin, Lower: w.Lower, Upper: w.Upper,
+			Label: text(w.Label), Period: w.Period, Factor: w.Factor, Origin: w.Origin, Lower: w.Lower, Upper: w.Upper, Bed: text(w.Bed),
 		})
 	}
 	c, s := &t.waves.columns[i], &t.wire.Waveforms[i]
@@ -116,7 +118,7 @@ func (w *wireBatch) waveforms(messages []Message) error {
 		all[i] = Waveform{
 			Index: r.index, Type: s.Type, Code: Code{MDC: s.MDC, ID: s.CodeID, Name: s.CodeName, Sys: s.CodeSys}, Label: s.Label,
 			Unit: Unit{Sent: s.UnitSent, UCUM: s.UCUM}, SubID: s.SubID, Flags: cell(s.Flags, row), Status: cell(s.Status, row),
-			Time: w.Times.Texts[r.time], At: at[r.time], Device: s.Device, Marks: Marks(cell(s.Marks, row)),
+			Time: w.Times.Texts[r.time], At: at[r.time], Device: s.Device, Bed: s.Bed, Marks: Marks(cell(s.Marks, row)),
 			Period: s.Period, Factor: s.Factor, Origin: s.Origin, Lower: s.Lower, Upper: s.Upper, Samples: samples,
 		}
 	}
@@ -210,7 +212,7 @@ func (m *Message) checkWaveforms(i int) error {
 func (s *sum) waveforms(m *Message) {
 	for i := range m.Waveforms {
 		w := &m.Waveforms[i]
-		s.add(w.Type, w.Code.ID, w.Code.Name, w.Code.Sys, w.Label, w.Unit.Sent, w.Unit.UCUM, w.SubID, w.Flags, w.Status, w.Time, w.Device,
+		s.add(w.Type, w.Code.ID, w.Code.Name, w.Code.Sys, w.Label, w.Unit.Sent, w.Unit.UCUM, w.SubID, w.Flags, w.Status, w.Time, w.Device, w.Bed,
 			w.Period, w.Factor, w.Origin, w.Lower, w.Upper)
 	}
 }

@@ -7,11 +7,13 @@ import (
 	"github.com/fxamacker/cbor/v2"
 )
 
-// The versions of a batch, its first key. A reader refuses any other: it must not guess at what it would drop. Version 2 has keys that
-// version 1 has not; a batch that needs none of them is of version 1, which every reader that was ever released can read.
+// The versions of a batch, its first key. A reader refuses any other: it must not guess at what it would drop. Later versions have keys
+// that earlier ones have not; a batch is of the least version that has its keys, so that as many readers as can be read it.
 const (
 	batchVersion = 1
-	batchLatest  = 2
+	waveVersion  = 2
+	bedVersion   = 3
+	batchLatest  = bedVersion
 )
 
 // The codec bytes that lead an encoded batch. 2 is reserved for deflate with a preset dictionary.
@@ -39,8 +41,23 @@ type wireBatch struct {
 
 // needs is the least version that can say what the batch holds.
 func (w *wireBatch) needs() uint64 {
+	for i := range w.Contexts {
+		if w.Contexts[i].Bed != "" {
+			return bedVersion
+		}
+	}
+	for i := range w.Series {
+		if w.Series[i].Bed != "" {
+			return bedVersion
+		}
+	}
+	for i := range w.Waveforms {
+		if w.Waveforms[i].Bed != "" {
+			return bedVersion
+		}
+	}
 	if len(w.Waveforms) > 0 {
-		return batchLatest
+		return waveVersion
 	}
 	return batchVersion
 }
@@ -55,6 +72,7 @@ type wireContext struct {
 	Authority  string `cbor:"6,keyasint,omitempty"`
 	Location   string `cbor:"7,keyasint,omitempty"`
 	Visit      string `cbor:"8,keyasint,omitempty"`
+	Bed        string `cbor:"9,keyasint,omitempty"` // version 3
 }
 
 // wireMessages is the table of messages; its row count is the length of Digests over 32.
@@ -95,6 +113,8 @@ type wireSeries struct {
 	Flags   []string `cbor:"16,keyasint,omitempty"`
 	Status  []string `cbor:"17,keyasint,omitempty"`
 	Marks   []byte   `cbor:"18,keyasint,omitempty"` // a byte string, one byte a cell
+
+	Bed string `cbor:"26,keyasint,omitempty"` // version 3
 }
 
 // wireExtra is what few messages have: what was not understood.

@@ -4,6 +4,7 @@
 package telemetry
 
 import (
+	"cmp"
 	"encoding/hex"
 	"fmt"
 )
@@ -97,6 +98,9 @@ type Message struct {
 	Processing string   // MSH-11, first component: P production, T training (test data), D debugging
 	SentAt     string   // MSH-7 as sent
 	Patient    Patient
+	// Bed is the bed that the gateway's configuration binds the message's device to; "" when it binds it to none. It is the gateway's
+	// word, not the device's: that is Patient.Location.
+	Bed string
 
 	Observations []Observation
 	Waveforms    []Waveform
@@ -134,6 +138,7 @@ type Observation struct {
 	Time   string // device time as sent (OBX-14, else OBR-7, else MSH-7)
 	At     int64  // Time in Unix milliseconds, read with the source's time zone where Time has none; 0 when unreadable
 	Device string // OBX-18 as sent
+	Bed    string // that Device is bound to; "": the message's
 	Marks  Marks
 }
 
@@ -178,3 +183,6 @@ const (
 	// MaxEncoded is what a frame leaves for an encoded batch: header 77, nonce 12, tag 16, hash 32.
 	MaxEncoded = MaxFrame - 137
 )
+
+// BedOf is the bed of a reading of m that is bound to bed itself, or to none (""): the message's then.
+func (m *Message) BedOf(bed string) string { return cmp.Or(bed, m.Bed) }

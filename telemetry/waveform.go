@@ -21,6 +21,7 @@ type Waveform struct {
 	Time   string // of the first sample, as sent
 	At     int64  // Time in Unix milliseconds; 0 when unreadable
 	Device string // OBX-18 as sent
+	Bed    string // that Device is bound to; "": the message's
 	Marks  Marks
 
 	Period string // milliseconds between two samples, above 0

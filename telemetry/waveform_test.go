@@ -15,7 +15,7 @@ import (
 func (r random) waveform(o Observation) Waveform {
 	decimal := func() string { return []string{"", "0", "-0.25", "0.001", "12345678901234567890.5"}[r.IntN(5)] }
 	w := Waveform{
-		Type: o.Type, Code: o.Code, Unit: o.Unit, SubID: o.SubID, Device: o.Device, Time: o.Time, At: o.At, Flags: r.text(), Status: o.Status,
+		Type: o.Type, Code: o.Code, Unit: o.Unit, SubID: o.SubID, Device: o.Device, Bed: o.Bed, Time: o.Time, At: o.At, Flags: r.text(), Status: o.Status,
 		Marks: Marks(r.Uint32()), Label: r.text(), Period: []string{"2", "8", "2.777777777778"}[r.IntN(3)], Factor: decimal(), Origin: decimal(),
 		Lower: decimal(), Upper: decimal(),
 	}
@@ -139,6 +139,18 @@ func TestVersionFollowsTheContents(t *testing.T) {
 	}
 	if v := newWireBatch(&waves).Version; v != 2 {
 		t.Errorf("a batch of waveforms is of version %d", v)
+	}
+	for name, set := range map[string]func(m *Message){
+		"message":     func(m *Message) { m.Bed = "ICU-7" },
+		"observation": func(m *Message) { m.Observations[0].Bed = "ICU-7" },
+		"waveform":    func(m *Message) { m.Waveforms[0].Bed = "ICU-7" },
+	} {
+		b := ecg(1, 1, 1, 10)
+		b.Messages[0].Observations = []Observation{{Index: 99}}
+		set(&b.Messages[0])
+		if v := newWireBatch(&b).Version; v != 3 {
+			t.Errorf("a batch with a %s's bed is of version %d", name, v)
+		}
 	}
 	w := newWireBatch(&plain)
 	w.Version = 2

@@ -125,7 +125,7 @@ func (c *conn) message(ctx context.Context, raw []byte) bool {
 	}
 	s.acknowledged.Add(1)
 	if s.cfg.Acknowledged != nil {
-		s.cfg.Acknowledged(m.Digest)
+		s.cfg.Acknowledged(s.cfg.ID, m.Digest)
 	}
 	return true
 }

@@ -23,9 +23,9 @@ type Config struct {
 	Zone   *time.Location // of times that name none; nil is UTC
 	Accept Accept         // must be set
 
-	// Acknowledged, if set, is told the SHA-256 of each message once its acknowledgement was written to the socket (or at once,
+	// Acknowledged, if set, is told source id and SHA-256 of each message once its acknowledgement was written to the socket (or at once,
 	// when the device wants none): from then on the same bytes are a new message, not a resend.
-	Acknowledged func(digest [32]byte)
+	Acknowledged func(source string, digest [32]byte)
 
 	Log *slog.Logger // nil discards
 
@@ -139,6 +139,9 @@ func defaults(cfg *Config) {
 		cfg.MaxMessage = telemetry.MaxMessage
 	}
 }
+
+// ID is the source's id.
+func (s *MLLP) ID() string { return s.cfg.ID }
 
 // Addr is the address that devices connect to; nil while the port cannot be had.
 func (s *MLLP) Addr() net.Addr {

@@ -155,7 +155,7 @@ func TestAcknowledgedOnlyAfterAccept(t *testing.T) {
 			got <- d
 			return <-release
 		},
-		Acknowledged: func(digest [32]byte) { acked <- digest },
+		Acknowledged: func(_ string, digest [32]byte) { acked <- digest },
 	})
 	d := dial(t, s)
 	d.send(frame(oru("1")))
@@ -185,7 +185,7 @@ func TestAcceptFails(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			s, _ := start(t, Config{
 				Accept:       func(context.Context, Delivery) error { return failure },
-				Acknowledged: func([32]byte) { t.Error("Acknowledged is called") },
+				Acknowledged: func(string, [32]byte) { t.Error("Acknowledged is called") },
 				Backoff:      time.Millisecond,
 			})
 			d := dial(t, s)
@@ -229,7 +229,7 @@ func TestPipelined(t *testing.T) {
 
 func TestModes(t *testing.T) {
 	var acked atomic.Int32
-	s, _ := start(t, Config{Accept: take, Acknowledged: func([32]byte) { acked.Add(1) }})
+	s, _ := start(t, Config{Accept: take, Acknowledged: func(string, [32]byte) { acked.Add(1) }})
 	d := dial(t, s)
 	mode := func(id, accept string) []byte {
 		return frame([]byte("MSH|^~\\&|MON|WARD|||20260102030405||ORU^R01|" + id + "|P|2.6|||" + accept + "\rOBX|1|NM|147842^^MDC||80|bpm\r"))

@@ -12,11 +12,22 @@ import (
 	"wardlink/telemetry"
 )
 
+// Source is what an agent needs of one: it is made with its configuration, then runs once.
+type Source interface {
+	// ID is the id from the configuration.
+	ID() string
+	// Run serves devices until ctx ends, finishes what is under way, and returns nil. An error ends the agent: what passes by itself, such
+	// as a port that is taken, is waited out.
+	Run(ctx context.Context) error
+	// Stats are the counters now. It may be called at any time, also by several at once.
+	Stats() Stats
+}
+
 // Delivery is one message of a source as it arrived.
 type Delivery struct {
 	Source  string            // id from the configuration
 	Raw     []byte            // the message's bytes, its frame taken off
-	Message telemetry.Message // Copy and Received are for Accept to fill
+	Message telemetry.Message // Copy and Received are for Accept to fill; Bed is the source's to fill
 }
 
 // Accept takes a message over. It returns nil once the message is sealed and durable (fsync); only then is the device
