@@ -61,6 +61,25 @@ func (in *intake) kept(items []buffer.Item) {
 		a.sealedAt = now
 		in.hour.Add(now, uint64(len(it.Frame)))
 	}
+	if len(items) > 0 {
+		in.use(items[0].Sealing)
+	}
+}
+
+// use notes that a batch of a sealing period is on disk: the period's record is to be signed, if this is its first. Under mu.
+func (in *intake) use(period [16]byte) {
+	if period != in.signing {
+		in.signing = period
+		in.sign()
+	}
+}
+
+// sign has the sealing records signed that are not.
+func (in *intake) sign() {
+	select {
+	case in.begun <- struct{}{}:
+	default:
+	}
 }
 
 // accounts is a snapshot. Its sets are not changed any more.

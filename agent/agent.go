@@ -265,6 +265,7 @@ func (a *Agent) serve(ctx context.Context) error {
 	g.Go(func() error { return a.runOrders(gctx) })
 	g.Go(func() error { return a.link.Run(gctx) })
 	g.Go(func() error { return a.runTime(gctx) })
+	g.Go(func() error { return a.runSealings(gctx) })
 	g.Go(func() error { return a.runIdentity(gctx) })
 	g.Go(func() error { return a.runConfig(gctx) })
 	g.Go(func() error { return a.serveStatus(gctx) })
@@ -341,6 +342,7 @@ func (a *Agent) useIdentity(id *enroll.Identity) {
 		a.log.Error("identity cannot sign", "error", err)
 		return
 	}
+	a.intake.sign()
 	a.time.raise(id.NotBefore, "this gateway's certificate")
 	a.mu.Lock()
 	a.identity, a.waiting, a.tpmState, a.cutOff = id, "", "", nil

@@ -40,13 +40,15 @@ type intake struct {
 	open   func() int // connections that may still deliver
 	copies *copies
 	pulse  chan struct{} // taken by run when it is free for work
+	begun  chan struct{} // signalled when a sealing record may wait for its signature
 
-	mu     sync.Mutex
-	period *seal.Period
-	counts Counts
-	lanes  [telemetry.LaneCount]laneAccount
-	hour   source.Rate // bytes of frames that became durable
-	fault  fault
+	mu      sync.Mutex
+	period  *seal.Period
+	signing [16]byte // the period whose record was last given to be signed
+	counts  Counts
+	lanes   [telemetry.LaneCount]laneAccount
+	hour    source.Rate // bytes of frames that became durable
+	fault   fault
 
 	next [telemetry.LaneCount]uint64 // owned by run, but for LaneSelf's, which is the reporter's
 }
@@ -84,6 +86,7 @@ func newIntake(buf *buffer.Buffer, key seal.PublicKey, epoch telemetry.Epoch, c 
 	in := &intake{
 		buf: buf, key: key, epoch: epoch, clock: c, log: log,
 		hour: source.Rate{Unit: time.Minute}, queue: make(chan *waiting, 256), open: func() int { return 1 }, copies: newCopies(), pulse: make(chan struct{}),
+		begun: make(chan struct{}, 1),
 	}
 	p, err := seal.NewPeriod(key, epoch, c.now())
 	if err != nil {

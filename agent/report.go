@@ -207,7 +207,13 @@ func (r *reporter) store(id buffer.ID, report *telemetry.Report) error {
 		if err != nil {
 			return fmt.Errorf("report: %w", err)
 		}
-		return r.agent.buf.Append([]buffer.Item{{ID: id, Frame: frame, Sealing: period.ID(), Record: period.Record()}})
+		if err := r.agent.buf.Append([]buffer.Item{{ID: id, Frame: frame, Sealing: period.ID(), Record: period.Record()}}); err != nil {
+			return err
+		}
+		in.mu.Lock()
+		defer in.mu.Unlock()
+		in.use(period.ID())
+		return nil
 	}
 }
 

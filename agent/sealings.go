@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -17,9 +18,15 @@ import (
 	"wardlink/telemetry/seal"
 )
 
-// maxSealings is how many signed sealing records are kept: three weeks of hourly periods. An older one is signed again when a
-// backlog still needs it.
-const maxSealings = 512
+// maxSealings is how many signed sealing records are kept: six weeks of hourly periods, for an outage of a month. An older one is signed
+// again when a backlog still needs it.
+const maxSealings = 1024
+
+// storeSealings is how many signatures are made before they are stored together: each store writes the whole file.
+const storeSealings = 16
+
+// errNoSigner: nobody can sign yet.
+var errNoSigner = errors.New("not enrolled yet, so there is no key to sign it")
 
 // missingFor is how long a record must be missing before it counts as gone for good and its batches are parked: a file that cannot
 // be read for a moment (no descriptors left) must not cost a batch its turn.
@@ -99,38 +106,100 @@ func (s *sealings) use(signer crypto.Signer) error {
 func (s *sealings) get(_ context.Context, id [16]byte) ([]byte, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	signed, made, err := s.sign(id)
+	if err == nil && made {
+		err = s.store()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("sealing %x: %w", id, err)
+	}
+	return signed, nil
+}
+
+// signAll signs and stores what is not signed of the newest of ids, which are all that the buffer holds, oldest first. A board that dies
+// takes its key with it: what it sealed during an outage can be proven only if it was signed before. Others are let in between two
+// signatures, since a TPM takes a while for each.
+func (s *sealings) signAll(ctx context.Context, ids [][16]byte) error {
+	ids = ids[max(0, len(ids)-maxSealings):]
+	unstored := 0
+	for i, id := range ids {
+		s.mu.Lock()
+		if i == 0 && len(s.signed)+len(ids) > maxSealings {
+			// What the buffer holds no more is needed by nobody, unless a file was set aside; so only when room is needed.
+			s.signed = slices.DeleteFunc(s.signed, func(e signedSealing) bool { return !slices.Contains(ids, e.ID) })
+		}
+		_, made, err := s.sign(id)
+		if made {
+			unstored++
+		}
+		if unstored > 0 && (err != nil || unstored == storeSealings || i == len(ids)-1) {
+			err, unstored = errors.Join(err, s.store()), 0
+		}
+		s.mu.Unlock()
+		if err = errors.Join(err, ctx.Err()); err != nil {
+			return fmt.Errorf("sealing %x: %w", id, err)
+		}
+	}
+	if unstored == 0 {
+		return nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.store()
+}
+
+// sign gives the signed record and says whether it was made now, and is yet to be stored. Under mu.
+func (s *sealings) sign(id [16]byte) (signed []byte, made bool, err error) {
 	for _, e := range s.signed {
 		if e.ID == id {
-			return e.Signed, nil
+			return e.Signed, false, nil
 		}
 	}
 	if s.signer == nil {
-		return nil, fmt.Errorf("sealing %x: not enrolled yet, so there is no key to sign it", id)
+		return nil, false, errNoSigner
 	}
 	record, err := s.record(id)
 	if errors.Is(err, buffer.ErrNoRecord) {
-		return nil, s.miss(id, time.Now())
+		return nil, false, s.miss(id, time.Now())
 	}
 	if err != nil {
-		return nil, fmt.Errorf("sealing %x: its record cannot be read at the moment: %w", id, err)
+		return nil, false, fmt.Errorf("its record cannot be read at the moment: %w", err)
 	}
 	delete(s.missed, id)
-	signed, err := seal.SignRecord(record, s.signer)
-	if err != nil {
-		return nil, fmt.Errorf("sealing %x: %w", id, err)
+	if signed, err = seal.SignRecord(record, s.signer); err != nil {
+		return nil, false, err
 	}
 	s.signed = append(s.signed, signedSealing{ID: id, Signed: signed})
 	if over := len(s.signed) - maxSealings; over > 0 {
 		s.signed = append([]signedSealing(nil), s.signed[over:]...)
 	}
+	return signed, true, nil
+}
+
+// store writes the file. Under mu.
+func (s *sealings) store() error {
 	data, err := cbor.Marshal(s.signed)
 	if err != nil {
-		return nil, fmt.Errorf("sealing %x: %w", id, err)
+		return err
 	}
-	if err := s.file.Store(data); err != nil {
-		return nil, fmt.Errorf("sealing %x: %w", id, err)
+	return s.file.Store(data)
+}
+
+// runSealings signs each period's record once its first batch is durable, whether the hospital can be reached or not.
+func (a *Agent) runSealings(ctx context.Context) error {
+	for ctx.Err() == nil {
+		var again <-chan time.Time
+		if err := a.seals.signAll(ctx, a.buf.Sealings()); err != nil && !errors.Is(err, errNoSigner) && ctx.Err() == nil {
+			a.log.Warn("sealing records are not signed yet; tried again in a minute", "error", err)
+			again = time.After(time.Minute)
+		}
+		select {
+		case <-ctx.Done():
+		case <-a.intake.begun:
+		case <-again:
+		}
 	}
-	return signed, nil
+	return nil
 }
 
 // miss says that a record is not in the buffer: for now, or, after missingFor, for good.
@@ -145,7 +214,7 @@ func (s *sealings) miss(id [16]byte, now time.Time) error {
 	a.last = now
 	s.missed[id] = a
 	if now.Sub(a.first) < missingFor {
-		return fmt.Errorf("sealing %x: its record is not found in the buffer", id)
+		return errors.New("its record is not found in the buffer")
 	}
-	return fmt.Errorf("sealing %x: its record is not in the buffer: %w", id, uplink.ErrNoSealing)
+	return fmt.Errorf("its record is not in the buffer: %w", uplink.ErrNoSealing)
 }

@@ -210,3 +210,66 @@ func recordOf(p *seal.Period) func(id [16]byte) ([]byte, error) {
 		return p.Record(), nil
 	}
 }
+
+// TestSealingsAreSignedBeforeAnybodyAsks: what the buffer holds is signed and stored as it is sealed, with no uplink; a TPM that fails in
+// between costs only a wait; what the buffer no longer holds gives way when room is needed.
+func TestSealingsAreSignedBeforeAnybodyAsks(t *testing.T) {
+	var periods []*seal.Period
+	var ids [][16]byte
+	records := map[[16]byte][]byte{}
+	for range storeSealings + 3 {
+		p, err := seal.NewPeriod(newKey(t).Public(), telemetry.Epoch{1}, time.Now())
+		if err != nil {
+			t.Fatal(err)
+		}
+		periods, ids = append(periods, p), append(ids, p.ID())
+		records[p.ID()] = p.Record()
+	}
+	path := filepath.Join(t.TempDir(), "sealings")
+	read := 0
+	open := func() *sealings {
+		t.Helper()
+		s, err := openSealings(path, func(id [16]byte) ([]byte, error) { read++; return records[id], nil }, slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	s := open()
+	if err := s.signAll(t.Context(), ids); !errors.Is(err, errNoSigner) {
+		t.Errorf("before enrolment: %v", err)
+	}
+	key := newDeviceKey(t)
+	if err := s.use(key); err != nil {
+		t.Fatal(err)
+	}
+	records[ids[5]] = []byte("not a record") // what a TPM that fails comes to: no signature
+	good := periods[5].Record()
+	if err := s.signAll(t.Context(), ids); err == nil {
+		t.Error("a record that cannot be signed is no error")
+	}
+	if got := len(open().signed); got != 5 {
+		t.Errorf("%d signatures are stored after the sixth failed; expected 5", got)
+	}
+	records[ids[5]] = good
+	if err := s.signAll(t.Context(), ids); err != nil {
+		t.Fatal(err)
+	}
+	again := open()
+	if len(again.signed) != len(ids) {
+		t.Fatalf("%d of %d signatures are stored", len(again.signed), len(ids))
+	}
+	if err := again.use(key); err != nil {
+		t.Fatal(err)
+	}
+	read = 0
+	if err := again.signAll(t.Context(), ids); err != nil || read != 0 {
+		t.Errorf("signed again: %d records were read, %v", read, err)
+	}
+	for len(again.signed) < maxSealings {
+		again.signed = append(again.signed, signedSealing{ID: [16]byte{byte(len(again.signed)), byte(len(again.signed) >> 8), 7}})
+	}
+	if err := again.signAll(t.Context(), ids); err != nil || len(again.signed) != len(ids) {
+		t.Errorf("%d signatures are kept, of which %d are needed: %v", len(again.signed), len(ids), err)
+	}
+}

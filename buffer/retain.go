@@ -236,6 +236,22 @@ func (b *Buffer) Sealing(id [16]byte) (record []byte, err error) {
 	return nil, fmt.Errorf("sealing record %x: %w", id, ErrNoRecord)
 }
 
+// Sealings gives the ids of the sealing records that are here, oldest first within a lane.
+func (b *Buffer) Sealings() (ids [][16]byte) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, l := range b.lanes {
+		for _, s := range l.segs {
+			for _, id := range s.sealings {
+				if !slices.Contains(ids, id) {
+					ids = append(ids, id)
+				}
+			}
+		}
+	}
+	return ids
+}
+
 // Stats is the buffer at one instant.
 type Stats struct {
 	Lanes         []LaneStats `json:"lanes"`
