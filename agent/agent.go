@@ -195,7 +195,7 @@ func openBuffer(cfg Config, log *slog.Logger) (*buffer.Buffer, error) {
 		return nil, err
 	}
 	bc := buffer.Config{
-		Dir: filepath.Join(cfg.State, "buffer"), Lanes: laneNames(), Order: laneOrder(), Cap: size,
+		Dir: filepath.Join(cfg.State, "buffer"), Lanes: laneNames(), Order: laneOrder(), First: lanesFirst, Cap: size,
 		Verify: func(frame []byte) error { _, err := seal.CheckFrame(frame); return err },
 		Log:    log,
 	}
@@ -221,6 +221,9 @@ func laneOrder() []string {
 	}
 	return names
 }
+
+// lanesFirst: alarms and reports are given out before all telemetry, live or not.
+const lanesFirst = 2
 
 func laneNames() []string {
 	names := make([]string, telemetry.LaneCount)

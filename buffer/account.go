@@ -171,6 +171,7 @@ func (b *Buffer) Withdraw(id ID) bool {
 		return false
 	}
 	delete(b.parked, id)
+	s.held.remove(id.Number)
 	s.released.remove(id.Number)
 	s.waiting--
 	b.touch()

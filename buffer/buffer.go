@@ -86,6 +86,7 @@ type Config struct {
 	Dir         string             // the buffer's own directory
 	Lanes       []string           // names of the lanes, most urgent first; at most 8, lower-case letters; fixed by Create
 	Order       []string           // order in which Take gives lanes out; nil: as in Lanes
+	First       int                // how many lanes at the beginning of Order are given out whole before the others, each the newest first; 0: none
 	Cap         int64              // bytes on disk that are never exceeded, everything in Dir included
 	SegmentSize int64              // bytes of a segment file; 0: 4 MB; at least 256 KB
 	Keep        time.Duration      // how long delivered files stay when their space is not needed; 0: 72 h
@@ -139,6 +140,9 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if len(c.Order) != len(c.Lanes) || !slices.Equal(slices.Sorted(slices.Values(c.Order)), slices.Sorted(slices.Values(c.Lanes))) {
 		return c, fmt.Errorf("buffer %s: order %v; expected the lanes %v, each once", c.Dir, c.Order, c.Lanes)
+	}
+	if c.First < 0 || c.First > len(c.Order) {
+		return c, fmt.Errorf("buffer %s: %d lanes come first; expected 0 to %d", c.Dir, c.First, len(c.Order))
 	}
 	if c.SegmentSize < minSegment || c.SegmentSize%segment.PageSize != 0 {
 		return c, fmt.Errorf("buffer %s: segment size %d; expected a multiple of %d from %d", c.Dir, c.SegmentSize, segment.PageSize, minSegment)

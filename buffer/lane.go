@@ -35,6 +35,9 @@ type lane struct {
 	formerNext     uint64
 	lost           uint64 // batches that did not verify or were in files set aside since the start
 	missing        map[[16]byte]*missing
+
+	mark position // of Take: from here on batches are live
+	owed int      // of Take: what the backlog is owed, see share
 }
 
 // seg is what memory holds of one segment: a few hundred bytes and its filter, whatever the number of batches.
@@ -50,6 +53,7 @@ type seg struct {
 	taken    ranges
 	released ranges
 	gone     ranges        // did not verify
+	held     ranges        // parked, as far as Take has met them
 	tail     uint64        // batches from this number on may have been in the page cache only when they were read: Known skips them
 	soft     bool          // its tail could not be made durable: not finished, not deleted, tried again
 	illWait  time.Duration // not 0: the disk could not read it; it is left alone until illUntil

@@ -67,7 +67,11 @@ func (b *Buffer) load() error {
 		b.lanes = append(b.lanes, l)
 	}
 	for _, name := range b.c.Order {
-		b.order = append(b.order, b.lanes[slices.Index(b.c.Lanes, name)])
+		l := b.lanes[slices.Index(b.c.Lanes, name)]
+		if l.mark = nothingLive; len(b.order) < b.c.First {
+			l.mark = everythingLive
+		}
+		b.order = append(b.order, l)
 	}
 	for _, a := range st.acks {
 		if int(a.lane) < len(b.lanes) {

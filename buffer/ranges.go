@@ -31,6 +31,17 @@ func (r *ranges) end(n uint64) (to uint64, in bool) {
 	return 0, false
 }
 
+// begin says whether n is in the set and, if so, where its run begins.
+func (r *ranges) begin(n uint64) (from uint64, in bool) {
+	if r == nil {
+		return 0, false
+	}
+	if i := r.after(n); i < len(r.spans) && r.spans[i].from <= n {
+		return r.spans[i].from, true
+	}
+	return 0, false
+}
+
 func (r *ranges) has(n uint64) bool {
 	_, in := r.end(n)
 	return in

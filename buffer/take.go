@@ -10,69 +10,90 @@ import (
 	"wardlink/buffer/segment"
 )
 
-// Take gives out up to max batches that are not acknowledged, not parked and not out already: lane by lane in Config.Order, in each the
-// oldest first. It stops early at 1 MB of frames, so its memory is bounded; fewer than max does not mean there are no more. None
-// means there are none.
+// Take gives out up to max batches that are not acknowledged, not parked and not out already. First come the lanes of Config.First, each
+// whole before the next; then what is live of all others, lane by lane in Config.Order; then their backlog, lane by lane, the oldest
+// first. While live batches wait a quarter is taken from the backlog all the same. Nothing is live before Began was called, except in the
+// lanes of Config.First, where everything is. It stops early at 1 MB of frames, so its memory is bounded; fewer than max does not mean
+// there are no more. None means there are none.
 func (b *Buffer) Take(max int) ([]Batch, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.closed {
 		return nil, fmt.Errorf("take: %w", ErrClosed)
 	}
-	t := &taking{max: max}
-	var failed error
-	for _, l := range b.order {
-		for i := 0; i < len(l.segs) && !t.full(); {
-			s := l.segs[i]
-			if err := b.takeFrom(s, t); err != nil {
-				if !b.spares(s, err) {
-					b.aside(s, err) // and so the next one is at i
-					continue
-				}
-				// Not this time; the other files flow. After a failed commit its Append is about to read the file again.
-				if !errors.Is(err, segment.ErrClosed) && s.illWait == 0 {
-					failed = err
-				}
-			}
-			i++
-		}
+	t := &taking{max: max, most: takeBytes}
+	for i := range b.c.First {
+		b.share(b.order[i:i+1], t)
 	}
-	if failed != nil && len(t.out) == 0 {
-		return nil, fmt.Errorf("take: %w", failed)
+	b.share(b.order[b.c.First:], t)
+	if t.failed != nil && len(t.out) == 0 {
+		return nil, fmt.Errorf("take: %w", t.failed)
 	}
 	return t.out, nil
 }
 
 type taking struct {
-	out   []Batch
-	max   int
-	bytes int
+	out    []Batch
+	max    int
+	bytes  int
+	most   int   // of bytes, beyond the first batch
+	failed error // of a file that is left alone
 	// The number that is being read: a page that the disk does not give up ends the walk in its middle.
 	number uint64
 	busy   bool
 }
 
-func (t *taking) full() bool { return len(t.out) >= t.max || t.bytes >= takeBytes }
+func (t *taking) full() bool { return len(t.out) >= t.max || t.bytes >= t.most }
 
-// takeFrom takes what one segment has: first what was given back, then from where the last Take stopped.
+// oldest takes from a lane, the oldest first.
+func (b *Buffer) oldest(l *lane, t *taking) {
+	for i := 0; i < len(l.segs) && !t.full(); {
+		s := l.segs[i]
+		if b.took(s, b.takeFrom(s, t), t) {
+			i++ // else the next one is at i
+		}
+	}
+}
+
+// took deals with what went wrong with a segment; false when it was set aside.
+func (b *Buffer) took(s *seg, err error, t *taking) bool {
+	if err == nil {
+		return true
+	}
+	if !b.spares(s, err) {
+		b.aside(s, err)
+		return false
+	}
+	// Not this time; the other files flow. After a failed commit its Append is about to read the file again.
+	if !errors.Is(err, segment.ErrClosed) && s.illWait == 0 {
+		t.failed = err
+	}
+	return true
+}
+
+// takeFrom takes what one segment has, the oldest first: what was given back of the numbers that it has passed, then from where the last
+// Take stopped.
 func (b *Buffer) takeFrom(s *seg, t *taking) error {
 	if s.waiting == 0 || len(s.released.spans) == 0 && s.at > s.last {
 		return nil
 	}
 	err := b.read(s, func(tx *bbolt.Tx) error {
-		for !t.full() && len(s.released.spans) > 0 {
-			number := s.released.spans[0].from
-			s.released.remove(number)
-			b.takeOne(tx, s, number, t)
+		for !t.full() && len(s.released.spans) > 0 && s.released.spans[0].from < s.at {
+			b.takeOne(tx, s, s.released.spans[0].from, t)
 		}
 		return b.walk(tx, s, t)
 	})
+	b.stumbled(s, t)
+	b.settled(s)
+	return err
+}
+
+// stumbled gives back the batch whose page the disk did not give up.
+func (b *Buffer) stumbled(s *seg, t *taking) {
 	if t.busy {
 		t.busy = false
 		s.released.add(t.number)
 	}
-	b.settled(s)
-	return err
 }
 
 // walk goes from s.at to the segment's last number, and jumps over what is acknowledged instead of visiting it.
@@ -101,7 +122,7 @@ func (b *Buffer) walk(tx *bbolt.Tx, s *seg, t *taking) error {
 			k, _ = c.Seek(numberKey(s.at))
 			continue
 		}
-		if _, held := b.parked[s.id(number)]; !held && !s.taken.has(number) && !s.released.has(number) && !s.gone.has(number) {
+		if _, held := b.parked[s.id(number)]; !held && !s.taken.has(number) && !s.gone.has(number) {
 			b.takeOne(tx, s, number, t)
 		}
 		k, _ = c.Next()
@@ -111,6 +132,7 @@ func (b *Buffer) walk(tx *bbolt.Tx, s *seg, t *taking) error {
 
 // takeOne reads one batch; one that does not verify is counted as gone and costs its neighbours nothing.
 func (b *Buffer) takeOne(tx *bbolt.Tx, s *seg, number uint64, t *taking) {
+	s.released.remove(number)
 	t.number, t.busy = number, true
 	batch, err := readBatch(tx, s.header, number)
 	t.busy = false
@@ -173,13 +195,14 @@ func (b *Buffer) out(id ID) *seg {
 	}
 	_, held := b.parked[id]
 	delete(b.parked, id)
+	s.held.remove(id.Number)
 	if s.taken.remove(id.Number) || s.released.remove(id.Number) || held {
 		return s
 	}
 	return nil
 }
 
-// Release gives batches back that were taken and will not be acknowledged: the next Take gives them out again, before newer ones.
+// Release gives batches back that were taken and will not be acknowledged: they wait as before.
 func (b *Buffer) Release(ids ...ID) {
 	b.mu.Lock()
 	any := false
@@ -206,6 +229,7 @@ func (b *Buffer) Park(id ID, reason string) {
 	if b.out(id) == nil {
 		return
 	}
+	b.lanes[id.Lane].find(id).held.add(id.Number)
 	b.parked[id] = parked{at: b.c.Now().Unix(), reason: reason[:min(len(reason), maxReason)]}
 	b.touch()
 }

@@ -25,6 +25,7 @@ type memJournal struct {
 	n     uint64
 	queue []waitingEntry
 	rows  map[buffer.ID]int // commits of each batch
+	order []buffer.ID       // of the commits
 	seals map[string]bool
 	event []audit.Event
 	done  sync.WaitGroup
@@ -82,7 +83,9 @@ func (j *memJournal) commit(e journal.Entry) {
 		if err != nil {
 			j.t.Error(err)
 		}
-		j.rows[buffer.ID{Epoch: row.Epoch, Lane: row.Lane, Number: row.Number}]++
+		id := buffer.ID{Epoch: row.Epoch, Lane: row.Lane, Number: row.Number}
+		j.rows[id]++
+		j.order = append(j.order, id)
 		return
 	}
 	ev, err := audit.DecodeEvent(e.Head)

@@ -93,6 +93,7 @@ type hospital struct {
 	t       testing.TB
 	ca      *authority
 	journal *memJournal
+	store   ingest.Journal // in its place; nil: journal
 	lanes   uint8
 	speaks  telemetry.Versions // zero: the product's
 	first   bool               // of the first release: no user name is taken
@@ -116,7 +117,11 @@ func newHospital(t testing.TB) *hospital {
 func (h *hospital) start() {
 	h.t.Helper()
 	h.journal.restart()
-	srv := ingest.New(ingest.Config{Journal: h.journal, Registry: memRegistry{h.lanes}, TrustDomain: domain, Roots: h.ca.pool(), Down: h.down, Versions: h.speaks})
+	var store ingest.Journal = h.journal
+	if h.store != nil {
+		store = h.store
+	}
+	srv := ingest.New(ingest.Config{Journal: store, Registry: memRegistry{h.lanes}, TrustDomain: domain, Roots: h.ca.pool(), Down: h.down, Versions: h.speaks})
 	h.ln = must(net.Listen("tcp", h.addr))(h.t)
 	h.addr = h.ln.Addr().String()
 	ctx, stop := context.WithCancel(context.Background())
@@ -204,6 +209,8 @@ func (b *strictBuffer) signal() {
 	default:
 	}
 }
+
+func (b *strictBuffer) Began() {}
 
 func (b *strictBuffer) Take(most int) ([]buffer.Batch, error) {
 	b.mu.Lock()

@@ -36,6 +36,8 @@ type Receipts interface {
 // Buffer is where batches wait.
 type Buffer interface {
 	Receipts
+	// Began says that a connection begins: of what waits now, all but the newest is history, and comes behind what is live.
+	Began()
 	// Take gives out at most max batches, the most urgent first, and marks them as taken.
 	Take(max int) ([]buffer.Batch, error)
 	// Changed is signalled after there may be more to take.
@@ -337,6 +339,7 @@ func (u *Uplink) serve(ctx context.Context, t *transport) (next *transport, live
 		s.Protocol, s.ServerBuild, s.ServerSpeak = telemetry.ProtocolOldest, "", "" // until it says more
 		s.Connects++
 	})
+	u.cfg.Buffer.Began()
 	u.log.Info("connected", "server", t.server, "gateway", t.gateway)
 	if t.judge == nil {
 		u.settleDoubted()
