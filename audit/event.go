@@ -58,6 +58,7 @@ const (
 	AuditRead       Type = "audit.read"
 	RegistryRead    Type = "registry.read"
 	TraceRead       Type = "trace.read"       // an operator asked where data stops; Target is the gateway, or the source
+	AccountRead     Type = "account.read"     // an operator asked for the account of batch numbers; Target is the gateway, or "gateways"
 	BatchDead       Type = "batch.dead"       // a batch failed to open three times
 	RecordsDisposed Type = "records.disposed" // what was kept long enough is deleted; Target is its class, Detail holds range and cutoff
 	// The server's clock moved too far to be believed, so nothing is disposed of; and the end of that.

@@ -47,6 +47,7 @@ type Config struct {
 	CA          *ca.CA
 	Clock       *Clock
 	Records     Records
+	Accounts    Accounts
 	Agents      func(ctx context.Context) (map[string]string, error) // the release of each gateway's agent, as far as it is known
 	Alerts      *alerts.Alerts
 	Configs     *Configs
@@ -93,6 +94,8 @@ func New(cfg Config) *API {
 		"POST /v1/gateways/approve-batch": a.approveBatch,
 		"POST /v1/access":                 a.issueAccess,
 		"GET /v1/trace":                   a.trace,
+		"GET /v1/accounts":                a.listAccounts,
+		"GET /v1/accounts/{id}":           a.showAccount,
 		"GET /v1/records/dead":            a.deadBatches,
 		"POST /v1/records/reopen":         a.reopenBatches,
 		"GET /v1/records/reopen/{n}":      a.reopening,

@@ -111,6 +111,7 @@ func newOffice(t *testing.T) *office {
 		ConfigKey: o.keys.Config.Public().(ed25519.PublicKey), LogDir: filepath.Join(dir, "log"), LogVerifier: o.keys.LogVerifier,
 		Registry: o.reg, Journal: o.journal, Refusals: &o.counted, CA: authority, Records: recs, Alerts: o.alerts, Configs: o.configs,
 		Agents:    records.NewStore(db, o.keys.Pseudonym).Agents,
+		Accounts:  records.NewStore(db, o.keys.Pseudonym),
 		Status:    func(context.Context) (client.Status, error) { return client.Status{Ready: true}, nil },
 		Ready:     func(context.Context) error { return nil },
 		Metrics:   http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic("metrics are broken") }),

@@ -19,11 +19,14 @@ var (
 	accounts1 string
 	//go:embed accounts_0002.sql
 	accounts2 string
+	//go:embed accounts_0003.sql
+	accounts3 string
 )
 
 // accountMigrations come after the records' own, whose batches the first of them counts.
 func accountMigrations() []sqldb.Migration {
-	return []sqldb.Migration{{Domain: "records_accounts", Version: 1, SQL: accounts1}, {Domain: "records_accounts", Version: 2, SQL: accounts2}}
+	return []sqldb.Migration{{Domain: "records_accounts", Version: 1, SQL: accounts1}, {Domain: "records_accounts", Version: 2, SQL: accounts2},
+		{Domain: "records_accounts", Version: 3, SQL: accounts3}}
 }
 
 // Kinds of account_sets; see accounts_0001.sql.

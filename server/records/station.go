@@ -14,6 +14,7 @@ import (
 // stations counts what one transaction lets pass.
 type stations struct {
 	lanes   map[laneKey]*laneCount
+	streams map[int64]int64 // batches stored
 	sources map[int64]*sourceCount
 }
 
@@ -37,6 +38,17 @@ func (st *stations) lane(w *work) *laneCount {
 		st.lanes[k] = &laneCount{}
 	}
 	return st.lanes[k]
+}
+
+// stored counts a batch that came to its end.
+func (st *stations) stored(w *work) {
+	lane := st.lane(w)
+	lane.stored++
+	lane.storedAt = max(lane.storedAt, w.received)
+	if st.streams == nil {
+		st.streams = make(map[int64]int64)
+	}
+	st.streams[w.stream]++
 }
 
 // message counts one that was not known before.
@@ -70,6 +82,7 @@ const (
 		ON CONFLICT (gateway, lane) DO UPDATE SET journaled = lane_stations.journaled + excluded.journaled,
 		journaled_at = MAX(lane_stations.journaled_at, excluded.journaled_at), stored = lane_stations.stored + excluded.stored,
 		stored_at = MAX(lane_stations.stored_at, excluded.stored_at)`
+	addStored = `INSERT INTO account_stored (stream, stored) VALUES ($1, $2) ON CONFLICT (stream) DO UPDATE SET stored = account_stored.stored + excluded.stored`
 	addSource = `INSERT INTO source_stations (source, messages, message_at, identified, identified_at, anonymous, anonymous_at, readings, reading_at, last)
 		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
 		ON CONFLICT (source) DO UPDATE SET messages = source_stations.messages + excluded.messages,
@@ -82,6 +95,11 @@ const (
 func (r *Records) addStations(tx *sql.Tx, st *stations) error {
 	for k, c := range st.lanes {
 		if _, err := r.in.exec(tx, addLane, k.gateway, int64(k.lane), c.journaled, c.journaledAt, c.stored, c.storedAt); err != nil {
+			return err
+		}
+	}
+	for stream, n := range st.streams {
+		if _, err := r.in.exec(tx, addStored, stream, n); err != nil {
 			return err
 		}
 	}

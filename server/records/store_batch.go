@@ -121,7 +121,7 @@ const (
 	insertLeftover = "INSERT INTO leftovers (message, raw, problems) VALUES ($1, $2, $3) ON CONFLICT (message) DO NOTHING"
 )
 
-var writeQueries = []string{insertBatch, findBatch, storeBatch, dropFrame, insertMessage, findMessage, insertObservation, insertLeftover, extendRun, findTop, insertRun, addLane, addSource}
+var writeQueries = []string{insertBatch, findBatch, storeBatch, dropFrame, insertMessage, findMessage, insertObservation, insertLeftover, extendRun, findTop, insertRun, addLane, addStored, addSource}
 
 // commit writes what became of each batch: observations and state in one transaction.
 //
@@ -245,9 +245,7 @@ func (r *Records) store(tx *sql.Tx, o *opened, total *totals) error {
 		}
 	}
 	total.batches++
-	lane := total.passed.lane(o.work)
-	lane.stored++
-	lane.storedAt = max(lane.storedAt, o.received)
+	total.passed.stored(o.work)
 	_, err = r.in.exec(tx, dropFrame, o.stream, int64(o.number))
 	return err
 }

@@ -1,0 +1,121 @@
+package api
+
+import (
+	"context"
+	"net/http"
+	"time"
+
+	"wardlink/audit"
+	"wardlink/internal/spiffe"
+	"wardlink/server/api/client"
+	"wardlink/server/records"
+	"wardlink/telemetry"
+)
+
+// Accounts are what the API needs of the account of batch numbers.
+type Accounts interface {
+	NumberAccount(ctx context.Context, gateway string) (records.NumberAccount, error)
+	NumberAccounts(ctx context.Context, after string, limit int) ([]records.NumberAccount, error)
+}
+
+// accountsPage is how many gateways one answer holds: each is some kilobytes.
+const accountsPage = 200
+
+// listAccounts gives the accounts of all gateways, a page at a time.
+func (a *API) listAccounts(w http.ResponseWriter, r *http.Request, who who) error {
+	after := r.URL.Query().Get("after")
+	if err := spiffe.ValidName(after); after != "" && err != nil {
+		return badRequest{err}
+	}
+	now := time.Now()
+	accounts, err := a.Accounts.NumberAccounts(r.Context(), after, accountsPage)
+	if err != nil {
+		return err
+	}
+	if err := a.event(r, who, audit.Event{
+		Type: audit.AccountRead, Target: "gateways", Outcome: audit.Success, Count: uint64(len(accounts)),
+	}); err != nil {
+		return err
+	}
+	page := client.AccountPage{Accounts: []client.Account{}}
+	for _, one := range accounts {
+		page.Accounts = append(page.Accounts, shownAccount(one, now))
+	}
+	if len(accounts) == accountsPage {
+		page.Next = accounts[len(accounts)-1].Gateway
+	}
+	return writeJSON(w, page)
+}
+
+// showAccount gives the account of one gateway. One that never sent anything has an empty one.
+func (a *API) showAccount(w http.ResponseWriter, r *http.Request, who who) error {
+	id := r.PathValue("id")
+	if err := spiffe.ValidName(id); err != nil {
+		return badRequest{err}
+	}
+	if _, err := a.Registry.Get(r.Context(), id); err != nil {
+		return err
+	}
+	now := time.Now()
+	account, err := a.Accounts.NumberAccount(r.Context(), id)
+	if err != nil {
+		return err
+	}
+	if err := a.event(r, who, audit.Event{Type: audit.AccountRead, Target: id, Outcome: audit.Success, Count: 1}); err != nil {
+		return err
+	}
+	return writeJSON(w, shownAccount(account, now))
+}
+
+func shownAccount(a records.NumberAccount, now time.Time) client.Account {
+	out := client.Account{Gateway: a.Gateway, At: now.UTC().Truncate(time.Millisecond), Lanes: []client.Balance{}, Epochs: []client.Balance{}}
+	if !a.Reported.IsZero() {
+		at := a.Reported.UTC()
+		out.Reported = &at
+	}
+	var sums [telemetry.LaneCount]records.Balance
+	var rows, doubtful [telemetry.LaneCount]int
+	for _, b := range a.Rows {
+		out.Epochs = append(out.Epochs, shownBalance(b))
+		sum := &sums[b.Lane]
+		if rows[b.Lane]++; rows[b.Lane] == 1 {
+			sum.Lane, sum.Told = b.Lane, true
+		}
+		sum.Add(b)
+		if !b.Balances() {
+			doubtful[b.Lane]++
+		}
+	}
+	for lane, n := range rows {
+		if n == 0 {
+			continue
+		}
+		sum := shownBalance(sums[lane])
+		sum.Balances = doubtful[lane] == 0
+		out.Lanes = append(out.Lanes, sum)
+	}
+	return out
+}
+
+func shownBalance(b records.Balance) client.Balance {
+	out := client.Balance{
+		Lane: b.Lane.String(), Assigned: b.Assigned, Journaled: b.Journaled, Stored: b.Stored, Pending: b.Pending, Dead: b.Dead,
+		Buffered: b.Buffered, Parked: b.Parked, Lost: b.Lost, Void: b.Void, Untold: b.Untold,
+		Difference: b.Difference(), Unsettled: b.Unsettled(), Told: b.Told, Balances: b.Balances(), AtMost: []string{}, Missing: []client.Span{},
+	}
+	if b.Epoch != (telemetry.Epoch{}) {
+		out.Epoch = b.Epoch.String()
+	}
+	for _, c := range []struct {
+		class records.Classes
+		name  string
+	}{{records.ClassBuffered, "buffered"}, {records.ClassLost, "lost"}, {records.ClassVoid, "void"}, {records.ClassMissing, "difference"}} {
+		if b.AtMost&c.class != 0 {
+			out.AtMost = append(out.AtMost, c.name)
+		}
+	}
+	for _, m := range b.Missing {
+		out.Missing = append(out.Missing, client.Span{First: m.First, Last: m.Last})
+	}
+	return out
+}
