@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	"wardlink/telemetry"
+	"wardlink/telemetry/reading"
 )
 
 // decimal is an exact decimal number: unscaled / 10^scale. A waveform's scale and period are computed with it, never with a float.
@@ -20,7 +21,7 @@ const maxNumber = 32
 // parseDecimal reads HL7's NM.
 func parseDecimal(s string) (decimal, bool) {
 	s = strings.Trim(s, " ")
-	if len(s) > maxNumber || !isDecimal(s) {
+	if len(s) > maxNumber || !reading.IsDecimal(s) {
 		return decimal{}, false
 	}
 	whole, fraction, _ := strings.Cut(strings.TrimPrefix(s, "+"), ".")

@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	"wardlink/telemetry"
+	"wardlink/telemetry/reading"
 )
 
 // maxScale is how many digits behind the point a sample may have: ten would not leave 32 bits a single unit.
@@ -63,7 +64,7 @@ func sample(s string, scale int, missing int64) (v int64, present, ok bool) {
 	if s = strings.Trim(s, " "); s == "" || s == `""` {
 		return 0, false, true
 	}
-	if len(s) > maxNumber || !isDecimal(s) {
+	if len(s) > maxNumber || !reading.IsDecimal(s) {
 		return 0, false, false
 	}
 	negative := s[0] == '-'
