@@ -5,7 +5,7 @@ BUILD = stamp=$$(cross/stamp) && go build -trimpath -buildvcs=false -ldflags="$$
 # The agent speaks HTTP/1.1 alone; without HTTP/2 its program is half a megabyte smaller. Its YAML is read once: not inlined, it is 100 KB less.
 AGENT := -tags nethttpomithttp2 -gcflags='github.com/goccy/go-yaml/...=-l'
 
-.PHONY: help build cross packages packages-test repro emulated demo test check race bench fuzz lint vuln clean need
+.PHONY: help build cross packages packages-test repro emulated demo test check faults race bench fuzz lint vuln clean need
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -24,8 +24,12 @@ test: need ## all tests, with a real TPM emulator (at most 8 minutes)
 
 check: need build lint race emulated packages-test ## the long checks: lint, race detector, ARM, packages, a minute of chaos, former agents, a real recording where there is one
 	bin/wardlink demo --chaos 60 --gateways 3
+	scripts/faults 150
 	scripts/older
 	scripts/recording
+
+faults: need ## every call by which an agent or a server writes fails, or is its last; power cuts, torn and rotten files: tables, ten minutes
+	scripts/faults
 
 race: ## the concurrent packages under the race detector
 	@scripts/need gcc:build-essential

@@ -20,8 +20,20 @@ const (
 // errIll: the disk could not read the file a moment ago, so it was not asked again.
 var errIll = errors.New("the disk could not read the file; it is tried again later")
 
-// ill says of an error that the disk did not answer, which tells nothing about what it holds.
-func ill(err error) bool { return errors.Is(err, syscall.EIO) }
+// ill says of an error that the disk, or the kernel on its behalf, did not answer, which tells nothing about what it holds. Whatever the
+// number (EIO, EUCLEAN, ENOLCK, ENOSPC of a file system that copies): content is judged by this program alone, and its verdict is no errno.
+// What is not among them says that the name leads to no file, or that a file's length makes no mapping.
+func ill(err error) bool {
+	var errno syscall.Errno
+	if !errors.As(err, &errno) || transient(err) {
+		return false
+	}
+	switch errno {
+	case syscall.ENOENT, syscall.EISDIR, syscall.ENOTDIR, syscall.ELOOP, syscall.EINVAL:
+		return false
+	}
+	return true
+}
 
 // judge gives a fault on mapped memory its real name by reading the file plainly: EIO, damage, or, when all can be read, EIO too,
 // since the fault has passed.

@@ -208,6 +208,29 @@ func TestAReadErrorSetsNothingAside(t *testing.T) {
 	}
 }
 
+// TestNoErrnoIsDamage: what the kernel says when it cannot give a file, whatever it says, sets none aside; found by ENOSPC from flock(2).
+func TestNoErrnoIsDamage(t *testing.T) {
+	for _, errno := range []syscall.Errno{syscall.ENOSPC, syscall.ENOLCK, syscall.EUCLEAN, syscall.ETIMEDOUT} {
+		failDisk(t)
+		c, b, batches := threeFiles(t)
+		if err := b.Close(); err != nil {
+			t.Fatal(err)
+		}
+		disk.open = func(path string) (*segment.File, error) { return nil, fmt.Errorf("open %s: %w", path, errno) }
+		b = mustOpen(t, c)
+		if got := takeAll(t, b); len(got) != 0 {
+			t.Fatalf("%v: took %s", errno, idsOf(got))
+		}
+		if st := b.Stats(); len(st.Damaged) > 0 || len(st.Unread) != 3 || st.Lanes[1].Waiting != uint64(batches) {
+			t.Fatalf("%v: %+v", errno, st)
+		}
+		disk.open = segment.Open
+		if err := b.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // TestAFaultIsJudgedByPlainReads: a disk that does not answer shows as a fault on mapped memory, in the middle of a walk.
 func TestAFaultIsJudgedByPlainReads(t *testing.T) {
 	_, b, _ := threeFiles(t)

@@ -9,12 +9,15 @@ import (
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"wardlink/internal/syscalltest"
 )
 
 // bin is the folder of the programs, built from this tree once for all tests.
 var bin string
 
 func TestMain(m *testing.M) {
+	syscalltest.Main()
 	os.Exit(run(m))
 }
 

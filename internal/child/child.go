@@ -133,3 +133,13 @@ func Until(ctx context.Context, what string, watch []*Process, ok func(ctx conte
 		}
 	}
 }
+
+// Ended tells whether the process has ended, wanted or not.
+func (p *Process) Ended() bool {
+	select {
+	case <-p.done:
+		return true
+	default:
+		return false
+	}
+}
