@@ -98,7 +98,7 @@ func (s *Server) facts(ctx context.Context, store *records.Store, gateway, sourc
 		one.Source = printable(c.ID)
 		one.Passed = trace.Passed{
 			Heard: time.Duration(c.Heard) * time.Millisecond, Usual: c.Usual, Messages: c.Messages, Identified: c.Identified, Anonymous: c.Anonymous,
-			Readings: c.Readings, MessageAt: c.MessageAt, IdentifiedAt: c.IdentifiedAt, AnonymousAt: c.AnonymousAt, ReadingAt: c.ReadingAt,
+			Bedded: c.Bedded, BeddedAt: c.BeddedAt, Readings: c.Readings, MessageAt: c.MessageAt, IdentifiedAt: c.IdentifiedAt, AnonymousAt: c.AnonymousAt, ReadingAt: c.ReadingAt,
 		}
 		found, err := store.Visible(ctx, c)
 		if err != nil {

@@ -50,7 +50,7 @@ func (s *Server) read(r *http.Request, kind, id string) *answer {
 	if err != nil {
 		return s.failed(err)
 	}
-	return &answer{status: http.StatusOK, body: located(toObservation(&o), wards[0]), count: 1, patients: known(o.Patient)}
+	return &answer{status: http.StatusOK, body: located(toObservation(&o), wards[0], o.Bed), count: 1, patients: known(o.Patient)}
 }
 
 // known is the pseudonym of a reading's patient, if it has one.
@@ -170,7 +170,7 @@ func (s *Server) searchObservations(r *http.Request, base string) *answer {
 	b := bundle{ResourceType: "Bundle", Type: "searchset", Link: []link{{"self", base + "/Observation?" + values.Encode()}}}
 	for i := range page.Observations {
 		o := &page.Observations[i]
-		b.Entry = append(b.Entry, entry{base + "/Observation/" + o.ID, located(toObservation(o), wards[i]), &entryMatch{"match"}})
+		b.Entry = append(b.Entry, entry{base + "/Observation/" + o.ID, located(toObservation(o), wards[i], o.Bed), &entryMatch{"match"}})
 	}
 	if n := len(page.Observations); page.More && n > 0 {
 		next := q.query(values, ids, page.Observations[n-1].Position())

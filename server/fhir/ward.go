@@ -13,6 +13,10 @@ const (
 	// logical one: an identifier and a display.
 	extensionLocation = "http://hl7.org/fhir/StructureDefinition/event-location"
 	systemWards       = "urn:wardlink:ward"
+	// The bed that the gateway's configuration binds the device to. R4 allows one event-location, which is the ward's, so this is an
+	// extension of our own of the same form.
+	extensionBed = "urn:wardlink:bed"
+	systemBeds   = "urn:wardlink:bed"
 )
 
 // Wards gives the wards in which a gateway has stood.
@@ -53,11 +57,15 @@ func (s *Server) wardsOf(ctx context.Context, readings []records.Observation) ([
 	return out, nil
 }
 
-// located says in the resource where the reading was taken in.
-func located(r *observation, ward string) *observation {
+// located says in the resource where the reading was taken in, and of which bed it is.
+func located(r *observation, ward, bed string) *observation {
 	if ward != "" {
 		r.Extension = append(r.Extension, extension{URL: extensionLocation,
 			ValueReference: &reference{Identifier: &identifier{System: systemWards, Value: ward}, Display: ward}})
+	}
+	if bed != "" {
+		r.Extension = append(r.Extension, extension{URL: extensionBed,
+			ValueReference: &reference{Identifier: &identifier{System: systemBeds, Value: bed}, Display: bed}})
 	}
 	return r
 }

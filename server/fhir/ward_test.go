@@ -72,3 +72,19 @@ func TestWardOfAReading(t *testing.T) {
 		t.Errorf("answered %d without knowing the ward", got.Code)
 	}
 }
+
+// TestBedOfAReading: a reading that names no patient is found, and says of which bed it is.
+func TestBedOfAReading(t *testing.T) {
+	raw := "MSH|^~\\&|M|I|W|W|20260528202640+0000||ORU^R01^ORU_R01|1|P|2.6\rOBX|1|NM|147842^MDC_ECG_HEART_RATE^MDC|1|80|bpm|||||R\r"
+	m, err := hl7.Understand([]byte(raw), hl7.Options{Source: "bed-1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.Bed = "ICU-7"
+	f := setup(t, m)
+	o := at(f.get(base+"/Observation?patient:missing=true"), "entry", 0, "resource")
+	if text(o, "extension", 1, "url") != "urn:wardlink:bed" || text(o, "extension", 1, "valueReference", "identifier", "value") != "ICU-7" ||
+		text(o, "extension", 1, "valueReference", "identifier", "system") != "urn:wardlink:bed" {
+		t.Errorf("%v", o)
+	}
+}

@@ -36,7 +36,7 @@ type (
 		ucum, system, code string
 		kind               int64
 	}
-	formKey struct{ kind, name, unit, subID, limits, device, status, flags string }
+	formKey struct{ kind, name, unit, subID, limits, device, status, flags, bed string }
 )
 
 // maxInterned bounds each cache's keys and maxInternedSize the bytes of one; a full cache is emptied, a long key is not kept, both of
@@ -164,7 +164,7 @@ const (
 	findSeries    = "SELECT id FROM series WHERE subject = $1 AND mdc = $2 AND ucum = $3 AND code_system = $4 AND code = $5 AND kind = $6"
 	insertSeries  = "INSERT INTO series (subject, mdc, ucum, code_system, code, kind) VALUES ($1, $2, $3, $4, $5, $6)"
 	findForm      = "SELECT id FROM forms WHERE hash = $1"
-	insertForm    = "INSERT INTO forms (hash, type, code_name, unit, sub_id, limits, device, status, flags) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)"
+	insertForm    = "INSERT INTO forms (hash, type, code_name, unit, sub_id, limits, device, status, flags, bed) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"
 )
 
 var internQueries = []string{
@@ -230,9 +230,9 @@ func (in *interner) form(tx *sql.Tx, k formKey) (int64, error) {
 	if id, ok := in.forms[k]; ok {
 		return id, nil
 	}
-	hash := textHash(k.kind, k.name, k.unit, k.subID, k.limits, k.device, k.status, k.flags)
+	hash := bedHash(k.bed, k.kind, k.name, k.unit, k.subID, k.limits, k.device, k.status, k.flags)
 	return intern(in, tx, &in.forms, k, findForm, []any{hash}, insertForm,
-		[]any{hash, k.kind, k.name, k.unit, k.subID, k.limits, k.device, k.status, k.flags})
+		[]any{hash, k.kind, k.name, k.unit, k.subID, k.limits, k.device, k.status, k.flags, k.bed})
 }
 
 // textHash stands for long texts in a unique index: SHA-256 over the texts, each with its length before it.

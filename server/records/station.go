@@ -26,7 +26,7 @@ type laneKey struct {
 type laneCount struct{ journaled, journaledAt, stored, storedAt int64 }
 
 type sourceCount struct {
-	messages, at, identified, identifiedAt, anonymous, anonymousAt, readings, readingAt, last int64
+	messages, at, identified, identifiedAt, bedded, beddedAt, anonymous, anonymousAt, readings, readingAt, last int64
 }
 
 func (st *stations) lane(w *work) *laneCount {
@@ -52,7 +52,7 @@ func (st *stations) stored(w *work) {
 }
 
 // message counts one that was not known before.
-func (st *stations) message(source, id, subject, received, readings int64) {
+func (st *stations) message(source, id, subject int64, bedded bool, received, readings int64) {
 	if st.sources == nil {
 		st.sources = make(map[int64]*sourceCount)
 	}
@@ -63,10 +63,14 @@ func (st *stations) message(source, id, subject, received, readings int64) {
 	}
 	c.messages++
 	c.at = max(c.at, received)
-	if subject != 0 {
+	switch {
+	case subject != 0:
 		c.identified++
 		c.identifiedAt = max(c.identifiedAt, received)
-	} else {
+	case bedded:
+		c.bedded++
+		c.beddedAt = max(c.beddedAt, received)
+	default:
 		c.anonymous++
 		c.anonymousAt = max(c.anonymousAt, received)
 	}
@@ -83,13 +87,14 @@ const (
 		journaled_at = MAX(lane_stations.journaled_at, excluded.journaled_at), stored = lane_stations.stored + excluded.stored,
 		stored_at = MAX(lane_stations.stored_at, excluded.stored_at)`
 	addStored = `INSERT INTO account_stored (stream, stored) VALUES ($1, $2) ON CONFLICT (stream) DO UPDATE SET stored = account_stored.stored + excluded.stored`
-	addSource = `INSERT INTO source_stations (source, messages, message_at, identified, identified_at, anonymous, anonymous_at, readings, reading_at, last)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+	addSource = `INSERT INTO source_stations (source, messages, message_at, identified, identified_at, anonymous, anonymous_at, readings, reading_at, last,
+		bedded, bedded_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
 		ON CONFLICT (source) DO UPDATE SET messages = source_stations.messages + excluded.messages,
 		message_at = MAX(source_stations.message_at, excluded.message_at), identified = source_stations.identified + excluded.identified,
 		identified_at = MAX(source_stations.identified_at, excluded.identified_at), anonymous = source_stations.anonymous + excluded.anonymous,
 		anonymous_at = MAX(source_stations.anonymous_at, excluded.anonymous_at), readings = source_stations.readings + excluded.readings,
-		reading_at = MAX(source_stations.reading_at, excluded.reading_at), last = MAX(source_stations.last, excluded.last)`
+		reading_at = MAX(source_stations.reading_at, excluded.reading_at), last = MAX(source_stations.last, excluded.last),
+		bedded = source_stations.bedded + excluded.bedded, bedded_at = MAX(source_stations.bedded_at, excluded.bedded_at)`
 )
 
 func (r *Records) addStations(tx *sql.Tx, st *stations) error {
@@ -105,7 +110,7 @@ func (r *Records) addStations(tx *sql.Tx, st *stations) error {
 	}
 	for source, c := range st.sources {
 		if _, err := r.in.exec(tx, addSource, source, c.messages, c.at, c.identified, c.identifiedAt, c.anonymous, c.anonymousAt, c.readings,
-			c.readingAt, c.last); err != nil {
+			c.readingAt, c.last, c.bedded, c.beddedAt); err != nil {
 			return err
 		}
 	}
@@ -141,9 +146,10 @@ type SourceAccount struct {
 	Heard    int64         // last message, by the gateway's clock in Unix milliseconds; 0: none that a report told of
 	Usual    time.Duration // from message to message; 0: not known
 
-	Messages, Identified, Anonymous, Readings       uint64
-	MessageAt, IdentifiedAt, AnonymousAt, ReadingAt time.Time
-	last                                            int64
+	// Identified messages name a patient; of the others the bedded ones are of a bed that is known, and the anonymous ones are not.
+	Messages, Identified, Bedded, Anonymous, Readings         uint64
+	MessageAt, IdentifiedAt, BeddedAt, AnonymousAt, ReadingAt time.Time
+	last                                                      int64
 }
 
 // GatewaysOf names the gateways that have, or had, a source of that id.
@@ -264,16 +270,18 @@ func readSources(ctx context.Context, tx *sql.Tx, gateway string, a *Account) er
 	}
 	if err := each(ctx, tx, func(rows *sql.Rows) error {
 		var id string
-		var at, identifiedAt, anonymousAt, readingAt int64
+		var at, identifiedAt, anonymousAt, readingAt, beddedAt int64
 		var c SourceAccount
-		if err := rows.Scan(&id, &c.Messages, &at, &c.Identified, &identifiedAt, &c.Anonymous, &anonymousAt, &c.Readings, &readingAt, &c.last); err != nil {
+		if err := rows.Scan(&id, &c.Messages, &at, &c.Identified, &identifiedAt, &c.Anonymous, &anonymousAt, &c.Readings, &readingAt, &c.last,
+			&c.Bedded, &beddedAt); err != nil {
 			return err
 		}
 		o := of(id)
 		o.Messages, o.Identified, o.Anonymous, o.Readings, o.last = c.Messages, c.Identified, c.Anonymous, c.Readings, c.last
+		o.Bedded, o.BeddedAt = c.Bedded, instant(beddedAt)
 		o.MessageAt, o.IdentifiedAt, o.AnonymousAt, o.ReadingAt = instant(at), instant(identifiedAt), instant(anonymousAt), instant(readingAt)
 		return nil
-	}, `SELECT s.source, t.messages, t.message_at, t.identified, t.identified_at, t.anonymous, t.anonymous_at, t.readings, t.reading_at, t.last
+	}, `SELECT s.source, t.messages, t.message_at, t.identified, t.identified_at, t.anonymous, t.anonymous_at, t.readings, t.reading_at, t.last, t.bedded, t.bedded_at
 		FROM source_stations t JOIN sources s ON s.id = t.source WHERE s.gateway = $1`, gateway); err != nil {
 		return err
 	}

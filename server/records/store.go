@@ -96,6 +96,7 @@ type Observation struct {
 	Gateway   string
 	Source    string
 	Location  string
+	Bed       string          // that the gateway's configuration binds the device to; "" for none
 	Process   string          // MSH-11
 	Received  telemetry.Stamp // when the gateway had the message, by its own clocks
 	Arrived   *Time           // that by the hospital's clock, where Time could not be read and it is known; else nil
@@ -308,7 +309,7 @@ func ParsePosition(s string) (p Position, err error) {
 }
 
 const selectObservation = `SELECT m.key, o.at, COALESCE(o.time, m.time), o.value, o.marks, o.message, o.idx,
-	s.mdc, s.code_system, s.code, f.code_name, f.type, f.unit, s.ucum, f.sub_id, f.limits, f.device, f.status, f.flags,
+	s.mdc, s.code_system, s.code, f.code_name, f.type, f.unit, s.ucum, f.sub_id, f.limits, f.device, f.status, f.flags, f.bed,
 	COALESCE(p.patient, ''), COALESCE(p.system, ''), COALESCE(p.value, ''),
 	src.gateway, src.source, g.location, g.processing, m.wall, m.mono, m.journaled
 	FROM observations o JOIN messages m ON m.id = o.message JOIN series s ON s.id = o.series JOIN forms f ON f.id = o.form
@@ -318,7 +319,7 @@ const selectObservation = `SELECT m.key, o.at, COALESCE(o.time, m.time), o.value
 func scanObservation(row *sql.Row) (o Observation, err error) {
 	var key []byte
 	err = row.Scan(&key, &o.At, &o.Time, &o.Value, &o.Marks, &o.position.Message, &o.position.Index,
-		&o.Code.MDC, &o.Code.Sys, &o.Code.ID, &o.Code.Name, &o.Type, &o.Unit.Sent, &o.Unit.UCUM, &o.SubID, &o.Limits, &o.Device, &o.Status, &o.Flags,
+		&o.Code.MDC, &o.Code.Sys, &o.Code.ID, &o.Code.Name, &o.Type, &o.Unit.Sent, &o.Unit.UCUM, &o.SubID, &o.Limits, &o.Device, &o.Status, &o.Flags, &o.Bed,
 		&o.Patient.ID, &o.Patient.System, &o.Patient.Value,
 		&o.Gateway, &o.Source, &o.Location, &o.Process, &o.Received.Wall, &o.Received.Mono, &o.Journaled)
 	o.position.At = o.At

@@ -314,7 +314,7 @@ func (r *Records) storeMessage(tx *sql.Tx, o *opened, boot int64, m *telemetry.M
 		}
 	}
 	if n > 0 {
-		total.passed.message(source, id, subject, o.received, total.observations+total.waveforms-readings)
+		total.passed.message(source, id, subject, bedded(m), o.received, total.observations+total.waveforms-readings)
 	}
 	return r.storeLeftover(tx, id, m)
 }
@@ -381,7 +381,7 @@ func (r *Records) storeObservation(tx *sql.Tx, message, subject int64, first str
 		return err
 	}
 	form, err := r.in.form(tx, formKey{
-		obs.Type, obs.Code.Name, obs.Unit.Sent, obs.SubID, obs.Limits, obs.Device, obs.Status, obs.Flags,
+		obs.Type, obs.Code.Name, obs.Unit.Sent, obs.SubID, obs.Limits, obs.Device, obs.Status, obs.Flags, m.BedOf(obs.Bed),
 	})
 	if err != nil {
 		return err

@@ -27,13 +27,13 @@ func isWaveform(kind int64) bool { return kind == kindWaveform || kind == kindWa
 // channelKey is what the chunks of one channel share.
 type channelKey struct {
 	kind, name, label, unit, subID, device, status, flags string
-	period, factor, origin, lower, upper                  string
+	period, factor, origin, lower, upper, bed             string
 }
 
 const (
 	findChannel   = "SELECT id FROM channels WHERE hash = $1"
-	insertChannel = `INSERT INTO channels (hash, type, code_name, label, unit, sub_id, device, status, flags, period, factor, origin, lower, upper)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)`
+	insertChannel = `INSERT INTO channels (hash, type, code_name, label, unit, sub_id, device, status, flags, period, factor, origin, lower, upper, bed)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)`
 	insertWaveform = `INSERT INTO waveforms (message, idx, series, channel, at, time, marks, journaled, count, samples)
 		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) ON CONFLICT (message, idx) DO NOTHING`
 )
@@ -47,9 +47,9 @@ func (in *interner) channel(tx *sql.Tx, k channelKey) (int64, error) {
 	texts := []string{
 		k.kind, k.name, k.label, k.unit, k.subID, k.device, k.status, k.flags, k.period, k.factor, k.origin, k.lower, k.upper,
 	}
-	hash := textHash(texts...)
+	hash := bedHash(k.bed, texts...)
 	args := []any{hash}
-	for _, t := range texts {
+	for _, t := range append(texts, k.bed) {
 		args = append(args, t)
 	}
 	return intern(in, tx, &in.channels, k, findChannel, []any{hash}, insertChannel, args)
@@ -66,7 +66,7 @@ func (r *Records) storeWaveform(tx *sql.Tx, message, subject, journaled int64, f
 		return err
 	}
 	channel, err := r.in.channel(tx, channelKey{
-		w.Type, w.Code.Name, w.Label, w.Unit.Sent, w.SubID, w.Device, w.Status, w.Flags, w.Period, w.Factor, w.Origin, w.Lower, w.Upper,
+		w.Type, w.Code.Name, w.Label, w.Unit.Sent, w.SubID, w.Device, w.Status, w.Flags, w.Period, w.Factor, w.Origin, w.Lower, w.Upper, m.BedOf(w.Bed),
 	})
 	if err != nil {
 		return err
@@ -178,7 +178,7 @@ const selectWaveform = `SELECT m.key, w.at, COALESCE(w.time, m.time), w.marks, w
 	s.mdc, s.code_system, s.code, c.code_name, c.type, c.unit, s.ucum, c.sub_id, c.device, c.status, c.flags,
 	COALESCE(p.patient, ''), COALESCE(p.system, ''), COALESCE(p.value, ''),
 	src.gateway, src.source, g.location, g.processing, m.wall, m.mono, m.journaled,
-	c.label, c.period, c.factor, c.origin, c.lower, c.upper, w.count, w.samples
+	c.bed, c.label, c.period, c.factor, c.origin, c.lower, c.upper, w.count, w.samples
 	FROM waveforms w JOIN messages m ON m.id = w.message JOIN series s ON s.id = w.series JOIN channels c ON c.id = w.channel
 	JOIN sources src ON src.id = m.source JOIN origins g ON g.id = m.origin LEFT JOIN subjects p ON p.id = s.subject
 	WHERE w.message = $1 AND w.idx = $2`
@@ -191,7 +191,7 @@ func scanWaveform(row *sql.Row, u *unpacker) (o Observation, err error) {
 		&o.Code.MDC, &o.Code.Sys, &o.Code.ID, &o.Code.Name, &o.Type, &o.Unit.Sent, &o.Unit.UCUM, &o.SubID, &o.Device, &o.Status, &o.Flags,
 		&o.Patient.ID, &o.Patient.System, &o.Patient.Value,
 		&o.Gateway, &o.Source, &o.Location, &o.Process, &o.Received.Wall, &o.Received.Mono, &o.Journaled,
-		&w.Label, &w.Period, &w.Factor, &w.Origin, &w.Lower, &w.Upper, &count, &samples)
+		&o.Bed, &w.Label, &w.Period, &w.Factor, &w.Origin, &w.Lower, &w.Upper, &count, &samples)
 	if err != nil {
 		return Observation{}, err
 	}

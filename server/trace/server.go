@@ -71,15 +71,20 @@ func (j *judge) opened() {
 	}
 }
 
-// associated: messages name their patient, without whom no search by patient finds them.
+// associated: messages name their patient, without whom no search by patient finds them, or are of a bed that is known, by which the
+// hospital finds the patient.
 func (j *judge) associated() {
 	p := j.Passed
-	s := Station{Name: Associated, State: OK, At: p.IdentifiedAt, Count: p.Identified}
+	whose := later(p.IdentifiedAt, p.BeddedAt)
+	s := Station{Name: Associated, State: OK, At: whose, Count: p.Identified + p.Bedded}
 	switch {
-	case p.Anonymous > 0 && (p.Identified == 0 || p.AnonymousAt.Sub(p.IdentifiedAt) > j.limit):
-		j.stop(&s, "the monitor's messages name no patient (PID-3 is empty)", "admit the patient at the monitor, or set it to send the patient's id")
+	case p.Anonymous > 0 && (s.Count == 0 || p.AnonymousAt.Sub(whose) > j.limit):
+		j.stop(&s, "the monitor's messages name no patient (PID-3 is empty)",
+			"admit the patient at the monitor, or set it to send the patient's id, or bind the device to its bed (sources[].bindings in agent.yaml)")
 	case p.Anonymous > 0:
 		s.Note = fmt.Sprintf("%d messages without patient, the last %s ago", p.Anonymous, ago(j.Now, p.AnonymousAt))
+	case p.Bedded > 0:
+		s.Note = fmt.Sprintf("%d messages by their bed, without patient", p.Bedded)
 	}
 	j.add(s)
 }

@@ -64,8 +64,9 @@ type Passed struct {
 	Heard time.Duration // by the gateway's clock since 1970: the last message that any report told of
 	Usual time.Duration // from message to message; 0: not known
 
-	Messages, Identified, Anonymous, Readings       uint64
-	MessageAt, IdentifiedAt, AnonymousAt, ReadingAt time.Time
+	// Identified messages name a patient; Bedded ones do not, but are of a bed that is known; Anonymous ones neither.
+	Messages, Identified, Bedded, Anonymous, Readings         uint64
+	MessageAt, IdentifiedAt, BeddedAt, AnonymousAt, ReadingAt time.Time
 }
 
 // Records is the service that opens batches.

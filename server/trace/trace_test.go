@@ -226,7 +226,11 @@ func TestAllIsWell(t *testing.T) {
 		"well":                    func(*Facts) {},
 		"report came a while ago": func(f *Facts) { f.Now = f.Now.Add(45 * time.Second); f.serverSince(time.Second) },
 		"rare messages":           func(f *Facts) { f.Report.Sources[0].Interval = 600_000; silentFor(f, 15*time.Minute) },
-		"some without patient":    func(f *Facts) { f.Passed.Anonymous, f.Passed.AnonymousAt = 5, f.Now.Add(-time.Hour) },
+		"by its bed alone": func(f *Facts) {
+			p := &f.Passed
+			p.Identified, p.IdentifiedAt, p.Bedded, p.BeddedAt = 0, time.Time{}, 9, p.MessageAt
+		},
+		"some without patient": func(f *Facts) { f.Passed.Anonymous, f.Passed.AnonymousAt = 5, f.Now.Add(-time.Hour) },
 		"some not understood": func(f *Facts) {
 			f.Report.Sources[0].NotUnderstood, f.Report.Sources[0].NotUnderstoodAt = 5, f.Report.At.Wall-2000
 		},
