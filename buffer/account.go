@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"sort"
+	"time"
 
 	"go.etcd.io/bbolt"
 
@@ -19,19 +20,24 @@ type Run struct{ First, Last uint64 }
 type Account struct {
 	Epoch   [16]byte
 	Lane    uint8
-	Next    uint64 // 1 more than the greatest number that a readable file holds; 0 when none does
+	Next    uint64 // 1 more than the greatest number that a readable file holds, or that is known to be lost; 0 when none is
 	Waiting uint64 // batches that are not acknowledged, parked ones included
 	Parked  uint64
 	Bytes   uint64 // of the frames that wait, about: files count in proportion
 
 	Held []Run // the numbers that wait, ascending
-	Lost []Run // numbers of batches that did not verify, or waited in files that were set aside since the start, ascending
-	// Upper bounds name numbers besides that were used up and hold nothing.
+	Lost []Run // numbers of batches that were evicted, did not verify, or waited in files that were set aside, ascending
+	// Upper bounds name other numbers besides: some that were used up and hold nothing, and of Lost some that cannot be told from lost ones.
 	HeldUpper, LostUpper bool
+
+	Evicted, Damaged uint64    // batches of Lost, by cause; of a file of which no count is known, the most that it may have held
+	LostAt           time.Time // when the latest of them were lost; zero when none is
+	LossID           LossID    // for Told; zero when nothing is lost
+	Told             bool      // the receiver knows it
 }
 
-// Accounts gives the account of every epoch of which something waits, was lost, or was appended since the start, by lane and epoch. It
-// reads no file. What lies in files that the disk cannot read at present (Stats.Unread) is in none of them.
+// Accounts gives the account of every epoch of which something waits, was appended since the start, or was lost (until the receiver knows it
+// and nothing else of the epoch is left), by lane and epoch. It reads no file. What lies in files that the disk cannot read at present (Stats.Unread) is in none of them.
 func (b *Buffer) Accounts() []Account {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -49,13 +55,13 @@ func (b *Buffer) Accounts() []Account {
 		for epoch := range l.next {
 			of(epoch)
 		}
-		for epoch, m := range l.missing {
+		for epoch, e := range l.losses {
 			a := of(epoch)
-			a.LostUpper = m.upper
-			a.Lost = runs(m.numbers.spans)
+			a.Lost, a.LostUpper, a.Evicted, a.Damaged, a.Next = runs(e.numbers.spans), e.upper, e.evicted, e.damaged, e.next
+			a.LostAt, a.LossID, a.Told = time.Unix(e.at, 0), LossID{epoch, l.index, e.rev}, e.told
 		}
 		for _, s := range l.segs {
-			if s.count == 0 || s.waiting == 0 && len(s.gone.spans) == 0 && byEpoch[s.header.epoch] == nil {
+			if s.count == 0 || s.waiting == 0 && byEpoch[s.header.epoch] == nil {
 				continue
 			}
 			of(s.header.epoch).add(s, l.acks[s.header.epoch])
@@ -66,7 +72,7 @@ func (b *Buffer) Accounts() []Account {
 			}
 		}
 		for _, a := range byEpoch {
-			a.Held, a.Lost = Join(a.Held), Join(a.Lost)
+			a.Held = Join(a.Held)
 			out = append(out, *a)
 		}
 	}
@@ -79,9 +85,6 @@ func (b *Buffer) Accounts() []Account {
 
 func (a *Account) add(s *seg, acks *ranges) {
 	a.Next = max(a.Next, s.last+1)
-	for _, g := range s.gone.spans {
-		a.Lost = append(a.Lost, Run{g.from, g.to})
-	}
 	if s.waiting == 0 {
 		return
 	}
@@ -90,34 +93,6 @@ func (a *Account) add(s *seg, acks *ranges) {
 	held := subtract(subtract([]Run{{s.first, s.last}}, acks), &s.gone)
 	a.Held = append(a.Held, held...)
 	a.HeldUpper = a.HeldUpper || size(held) != s.waiting
-}
-
-// missing are numbers that were lost since the start.
-type missing struct {
-	numbers ranges
-	upper   bool
-}
-
-// miss notes what a segment that leaves the lane takes with it. Under mu.
-func (l *lane) miss(s *seg) {
-	if s.count == 0 || s.waiting == 0 && len(s.gone.spans) == 0 {
-		return
-	}
-	m := l.missing[s.header.epoch]
-	if m == nil {
-		m = &missing{}
-		if l.missing == nil {
-			l.missing = map[[16]byte]*missing{}
-		}
-		l.missing[s.header.epoch] = m
-	}
-	lost := subtract([]Run{{s.first, s.last}}, l.acks[s.header.epoch])
-	m.upper = m.upper || size(lost) != s.waiting+s.gone.size()
-	all := runs(m.numbers.spans)
-	m.numbers.spans = nil
-	for _, r := range Join(append(all, lost...)) {
-		m.numbers.spans = append(m.numbers.spans, span{r.First, r.Last})
-	}
 }
 
 // Oldest gives the frame of a lane's batch that has waited longest; nil when none waits, or when the disk does not give it.

@@ -179,7 +179,7 @@ func TestAccountsNameWhatIsLost(t *testing.T) {
 	if st := b.Stats(); len(st.Damaged) != 1 {
 		t.Fatalf("%+v", st)
 	}
-	if got := account(b, 1, 1); got != "next 0 waiting 0 parked 0 held [] false lost [{3 3}] false" {
+	if got := account(b, 1, 1); got != "next 4 waiting 0 parked 0 held [] false lost [{3 3}] false" {
 		t.Error(got)
 	}
 }

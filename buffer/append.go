@@ -38,10 +38,18 @@ func (b *Buffer) Append(items []Item) error {
 		groups[it.ID.Lane] = append(groups[it.ID.Lane], it)
 	}
 	var touched []*lane
+	kept := 0
 	for i, g := range groups {
 		if len(g) > 0 {
 			touched = append(touched, b.lanes[i])
+			if b.lanes[i].kept {
+				kept++
+			}
 		}
+	}
+	if kept > 0 && kept < len(touched) && b.c.Report != nil {
+		// Report appends to a kept lane while an Append to another holds that one's lock.
+		return fmt.Errorf("append %s: %w: lanes that are never evicted are appended to apart", items[0].ID, ErrInvalid)
 	}
 	// Ascending order of lanes, so that two Appends cannot wait for each other.
 	for _, l := range touched {
@@ -169,28 +177,30 @@ func (b *Buffer) begin(l *lane, id ID) error {
 	if err := b.finish(l); err != nil {
 		b.c.Log.Warn("a full segment did not close in order", "lane", l.name, "error", err)
 	}
-	h := header{lane: l.index, epoch: id.Epoch, seq: l.nextSeq, first: max(id.Number, l.next[id.Epoch]),
-		batches: l.batches, bytes: l.bytes, doubt: l.doubt, formerEpoch: l.formerEpoch, formerNext: l.formerNext}
-	if err := b.reserve(b.c.SegmentSize); err != nil {
-		b.mu.Unlock()
+	b.mu.Unlock()
+	if err := b.makeRoom(l); err != nil {
 		return fmt.Errorf("append to lane %s: %w", l.name, err)
 	}
+	b.mu.Lock()
+	h := header{lane: l.index, epoch: id.Epoch, seq: l.nextSeq, first: max(id.Number, l.next[id.Epoch]),
+		batches: l.batches, bytes: l.bytes, doubt: l.doubt, formerEpoch: l.formerEpoch, formerNext: l.formerNext}
 	b.mu.Unlock()
 	s := &seg{summary: summary{header: h, filter: newFilter()}, path: filepath.Join(b.c.Dir, fileName(l.name, h.seq)), tail: noTail, writing: true, checked: true}
-	file, err := createSegment(s.path, b.c.SegmentSize, h)
-	b.mu.Lock()
-	defer b.mu.Unlock()
+	file, err := disk.create(s.path, b.c.SegmentSize, h)
 	if err != nil {
+		b.mu.Lock()
 		b.disk -= b.c.SegmentSize
+		b.mu.Unlock()
 		if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
-			// The disk is smaller than the cap. What has been delivered goes first, as at the cap.
-			if b.dropOldest() {
+			// The disk is smaller than the cap, or others fill it.
+			if err = b.makeRoomOnDisk(l, err); err == nil {
 				return nil // place finds no current segment and begins again
 			}
-			err = fmt.Errorf("%w: %w", ErrFull, err)
 		}
 		return fmt.Errorf("append to lane %s: %w", l.name, err)
 	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	s.file, s.disk = file, b.c.SegmentSize
 	if size, err := segment.DiskBytes(s.path); err == nil && size > s.disk {
 		b.disk += size - s.disk
@@ -200,6 +210,8 @@ func (b *Buffer) begin(l *lane, id ID) error {
 	l.current = s
 	l.nextSeq++
 	l.doubt, l.formerEpoch, l.formerNext = 0, h.epoch, h.first
+	b.roomThere()
+	b.restock()
 	return nil
 }
 

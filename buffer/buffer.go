@@ -10,7 +10,9 @@
 //     crash gives out the last second's batches once more; the receiver knows them by their number.
 //   - A damaged file costs what is damaged: a batch that does not verify is not given out, a file whose structure is broken is set
 //     aside (kept under another name, counted), everything else flows. The package never panics over a file's content.
-//   - At the byte cap Append says ErrFull, after the files whose batches have all been acknowledged were deleted for their space.
+//   - At the byte cap, files whose batches have all been acknowledged go first. Then, of the lanes that Config.Evict names, the oldest file
+//     of the least urgent one goes, after what it takes with it is durably noted (Accounts) and told (Config.Report). Without them Append
+//     says ErrFull.
 package buffer
 
 import (
@@ -89,10 +91,12 @@ type Config struct {
 	First       int                // how many lanes at the beginning of Order are given out whole before the others, each the newest first; 0: none
 	Cap         int64              // bytes on disk that are never exceeded, everything in Dir included
 	SegmentSize int64              // bytes of a segment file; 0: 4 MB; at least 256 KB
+	Evict       []string           // lanes whose batches may be deleted undelivered at the cap, least urgent first; nil: none, and Append says ErrFull
+	Report      func() error       // tells of losses, in evict.go's order; nil: Accounts alone does
 	Keep        time.Duration      // how long delivered files stay when their space is not needed; 0: 72 h
 	Verify      func([]byte) error // checks one frame without any key; called before a batch is given out; required by Open
 	Log         *slog.Logger       // nil: silent
-	Now         func() time.Time   // nil: time.Now; only Keep rests on it
+	Now         func() time.Time   // nil: time.Now; only Keep, and the times of losses, rest on it
 }
 
 const (
@@ -143,6 +147,11 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.First < 0 || c.First > len(c.Order) {
 		return c, fmt.Errorf("buffer %s: %d lanes come first; expected 0 to %d", c.Dir, c.First, len(c.Order))
+	}
+	for i, name := range c.Evict {
+		if !slices.Contains(c.Lanes, name) || slices.Contains(c.Evict[:i], name) {
+			return c, fmt.Errorf("buffer %s: evict %v; expected some of the lanes %v, each once at most", c.Dir, c.Evict, c.Lanes)
+		}
 	}
 	if c.SegmentSize < minSegment || c.SegmentSize%segment.PageSize != 0 {
 		return c, fmt.Errorf("buffer %s: segment size %d; expected a multiple of %d from %d", c.Dir, c.SegmentSize, segment.PageSize, minSegment)
@@ -224,21 +233,32 @@ func lock(dir string, how int) (*os.File, error) {
 // Buffer is an open buffer. All methods may be called by many goroutines.
 //
 // Locks, in the order they are taken: a lane's write lock (one Append at a time per lane, held through the flush), mu (everything in
-// memory, reading of files, deletion), storing (the state file). No flush of a batch happens under mu.
+// memory, reading of files, deletion), storing (the state file). No flush of a batch happens under mu. While Config.Report runs its caller
+// holds the write lock of a lane of Config.Evict and evicting: it may append to other lanes, and read.
 type Buffer struct {
 	c       Config
 	lock    *os.File
 	lanes   []*lane
 	order   []*lane // of Take
+	evict   []*lane // least urgent first
 	changed chan struct{}
 
 	mu      sync.Mutex
 	closed  bool
 	disk    int64 // bytes on disk, reservations included
-	damaged []string
+	damaged []asideFile
 	unread  []unread
 	parked  map[ID]parked
 	handles []*seg // with an open read handle, least recently used first
+
+	stocked bool   // the reserve lies there (reserve.go)
+	lossRev uint64 // counts changes of losses
+
+	evicting sync.Mutex // held through an eviction, the report included; below the lanes' write locks, above mu
+	// Under mu, of makeRoomOnDisk: room was made and is not used yet; nothing is evicted for the disk's sake before noEvict.
+	eaten   bool
+	rest    time.Duration
+	noEvict time.Time
 
 	storing sync.Mutex
 	state   *durable.AB

@@ -110,6 +110,13 @@ func (c *checker) loadState() {
 			c.find(stateName, "acknowledgements of lane %d of %d", a.lane, len(c.lanes))
 		}
 	}
+	for _, e := range c.state.losses {
+		if int(e.lane) >= len(c.lanes) {
+			c.find(stateName, "losses of lane %d of %d", e.lane, len(c.lanes))
+		} else if n := e.numbers.size(); e.evicted+e.damaged > n || e.evicted+e.damaged < n && !e.upper {
+			c.find(stateName, "lane %s: %d batches are lost, of %d numbers", c.lanes[e.lane].name, e.evicted+e.damaged, n)
+		}
+	}
 	if n := len(c.state.lanes); n != 0 && n != len(c.lanes) {
 		c.find(stateName, "counters of %d lanes of %d", n, len(c.lanes))
 	}
@@ -137,7 +144,7 @@ func (c *checker) files() error {
 		case ok && i >= 0:
 			// ReadDir sorts, and the hexadecimal sequence has a fixed width.
 			c.lanes[i].paths, c.lanes[i].seqs = append(c.lanes[i].paths, name), append(c.lanes[i].seqs, seq)
-		case name != formatName && name != lockName && !strings.HasPrefix(name, stateName+".") && !strings.HasPrefix(name, "."):
+		case name != formatName && name != lockName && name != reserveName && !strings.HasPrefix(name, stateName+".") && !strings.HasPrefix(name, "."):
 			c.find(name, "not a file of the buffer")
 		}
 	}

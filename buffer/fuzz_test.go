@@ -8,7 +8,8 @@ import (
 func FuzzParseState(f *testing.F) {
 	f.Add([]byte{})
 	f.Add(state{}.encode())
-	f.Add(state{lanes: []laneState{{1, 2, 3}}, acks: []ackSet{{epochOf(1), 1, []span{{0, 5}, {7, 7}}}},
+	f.Add([]byte("\x01\x01\x00\x00\x00\x00\x00\x00\x00\x01\x00\x00\x00\x00\x00\x00\x00\x02\x00\x00\x00\x00\x00\x00\x00\x03\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00")) // version 1
+	f.Add(state{lanes: []laneState{{1, 2, 3, episode{4, 5, 6}}}, losses: []lossOf{{epochOf(1), 1, loss{numbers: ranges{[]span{{8, 9}, {12, 12}}}, evicted: 3, at: 7}}}, acks: []ackSet{{epochOf(1), 1, []span{{0, 5}, {7, 7}}}},
 		parked:    map[ID]parked{{Epoch: epochOf(1), Lane: 1, Number: 6}: {at: 9, reason: "refused"}},
 		delivered: []deliveredAt{{1, 4, 1_800_000_000}}}.encode())
 	f.Fuzz(func(t *testing.T, raw []byte) {

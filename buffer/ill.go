@@ -106,6 +106,7 @@ func (b *Buffer) retry() {
 		again = again || done
 		return done
 	})
+	b.restock()
 	for _, l := range b.lanes {
 		for _, s := range slices.Clone(l.segs) {
 			if s.soft && !s.resting() {
@@ -129,11 +130,13 @@ func (b *Buffer) readLate(u unread) bool {
 		if err = judge(u.path, err); ill(err) || transient(err) {
 			return false
 		}
-		b.c.Log.Error("a damaged segment was set aside; its batches are kept in the file but not sent", "path", b.moveAside(u.path), "lane", l.name, "error", err)
+		l.bad = append(l.bad, badFile{seq: u.seq, path: u.path, disk: u.disk, cause: err})
+		b.setBadAside()
 		return true
 	}
 	l.segs = append(l.segs, s)
 	l.sort()
+	b.foundIn(s)
 	if u.seq+1 == l.nextSeq {
 		l.countIn(s)
 	} else if s.count > 0 {

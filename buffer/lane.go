@@ -34,7 +34,10 @@ type lane struct {
 	formerEpoch    [16]byte
 	formerNext     uint64
 	lost           uint64 // batches that did not verify or were in files set aside since the start
-	missing        map[[16]byte]*missing
+	losses         map[[16]byte]*loss
+	evicted        episode
+	kept           bool // nothing of it is ever evicted
+	bad            []badFile
 
 	mark position // of Take: from here on batches are live
 	owed int      // of Take: what the backlog is owed, see share
@@ -249,6 +252,10 @@ func scan(f *segment.File) (s summary, err error) {
 }
 
 // aside sets a damaged segment aside and goes on without it. Under mu.
+//
+// Crash argument: what is lost by it is stored before the file gets its other name. A crash in between leaves the file in its place, and
+// the next start takes its numbers out of the loss again. Where the state cannot be stored the file goes all the same, since it cannot
+// be used; the state is then tried again each second.
 func (b *Buffer) aside(s *seg, cause error) {
 	l := b.lanes[s.header.lane]
 	b.shut(s)
@@ -260,28 +267,49 @@ func (b *Buffer) aside(s *seg, cause error) {
 		s.writing = false
 	}
 	l.segs = slices.DeleteFunc(l.segs, func(o *seg) bool { return o == s })
-	l.lost += s.waiting
-	l.miss(s)
+	b.lose(b.takes(s, false), false)
 	for id := range b.parked {
 		if id.Lane == s.header.lane && id.Epoch == s.header.epoch && s.holds(id.Number) {
 			delete(b.parked, id)
 		}
 	}
-	path := b.moveAside(s.path)
+	b.storeUnderMu("a damaged segment's losses are not durable yet")
+	path := b.moveAside(s.path, asideFile{lane: l, seq: s.header.seq, disk: s.disk})
 	b.c.Log.Error("a damaged segment was set aside; its batches are kept in the file but not sent", "path", path, "lane", l.name,
 		"epoch", fmt.Sprintf("%x", s.header.epoch), "first", s.first, "last", s.last, "waiting", s.waiting, "error", cause)
 	b.touch()
 }
 
-// moveAside renames the file and counts it. A file that cannot even be renamed is left out of this run all the same.
-func (b *Buffer) moveAside(path string) string {
+// asideFile is a file that was set aside.
+type asideFile struct {
+	path string
+	lane *lane // nil: of none
+	seq  uint64
+	disk int64 // bytes that count in Buffer.disk
+}
+
+// moveAside renames the file and notes it as f. A file that cannot even be renamed is left out of this run all the same.
+func (b *Buffer) moveAside(path string, f asideFile) string {
 	aside, err := segment.SetAside(path)
 	if err != nil {
 		b.c.Log.Error("a damaged segment could not be renamed; it is left out of this run", "path", path, "error", err)
 		aside = path
 	}
-	b.damaged = append(b.damaged, aside)
+	f.path = aside
+	b.damaged = append(b.damaged, f)
 	return aside
+}
+
+// storeUnderMu stores the state; an error is logged as what, and the state is tried again each second. Under mu.
+func (b *Buffer) storeUnderMu(what string) bool {
+	b.storing.Lock()
+	defer b.storing.Unlock()
+	err := b.store(b.encodeState())
+	if err != nil {
+		b.c.Log.Error(what, "error", err)
+		b.touch()
+	}
+	return err == nil
 }
 
 // transient says of an error that it lies in this process or machine and not in the file, so that the file must not be set aside.

@@ -33,6 +33,7 @@ type modelBatch struct {
 	item   Item
 	status status
 	loose  bool // its status is younger than the last flush
+	parked bool // the last flush says that it is parked, whatever became of it since
 }
 
 type status int
@@ -196,7 +197,7 @@ func (m *model) flush() {
 
 func (m *model) tight() {
 	for _, b := range m.have {
-		b.loose = false
+		b.loose, b.parked = false, b.status == isParked
 	}
 }
 
@@ -227,6 +228,14 @@ func (m *model) crash() {
 		}
 	}
 	m.open(dir)
+	for id, b := range m.have {
+		if _, held := m.b.parked[id]; held && b.status == acked {
+			if !b.loose || !b.parked {
+				m.t.Fatalf("%s was acknowledged, and is parked", id)
+			}
+			b.status = isParked // its acknowledgement was not durable, that it was refused is
+		}
+	}
 	m.all(again)
 }
 

@@ -60,9 +60,11 @@ func (b *Buffer) load() error {
 	}
 	b.parked = st.parked
 	for i, name := range b.c.Lanes {
-		l := &lane{index: uint8(i), name: name, nextSeq: 1, acks: map[[16]byte]*ranges{}, next: map[[16]byte]uint64{}}
+		l := &lane{index: uint8(i), name: name, nextSeq: 1, acks: map[[16]byte]*ranges{}, next: map[[16]byte]uint64{}, losses: map[[16]byte]*loss{}}
+		l.kept = len(b.c.Evict) > 0 && !slices.Contains(b.c.Evict, name)
 		if i < len(st.lanes) {
 			l.nextSeq, l.batches, l.bytes = max(1, st.lanes[i].nextSeq), st.lanes[i].batches, st.lanes[i].bytes
+			l.evicted = st.lanes[i].evicted
 		}
 		b.lanes = append(b.lanes, l)
 	}
@@ -72,6 +74,14 @@ func (b *Buffer) load() error {
 			l.mark = everythingLive
 		}
 		b.order = append(b.order, l)
+	}
+	for _, name := range b.c.Evict {
+		b.evict = append(b.evict, b.lanes[slices.Index(b.c.Lanes, name)])
+	}
+	for _, e := range st.losses {
+		if int(e.lane) < len(b.lanes) {
+			b.lanes[e.lane].losses[e.epoch] = &e.loss
+		}
 	}
 	for _, a := range st.acks {
 		if int(a.lane) < len(b.lanes) {
@@ -96,6 +106,9 @@ func (b *Buffer) load() error {
 			delete(b.parked, id)
 		}
 	}
+	b.setBadAside()
+	b.preallocate()
+	b.restock()
 	return nil
 }
 
@@ -121,7 +134,7 @@ func (b *Buffer) loadState() (state, error) {
 	b.c.Log.Error("the acknowledgements are damaged and were set aside; every batch kept here is sent again", "path", path, "error", err)
 	for _, suffix := range []string{".a", ".b"} {
 		if _, serr := os.Lstat(path + suffix); serr == nil {
-			b.moveAside(path + suffix)
+			b.moveAside(path+suffix, asideFile{})
 		}
 	}
 	b.state, _, err = durable.OpenAB(path, maxState)
@@ -144,6 +157,10 @@ func (b *Buffer) loadFiles() error {
 			}
 		case strings.HasSuffix(name, segment.DamagedSuffix):
 			b.noteDamaged(name, path)
+		case name == reserveName:
+			if err := b.noteReserve(path); err != nil {
+				return err
+			}
 		default:
 			if err := b.loadFile(name, path); err != nil {
 				return err
@@ -154,9 +171,17 @@ func (b *Buffer) loadFiles() error {
 		l.sort()
 		for _, s := range l.segs {
 			l.countIn(s)
+			b.foundIn(s)
 		}
 	}
 	return nil
+}
+
+// foundIn takes what a file holds out of the losses: a crash came between the loss and the end of its file. Under mu.
+func (b *Buffer) foundIn(s *seg) {
+	if s.waiting > 0 {
+		b.found(s.header.lane, s.header.epoch, s.first, s.last)
+	}
 }
 
 func (b *Buffer) noteDamaged(name, path string) {
@@ -165,13 +190,16 @@ func (b *Buffer) noteDamaged(name, path string) {
 		b.c.Log.Warn("a file that was set aside cannot be measured", "path", path, "error", err)
 	}
 	b.disk += size
-	if !slices.Contains(b.damaged, path) {
-		b.damaged = append(b.damaged, path)
-	}
+	f := asideFile{path: path, disk: size}
 	if i := strings.Index(name, ".seg"); i >= 0 {
 		if lane, seq, ok := parseFileName(name[:i+4]); ok {
-			b.reserveSeq(lane, seq)
+			f.lane, f.seq = b.reserveSeq(lane, seq), seq
 		}
+	}
+	if i := slices.IndexFunc(b.damaged, func(o asideFile) bool { return o.path == path }); i >= 0 {
+		b.damaged[i] = f // a state file, set aside at this start
+	} else {
+		b.damaged = append(b.damaged, f)
 	}
 }
 
@@ -220,8 +248,7 @@ func (b *Buffer) loadFile(name, path string) error {
 		if transient(err) {
 			return err
 		}
-		aside := b.moveAside(path)
-		b.c.Log.Error("a damaged segment was set aside; its batches are kept in the file but not sent", "path", aside, "lane", l.name, "error", err)
+		l.bad = append(l.bad, badFile{seq: seq, path: path, disk: s.disk, cause: err})
 		return nil
 	}
 	l.segs = append(l.segs, s)
@@ -256,7 +283,9 @@ var disk = struct {
 	harden  func(path string) error
 	open    func(path string) (*segment.File, error)
 	summary func(path string) ([]byte, error)
-}{segment.Harden, segment.Open, segment.Summary}
+	create  func(path string, size int64, h header) (*segment.File, error)
+	remove  func(path string) error
+}{segment.Harden, segment.Open, segment.Summary, createSegment, os.Remove}
 
 // recover reads an unfinished file and finishes it. Before, it makes durable what it is going to read: the last commit may be in the
 // page cache only, and nothing of it may count as Known from there. When that fails the file is soft: it is read, and not finished,

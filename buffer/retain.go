@@ -17,20 +17,6 @@ import (
 	"wardlink/internal/durable"
 )
 
-// reserve takes size bytes of the cap, deleting delivered segments for it, the longest delivered first. Under mu.
-//
-// The cap holds by construction: a segment's whole size is counted before its file exists, a file never grows past it, and what it
-// gives back when it is finished is counted only after the file is shorter.
-func (b *Buffer) reserve(size int64) error {
-	for b.disk+size > b.c.Cap {
-		if !b.dropOldest() {
-			return fmt.Errorf("%w: %d of %d bytes are in use, and nothing more is delivered", ErrFull, b.disk, b.c.Cap)
-		}
-	}
-	b.disk += size
-	return nil
-}
-
 // dropOldest deletes the segment that was delivered first; false when there is none.
 func (b *Buffer) dropOldest() bool {
 	for {
@@ -100,14 +86,11 @@ func (b *Buffer) drop(s *seg) bool {
 		}
 		return false
 	}
-	b.storing.Lock()
-	err = b.store(b.encodeState())
-	b.storing.Unlock()
-	if err == nil {
-		b.shut(s)
-		err = os.Remove(s.path)
+	if !b.storeUnderMu("a delivered segment is not deleted") {
+		return false
 	}
-	if err == nil {
+	b.shut(s)
+	if err = os.Remove(s.path); err == nil {
 		err = durable.SyncDir(b.c.Dir)
 	}
 	if err != nil {
@@ -124,7 +107,7 @@ func (b *Buffer) drop(s *seg) bool {
 func (b *Buffer) encodeState() []byte {
 	st := state{parked: b.parked}
 	for _, l := range b.lanes {
-		st.lanes = append(st.lanes, laneState{l.nextSeq, l.batches, l.bytes})
+		st.lanes = append(st.lanes, laneState{l.nextSeq, l.batches, l.bytes, l.evicted})
 		live := map[[16]byte]bool{}
 		for _, s := range l.segs {
 			live[s.header.epoch] = true
@@ -132,8 +115,14 @@ func (b *Buffer) encodeState() []byte {
 				st.delivered = append(st.delivered, deliveredAt{l.index, s.header.seq, s.since})
 			}
 		}
+		if len(b.unread) > 0 { // what cannot be read at present may be of any epoch
+			for epoch := range l.losses {
+				live[epoch] = true
+			}
+		}
+		st.losses = l.allLosses(live, st.losses)
 		for epoch, r := range l.acks {
-			if !live[epoch] && len(b.unread) == 0 { // what cannot be read at present may be of that epoch
+			if !live[epoch] && len(b.unread) == 0 {
 				delete(l.acks, epoch)
 			} else if len(r.spans) > 0 {
 				st.acks = append(st.acks, ackSet{epoch: epoch, lane: l.index, spans: r.spans})
@@ -256,7 +245,7 @@ func (b *Buffer) Sealings() (ids [][16]byte) {
 type Stats struct {
 	Lanes         []LaneStats `json:"lanes"`
 	Disk          int64       `json:"disk"`           // bytes in use and reserved
-	Cap           int64       `json:"cap"`            // bytes at which Append returns ErrFull
+	Cap           int64       `json:"cap"`            // bytes that are never exceeded
 	Damaged       []string    `json:"damaged"`        // base names of files set aside
 	Unread        []string    `json:"unread"`         // base names of files that the disk cannot read at present; they are tried again
 	FlushFailures uint64      `json:"flush_failures"` // times acknowledgements could not be stored
@@ -272,6 +261,10 @@ type LaneStats struct {
 	Out      uint64 `json:"out"`     // given out, not acknowledged yet
 	Parked   uint64 `json:"parked"`
 	Lost     uint64 `json:"lost"` // since the start: did not verify, or waited in files that were set aside
+	// Batches that were deleted undelivered for the room of others, in the latest time without a day's pause in it, also before the start.
+	Evicted      uint64    `json:"evicted"`
+	EvictedSince time.Time `json:"evicted_since"` // when that time began; zero when nothing was
+	EvictedAt    time.Time `json:"evicted_at"`    // the latest
 }
 
 // Stats counts.
@@ -279,11 +272,14 @@ func (b *Buffer) Stats() Stats {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	st := Stats{Disk: b.disk, Cap: b.c.Cap, Unread: b.unreadNames(), FlushFailures: b.flushFail.Load()}
-	for _, path := range b.damaged {
-		st.Damaged = append(st.Damaged, filepath.Base(path))
+	for _, f := range b.damaged {
+		st.Damaged = append(st.Damaged, filepath.Base(f.path))
 	}
 	for _, l := range b.lanes {
-		ls := LaneStats{Name: l.name, Segments: len(l.segs), Lost: l.lost}
+		ls := LaneStats{Name: l.name, Segments: len(l.segs), Lost: l.lost, Evicted: l.evicted.batches}
+		if l.evicted.batches > 0 {
+			ls.EvictedSince, ls.EvictedAt = time.Unix(l.evicted.since, 0), time.Unix(l.evicted.at, 0)
+		}
 		for _, s := range l.segs {
 			ls.Bytes += s.disk
 			ls.Stored += s.count

@@ -10,8 +10,8 @@ import (
 	"wardlink/internal/durable"
 )
 
-// maxState is the limit of the state in bytes. Runs and parked batches that would exceed it are left out of the file, which costs
-// batches sent twice after a restart, nothing else.
+// maxState is the limit of the state in bytes. Acknowledged runs and parked batches that would exceed it are left out of the file, which
+// costs batches sent twice after a restart, nothing else. Losses have a part of their own (maxLosses).
 const maxState = 256 << 10
 
 const (
@@ -19,7 +19,7 @@ const (
 	spanSize     = 16
 	parkedSize   = 16 + 1 + 8 + 8 + 1
 	maxParked    = maxState / 2 / parkedSize // 3855
-	stateVersion = 1
+	stateVersion = 2
 )
 
 // parked is a batch that the receiver refused: kept, not given out.
@@ -41,24 +41,39 @@ type ackSet struct {
 	spans []span
 }
 
-type laneState struct{ nextSeq, batches, bytes uint64 }
+type laneState struct {
+	nextSeq, batches, bytes uint64
+	evicted                 episode
+}
+
+// lossOf is a loss with the numbers' epoch and lane.
+type lossOf struct {
+	epoch [16]byte
+	lane  uint8
+	loss
+}
 
 // state is the content of the A/B file.
 type state struct {
 	lanes     []laneState
+	losses    []lossOf
 	acks      []ackSet
 	parked    map[ID]parked
 	delivered []deliveredAt
 }
 
-// encode writes what fits into maxState, most worth first: lane counters, parked batches, acknowledged runs, delivery times.
+// encode writes what fits into maxState, most worth first: lane counters, losses, parked batches, acknowledged runs, delivery times.
 func (s state) encode() []byte {
 	b := []byte{stateVersion, byte(len(s.lanes))}
 	for _, l := range s.lanes {
 		b = binary.BigEndian.AppendUint64(b, l.nextSeq)
 		b = binary.BigEndian.AppendUint64(b, l.batches)
 		b = binary.BigEndian.AppendUint64(b, l.bytes)
+		b = binary.BigEndian.AppendUint64(b, l.evicted.batches)
+		b = binary.BigEndian.AppendUint64(b, uint64(l.evicted.since))
+		b = binary.BigEndian.AppendUint64(b, uint64(l.evicted.at))
 	}
+	b = appendLosses(b, s.losses)
 	b = appendParked(b, s.parked)
 	room := maxState - len(b) - 8
 	countAt, sets := len(b), 0
@@ -70,12 +85,7 @@ func (s state) encode() []byte {
 		}
 		room -= 21 + n*spanSize
 		sets++
-		b = append(append(b, a.epoch[:]...), a.lane)
-		b = binary.BigEndian.AppendUint32(b, uint32(n))
-		for _, r := range a.spans[:n] {
-			b = binary.BigEndian.AppendUint64(b, r.from)
-			b = binary.BigEndian.AppendUint64(b, r.to)
-		}
+		b = appendSpans(append(append(b, a.epoch[:]...), a.lane), a.spans[:n])
 	}
 	binary.BigEndian.PutUint32(b[countAt:], uint32(sets))
 	n := min(len(s.delivered), max(0, room)/17)
@@ -145,13 +155,23 @@ func (r *reader) count(size int) int {
 
 func parseState(b []byte) (s state, err error) {
 	r := &reader{b: b}
-	if v := r.u8(); v > stateVersion { // the pair's checksum held
-		return s, fmt.Errorf("state of version %d: %w", v, durable.ErrNewer)
-	} else if v != stateVersion {
+	version := r.u8()
+	if version > stateVersion { // the pair's checksum held
+		return s, fmt.Errorf("state of version %d: %w", version, durable.ErrNewer)
+	} else if version == 0 {
 		return s, fmt.Errorf("state: %w", errFormat)
 	}
 	for n := int(r.u8()); n > 0 && !r.bad; n-- {
-		s.lanes = append(s.lanes, laneState{r.u64(), r.u64(), r.u64()})
+		l := laneState{nextSeq: r.u64(), batches: r.u64(), bytes: r.u64()}
+		if version > 1 { // version 1 knew no losses
+			l.evicted = episode{r.u64(), int64(r.u64()), int64(r.u64())}
+		}
+		s.lanes = append(s.lanes, l)
+	}
+	if version > 1 {
+		if s.losses, err = parseLosses(r); err != nil {
+			return s, err
+		}
 	}
 	s.parked = map[ID]parked{}
 	for n := r.count(34); n > 0 && !r.bad; n-- {
@@ -162,14 +182,8 @@ func parseState(b []byte) (s state, err error) {
 	}
 	for n := r.count(21); n > 0 && !r.bad; n-- {
 		a := ackSet{epoch: [16]byte(r.take(16)), lane: r.u8()}
-		last, first := uint64(0), true
-		for m := r.count(spanSize); m > 0 && !r.bad; m-- {
-			v := span{r.u64(), r.u64()}
-			if v.from > v.to || !first && (v.from <= last || v.from-1 == last) {
-				return s, fmt.Errorf("state: runs out of order: %w", errFormat)
-			}
-			last, first = v.to, false
-			a.spans = append(a.spans, v)
+		if a.spans, err = parseSpans(r); err != nil {
+			return s, err
 		}
 		s.acks = append(s.acks, a)
 	}
@@ -180,4 +194,18 @@ func parseState(b []byte) (s state, err error) {
 		return s, fmt.Errorf("state: %w", errFormat)
 	}
 	return s, nil
+}
+
+// parseSpans reads a count and so many runs, which must ascend with a gap between any two.
+func parseSpans(r *reader) (spans []span, err error) {
+	last, first := uint64(0), true
+	for n := r.count(spanSize); n > 0 && !r.bad; n-- {
+		v := span{r.u64(), r.u64()}
+		if v.from > v.to || !first && (v.from <= last || v.from-1 == last) {
+			return nil, fmt.Errorf("state: runs out of order: %w", errFormat)
+		}
+		last, first = v.to, false
+		spans = append(spans, v)
+	}
+	return spans, nil
 }

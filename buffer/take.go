@@ -142,7 +142,8 @@ func (b *Buffer) takeOne(tx *bbolt.Tx, s *seg, number uint64, t *taking) {
 	if err != nil {
 		s.gone.add(number)
 		s.waiting--
-		b.lanes[s.header.lane].lost++
+		// Durable with the next state. A crash before has it found once more.
+		b.lose(deprived{epoch: s.header.epoch, lane: s.header.lane, runs: []Run{{number, number}}, count: 1, next: number + 1}, false)
 		b.c.Log.Error("a batch on disk does not verify and is not sent; its file will be kept", "path", s.path, "batch", s.id(number).String(), "error", err)
 		return
 	}
@@ -173,6 +174,10 @@ func (b *Buffer) Ack(ids ...ID) {
 	for _, id := range ids {
 		s := b.out(id)
 		if s == nil {
+			// It was on its way when its file went: it is not lost.
+			if !b.closed && int(id.Lane) < len(b.lanes) && b.lanes[id.Lane].find(id) == nil {
+				b.found(id.Lane, id.Epoch, id.Number, id.Number)
+			}
 			continue
 		}
 		l := b.lanes[id.Lane]
