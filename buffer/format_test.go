@@ -7,6 +7,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"go.etcd.io/bbolt"
 
@@ -25,7 +26,7 @@ func TestFormatTable(t *testing.T) {
 		if strings.HasPrefix(row[2], "`") {
 			key = strings.Trim(row[2], "`")
 		}
-		if strings.HasPrefix(row[1], "`state") || row[1] == "`format`" || row[1] == "`lock`" {
+		if strings.HasPrefix(row[1], "`state") || row[1] == "`format`" || row[1] == "`lock`" || row[1] == "`reserve`" {
 			continue
 		}
 		documented[strings.Trim(row[1], "`")+"/"+key] = true
@@ -80,6 +81,9 @@ func TestFormatTable(t *testing.T) {
 		"the 32 bytes before":   batchMetaSize == 36,
 		"page size 4096":        segment.PageSize == 4096,
 		"`WLSEGEND`":            true,
+		"936 losses":            mostLosses == 936,
+		"64 KB at most":         maxLosses == 64<<10,
+		"10 minutes":            eatenFirst == 10*time.Minute && eatenMost == 24*time.Hour,
 		"wardlink buffer 1":     strings.HasPrefix(string(encodeFormat(testLanes)), "wardlink buffer 1\n"),
 	} {
 		if !is || !strings.Contains(strings.ReplaceAll(string(doc), "\n", " "), text) {
