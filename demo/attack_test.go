@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"strings"
 	"testing"
+
+	"wardlink/server/api/client"
 )
 
 // TestRefusalsAreFoundByActorAndReason: what is not quite the attack's refusal does not stand for it.
@@ -47,13 +49,23 @@ func TestTableLinesUp(t *testing.T) {
 	var out strings.Builder
 	th := &theatre{Options: Options{Out: &out}, summary: Summary{
 		SamplesSent: 1_234_567, OutageSeconds: 61.25, BacklogPeak: 1, Chaos: 3600, Seed: 999_999, RevokeSeconds: 1.5,
+		Account:  []Accounted{{Balance: client.Balance{Lane: "waveform", Assigned: 123_456_789, Journaled: 1}}, {Balance: client.Balance{Lane: "self", Void: 12345}}},
 		Refusals: []Refusal{{Case: "certificate of a foreign CA", Refused: true, Leaf: 123456, Actor: "peer", Peer: "127.0.0.0/24", Reason: "x"}, {Case: "y"}},
 	}}
 	th.table()
 	main, attacks, _ := strings.Cut(out.String(), "\n\n  attack")
+	main, accounts, _ := strings.Cut(main, "\n\n  batches ")
 	for _, line := range strings.Split(strings.Trim(main, "\n"), "\n") {
 		if len(line) < 37 || line[34] == ' ' || line[35] != ' ' || line[36] != ' ' {
 			t.Errorf("%q", line)
+		}
+	}
+	accounts = "  batches " + accounts
+	for row := range strings.SplitSeq(accounts, "\n") {
+		for i, r := range strings.SplitN(accounts, "\n", 2)[0] {
+			if strings.ContainsRune("=(+", r) && row[i] != byte(r) {
+				t.Errorf("column %d of %q is not %q", i, row, r)
+			}
 		}
 	}
 	rows := strings.Split(strings.TrimRight("  attack"+attacks, "\n"), "\n")

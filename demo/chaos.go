@@ -26,6 +26,17 @@ type blow struct {
 	lasts   time.Duration // of the network's
 }
 
+// kills is how many SIGKILLs the blow is.
+func (b blow) kills() int {
+	switch {
+	case b.what != blowAgent && b.what != blowServer:
+		return 0
+	case b.again > 0:
+		return 2
+	}
+	return 1
+}
+
 // What chaos does: SIGKILL to an agent or the server, a network that tears what it carries, a network that swallows it.
 const (
 	blowAgent  = "agent"
@@ -33,6 +44,10 @@ const (
 	blowCut    = "cut"
 	blowHole   = "hole"
 )
+
+// killEvery is how often a kill falls at the least, cuts of the network not counted: when chance gave fewer, the next blow is one. A SIGKILL is
+// what shows that nothing is acknowledged before it is durable; a cut shows less.
+const killEvery = 2 * time.Second
 
 // planChaos draws what happens and when. The same seed, length and number of gateways give the same plan. The first three blows are one of
 // each kind, and the first outage is long enough for a backlog.
@@ -43,11 +58,15 @@ func planChaos(seed uint64, length time.Duration, gateways int) (plan []blow) {
 	}
 	first := []string{blowAgent, blowServer, blowCut}
 	r.Shuffle(len(first), func(i, j int) { first[i], first[j] = first[j], first[i] })
+	kills := 0
 	for at := between(shortestGap, longestGap); at < length; at += between(shortestGap, longestGap) {
 		b := blow{at: at}
-		if n := len(plan); n < len(first) {
+		switch n := len(plan); {
+		case n < len(first):
 			b.what = first[n]
-		} else {
+		case time.Duration(kills)*killEvery < at:
+			b.what = []string{blowAgent, blowServer}[r.IntN(2)]
+		default:
 			b.what = []string{blowAgent, blowAgent, blowServer, blowServer, blowCut, blowHole}[r.IntN(6)]
 		}
 		switch b.what {
@@ -56,6 +75,7 @@ func planChaos(seed uint64, length time.Duration, gateways int) (plan []blow) {
 			if r.IntN(3) == 0 {
 				b.again = between(shortestStart, longestStart)
 			}
+			kills += b.kills()
 		default:
 			b.lasts = between(shortestCut, longestCut)
 			if len(plan) < len(first) {

@@ -9,7 +9,7 @@ import (
 // TestChaosIsAsPromised: something happens in every three seconds, of every kind, and the seed repeats it.
 func TestChaosIsAsPromised(t *testing.T) {
 	for seed := range uint64(200) {
-		for _, seconds := range []int{minChaos, 60} {
+		for _, seconds := range []int{minChaos, 60, 300} {
 			length := time.Duration(seconds) * time.Second
 			plan := planChaos(seed, length, 20)
 			if !reflect.DeepEqual(plan, planChaos(seed, length, 20)) {
@@ -17,9 +17,10 @@ func TestChaosIsAsPromised(t *testing.T) {
 			}
 			kinds := map[string]int{}
 			last := time.Duration(0)
-			again := 0
+			again, kills := 0, 0
 			for _, b := range plan {
 				kinds[b.what]++
+				kills += b.kills()
 				if b.again > 0 {
 					again++
 				}
@@ -28,8 +29,8 @@ func TestChaosIsAsPromised(t *testing.T) {
 				}
 				last = b.at
 			}
-			if length-last > 3*time.Second || kinds[blowAgent] == 0 || kinds[blowServer] == 0 || kinds[blowCut] == 0 || len(plan) < seconds/3 {
-				t.Fatalf("seed %d: %d blows in %s: %v, the last at %s", seed, len(plan), length, kinds, last)
+			if length-last > 3*time.Second || kinds[blowAgent] == 0 || kinds[blowServer] == 0 || kinds[blowCut] == 0 || kills < seconds/3 {
+				t.Fatalf("seed %d: %d blows in %s: %v, %d of them kills, the last at %s", seed, len(plan), length, kinds, kills, last)
 			}
 			if seconds == 60 && (again == 0 || kinds[blowHole] == 0) {
 				t.Logf("seed %d: %d kills at starts, %d holes", seed, again, kinds[blowHole])

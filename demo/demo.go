@@ -155,7 +155,7 @@ func (t *theatre) play(ctx context.Context) error {
 		enrol = []func(context.Context) error{t.register, t.waitInList, t.approveAll}
 	}
 	for _, act := range slices.Concat([]func(context.Context) error{t.makeTPMs, t.startServer}, enrol, []func(context.Context) error{
-		t.stream, t.refill, t.settle, t.compare, t.catchUp, t.findRefusals, t.verifyLog, t.findReads,
+		t.stream, t.refill, t.settle, t.account, t.compare, t.catchUp, t.findRefusals, t.verifyLog, t.findReads,
 		t.proveOne,
 	}) {
 		if err := ctx.Err(); err != nil {

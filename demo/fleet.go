@@ -125,8 +125,8 @@ func (g *gateway) config() string { return filepath.Join(g.dir, "agent.yaml") }
 
 // configure writes the agent's configuration.
 func (g *gateway) configure(kit string) error {
-	text := fmt.Sprintf("kit: %s\nstate: %s\ntpm: swtpm:%s\nsources:\n  - {id: bed-1, mllp: %q}\n",
-		kit, filepath.Join(g.dir, "state"), g.tpm.Socket, g.mllp)
+	text := fmt.Sprintf("kit: %s\nstate: %s\ntpm: swtpm:%s\nreport_every: %s\nsources:\n  - {id: bed-1, mllp: %q}\n",
+		kit, filepath.Join(g.dir, "state"), g.tpm.Socket, reportEvery, g.mllp)
 	return os.WriteFile(g.config(), []byte(text), 0o600)
 }
 

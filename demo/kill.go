@@ -25,6 +25,9 @@ type Kills struct {
 	Startup int `json:"startup"` // of the SIGKILLs, those that fell into a start
 }
 
+// Signals is how many SIGKILLs there were, cuts of the network not counted.
+func (k Kills) Signals() int { return k.Agent + k.Server }
+
 // killAgent kills the agent of one gateway, once half of its rows of this window are acknowledged, and starts it again.
 func (t *theatre) killAgent(ctx context.Context) error {
 	g := t.fleet[0]

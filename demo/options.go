@@ -124,8 +124,9 @@ type Summary struct {
 	BacklogPeak         uint64  `json:"backlog_peak"`   // batches that the gateways held meanwhile, at the most
 	RevokeSeconds       float64 `json:"revoke_seconds"` // from the start of 'wardlink gateway revoke' until the live session was cut
 
-	Refusals []Refusal `json:"refusals"`
-	Disaster *Disaster `json:"disaster,omitempty"`
+	Account  []Accounted `json:"account"` // of every lane that was used
+	Refusals []Refusal   `json:"refusals"`
+	Disaster *Disaster   `json:"disaster,omitempty"`
 
 	Enrolment *enrolment `json:"enrolment,omitempty"` // of many gateways in one go; nil where they were entered beforehand
 
@@ -144,15 +145,29 @@ const attacks = 4
 // OK says whether the demonstration shows what it promises.
 func (s Summary) OK() bool {
 	if s.Disaster != nil {
-		return s.delivered() && s.proven() && s.AgentKills > 0 && s.ServerKills > 0 && s.Disaster.recovered()
+		return s.delivered() && s.accounted() && s.proven() && s.AgentKills > 0 && s.ServerKills > 0 && s.Disaster.recovered()
 	}
-	return s.delivered() && s.proven() && s.hostile() && s.defended()
+	return s.delivered() && s.accounted() && s.proven() && s.hostile() && s.defended()
 }
 
 // delivered: nothing is lost, doubled or altered.
 func (s Summary) delivered() bool {
 	return s.Compared && s.SamplesSent > 0 && s.SamplesStored == s.SamplesAcknowledged && s.SamplesAcknowledged == s.SamplesSent &&
 		s.Missing == 0 && s.Duplicates == 0 && s.Mismatched == 0
+}
+
+// accounted: every number that a gateway assigned to a batch is in one class of the account, and none is lost.
+func (s Summary) accounted() bool {
+	carried := uint64(0)
+	for i := range s.Account {
+		if !s.Account[i].whole() {
+			return false
+		}
+		if s.Account[i].Lane != laneSelf {
+			carried += s.Account[i].Stored
+		}
+	}
+	return carried > 0
 }
 
 // proven: the log verifies, and holds what the gateways and the hospital's reader know of.
@@ -165,7 +180,7 @@ func (s Summary) proven() bool {
 func (s Summary) hostile() bool {
 	k := s.Kills
 	return s.AgentKills > 0 && s.ServerKills > 0 && k.Network > 0 && s.OutageSeconds > 0 && s.BacklogPeak > 0 &&
-		k.Agent == s.AgentKills && k.Server == s.ServerKills && k.Total == k.Agent+k.Server+k.Network && 3*k.Total >= s.Chaos
+		k.Agent == s.AgentKills && k.Server == s.ServerKills && k.Total == k.Agent+k.Server+k.Network && 3*k.Signals() >= s.Chaos
 }
 
 // defended: every attack was refused and stands in the log with actor and reason.

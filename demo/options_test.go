@@ -5,6 +5,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"wardlink/server/api/client"
 )
 
 // TestOK: each promise of the demonstration can break it.
@@ -13,6 +15,10 @@ func TestOK(t *testing.T) {
 		Compared: true, SamplesSent: 10, SamplesAcknowledged: 10, SamplesStored: 10, BatchesAcknowledged: 4, FHIRReads: 2, AuditReads: 2,
 		AuditLeaves: 20, AuditRows: 5, AuditVerified: true, ProofVerified: true, AgentKills: 1, ServerKills: 1,
 		Kills: Kills{Total: 3, Agent: 1, Server: 1, Network: 1}, OutageSeconds: 4, BacklogPeak: 100, RevokeSeconds: 0.3,
+		Account: []Accounted{
+			{Rows: 2, Balance: client.Balance{Lane: "vitals", Assigned: 5, Journaled: 4, Stored: 4, Void: 1, Told: true, Balances: true}},
+			{Rows: 2, Balance: client.Balance{Lane: "self", Assigned: 9, Journaled: 6, Stored: 5, Pending: 1, Buffered: 2, Void: 1, Told: true, Balances: true, AtMost: []string{"buffered"}}},
+		},
 		Refusals: []Refusal{
 			{Case: "one", Refused: true, Leaf: 7, Actor: "peer", Reason: "certificate"}, {Case: "two", Refused: true, Leaf: 8, Actor: "a", Reason: "topic"},
 			{Case: "three", Refused: true, Leaf: 9, Actor: "a", Reason: "revoked"}, {Case: "four", Refused: true, Leaf: 10, Actor: "a", Reason: "revoked"},
@@ -31,6 +37,17 @@ func TestOK(t *testing.T) {
 		"missing":                 func(s *Summary) { s.Missing++ },
 		"twice":                   func(s *Summary) { s.Duplicates++ },
 		"altered":                 func(s *Summary) { s.Mismatched++ },
+		"no account":              func(s *Summary) { s.Account = nil },
+		"nothing in the account":  func(s *Summary) { s.Account = s.Account[1:] },
+		"an account in doubt":     func(s *Summary) { s.Account[1].Balances = false },
+		"a difference":            func(s *Summary) { s.Account[0].Assigned++; s.Account[0].Difference++ },
+		"a sum that is wrong":     func(s *Summary) { s.Account[0].Assigned++ },
+		"a state that is wrong":   func(s *Summary) { s.Account[1].Stored-- },
+		"a loss":                  func(s *Summary) { s.Account[0].Lost, s.Account[0].Void = 1, 0 },
+		"a dead batch":            func(s *Summary) { s.Account[0].Dead, s.Account[0].Stored = 1, 3 },
+		"a parked batch":          func(s *Summary) { s.Account[0].Parked, s.Account[0].Void = 1, 0 },
+		"something left behind":   func(s *Summary) { s.Account[0].Buffered, s.Account[0].Void = 1, 0 },
+		"an upper bound":          func(s *Summary) { s.Account[0].AtMost = []string{"void"} },
 		"a publish without a row": func(s *Summary) { s.AuditRows = s.BatchesAcknowledged - 1 },
 		"no batches":              func(s *Summary) { s.BatchesAcknowledged = 0 },
 		"a read without an event": func(s *Summary) { s.AuditReads-- },
@@ -56,7 +73,7 @@ func TestOK(t *testing.T) {
 		"no attacks":              func(s *Summary) { s.Refusals = nil },
 	} {
 		s := good
-		s.Refusals = slices.Clone(good.Refusals)
+		s.Refusals, s.Account = slices.Clone(good.Refusals), slices.Clone(good.Account)
 		if change(&s); s.OK() {
 			t.Errorf("%s: still OK", name)
 		}

@@ -34,7 +34,8 @@ func (t *theatre) table() {
 			plural(s.Kills.Network, "outage"), plurals(int(s.BacklogPeak), "batch", "batches")))
 	}
 	if s.Chaos > 0 {
-		row("chaos", fmt.Sprintf("%d s", s.Chaos), fmt.Sprintf("%d blows, %d of them into a start; --seed %d repeats them", s.Kills.Total, s.Kills.Startup, s.Seed))
+		row("chaos", fmt.Sprintf("%d s", s.Chaos), fmt.Sprintf("%d SIGKILLs, %d of them into a start, and %s of the network; --seed %d repeats them", s.Kills.Signals(), s.Kills.Startup,
+			plural(s.Kills.Network, "cut"), s.Seed))
 	}
 	row("batches", s.BatchesAcknowledged, "that the gateways know the hospital has")
 	row("log", s.AuditLeaves, fmt.Sprintf("leaves and %d publishes, verified offline", s.AuditRows))
@@ -46,6 +47,7 @@ func (t *theatre) table() {
 		row("enrolments/s", fmt.Sprintf("%.1f", e.Rate), fmt.Sprintf("%d gateways approved from one file, the last enrolled after %.1f s; %d in the busiest second", e.Gateways, e.Seconds, e.Busiest))
 	}
 	row("seconds", s.Seconds, "in all")
+	fmt.Fprint(w, "\n", accountTable(s.Account))
 	if s.Disaster != nil {
 		fmt.Fprint(t.Out, w.String())
 		return

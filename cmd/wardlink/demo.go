@@ -19,10 +19,11 @@ func (t *tool) demo() *cobra.Command {
 			"agent and the server with SIGKILL, cuts the network, and attacks with a foreign certificate and with a gateway that was\n" +
 			"carried away, which is then revoked. It compares the monitors' accounts with the hospital's FHIR answers value by value,\n" +
 			"verifies the log offline, finds every refusal in it with actor and reason, and proves one publish. Exits 1 unless nothing\n" +
-			"is missing, doubled or different, every attack was refused and the log verifies.\n\n" +
+			"is missing, doubled or different, every batch is accounted for, every attack was refused and the log verifies.\n\n" +
 			"With --disaster it backs the server up while the monitors send, destroys the server's directory later, restores the old\n" +
 			"backup, and lets the gateways bring what it lacks.\n\n" +
-			"With --chaos it kills and cuts at random instead, at least once in three seconds, also amid starts.",
+			"With --chaos it kills and cuts at random instead: a SIGKILL in two seconds and more, also amid starts, and cuts\n" +
+			"between them.",
 		Example: `  wardlink demo
   wardlink demo --recording ~/physionet/s00001-2896-10-10-00-31n
   wardlink demo --recording ~/physionet/03700181 --speed 1
