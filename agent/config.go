@@ -71,6 +71,8 @@ type SourceConfig struct {
 	// UniqueIDs says that the device never gives one control id (MSH-10) to two messages; default true. With false, or where a message
 	// has no control id, identical bytes are a new message once the former one's acknowledgement was written.
 	UniqueIDs *bool `yaml:"unique_ids"`
+
+	LineConfig `yaml:",inline"`
 }
 
 // maxSocket is the longest path of a Unix socket: sun_path has 108 bytes, with the NUL at its end (unix(7)).
@@ -181,7 +183,11 @@ func ParseConfig(data []byte) (Config, error) {
 			return Config{}, fmt.Errorf("sources[%d].id: %q is sources[%d]'s already; ids are part of every observation's key", i, s.ID, j)
 		}
 		seen[s.ID] = i
-		if j, dup := ports[s.MLLP]; dup && !strings.HasSuffix(s.MLLP, ":0") {
+		if j, dup := ports[s.Socket]; dup && s.Socket != "" {
+			return Config{}, fmt.Errorf("sources[%d].socket: %q is sources[%d]'s already; devices may share one source, two sources cannot share a socket", i, s.Socket, j)
+		}
+		ports[s.Socket] = i
+		if j, dup := ports[s.MLLP]; dup && s.MLLP != "" && !strings.HasSuffix(s.MLLP, ":0") {
 			return Config{}, fmt.Errorf("sources[%d].mllp: %q is sources[%d]'s already; devices may share one source, two sources cannot share a port", i, s.MLLP, j)
 		}
 		ports[s.MLLP] = i
@@ -257,6 +263,12 @@ func (c Config) Socket() string { return filepath.Join(c.State, "agent.sock") }
 func (s SourceConfig) check() error {
 	if err := spiffe.ValidName(s.ID); err != nil {
 		return fmt.Errorf("id: %w", err)
+	}
+	if s.isLine() {
+		return s.checkLine()
+	}
+	if s.LineConfig.any() {
+		return errors.New("mode, group, users and groups are of a socket; set socket: /run/wardlink-agent/vitals.sock, or take them out")
 	}
 	if _, _, err := net.SplitHostPort(s.MLLP); err != nil {
 		return fmt.Errorf("mllp: %q; expected address:port such as 127.0.0.1:2575", s.MLLP)

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -12,6 +13,7 @@ import (
 	"wardlink/buffer"
 	"wardlink/telemetry"
 	"wardlink/telemetry/hl7"
+	"wardlink/telemetry/line"
 	"wardlink/telemetry/seal"
 )
 
@@ -75,6 +77,7 @@ func (c Counts) failing() bool { return c.LastFailed.After(c.LastStored) }
 type waiting struct {
 	msg  telemetry.Message
 	key  [32]byte // of the message within this gateway
+	id   [32]byte // of what its device calls it; zero where that need not be unique
 	lane telemetry.Lane
 	size int
 	raw  []byte
@@ -106,6 +109,12 @@ func (in *intake) accept(ctx context.Context, d source.Delivery, unique bool) er
 			in.count(func(c *Counts) { c.Resent++ })
 			return nil // an earlier Append returned nil for this very message
 		}
+		// Two messages under one id that come at once are both kept: to lose neither comes before telling the device.
+		if d.ID != "" {
+			if _, reused := in.buf.Known(idKey(d.Source, d.ID)); reused {
+				return source.ErrReused
+			}
+		}
 		return in.enqueue(ctx, d, key, 0)
 	}
 	e, role := in.copies.begin(key, held)
@@ -130,7 +139,10 @@ func (in *intake) accept(ctx context.Context, d source.Delivery, unique bool) er
 func (in *intake) enqueue(ctx context.Context, d source.Delivery, key [32]byte, copyNumber uint32) error {
 	msg := d.Message
 	msg.Source, msg.Received, msg.Copy = d.Source, in.clock.stamp(), copyNumber
-	w := &waiting{msg: msg, key: key, lane: hl7.LaneOf(msg), size: len(d.Raw), raw: d.Raw, done: make(chan error, 1)}
+	w := &waiting{msg: msg, key: key, lane: laneOf(msg), size: len(d.Raw), raw: d.Raw, done: make(chan error, 1)}
+	if d.ID != "" {
+		w.id = idKey(d.Source, d.ID)
+	}
 	select {
 	case in.queue <- w:
 	case <-ctx.Done():
@@ -138,6 +150,20 @@ func (in *intake) enqueue(ctx context.Context, d source.Delivery, key [32]byte, 
 	}
 	// Once queued, the outcome is waited for even if ctx ends: run always answers.
 	return <-w.done
+}
+
+// laneOf is the lane in which a message travels, whatever its source speaks.
+func laneOf(m telemetry.Message) telemetry.Lane {
+	if lane, ours := line.LaneOf(&m); ours {
+		return lane
+	}
+	return hl7.LaneOf(m)
+}
+
+// idKey names what a source's device calls a message. It stands beside the message's own key in the same transaction, so that the buffer
+// tells a resend, which has both, from another message under the same id.
+func idKey(source, id string) [32]byte {
+	return messageKey(source, sha256.Sum256([]byte("wardlink/id/1\x00"+id)))
 }
 
 // acknowledged is the source's hook: the acknowledgement of these bytes was written to the socket.
@@ -220,6 +246,9 @@ func (in *intake) commit(ws []*waiting) {
 		}
 		lanes[w.lane].Messages = append(lanes[w.lane].Messages, w.msg)
 		seen[w.lane] = append(seen[w.lane], buffer.Seen{Digest: w.key, Copy: w.msg.Copy, Mask: 1 << w.lane})
+		if w.id != ([32]byte{}) {
+			seen[w.lane] = append(seen[w.lane], buffer.Seen{Digest: w.id, Mask: 1 << w.lane})
+		}
 	}
 	items, err := in.sealAll(&lanes, &seen)
 	if err != nil {

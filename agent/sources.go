@@ -12,6 +12,9 @@ func (a *Agent) openSource(s SourceConfig) (source.Source, error) {
 	if err != nil {
 		return nil, err
 	}
+	if s.isLine() {
+		return a.openLine(s, zone)
+	}
 	allow, err := s.prefixes()
 	if err != nil {
 		return nil, err

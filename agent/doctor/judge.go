@@ -222,6 +222,9 @@ func diskOf(cfg agent.Config) agent.Finding {
 // judgePorts looks who has the ports of an agent that does not run.
 func judgePorts(cfg agent.Config) (out []agent.Finding) {
 	for _, s := range cfg.Sources {
+		if s.Socket != "" {
+			continue // a socket has no port that another program could have
+		}
 		f := agent.Finding{Area: agent.AreaSource, Name: s.ID, Level: agent.Well, Found: s.MLLP + " is free"}
 		ln, err := listener.Listen(s.MLLP)
 		if err == nil {

@@ -104,21 +104,9 @@ func (c *conn) message(ctx context.Context, raw []byte) bool {
 		s.warn("msh", "Refused a message without usable MSH segment", "peer", c.c.RemoteAddr())
 		return c.refuse(raw, RefusedHeader)
 	}
-	if len(m.Problems) > 0 {
-		s.notUnderstood.Add(1)
-	}
-	// Accept must not see ctx end: a message that is read whole is finished although the source was told to stop.
-	finish, cancel := c.grace(ctx)
-	defer cancel()
-	if err := s.cfg.Accept(finish, Delivery{Source: s.cfg.ID, Raw: raw, Message: m}); err != nil {
-		s.failed.Add(1)
-		s.warn("accept message", "A message could not be stored; its device gets no acknowledgement", "peer", c.c.RemoteAddr(), "error", err)
-		if errors.Is(err, ErrFull) {
-			c.holdBack(ctx)
-		}
+	if err := c.store(ctx, Delivery{Source: s.cfg.ID, Raw: raw, Message: m}); err != nil {
 		return false
 	}
-	s.full.Store(0)
 	// From here on the message is durable. If the answer is lost, the device sends again and Accept knows the message.
 	if answer := hl7.Ack(raw, hl7.Accept, "", time.Now()); answer != nil && !c.write(answer) {
 		return false
@@ -128,6 +116,31 @@ func (c *conn) message(ctx context.Context, raw []byte) bool {
 		s.cfg.Acknowledged(s.cfg.ID, m.Digest)
 	}
 	return true
+}
+
+// store hands a message to Accept. Whatever the error, the device must get no acknowledgement.
+func (c *conn) store(ctx context.Context, d Delivery) error {
+	s := c.s
+	if len(d.Message.Problems) > 0 {
+		s.notUnderstood.Add(1)
+	}
+	// Accept must not see ctx end: a message that is read whole is finished although the source was told to stop.
+	finish, cancel := c.grace(ctx)
+	defer cancel()
+	err := s.cfg.Accept(finish, d)
+	switch {
+	case err == nil:
+		s.full.Store(0)
+		return nil
+	case errors.Is(err, ErrReused):
+		return err
+	}
+	s.failed.Add(1)
+	s.warn("accept message", "A message could not be stored; its device gets no acknowledgement", "peer", c.c.RemoteAddr(), "error", err)
+	if errors.Is(err, ErrFull) {
+		c.holdBack(ctx)
+	}
+	return err
 }
 
 // grace is a context that outlives ctx by StopTimeout.
@@ -171,8 +184,8 @@ func (c *conn) write(msg []byte) bool {
 // hangUp ends a connection whose peer may still be sending. To close it with bytes unread would reset it, and the answer could be
 // lost on its way; so what comes is read and dropped, within a bound of bytes and time.
 func (c *conn) hangUp() {
-	if tcp, ok := c.c.(*net.TCPConn); ok {
-		_ = tcp.CloseWrite() // the connection is closed next in any case
+	if half, ok := c.c.(interface{ CloseWrite() error }); ok {
+		_ = half.CloseWrite() // the connection is closed next in any case
 	}
 	if c.deadline(min(c.s.cfg.FrameTimeout, time.Second)) == nil {
 		_, _ = io.CopyN(io.Discard, c.c, 1<<20) // the deadline and the peer's end are the ends expected

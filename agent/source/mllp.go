@@ -52,6 +52,11 @@ type MLLP struct {
 	rhythm                                         rhythm
 	full                                           atomic.Int32 // refusals for want of room in a row
 
+	// What a line socket does in its own way.
+	bind  func() (net.Listener, error)
+	admit func(net.Conn) (why string) // "": the connection is welcome
+	talk  func(context.Context, net.Conn)
+
 	mu       sync.Mutex
 	listener net.Listener         // nil while the port cannot be had
 	trouble  string               // why it cannot
@@ -85,22 +90,34 @@ func NewMLLP(cfg Config) (*MLLP, error) {
 	cfg.Log = cfg.Log.With("source", cfg.ID)
 	defaults(&cfg)
 
-	s := &MLLP{cfg: cfg, slots: make(chan struct{}, cfg.MaxConns), warned: map[string]time.Time{}}
+	s := newMLLP(cfg)
+	s.bind, s.admit = s.bindTCP, s.admitTCP
+	s.talk = func(ctx context.Context, c net.Conn) { newConn(s, c).serve(ctx) }
 	if err := s.listen(); err != nil {
 		cfg.Log.Error("Devices cannot connect: the port cannot be opened; it is tried again", "error", err)
 	}
 	return s, nil
 }
 
-// listen opens the port, and notes why it cannot.
-func (s *MLLP) listen() error {
+func newMLLP(cfg Config) *MLLP {
+	return &MLLP{cfg: cfg, slots: make(chan struct{}, cfg.MaxConns), warned: map[string]time.Time{}}
+}
+
+func (s *MLLP) bindTCP() (net.Listener, error) {
 	l, err := listener.Listen(s.cfg.Listen)
 	if err != nil {
-		err = Explain(s.cfg.Listen, err)
-	} else if len(s.cfg.Allow) == 0 && !peerAddr(l.Addr()).IsLoopback() { // what localhost means is up to the machine's hosts file
-		_ = l.Close() // nothing was served
-		err = needAllow(s.cfg)
+		return nil, Explain(s.cfg.Listen, err)
 	}
+	if len(s.cfg.Allow) == 0 && !peerAddr(l.Addr()).IsLoopback() { // what localhost means is up to the machine's hosts file
+		_ = l.Close() // nothing was served
+		return nil, needAllow(s.cfg)
+	}
+	return l, nil
+}
+
+// listen opens the port, and notes why it cannot.
+func (s *MLLP) listen() error {
+	l, err := s.bind()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err != nil {
@@ -204,9 +221,9 @@ func (s *MLLP) Run(ctx context.Context) error {
 			wait(ctx, pause)
 			continue
 		}
-		if !s.allowed(c.RemoteAddr()) {
+		if why := s.admit(c); why != "" {
 			s.notAllowed.Add(1)
-			s.warn("peer", "Closed a connection from an address that sources[].allow does not list", "peer", c.RemoteAddr())
+			s.warn("peer", why, "peer", c.RemoteAddr())
 			_ = c.Close() // nothing was read or written
 			continue
 		}
@@ -220,7 +237,7 @@ func (s *MLLP) Run(ctx context.Context) error {
 		}
 		open.Go(func() {
 			defer func() { <-s.slots }()
-			newConn(s, c).serve(ctx)
+			s.talk(ctx, c)
 		})
 	}
 }
@@ -239,6 +256,14 @@ func (s *MLLP) await(ctx context.Context) net.Listener {
 		}
 	}
 	return s.open()
+}
+
+// admitTCP tells why a peer is not welcome.
+func (s *MLLP) admitTCP(c net.Conn) (why string) {
+	if s.allowed(c.RemoteAddr()) {
+		return ""
+	}
+	return "Closed a connection from an address that sources[].allow does not list"
 }
 
 // allowed tells whether a peer is on the allow list. Without a list the listener is on loopback, which others cannot reach.

@@ -28,6 +28,7 @@ type Delivery struct {
 	Source  string            // id from the configuration
 	Raw     []byte            // the message's bytes, its frame taken off
 	Message telemetry.Message // Copy and Received are for Accept to fill; Bed is the source's to fill
+	ID      string            // what the device calls the message, where other bytes under it would be a fault; "" where it need not be unique
 }
 
 // Accept takes a message over. It returns nil once the message is sealed and durable (fsync); only then is the device
@@ -38,6 +39,9 @@ type Accept func(ctx context.Context, d Delivery) error
 // ErrFull is what Accept wraps when there is no room for the message: the device gets no acknowledgement, and its connection is
 // held back for a while before it is closed, so that devices that resend at once do not spin.
 var ErrFull = errors.New("buffer is full")
+
+// ErrReused is what Accept returns for a message whose Delivery.ID belongs to another one: nothing was stored, and the device is told.
+var ErrReused = errors.New("id belongs to another message")
 
 // What a device reads in MSA-3 when its message is refused (AR or CR). Nothing else is.
 const (

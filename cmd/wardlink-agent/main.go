@@ -62,6 +62,12 @@ defaults:
       allow: []                       # peers' networks, such as [10.20.0.0/16]; needed unless mllp is loopback
       time_zone: UTC                  # of device times that carry none
       unique_ids: true                # false for a device that repeats message control ids (MSH-10)
+    - id: pumps                       # a source of JSON lines or CBOR: telemetry/line/LINE.md
+      socket: /run/wardlink-agent/vitals.sock # path of a Unix socket; its directory exists, and is the agent's
+      mode: "0660"                    # of the socket
+      group: ""                       # that it is given to, a name or a number; the agent's user is a member
+      users: []                       # who may send, names or numbers, and
+      groups: []                      # primary groups; both empty: whoever can open the socket
 `
 
 type command func(ctx context.Context, args []string, stdout, stderr io.Writer) error

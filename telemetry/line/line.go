@@ -27,8 +27,11 @@ const (
 	maxProblems = 64
 )
 
-// Type is telemetry.Message.Type of what came over a line socket.
-const Type = "LINE"
+// Type is telemetry.Message.Type of what came over a line socket; of a message with alarms it is AlarmType.
+const (
+	Type      = "LINE"
+	AlarmType = "LINE^ALARM"
+)
 
 // Options say what the message itself cannot.
 type Options struct {
@@ -64,27 +67,29 @@ func IsCBOR(raw []byte) bool { return len(raw) > 0 && raw[0] >= 0x80 && raw[0] !
 // bom is what some editors put before a text.
 var bom = [3]byte{0xef, 0xbb, 0xbf}
 
-// Understand reads one message as it was framed. It fills everything but Copy and Received, and says in which lane the message travels.
-// The error is a *RefusedError; the id is that of a refused message, too, where it could be read.
+// Understand reads one message as it was framed. It fills everything but Copy, Received and Bed. The error is a *RefusedError; the id is that of a refused message, too, where it could be read.
 //
 // The strings of the result share the message's memory.
-func Understand(raw []byte, o Options) (m telemetry.Message, lane telemetry.Lane, id ID, err error) {
+func Understand(raw []byte, o Options) (m telemetry.Message, id ID, err error) {
 	if len(raw) > telemetry.MaxMessage {
-		return m, 0, id, RefusedLong
+		return m, id, RefusedLong
 	}
 	u := &understanding{in: input{text: string(raw), cbor: IsCBOR(raw)}, zone: o.Zone}
 	if u.zone == nil {
 		u.zone = time.UTC
 	}
 	if r := u.in.check(); r != nil {
-		return m, 0, id, r
+		return m, id, r
 	}
 	f := u.fields(topKeys, "message")
 	id, r := u.id(f)
 	if r != nil {
-		return m, 0, id, r
+		return m, id, r
 	}
 	m = telemetry.Message{Source: o.Source, Digest: sha256.Sum256(raw), Type: Type, ControlID: id.Text}
+	if f.has(keyAlarms) {
+		m.Type = AlarmType
+	}
 	u.msg = &m
 	u.header(f)
 	u.sections(f)
@@ -92,14 +97,18 @@ func Understand(raw []byte, o Options) (m telemetry.Message, lane telemetry.Lane
 	if len(m.Problems) > 0 {
 		m.Raw = append([]byte(nil), raw...)
 	}
-	lane = telemetry.LaneVitals
+	return m, id, nil
+}
+
+// LaneOf is the lane in which a message travels. ours tells that it came over a line socket; of others nothing is known here.
+func LaneOf(m *telemetry.Message) (lane telemetry.Lane, ours bool) {
 	switch {
-	case f.has(keyAlarms):
-		lane = telemetry.LaneAlarm
-	case len(m.Waveforms) > 0 && len(m.Observations) == 0:
-		lane = telemetry.LaneWaveform
+	case m.Type == AlarmType:
+		return telemetry.LaneAlarm, true
+	case m.Type == Type && len(m.Waveforms) > 0 && len(m.Observations) == 0:
+		return telemetry.LaneWaveform, true
 	}
-	return m, lane, id, nil
+	return telemetry.LaneVitals, m.Type == Type
 }
 
 // id is the message's.

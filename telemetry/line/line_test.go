@@ -26,9 +26,13 @@ const sent = 1795354200250
 
 func understand(t *testing.T, raw string) (telemetry.Message, telemetry.Lane) {
 	t.Helper()
-	m, lane, _, err := Understand([]byte(raw), Options{Source: "pump"})
+	m, _, err := Understand([]byte(raw), Options{Source: "pump"})
 	if err != nil {
 		t.Fatalf("%s: %v", raw, err)
+	}
+	lane, ours := LaneOf(&m)
+	if !ours {
+		t.Errorf("%s: not of a line socket", raw)
 	}
 	return m, lane
 }
@@ -122,11 +126,11 @@ func TestTimes(t *testing.T) {
 		"2026-11-22T14:30:00.25+01:00": sent, "2026-11-22T13:30:00.250Z": sent, "2026-11-22T14:30:00.25": sent, "2026-11-22 14:30:00.25": sent,
 		"2016-12-31T23:59:60Z": 1483228800000, "1970-01-01T00:00:00Z": 0,
 	} {
-		m, _, _, err := Understand([]byte(`{"id":1,"time":"`+text+`","observations":[]}`), Options{Zone: berlin})
+		m, _, err := Understand([]byte(`{"id":1,"time":"`+text+`","observations":[]}`), Options{Zone: berlin})
 		if err != nil || len(m.Problems) > 0 {
 			t.Fatalf("%s: %v %v", text, m.Problems, err)
 		}
-		m, _, _, _ = Understand([]byte(`{"id":1,"observations":[{"code":"MDC_TEMP","value":37,"unit":"Cel","time":"`+text+`"}]}`), Options{Zone: berlin})
+		m, _, _ = Understand([]byte(`{"id":1,"observations":[{"code":"MDC_TEMP","value":37,"unit":"Cel","time":"`+text+`"}]}`), Options{Zone: berlin})
 		if o := m.Observations[0]; o.At != want || o.Marks != 0 || o.Time != text {
 			t.Errorf("%s: at %d, marks %d", text, o.At, o.Marks)
 		}
@@ -194,7 +198,7 @@ func TestRefusesWhatHasNoFrameOrNoID(t *testing.T) {
 		strings.Repeat("x", telemetry.MaxMessage+1):                              "message",
 		"\xa0": "id", "\xa1\x01": "message", "\xa1\x01\x07\x00": "message", "\x9f\xff": "message", "\xfa0000": "message", "\xc4\xa0": "message", "\xbf\x01\xff": "message", "\xa1\xc0\xff": "message", "\xa1\x01\xf8\x01": "message",
 	} {
-		_, _, _, err := Understand([]byte(raw), Options{})
+		_, _, err := Understand([]byte(raw), Options{})
 		var r *RefusedError
 		if field == "" && err != nil || field != "" && (!errors.As(err, &r) || r.Field != field) {
 			t.Errorf("%.60q: %v, want field %q", raw, err, field)
@@ -349,7 +353,7 @@ func TestMoreReadingsThanAreRead(t *testing.T) {
 func FuzzUnderstand(f *testing.F) {
 	f.Add([]byte(vitals))
 	f.Fuzz(func(t *testing.T, raw []byte) {
-		m, _, id, err := Understand(raw, Options{Source: "fuzz"})
+		m, id, err := Understand(raw, Options{Source: "fuzz"})
 		var r *RefusedError
 		if err != nil {
 			if !errors.As(err, &r) {
@@ -409,7 +413,7 @@ func BenchmarkUnderstand(b *testing.B) {
 	raw := []byte(vitals)
 	b.ReportAllocs()
 	for b.Loop() {
-		if _, _, _, err := Understand(raw, Options{}); err != nil {
+		if _, _, err := Understand(raw, Options{}); err != nil {
 			b.Fatal(err)
 		}
 	}

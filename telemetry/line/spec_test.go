@@ -48,7 +48,8 @@ func TestExamplesOfThePage(t *testing.T) {
 			if b.kind == "hex message" {
 				raw = fromHex(t, b.text)
 			}
-			m, lane, id, err := Understand(raw, Options{})
+			m, id, err := Understand(raw, Options{})
+			lane, _ := LaneOf(&m)
 			if answer = OK(id, IsCBOR(raw)); err != nil {
 				answer = Refusal(id, err.(*RefusedError), IsCBOR(raw))
 			}
