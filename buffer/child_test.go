@@ -25,6 +25,12 @@ func TestMain(m *testing.M) {
 		childWrite(os.Getenv("BUFFER_DIR"), os.Getenv("BUFFER_ARG"))
 	case "damage":
 		childDamage(os.Getenv("BUFFER_DIR"))
+	case "damage-one":
+		childDamageOne(os.Getenv("BUFFER_DIR"), os.Getenv("BUFFER_ARG"))
+	case "torn":
+		childTorn(os.Getenv("BUFFER_DIR"), os.Getenv("BUFFER_ARG"))
+	case "mapped":
+		childMapped(os.Getenv("BUFFER_DIR"), os.Getenv("BUFFER_ARG"))
 	}
 	os.Exit(0)
 }

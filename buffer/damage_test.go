@@ -90,26 +90,15 @@ func hurts(rng *rand.Rand, size int) []hurt {
 }
 
 func childDamage(base string) {
-	rng := rand.New(rand.NewPCG(1, 2))
-	files, err := filepath.Glob(filepath.Join(base, "vitals-*.seg"))
-	if err != nil || len(files) != 4 {
-		childDie(fmt.Errorf("segments %v, %w", files, err))
+	cases, err := damageCases(base)
+	if err != nil {
+		childDie(err)
 	}
 	whole := drained(base)
-	for _, victim := range []string{files[1], files[3]} { // a finished one, and one that a crash left
-		raw, err := os.ReadFile(victim)
-		if err != nil {
-			childDie(err)
-		}
-		used := len(raw)
-		if info, err := segment.Inspect(victim); err == nil {
-			used = int(info.Used)
-		}
-		for _, h := range hurts(rng, used) {
-			fmt.Println(filepath.Base(victim), h.name)
-			if err := oneDamage(base, victim, h.do(bytes.Clone(raw)), raw, whole); err != nil {
-				childDie(fmt.Errorf("%s: %s: %w", filepath.Base(victim), h.name, err))
-			}
+	for _, c := range cases {
+		fmt.Println(filepath.Base(c.victim), c.name)
+		if err := oneDamage(base, c.victim, c.do(bytes.Clone(c.raw)), c.raw, whole); err != nil {
+			childDie(fmt.Errorf("%s: %s: %w", filepath.Base(c.victim), c.name, err))
 		}
 	}
 }
