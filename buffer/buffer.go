@@ -96,7 +96,10 @@ type Config struct {
 	Keep        time.Duration      // how long delivered files stay when their space is not needed; 0: 72 h
 	Verify      func([]byte) error // checks one frame without any key; called before a batch is given out; required by Open
 	Log         *slog.Logger       // nil: silent
-	Now         func() time.Time   // nil: time.Now; only Keep, and the times of losses, rest on it
+	Now         func() time.Time   // nil: time.Now; the times of losses and other dates that people read rest on it
+
+	// Elapsed is monotonic, since any instant; nil: the process's. Keep goes by it, so that no jump of a wall clock deletes anything.
+	Elapsed func() time.Duration
 }
 
 const (
@@ -130,6 +133,10 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.Now == nil {
 		c.Now = time.Now
+	}
+	if c.Elapsed == nil {
+		begun := time.Now()
+		c.Elapsed = func() time.Duration { return time.Since(begun) }
 	}
 	if len(c.Lanes) == 0 || len(c.Lanes) > 8 {
 		return c, fmt.Errorf("buffer %s: %d lanes; expected 1 to 8", c.Dir, len(c.Lanes))
@@ -247,6 +254,8 @@ type Buffer struct {
 	closed  bool
 	disk    int64 // bytes on disk, reservations included
 	damaged []asideFile
+	ageFrom int64         // what age was
+	ageAt   time.Duration // when Elapsed gave this
 	unread  []unread
 	parked  map[ID]parked
 	handles []*seg // with an open read handle, least recently used first

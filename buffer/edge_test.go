@@ -386,7 +386,8 @@ func TestAcksAreDurableAfterASecond(t *testing.T) {
 func TestKeep(t *testing.T) {
 	now := time.Unix(1_800_000_000, 0)
 	c := testConfig(filepath.Join(t.TempDir(), "buffer"))
-	c.Now = func() time.Time { return now }
+	var elapsed time.Duration
+	c.Now, c.Elapsed = func() time.Time { return now }, func() time.Duration { return elapsed }
 	if err := Create(c); err != nil {
 		t.Fatal(err)
 	}
@@ -408,12 +409,21 @@ func TestKeep(t *testing.T) {
 			t.Fatalf("%d segments are kept; want %d", got, want)
 		}
 	}
-	now = now.Add(71 * time.Hour)
+	elapsed += 70 * time.Hour
 	expire(3)
-	now = now.Add(-1000 * time.Hour) // a clock set back deletes nothing
-	expire(3)
-	now = now.Add(1002 * time.Hour)
-	expire(1) // the one being written stays
+	for _, year := range []int{1970, 2036} { // where a wall clock stands, and where a start finds it, deletes nothing
+		now = time.Date(year, 1, 1, 0, 0, 0, 0, time.UTC)
+		expire(3)
+		if err := b.Close(); err != nil {
+			t.Fatal(err)
+		}
+		b = mustOpen(t, c)
+		expire(3)
+	}
+	elapsed += 3 * time.Hour
+	expire(1) // which Close finished, 70 hours after the others
+	elapsed += 70 * time.Hour
+	expire(0)
 	batches := b.lanes[1].batches
 	if err := b.Close(); err != nil {
 		t.Fatal(err)

@@ -62,7 +62,7 @@ type seg struct {
 	illWait  time.Duration // not 0: the disk could not read it; it is left alone until illUntil
 	illUntil time.Time
 	waiting  uint64 // batches neither acknowledged nor gone
-	since    int64  // Unix seconds when waiting became 0
+	since    int64  // age when waiting became 0; 0 while it is not
 }
 
 // noTail is no number of a batch.

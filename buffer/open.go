@@ -88,6 +88,7 @@ func (b *Buffer) load() error {
 			b.lanes[a.lane].acks[a.epoch] = &ranges{spans: a.spans}
 		}
 	}
+	b.setAge(st.delivered)
 	if err := b.loadFiles(); err != nil {
 		return err
 	}
@@ -338,7 +339,7 @@ func (b *Buffer) settle(s *seg) error {
 	}
 	s.at, s.waiting = s.first, waiting
 	if s.waiting == 0 {
-		s.at, s.since = s.last+1, b.c.Now().Unix()
+		s.at, s.since = s.last+1, b.age()
 	}
 	return nil
 }

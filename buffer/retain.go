@@ -45,13 +45,28 @@ func (s *seg) deliverable() bool {
 	return !s.writing && !s.soft && s.waiting == 0 && len(s.gone.spans) == 0 && !s.resting()
 }
 
-// expire deletes what was delivered longer than Keep ago. A clock that was set back only makes files stay longer; one that jumped
-// ahead deletes early what has arrived already.
+// setAge begins age at the latest that is kept: a start goes on from there.
+func (b *Buffer) setAge(delivered []deliveredAt) {
+	b.ageFrom, b.ageAt = max(1, b.c.Now().Unix()), b.c.Elapsed()
+	for i, d := range delivered {
+		if i == 0 || d.at > b.ageFrom {
+			b.ageFrom = d.at
+		}
+	}
+}
+
+// age is what delivered segments are dated by, in seconds: Unix time when the buffer was made, from then on only what has passed while it
+// was open. A wall clock that jumps ahead, or that a start finds ahead, would else delete what a restored hospital may ask for. The time
+// that a gateway is off, and at a start that since the last delivery, do not count: files stay longer, which costs nothing, since they go
+// when their space is needed.
+func (b *Buffer) age() int64 { return b.ageFrom + int64((b.c.Elapsed()-b.ageAt)/time.Second) }
+
+// expire deletes what was delivered longer than Keep ago.
 func (b *Buffer) expire() {
 	if b.closed {
 		return
 	}
-	now := b.c.Now().Unix()
+	now := b.age()
 	for _, l := range b.lanes {
 		for _, s := range slices.Clone(l.segs) {
 			if s.deliverable() && s.since != 0 && now-s.since >= int64(b.c.Keep/time.Second) && !b.drop(s) {

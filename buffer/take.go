@@ -245,7 +245,7 @@ func (b *Buffer) settled(s *seg) {
 	if s.waiting > 0 || s.writing || s.since != 0 {
 		return
 	}
-	s.since = b.c.Now().Unix()
+	s.since = b.age()
 	if len(s.gone.spans) > 0 {
 		b.aside(s, fmt.Errorf("%w: %d batches do not verify", segment.ErrDamaged, s.gone.size()))
 		return
