@@ -215,6 +215,8 @@ func TestServiceCertificateRenewsItself(t *testing.T) {
 		{2 * time.Minute, false, 2, true}, // and is tried again
 		{serviceLife + 1, true, 2, false}, // expired and the CA is down: no handshake with a dead certificate
 		{0, false, 3, true},
+		{-serviceLife, false, 4, true}, // the clock was ahead and is right again: what has not begun is no certificate
+		{-serviceLife, true, 4, false},
 	} {
 		now, fail = now.Add(step.after), step.fail
 		if _, err := s.get(); (err == nil) != step.ok || n != step.want {

@@ -85,7 +85,9 @@ func (s *serviceCert) get() (*tls.Certificate, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := s.now()
-	if s.current != nil && now.Before(s.current.Leaf.NotAfter) {
+	// One that has not begun was made while the clock was ahead: whoever has the right time refuses it.
+	good := s.current != nil && now.Before(s.current.Leaf.NotAfter) && !now.Before(s.current.Leaf.NotBefore)
+	if good {
 		former := !bytes.Equal(s.current.Leaf.AuthorityKeyId, s.issuer().SubjectKeyId)
 		if now.Before(s.retryAt) || now.Before(s.renewAt) && !former {
 			return s.current, nil
@@ -93,7 +95,7 @@ func (s *serviceCert) get() (*tls.Certificate, error) {
 	}
 	cert, err := s.renew()
 	if err != nil {
-		if s.current != nil && now.Before(s.current.Leaf.NotAfter) {
+		if good {
 			s.retryAt = now.Add(time.Minute)
 			return s.current, nil
 		}

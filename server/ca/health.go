@@ -112,6 +112,9 @@ func (c *CA) probe(ctx context.Context) error {
 	if !c.cfg.Now().Before(c.cfg.Attestation.NotAfter) {
 		return errors.New("the attestation CA has ended; start the server again, which makes a new one")
 	}
+	if c.cfg.Now().Before(c.cfg.Attestation.NotBefore) {
+		return errors.New("the attestation CA has not begun, the clock was ahead when it was made; start the server again, which makes a new one")
+	}
 	if err := signs(c.cfg.Attestation, c.cfg.AttestationKey); err != nil {
 		return fmt.Errorf("attestation CA: %w", err)
 	}

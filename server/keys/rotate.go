@@ -202,7 +202,7 @@ func RenewAttestation(dir, trustDomain string, now time.Time) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	if now.Before(cert.NotBefore.Add(cert.NotAfter.Sub(cert.NotBefore) / 2)) {
+	if !now.Before(cert.NotBefore) && now.Before(cert.NotBefore.Add(cert.NotAfter.Sub(cert.NotBefore)/2)) {
 		return false, nil
 	}
 	next, key, err := ca.NewAttestation(trustDomain, now)

@@ -177,6 +177,15 @@ func TestAttestationRenewsItself(t *testing.T) {
 	if second.Attestation.Equal(first) || second.Attestation.CheckSignatureFrom(second.Attestation) != nil {
 		t.Error("the attestation CA is the old one, or not its own root")
 	}
+	defer func() {
+		// Made by a clock that was years ahead, it has not begun once the clock is right, and would certify nobody.
+		if renewed, err := RenewAttestation(dir, "ward.example", time.Now()); !renewed || err != nil {
+			t.Fatalf("one that has not begun is not renewed: %v", err)
+		}
+		if c := open(t, dir).Attestation; c.NotBefore.After(time.Now()) {
+			t.Errorf("it begins at %v", c.NotBefore)
+		}
+	}()
 	w := writer{dir: dir}
 	w.certificate(attestationFile, first) // killed between the two files
 	if k := open(t, dir); w.err != nil || !k.Attestation.Equal(second.Attestation) {
