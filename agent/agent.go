@@ -58,8 +58,9 @@ type Agent struct {
 	grave    *grave              // of a gateway that is wiped, or about to be; nil of all others
 	renew    func()              // asks for a new certificate soon; nil until the identity is at work
 
-	orders      chan []byte // documents that may be orders to wipe
-	stopSources func()      // of a running agent
+	orders      chan []byte   // documents that may be orders to wipe
+	askNow      chan struct{} // the time is to be asked at once
+	stopSources func()        // of a running agent
 
 	fingerprint string // of a TPM that is not enrolled yet; "" until it could be read
 
@@ -83,7 +84,7 @@ func New(cfg Config, log *slog.Logger) (*Agent, error) {
 	if err != nil {
 		return nil, err
 	}
-	a := &Agent{cfg: cfg, way: way, log: log, started: time.Now(), tpmState: "not opened yet", orders: make(chan []byte, 1)}
+	a := &Agent{cfg: cfg, way: way, log: log, started: time.Now(), tpmState: "not opened yet", orders: make(chan []byte, 1), askNow: make(chan struct{}, 1)}
 	if a.grave, err = openGrave(cfg.State); err != nil {
 		return nil, explainState(cfg.State, err)
 	}
@@ -137,9 +138,14 @@ func (a *Agent) prepareTime() (err error) {
 	if a.time, err = openTimekeeper(filepath.Join(a.cfg.State, "time"), clk, a.log); err != nil {
 		return err
 	}
+	a.raiseKnown()
+	return nil
+}
+
+// raiseKnown raises the floor to what no clock can be before.
+func (a *Agent) raiseKnown() {
 	a.time.raise(build.Time(), "the build")
 	a.time.raise(a.kit.Since(), "the kit's root certificate")
-	return nil
 }
 
 func (a *Agent) prepare() error {

@@ -24,6 +24,10 @@ const (
 	askLongest  = 5 * time.Minute
 	askShortest = 100 * time.Millisecond
 	askTimeout  = 60 * time.Second // connection, TLS and answer
+	// askDoubt is how long there is no session until the time is asked again although it is known: it may have come from a server whose
+	// clock was wrong, and then every certificate is refused for its dates until the right time is told.
+	askDoubt = time.Minute
+	askLook  = time.Second // how often it is looked whether the wall clock was set, and whether there is a session
 )
 
 // runTime asks the hospital for the time until ctx ends: at once, with full jitter while it fails, and now and then once it is known.
@@ -45,14 +49,58 @@ func (a *Agent) runTime(ctx context.Context) error {
 			wait = askShortest + rand.N(min(askFirst<<min(failures, 10), askLongest))
 			failures++
 		}
-		timer := time.NewTimer(wait)
-		select {
-		case <-ctx.Done():
-			timer.Stop()
+		if !a.pauseTime(ctx, wait, err == nil) {
 			return nil
-		case <-timer.C:
 		}
 	}
+}
+
+// pauseTime waits until the time is to be asked again; false when ctx ends.
+func (a *Agent) pauseTime(ctx context.Context, wait time.Duration, known bool) bool {
+	over, look := time.NewTimer(wait), time.NewTicker(askLook)
+	defer over.Stop()
+	defer look.Stop()
+	doubt := askDoubt + rand.N(askDoubt) // a fleet does not ask at once
+	began := time.Now()
+	for {
+		select {
+		case <-ctx.Done():
+			return false
+		case <-over.C:
+			return true
+		case <-a.askNow:
+			return true
+		case now := <-look.C:
+			a.time.look()
+			if s := a.link.Status(); known && !s.Connected && now.Sub(began) >= doubt && now.Sub(s.Since) >= doubt {
+				return true
+			}
+		}
+	}
+}
+
+// resetClock sets the floor back by a token of the hospital's, and asks for the time at once. A certificate that begins after the token's time
+// was issued while the hospital's clock was ahead: it would raise the floor again at the next start, so another is asked for.
+func (a *Agent) resetClock(token string) error {
+	_, gateway, err := a.credentials()
+	if err != nil {
+		return fmt.Errorf("a token names a gateway, and this one is %w yet; the hospital tells it the time at the next connection", err)
+	}
+	at, err := a.time.reset(token, a.kit.ConfigKey, gateway)
+	if err != nil {
+		return err
+	}
+	a.raiseKnown()
+	a.mu.Lock()
+	if a.identity.NotBefore.After(at) && a.renew != nil {
+		a.renew()
+	}
+	a.mu.Unlock()
+	select {
+	case a.askNow <- struct{}{}:
+	default: // it is asked already
+	}
+	return nil
 }
 
 // timeKnown looks at what could not be judged without the time: a certificate that ended while the gateway was off is renewed at once.
@@ -116,5 +164,5 @@ func (a *Agent) askServer(ctx context.Context, server string) error {
 	if err != nil {
 		return err
 	}
-	return a.time.learn(at, sent, received)
+	return a.time.learn(at, sent, received, server)
 }

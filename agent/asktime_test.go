@@ -18,9 +18,12 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
+	"wardlink/agent/uplink"
 	"wardlink/enroll"
+	"wardlink/internal/spiffe"
 )
 
 // timeServer is a hospital that tells the time, with what the test makes of each answer.
@@ -187,5 +190,43 @@ func TestACertificateThatEndedIsRenewedAtOnce(t *testing.T) {
 		if renewals != c.want {
 			t.Errorf("%s: renewed %d times, expected %d", name, renewals, c.want)
 		}
+	}
+}
+
+// TestTheTimeIsDoubtedWithoutASession: a time that was told by a server whose clock was wrong keeps every session from being made, so it is
+// asked for again long before the hour is over, at another moment by each gateway.
+func TestTheTimeIsDoubtedWithoutASession(t *testing.T) {
+	k := keeperAt(t, filepath.Join(t.TempDir(), "time"), 1, &handWall{time.Unix(60, 0)})
+	for name, c := range map[string]struct {
+		known       bool
+		nudge       bool
+		least, most time.Duration
+	}{
+		"known":       {true, false, askDoubt, 2*askDoubt + askLook},
+		"not known":   {false, false, time.Hour, time.Hour},
+		"asked again": {true, true, 0, 0},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			link, err := uplink.New(uplink.Config{
+				Servers: []string{"h:1"}, Server: spiffe.ID{TrustDomain: "ward.example", Kind: spiffe.Service, Name: "ingest"}, Roots: x509.NewCertPool(), Buffer: linkBuffer{},
+				Identity: func() (tls.Certificate, string, error) { return tls.Certificate{}, "", errNoIdentity },
+				Sealing:  func(context.Context, [16]byte) ([]byte, error) { return nil, nil },
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			a := &Agent{log: slog.New(slog.DiscardHandler), time: k, link: link, askNow: make(chan struct{}, 1)}
+			if c.nudge {
+				a.askNow <- struct{}{}
+			}
+			time.Sleep(3 * askDoubt) // since when there is no session
+			began := time.Now()
+			if !a.pauseTime(t.Context(), time.Hour, c.known) {
+				t.Error("its context has not ended")
+			}
+			if d := time.Since(began); d < c.least || d > c.most {
+				t.Errorf("%s: after %v; expected %v to %v", name, d, c.least, c.most)
+			}
+		})
 	}
 }

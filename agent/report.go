@@ -59,11 +59,12 @@ type notable struct {
 	damaged   int
 	parked    uint64
 	config    uint64
-	firsts    int  // sources that have brought something
-	trusted   bool // the clock
-	deaf      int  // sources whose port cannot be opened
-	silent    int  // sources that are silent for longer than is usual for them
-	steps     int  // of configurations
+	firsts    int    // sources that have brought something
+	trusted   bool   // the clock
+	set       uint64 // how often the wall clock was
+	deaf      int    // sources whose port cannot be opened
+	silent    int    // sources that are silent for longer than is usual for them
+	steps     int    // of configurations
 	asked     uint64
 }
 
@@ -128,7 +129,7 @@ func (r *reporter) notable(s Status) notable {
 	lanes, _ := r.agent.intake.accounts()
 	n := notable{
 		identity: identityState(s), fault: identityFault(s), connected: s.Uplink.Connected, damaged: len(s.Buffer.Damaged),
-		parked: s.Uplink.Parked, config: s.ConfigSet, trusted: s.Time.Trusted, asked: r.asked.Load(),
+		parked: s.Uplink.Parked, config: s.ConfigSet, trusted: s.Time.Trusted, set: s.Time.Steps, asked: r.asked.Load(),
 	}
 	_, n.steps = r.agent.config.report()
 	for lane, a := range lanes {

@@ -49,7 +49,7 @@ func AskSeen(ctx context.Context, cfg Config) (enroll.Seen, error) {
 		Seen  enroll.Seen `json:"seen"`
 		Error string      `json:"error"`
 	}
-	if err := ask(ctx, cfg, seenTime+2*time.Second, "seen", &s); err != nil {
+	if err := ask(ctx, cfg, seenTime+2*time.Second, http.MethodGet, "seen", "", &s); err != nil {
 		return enroll.Seen{}, err
 	}
 	if s.Error != "" {

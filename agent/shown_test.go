@@ -30,7 +30,7 @@ func TestShownCertificate(t *testing.T) {
 		after time.Duration
 		shown bool
 	}{{-time.Hour, true}, {time.Hour, true}, {71 * time.Hour, true}, {72 * time.Hour, false}, {400 * 24 * time.Hour, false}} {
-		if err := a.time.learn(end.Add(tc.after), a.time.mono(), a.time.mono()); err != nil {
+		if err := a.time.learn(end.Add(tc.after), a.time.mono(), a.time.mono(), "h:1"); err != nil {
 			t.Fatal(err)
 		}
 		if _, _, err := a.shown(); (err == nil) != tc.shown || err != nil && !errors.Is(err, errNoIdentity) {

@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"strings"
 	"sync"
 	"time"
 )
@@ -83,6 +84,14 @@ func (a *Agent) answer(ctx context.Context, conn net.Conn) error {
 	resp := http.Response{StatusCode: http.StatusOK, ProtoMajor: 1, ProtoMinor: 1, Close: true, Header: http.Header{"Content-Type": {"application/json"}}}
 	var said any
 	switch req.Method + " " + req.URL.Path {
+	case "POST /clock/reset":
+		token, err := io.ReadAll(req.Body) // no longer than the limit above
+		if err == nil {
+			err = a.resetClock(string(token))
+		}
+		if said = a.time.facts(); err != nil {
+			resp.StatusCode, said = http.StatusConflict, map[string]string{"error": err.Error()}
+		}
 	case "GET /status":
 		said = a.describe()
 	case "GET /seen":
@@ -96,7 +105,7 @@ func (a *Agent) answer(ctx context.Context, conn net.Conn) error {
 		defer cancel()
 		said = a.probe(limited)
 	default:
-		resp.StatusCode, said = http.StatusNotFound, map[string]string{"error": "the socket answers GET /status, /seen and /probe"}
+		resp.StatusCode, said = http.StatusNotFound, map[string]string{"error": "the socket answers GET /status, /seen and /probe, and POST /clock/reset"}
 	}
 	text, err := json.Marshal(said)
 	if err != nil {
@@ -116,23 +125,29 @@ var ErrNoAgent = errors.New("no agent answers")
 // AskStatus asks the agent that runs on this configuration.
 func AskStatus(ctx context.Context, cfg Config) (Status, error) {
 	var s Status
-	return s, ask(ctx, cfg, 5*time.Second, "status", &s)
+	return s, ask(ctx, cfg, 5*time.Second, http.MethodGet, "status", "", &s)
 }
 
 // AskProbe has the running agent look at its TPM and show its certificate to the servers: while it runs, only it can.
 func AskProbe(ctx context.Context, cfg Config) ([]Finding, error) {
 	var f []Finding
-	return f, ask(ctx, cfg, probeTime+2*time.Second, "probe", &f)
+	return f, ask(ctx, cfg, probeTime+2*time.Second, http.MethodGet, "probe", "", &f)
 }
 
-func ask(ctx context.Context, cfg Config, limit time.Duration, what string, into any) error {
+// ResetClock hands the running agent a token that sets its floor back, and gives what it knows of the time then.
+func ResetClock(ctx context.Context, cfg Config, token string) (ClockFacts, error) {
+	var f ClockFacts
+	return f, ask(ctx, cfg, 10*time.Second, http.MethodPost, "clock/reset", token, &f)
+}
+
+func ask(ctx context.Context, cfg Config, limit time.Duration, method, what, body string, into any) error {
 	client := &http.Client{
 		Timeout: limit,
 		Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return (&net.Dialer{}).DialContext(ctx, "unix", cfg.Socket())
 		}},
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://agent/"+what, nil)
+	req, err := http.NewRequestWithContext(ctx, method, "http://agent/"+what, strings.NewReader(body))
 	if err != nil {
 		return err
 	}
@@ -148,6 +163,13 @@ func ask(ctx context.Context, cfg Config, limit time.Duration, what string, into
 		return fmt.Errorf("%w on %s: %w; is it running ('systemctl status wardlink-agent')? 'wardlink-agent doctor' looks for what is wrong", ErrNoAgent, cfg.Socket(), err)
 	}
 	defer resp.Body.Close()
+	if resp.StatusCode == http.StatusConflict {
+		var no struct{ Error string }
+		if err := json.NewDecoder(io.LimitReader(resp.Body, 64<<10)).Decode(&no); err != nil {
+			return fmt.Errorf("%s answer: %w", what, err)
+		}
+		return errors.New(no.Error)
+	}
 	if resp.StatusCode != http.StatusOK {
 		return fmt.Errorf("%s answer: %s; the agent that runs is of another release: restart it", what, resp.Status)
 	}

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"crypto/ed25519"
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
@@ -11,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"wardlink/enroll"
 	"wardlink/internal/durable"
 	"wardlink/internal/spiffe"
 	"wardlink/telemetry"
@@ -45,6 +47,8 @@ type timekeeper struct {
 	anchor    *anchor
 	kept      time.Time // what the file holds
 	trouble   string    // why the time could not be had at the last try
+	challenge enroll.ClockChallenge
+	steps     wallSteps
 }
 
 // anchor is one signed time.
@@ -52,6 +56,7 @@ type anchor struct {
 	server      time.Time     // the hospital's clock, at
 	mono        time.Duration // this reading of the boot clock,
 	uncertainty time.Duration // give or take
+	from        string        // the server that carried it
 }
 
 // ClockFacts is what the agent knows of the time.
@@ -63,18 +68,24 @@ type ClockFacts struct {
 	Uncertainty  int64      `json:"uncertainty_ms,omitempty"`    // of the offset, when it was learnt
 	Floor        time.Time  `json:"floor"`                       // no present is earlier
 	FloorFrom    string     `json:"floor_from"`                  //
-	Learnt       *time.Time `json:"learnt_at,omitempty"`         // when the hospital told the time last, by its clock
+	Learnt       *time.Time `json:"learnt_at,omitempty"`         // when the hospital told the time last, by its clock; in this boot
+	LearntFrom   string     `json:"learnt_from,omitempty"`       // the server that carried it, host:port; signed it is by the hospital's config key
 	Since        int64      `json:"since_ms,omitempty"`          // how long ago that was
 	Synchronised bool       `json:"kernel_synchronised"`         // the kernel calls its clock synchronised (NTP); shown, not trusted
 	Boot         string     `json:"boot_id"`                     //
 	Trouble      string     `json:"trouble,omitempty"`           // why the time could not be had at the last try
 	Ahead        bool       `json:"floor_is_ahead,omitempty"`    // the trusted time is before the floor: somewhere a clock was wrong
 	Behind       bool       `json:"wall_before_floor,omitempty"` // the wall clock shows what cannot be: no RTC, or an empty battery
+	Kept         *time.Time `json:"kept,omitempty"`              // the trusted time that the next boot begins with as its floor
+	Challenge    string     `json:"challenge"`                   // for 'wardlink clock token', should the floor be wrong; of one token, and of this start
+	Steps        uint64     `json:"steps,omitempty"`             // how often the wall clock was set, since the agent's start
+	LastStep     int64      `json:"last_step_ms,omitempty"`      // by how much, the last time; negative: back
+	LastStepAgo  int64      `json:"last_step_ago_ms,omitempty"`  // how long ago
 }
 
 // openTimekeeper reads the time that earlier boots kept at path (an A/B pair). A pair that is lost costs the floor that it held, no start.
 func openTimekeeper(path string, c clock, log *slog.Logger) (*timekeeper, error) {
-	k := &timekeeper{clock: c, log: log, floorFrom: "nothing"}
+	k := &timekeeper{clock: c, log: log, floorFrom: "nothing", challenge: enroll.NewClockChallenge()}
 	file, data, aside, lost, err := durable.OpenABOrAside(path, 8)
 	if err != nil {
 		return nil, fmt.Errorf("trusted time: %w", err)
@@ -100,7 +111,7 @@ func (k *timekeeper) raise(t time.Time, from string) {
 }
 
 // learn takes a time that the hospital signed between two readings of the boot clock. Whoever calls it has verified the signature.
-func (k *timekeeper) learn(server time.Time, sent, received time.Duration) error {
+func (k *timekeeper) learn(server time.Time, sent, received time.Duration, from string) error {
 	trip := received - sent
 	if trip < 0 || trip > maxRoundTrip {
 		return fmt.Errorf("the signed time was %s under way; at most %s", trip, maxRoundTrip)
@@ -108,7 +119,7 @@ func (k *timekeeper) learn(server time.Time, sent, received time.Duration) error
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	first := k.anchor == nil
-	k.anchor = &anchor{server: server, mono: sent + trip/2, uncertainty: trip / 2}
+	k.anchor = &anchor{server: server, mono: sent + trip/2, uncertainty: trip / 2, from: from}
 	k.trouble = ""
 	now := k.present()
 	if first {
@@ -192,9 +203,18 @@ func (k *timekeeper) facts() ClockFacts {
 	defer k.mu.Unlock()
 	f := ClockFacts{
 		Wall: k.now().UTC().Round(0), Now: now.UTC(), Trusted: known, Floor: k.floor.UTC(), FloorFrom: k.floorFrom, Synchronised: synchronised(),
-		Boot: hex.EncodeToString(k.boot[:]), Trouble: k.trouble, Behind: k.now().Before(k.floor),
+		Boot: hex.EncodeToString(k.boot[:]), Trouble: k.trouble, Behind: k.now().Before(k.floor), Challenge: k.challenge.String(),
+		Steps: k.steps.count, LastStep: k.steps.last.Milliseconds(),
+	}
+	if !k.kept.IsZero() {
+		kept := k.kept.UTC()
+		f.Kept = &kept
+	}
+	if k.steps.count > 0 {
+		f.LastStepAgo = (k.mono() - k.steps.at).Milliseconds()
 	}
 	if known {
+		f.LearntFrom = k.anchor.from
 		ms, learnt := offset.Milliseconds(), k.anchor.server.UTC()
 		f.Offset, f.Uncertainty, f.Learnt = &ms, uncertainty.Milliseconds(), &learnt
 		f.Since = (k.mono() - k.anchor.mono).Milliseconds()
@@ -207,6 +227,59 @@ func (k *timekeeper) facts() ClockFacts {
 func synchronised() bool {
 	state, err := unix.Adjtimex(&unix.Timex{})
 	return err == nil && state != unix.TIME_ERROR
+}
+
+// stepOfNote is how far the wall clock may be from where it should stand a moment later: NTP slews by 0.5 ms a second, and steps from
+// 128 ms on.
+const stepOfNote = time.Second
+
+// wallSteps is how often the wall clock was set within this run.
+type wallSteps struct {
+	count  uint64
+	last   time.Duration // by how much
+	at     time.Duration // boot clock
+	wall   time.Time     // at the last look,
+	mono   time.Duration // which was at this reading of the boot clock
+	looked bool
+}
+
+// look notices that the wall clock was set since the last look. Nothing is decided by it: people and the hospital are told.
+func (k *timekeeper) look() {
+	before := k.mono()
+	wall := k.now().Round(0)
+	mono := k.mono()
+	if mono-before > stepOfNote/4 { // this goroutine was stopped between the two
+		return
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	s := &k.steps
+	step := wall.Sub(s.wall) - (mono - s.mono)
+	if s.looked && step.Abs() >= stepOfNote {
+		s.count, s.last, s.at = s.count+1, step, mono
+		k.log.Warn("the wall clock was set; the order of data does not go by it, and its times are repaired by the hospital", "by_ms", step.Milliseconds())
+	}
+	s.wall, s.mono, s.looked = wall, mono, true
+}
+
+// reset sets the floor back to what a token of the hospital's says, and forgets the time that was trusted, so that it is asked for anew.
+// What is known besides (build, kit) is for the caller to raise again.
+//
+// Crash argument: the token's time is on disk before the floor moves; before that nothing has happened, and the challenge holds. A start
+// after it begins with another challenge, so no token counts twice.
+func (k *timekeeper) reset(token string, key ed25519.PublicKey, gateway string) (time.Time, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	at, err := enroll.VerifyClockToken(token, key, gateway, k.challenge)
+	if err != nil {
+		return at, err
+	}
+	if err := k.file.Store(binary.BigEndian.AppendUint64(nil, uint64(at.UnixMilli()))); err != nil {
+		return at, fmt.Errorf("the floor cannot be kept, so it is not set back: %w", err)
+	}
+	k.log.Warn("the floor is set back by a token of the hospital's", "from", k.floor.UTC().Format(time.RFC3339), "to", at.Format(time.RFC3339), "challenge", k.challenge.String())
+	k.kept, k.floor, k.floorFrom, k.anchor, k.challenge = at, at, "a token of the hospital's", nil, enroll.NewClockChallenge()
+	return at, nil
 }
 
 var errNoTime = errors.New("the hospital did not tell the time")

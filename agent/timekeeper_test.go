@@ -2,12 +2,15 @@ package agent
 
 import (
 	"bytes"
+	"crypto/ed25519"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"wardlink/enroll"
 )
 
 // handWall is a wall clock that the test sets; it stands still.
@@ -48,7 +51,7 @@ func TestThreeValuesOfTime(t *testing.T) {
 		t.Errorf("a wall clock ahead makes %+v", m)
 	}
 	wall.at = time.Unix(120, 0)
-	if err := k.learn(hospital, k.mono()-20*time.Millisecond, k.mono()); err != nil {
+	if err := k.learn(hospital, k.mono()-20*time.Millisecond, k.mono(), "h:1"); err != nil {
 		t.Fatal(err)
 	}
 	f := k.facts()
@@ -74,7 +77,7 @@ func TestThreeValuesOfTime(t *testing.T) {
 	}
 	// The hospital's clock was set back meanwhile: it is believed, and the floor stays.
 	back := hospital.Add(-3 * time.Hour)
-	if err := k.learn(back, k.mono(), k.mono()); err != nil {
+	if err := k.learn(back, k.mono(), k.mono(), "h:1"); err != nil {
 		t.Fatal(err)
 	}
 	if f := k.facts(); !f.Trusted || !near(f.Now, back) || !near(f.Floor, hospital) || !f.Ahead {
@@ -90,7 +93,7 @@ func TestSignedTimeIsNotTakenLate(t *testing.T) {
 	k := keeperAt(t, filepath.Join(t.TempDir(), "time"), 1, &handWall{time.Unix(60, 0)})
 	now := k.mono()
 	for _, sent := range []time.Duration{now - maxRoundTrip - time.Millisecond, now + time.Second} {
-		if err := k.learn(time.Now(), sent, now); err == nil {
+		if err := k.learn(time.Now(), sent, now, "h:1"); err == nil {
 			t.Errorf("taken after %v", now-sent)
 		}
 	}
@@ -126,4 +129,97 @@ func TestStampsOfAnyDate(t *testing.T) {
 			t.Errorf("at %v: %+v; expected %d", at, s, want)
 		}
 	}
+}
+
+// TestSetBackByAToken: a floor that a server ten years ahead raised is set back by the hospital's token, once, for this boot and the next.
+func TestSetBackByAToken(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "time")
+	wall := &handWall{time.Unix(60, 0)}
+	public, key, _ := ed25519.GenerateKey(nil)
+	right := time.Now().UTC().Truncate(time.Millisecond)
+	ahead := right.AddDate(10, 0, 0)
+	k := keeperAt(t, path, 1, wall)
+	if err := k.learn(ahead, k.mono(), k.mono(), "h:1"); err != nil {
+		t.Fatal(err)
+	}
+	k = keeperAt(t, path, 2, wall) // also with what the former boot kept
+	if f := k.facts(); !near(f.Floor, ahead) || f.Kept == nil || !near(*f.Kept, ahead) {
+		t.Fatalf("%+v; expected a floor ten years ahead", f)
+	}
+	if err := k.learn(ahead, k.mono(), k.mono(), "h:1"); err != nil {
+		t.Fatal(err)
+	}
+	former := k.challenge
+	token, err := enroll.SignClockToken("icu-7", former, right, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := k.reset(token, public, "icu-8"); err == nil || !near(k.floorNow(), ahead) {
+		t.Errorf("another gateway's token: %v", err)
+	}
+	if _, err := k.reset(token, public, "icu-7"); err != nil {
+		t.Fatal(err)
+	}
+	f := k.facts()
+	if f.Trusted || !f.Floor.Equal(right) || f.FloorFrom != "a token of the hospital's" || f.Challenge == former.String() {
+		t.Errorf("after the token: %+v", f)
+	}
+	if m := k.moment(); !m.Floor || !m.Time.Equal(right) {
+		t.Errorf("certificates are judged at %+v", m)
+	}
+	if _, err := k.reset(token, public, "icu-7"); err == nil {
+		t.Error("the token counts twice")
+	}
+	k = keeperAt(t, path, 3, wall)
+	if _, err := k.reset(token, public, "icu-7"); err == nil || !k.floorNow().Equal(right) {
+		t.Errorf("the next boot: %v, floor %v", err, k.floorNow())
+	}
+}
+
+// TestAFloorThatCannotBeKeptIsNotSetBack, or the next start would have the old one and another challenge.
+func TestAFloorThatCannotBeKeptIsNotSetBack(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "gone")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	public, key, _ := ed25519.GenerateKey(nil)
+	k := keeperAt(t, filepath.Join(dir, "time"), 1, &handWall{time.Unix(60, 0)})
+	ahead := time.Now().AddDate(10, 0, 0)
+	k.raise(ahead, "a test")
+	challenge := k.challenge
+	token, err := enroll.SignClockToken("icu-7", challenge, time.Now(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.RemoveAll(dir); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := k.reset(token, public, "icu-7"); err == nil || !k.floorNow().Equal(ahead) || k.challenge != challenge {
+		t.Errorf("%v, floor %v", err, k.floorNow())
+	}
+}
+
+// TestStepsOfTheWallClockAreNoticed, and what passes by itself is none.
+func TestStepsOfTheWallClockAreNoticed(t *testing.T) {
+	start, shift := time.Now(), time.Duration(0)
+	k, err := openTimekeeper(filepath.Join(t.TempDir(), "time"), clock{wall: func() time.Time { return time.Now().Add(shift) }}, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	look := func(count uint64, last time.Duration) {
+		t.Helper()
+		k.look()
+		if f := k.facts(); f.Steps != count || (time.Duration(f.LastStep)*time.Millisecond-last).Abs() > time.Second {
+			t.Fatalf("%d steps, the last by %d ms; expected %d, by %v", f.Steps, f.LastStep, count, last)
+		}
+	}
+	look(0, 0)
+	look(0, 0)
+	for i, step := range []time.Duration{10 * 365 * 24 * time.Hour, -10 * 365 * 24 * time.Hour, -time.Hour, 2 * time.Second, start.Sub(time.Unix(0, 0)) * -1} {
+		shift += step
+		look(uint64(i+1), step)
+		look(uint64(i+1), step)
+	}
+	shift += 900 * time.Millisecond // drift that NTP takes back
+	look(5, -start.Sub(time.Unix(0, 0)))
 }

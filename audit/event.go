@@ -44,6 +44,7 @@ const (
 	AKCertified     Type = "ak.certified"     // the attestation CA certified an attestation key
 	ClockDoubted    Type = "clock.doubted"    // the server's clock moved so far that no time is signed for gateways; Detail holds both
 	ClockConfirmed  Type = "clock.confirmed"  // an operator says that the server's clock is right
+	ClockToken      Type = "clock.token"      // an operator had a token made that sets a gateway's floor of the time back; Detail holds challenge and time
 	CertIssued      Type = "certificate.issued"
 	CAMade          Type = "ca.made"    // the root signed an issuing CA; Detail holds its serial, key hash and dates
 	CARotated       Type = "ca.rotated" // from here on another issuing CA issues; Detail holds its serial and the former one's

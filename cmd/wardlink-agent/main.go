@@ -22,7 +22,8 @@ Usage:
   wardlink-agent doctor       --config FILE [--odd]     look for what keeps telemetry from the hospital, and name its mend (--json)
   wardlink-agent doctor       --config FILE --watch     step by step until the hospital has seen this gateway (--json)
   wardlink-agent kit          --config FILE             show the kit that this gateway follows; 'kit adopt FILE' follows another (--json)
-  wardlink-agent clock        --config FILE             show what the agent knows of the time (--json)
+  wardlink-agent clock        --config FILE             show what the agent knows of the time (--json); 'clock reset --token TOKEN' sets
+                                                        a floor back that a clock of the hospital's once raised too far
   wardlink-agent identity     --config FILE             show the TPM's endorsement key hash and fingerprint (--json)
   wardlink-agent hl7 try FILE                           show what a device's messages become, field by field (--json)
   wardlink-agent buffer check --config FILE             check the buffer's files, agent stopped (--json)

@@ -43,7 +43,35 @@ func (t *tool) clock() *cobra.Command {
 			return t.printClock(s)
 		},
 	})
+	show.AddCommand(t.clockToken())
 	return show
+}
+
+func (t *tool) clockToken() *cobra.Command {
+	return &cobra.Command{
+		Use: "token GATEWAY CHALLENGE", Short: "Make the token that sets a gateway's floor of the time back",
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) != 2 {
+				return fmt.Errorf("%s wants a gateway ID and its challenge; see '%s --help'", cmd.CommandPath(), cmd.CommandPath())
+			}
+			return nil
+		},
+		Long: "A gateway believes no time before its floor, which only moves forward: what a server whose clock was years ahead once told it stays.\n" +
+			"The token sets the floor back to the server's time, on that gateway and for the challenge that it shows ('wardlink-agent clock'),\n" +
+			"once. It is no secret; paste it, carry it, or read it out: 'wardlink-agent clock reset --token TOKEN'. It is in the log who made it.",
+		Example: "  wardlink clock token icu-3-bed-7 ABCD-EFGH-IJKL-MNOP",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			var out client.ClockToken
+			if err := t.gatewayAct(cmd, args[0], "clock", client.ClockTokenRequest{Challenge: args[1]}, &out); err != nil {
+				return err
+			}
+			if t.json {
+				return t.printJSON(out)
+			}
+			_, err := fmt.Fprintln(t.out, out.Token)
+			return err
+		},
+	}
 }
 
 func (t *tool) printClock(s client.Clock) error {

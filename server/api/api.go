@@ -86,6 +86,7 @@ func New(cfg Config) *API {
 		"GET /v1/status":                  a.status,
 		"GET /v1/clock":                   a.showClock,
 		"POST /v1/clock/confirm":          a.confirmClock,
+		"POST /v1/gateways/{id}/clock":    a.clockToken,
 		"GET /v1/kit":                     a.kit,
 		"GET /v1/gateways":                a.listGateways,
 		"GET /v1/gateways/{id}":           a.showGateway,
@@ -156,7 +157,7 @@ func (a *API) operator(h handler) http.Handler {
 			writeProblem(w, http.StatusRequestEntityTooLarge, "request is too large", fmt.Sprintf("at most %d bytes", large.Limit))
 		case errors.Is(err, registry.ErrUnknown), errors.Is(err, alerts.ErrUnknown):
 			writeProblem(w, http.StatusNotFound, "not found", err.Error())
-		case errors.Is(err, registry.ErrConflict):
+		case errors.Is(err, registry.ErrConflict), errors.Is(err, ErrDoubt):
 			writeProblem(w, http.StatusConflict, "conflict", err.Error())
 		default:
 			a.Log.Error("API request failed", "route", r.Pattern, "error", err)

@@ -44,6 +44,7 @@ const domain = "ward.example"
 
 // office is an API over real stores.
 type office struct {
+	wall    time.Time // of its clock
 	t       *testing.T
 	api     *api.API
 	configs *api.Configs
@@ -106,7 +107,10 @@ func newOffice(t *testing.T) *office {
 	o.configs = &api.Configs{DB: db, Outbox: outbox, Registry: o.reg, Key: o.keys.Config, Now: time.Now, States: recs.ConfigStates, Changed: func(ids []string) { o.pushed = append(o.pushed, ids...) }}
 	o.alerts, err = alerts.New(alerts.Config{DB: db, Outbox: outbox, NextID: o.journal.NextID, Server: domain, Log: log})
 	check(err)
-	o.api = api.New(api.Config{
+	o.wall = time.Now()
+	clock, err := api.OpenClock(api.ClockConfig{Path: filepath.Join(dir, "clock"), Key: o.keys.Config, Log: log, Event: func(audit.Event) {}, Now: func() time.Time { return o.wall }})
+	check(err)
+	o.api = api.New(api.Config{Clock: clock,
 		TrustDomain: domain, Servers: []string{"localhost:8883"}, Root: o.keys.Root, RecordsKey: o.keys.Records.Public(),
 		ConfigKey: o.keys.Config.Public().(ed25519.PublicKey), LogDir: filepath.Join(dir, "log"), LogVerifier: o.keys.LogVerifier,
 		Registry: o.reg, Journal: o.journal, Refusals: &o.counted, CA: authority, Records: recs, Alerts: o.alerts, Configs: o.configs,

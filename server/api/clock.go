@@ -233,3 +233,32 @@ func (a *API) confirmClock(w http.ResponseWriter, r *http.Request, who who) erro
 	}
 	return writeJSON(w, a.Clock.State())
 }
+
+// clockToken makes the token that sets a gateway's floor back. It is journaled first, with all that the token says.
+func (a *API) clockToken(w http.ResponseWriter, r *http.Request, who who) error {
+	var in client.ClockTokenRequest
+	if err := readJSON(r, &in); err != nil {
+		return err
+	}
+	challenge, err := enroll.ParseClockChallenge(in.Challenge)
+	if err != nil {
+		return badRequest{err}
+	}
+	id := r.PathValue("id")
+	if _, err := a.Registry.Get(r.Context(), id); err != nil {
+		return a.deniedAct(r, who, audit.ClockToken, err)
+	}
+	now, err := a.Clock.vouch()
+	if err != nil {
+		return a.denied(r, who, audit.Event{Type: audit.ClockToken, Target: id, Reason: "the server's clock is in doubt"}, err)
+	}
+	token, err := enroll.SignClockToken(id, challenge, now, a.Clock.cfg.Key)
+	if err != nil {
+		return badRequest{err}
+	}
+	if err := a.event(r, who, audit.Event{Type: audit.ClockToken, Target: id, Outcome: audit.Success,
+		Detail: map[string]string{"challenge": challenge.String(), "time": now.UTC().Format(time.RFC3339)}}); err != nil {
+		return err
+	}
+	return writeJSON(w, client.ClockToken{Gateway: id, Time: now.UTC(), Token: token})
+}

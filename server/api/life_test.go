@@ -1,12 +1,17 @@
 package api_test
 
 import (
+	"crypto/ed25519"
+	"crypto/tls"
+	"encoding/json"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"wardlink/enroll"
 	"wardlink/internal/spiffe"
+	"wardlink/server/api/client"
 )
 
 // TestLifeOfAGateway: each act through the API, its refusals journaled, and only for operators.
@@ -83,6 +88,50 @@ func TestLifeOfAGateway(t *testing.T) {
 	for _, act := range []string{"move", "replace", "suspend", "resume", "decommission"} {
 		if got := o.do(o.certificate(spiffe.Access, "ehr", domain), "POST", "/v1/gateways/icu-7/"+act, "application/json", `{"reason":"x","ward":"x"}`); got.Code != 403 {
 			t.Errorf("a service account may %s: %d", act, got.Code)
+		}
+	}
+}
+
+// TestClockTokens: for a gateway that is there, of a clock that is vouched for, to operators, and each in the log.
+func TestClockTokens(t *testing.T) {
+	o := newOffice(t)
+	op := o.certificate(spiffe.Operator, "op", domain)
+	if got := o.do(op, "POST", "/v1/gateways/import", "text/csv", "id,ek_sha256,site,ward,profile\nicu-7,"+strings.Repeat("a", 64)+",main,ICU 2,default\n"); got.Code != 200 {
+		t.Fatal(got.Body)
+	}
+	challenge := enroll.NewClockChallenge()
+	right := o.wall
+	for _, step := range []struct {
+		wall           time.Time
+		who            *tls.ConnectionState
+		path, body     string
+		code           int
+		says, eventual string
+	}{
+		{right, op, "icu-7", `{"challenge":"ABCD"}`, 400, "wardlink-agent clock", ""},
+		{right, op, "icu-9", `{"challenge":"` + challenge.String() + `"}`, 404, "icu-9", `clock.token "icu-9" denied`},
+		{right.AddDate(10, 0, 0), op, "icu-7", `{"challenge":"` + challenge.String() + `"}`, 409, "wardlink clock confirm", "clock.token icu-7 denied"},
+		{right, o.certificate(spiffe.Access, "ehr", domain), "icu-7", `{"challenge":"` + challenge.String() + `"}`, 403, "", ""},
+		{right, op, "icu-7", `{"challenge":"` + strings.ToLower(challenge.String()) + `"}`, 200, `"token":"`, "clock.token icu-7 success"},
+	} {
+		o.wall = step.wall
+		got := o.do(step.who, "POST", "/v1/gateways/"+step.path+"/clock", "application/json", step.body)
+		if got.Code != step.code || !strings.Contains(got.Body.String(), step.says) {
+			t.Errorf("%s %s: %d %s; expected %d and %q", step.path, step.body, got.Code, got.Body, step.code, step.says)
+		}
+		if log := o.events(); strings.Count(log, step.eventual) != 1 && step.eventual != "" {
+			t.Errorf("no %q in the log:\n%s", step.eventual, log)
+		}
+		if step.code != 200 {
+			continue
+		}
+		var token client.ClockToken
+		if err := json.Unmarshal(got.Body.Bytes(), &token); err != nil {
+			t.Fatal(err)
+		}
+		at, err := enroll.VerifyClockToken(token.Token, o.keys.Config.Public().(ed25519.PublicKey), "icu-7", challenge)
+		if err != nil || !at.Equal(right.Truncate(time.Millisecond)) {
+			t.Errorf("%v, %v; expected %v", at, err, right)
 		}
 	}
 }

@@ -158,6 +158,18 @@ type Clock struct {
 	Last    time.Time `json:"last_vouched"`    // the last moment at which it was
 }
 
+// ClockTokenRequest asks for a token that sets a gateway's floor of the time back.
+type ClockTokenRequest struct {
+	Challenge string `json:"challenge"` // what 'wardlink-agent clock' shows on the gateway
+}
+
+// ClockToken is one; it serves that gateway and that challenge, once.
+type ClockToken struct {
+	Gateway string    `json:"gateway"`
+	Time    time.Time `json:"time"` // the floor is set back to this
+	Token   string    `json:"token"`
+}
+
 // Storage are sizes in bytes.
 type Storage struct {
 	Database     int64 `json:"database"`
