@@ -60,6 +60,8 @@ const (
 	RegistryRead    Type = "registry.read"
 	TraceRead       Type = "trace.read"       // an operator asked where data stops; Target is the gateway, or the source
 	AccountRead     Type = "account.read"     // an operator asked for the account of batch numbers; Target is the gateway, or "gateways"
+	BatchesLost     Type = "batches.lost"     // a gateway's report calls batches lost, evicted or damaged; Count says how many more, Detail which
+	BatchesFound    Type = "batches.found"    // some that had been called lost came, or are held, after all; Count says how many
 	BatchDead       Type = "batch.dead"       // a batch failed to open three times
 	RecordsDisposed Type = "records.disposed" // what was kept long enough is deleted; Target is its class, Detail holds range and cutoff
 	// The server's clock moved too far to be believed, so nothing is disposed of; and the end of that.

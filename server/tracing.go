@@ -92,6 +92,9 @@ func (s *Server) facts(ctx context.Context, store *records.Store, gateway, sourc
 			f.Missing += gap.Count()
 		}
 	}
+	if f.Lost, err = store.LossesOf(ctx, gateway, now.Add(-recentLoss)); err != nil {
+		return nil, err
+	}
 	var out []trace.Facts
 	for _, c := range sourcesOf(account, source) {
 		one := f
@@ -129,6 +132,9 @@ func printable(name string) string {
 
 // oldGap is when a gap that no report has confirmed counts all the same.
 const oldGap = 10 * time.Minute
+
+// recentLoss is how long a loss is shown beside the stations; the account keeps it for ever.
+const recentLoss = 24 * time.Hour
 
 // sourcesOf are the sources that the newest report names; all that were ever heard of, when there is no report; or the one that is asked
 // for, even if it is not configured any more.

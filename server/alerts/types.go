@@ -41,6 +41,7 @@ const (
 	GapOpen         Type = "gap-open"
 	BatchDead       Type = "batch-dead"
 	BatchParked     Type = "batch-parked"
+	BatchesLost     Type = "batches-lost"
 	CertificateLate Type = "certificate-late"
 	CertificateEnds Type = "certificate-ends"
 	CAUnwell        Type = "ca-unwell"
@@ -83,6 +84,9 @@ var kinds = []Kind{
 	{BatchParked, Critical, 24 * time.Hour, "gateway",
 		"The server refused batches of a gateway, which keeps them and does not send them again by itself.",
 		"'wardlink audit list --type refused --gateway ID' says why; do not wipe the gateway, which holds them."},
+	{BatchesLost, Critical, 24 * time.Hour, "gateway",
+		"A gateway lost batches that the hospital never had, within the last day: evicted since its buffer was full, or damaged on its disk.",
+		"'wardlink account ID' and 'wardlink audit list --type batches.lost' say how many and which; shorten the outage or raise 'buffer.cap', or replace the disk."},
 	{CertificateLate, Warning, 12 * time.Hour, "gateway",
 		"A gateway should have renewed its certificate and has not.",
 		"Look at 'wardlink-agent status' on the gateway; when the certificate ends it cannot connect, and it enrols again by itself once it can."},

@@ -21,12 +21,14 @@ var (
 	accounts2 string
 	//go:embed accounts_0003.sql
 	accounts3 string
+	//go:embed accounts_0004.sql
+	accounts4 string
 )
 
 // accountMigrations come after the records' own, whose batches the first of them counts.
 func accountMigrations() []sqldb.Migration {
 	return []sqldb.Migration{{Domain: "records_accounts", Version: 1, SQL: accounts1}, {Domain: "records_accounts", Version: 2, SQL: accounts2},
-		{Domain: "records_accounts", Version: 3, SQL: accounts3}}
+		{Domain: "records_accounts", Version: 3, SQL: accounts3}, {Domain: "records_accounts", Version: 4, SQL: accounts4}}
 }
 
 // Kinds of account_sets; see accounts_0001.sql.
@@ -93,7 +95,7 @@ func (s *Store) gaps(ctx context.Context, where string, args []any) (out []Gap, 
 	return out, nil
 }
 
-// topRun is the highest run of a stream, and whether the stream has a gap.
+// topRun is the highest run of a stream, and whether the stream has a gap, or something above that was called lost.
 type topRun struct {
 	first, last uint64
 	gaps        bool
@@ -102,6 +104,7 @@ type topRun struct {
 const (
 	extendRun = "UPDATE account_runs SET last = $1 WHERE stream = $2 AND first = $3"
 	findTop   = `SELECT r.first, r.last, EXISTS (SELECT 1 FROM account_gaps g WHERE g.stream = r.stream)
+			OR EXISTS (SELECT 1 FROM account_sets l WHERE l.stream = r.stream AND l.kind = 2 AND l.last > r.last)
 		FROM account_runs r WHERE r.stream = $1 ORDER BY r.first DESC LIMIT 1`
 	insertRun = "INSERT INTO account_runs (stream, first, last, since) VALUES ($1, $2, $3, $4)"
 )
@@ -227,8 +230,19 @@ func (r *Records) arriveApart(tx *sql.Tx, stream int64, a arrival) error {
 type account struct {
 	runs              []telemetry.Span // journaled, ascending
 	told              []telemetry.Span // accounted for by reports, in no order
+	held, void, lost  telemetry.Spans  // the same, by what was said
 	assigned, covered uint64
 	from              uint64 // numbers below are not looked at
+}
+
+func (a *account) set(kind int) *telemetry.Spans {
+	switch kind {
+	case setHeld:
+		return &a.held
+	case setVoid:
+		return &a.void
+	}
+	return &a.lost
 }
 
 // high is 1 more than the greatest journaled number.
@@ -237,6 +251,11 @@ func (a *account) high() uint64 {
 		return 0
 	}
 	return a.runs[len(a.runs)-1].Last + 1
+}
+
+// ledger is the same, for the account of the stream.
+func (a *account) ledger() *Ledger {
+	return &Ledger{Journaled: a.runs, Held: a.held, Void: a.void, Lost: a.lost, Assigned: a.assigned, Covered: a.covered, Former: a.from}
 }
 
 // gaps are the numbers that nobody accounts for, those that are firm apart from the others.
@@ -304,8 +323,16 @@ func (r *Records) recount(tx *sql.Tx, stream int64) error {
 	if err := changeGaps(tx, stream, known, fresh); err != nil {
 		return err
 	}
+	n, above := len(a.lost.Runs), false
+	if n > 0 {
+		above = a.lost.Runs[n-1].Last >= a.high()
+	}
+	b := a.ledger().Balance()
+	if err := r.keepLoss(tx, stream, &b); err != nil {
+		return err
+	}
 	if n := len(a.runs); n > 0 {
-		r.in.keepTop(stream, topRun{first: a.runs[n-1].First, last: a.runs[n-1].Last, gaps: len(fresh) > 0})
+		r.in.keepTop(stream, topRun{first: a.runs[n-1].First, last: a.runs[n-1].Last, gaps: len(fresh) > 0 || above})
 	}
 	return nil
 }
@@ -366,8 +393,22 @@ func readAccount(tx *sql.Tx, stream int64) (a account, err error) {
 	if len(a.runs) == maxRuns {
 		a.from = a.runs[0].First
 	}
-	a.told, err = spansOf(tx, "SELECT first, last FROM account_sets WHERE stream = $1", stream)
-	return a, err
+	rows, err := tx.Query("SELECT kind, first, last, upper FROM account_sets WHERE stream = $1 ORDER BY kind, first", stream)
+	if err != nil {
+		return a, err
+	}
+	for rows.Next() {
+		var kind int
+		var run telemetry.Span
+		var upper bool
+		if err := rows.Scan(&kind, &run.First, &run.Last, &upper); err != nil {
+			return a, errors.Join(err, rows.Close())
+		}
+		set := a.set(kind)
+		set.Runs, set.Upper = append(set.Runs, run), set.Upper || upper
+		a.told = append(a.told, run)
+	}
+	return a, errors.Join(rows.Err(), rows.Close())
 }
 
 func spansOf(tx *sql.Tx, query string, args ...any) (out []telemetry.Span, err error) {

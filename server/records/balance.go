@@ -56,6 +56,8 @@ type Balance struct {
 	// Missing are numbers that nobody accounts for: the gateway assigned them, does not have them, and says nothing of them. Ascending, the
 	// first MaxMissing of a row's, none in a sum.
 	Missing []telemetry.Span
+
+	lost []telemetry.Span // of Lost, all; none in a sum
 }
 
 // MaxMissing bounds the runs of numbers that one balance names.
@@ -137,6 +139,9 @@ func (l *Ledger) Balance() Balance {
 		left := subtract(rest, slices.Clone(c.set.Runs))
 		if *c.count = spanned(rest) - spanned(left); *c.count > 0 && c.set.Upper {
 			b.AtMost |= c.bit
+		}
+		if c.bit == ClassLost {
+			b.lost = subtract(rest, slices.Clone(left))
 		}
 		rest = left
 	}

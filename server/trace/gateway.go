@@ -181,6 +181,8 @@ func (j *judge) buffered() {
 		j.stop(&s, fmt.Sprintf("the gateway's buffer is full: %d batches wait in %s of %s; the monitor gets no acknowledgement",
 			s.Count, bytes(b.Used), bytes(b.Cap)), mend)
 	case s.State != OK:
+	case j.Lost > 0:
+		s.State, s.Note = Doubt, fmt.Sprintf("%d batches were lost within a day: evicted when the buffer was full, or damaged on the disk", j.Lost)
 	case parked > 0:
 		s.State, s.Note = Doubt, fmt.Sprintf("%d batches were refused by the server and are parked", parked)
 	case b.Damaged+b.Unread > 0:

@@ -37,6 +37,7 @@ type Facts struct {
 	Silence  time.Duration // how long a source may say nothing at the least; 0: a minute
 
 	Missing uint64 // batches that the gateway assigned, and that nobody accounts for
+	Lost    uint64 // batches of telemetry that the gateway reported, within the last day, as evicted or damaged before the hospital had them
 }
 
 // Session is the gateway's connection.

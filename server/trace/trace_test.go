@@ -241,6 +241,7 @@ func TestAllIsWell(t *testing.T) {
 		},
 		"dead ones of the past":         func(f *Facts) { f.Lanes[1].Dead, f.Lanes[1].DeadAt = 2, f.Now.Add(-time.Hour) },
 		"a parked one":                  func(f *Facts) { f.Report.Lanes[0].Waiting, f.Report.Lanes[0].Parked = 1, 1 },
+		"a loss":                        func(f *Facts) { f.Lost = 2 },
 		"a gap":                         func(f *Facts) { f.Missing = 2 },
 		"the agent restarted, and came": func(f *Facts) { f.Report.Sources[0].Interval = 0 },
 		"an agent that does not report": func(f *Facts) { f.Report = nil },

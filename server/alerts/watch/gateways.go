@@ -119,6 +119,26 @@ func gapLook(r Records, age time.Duration) look {
 	}
 }
 
+// lossTime is how long a loss is an alert: it cannot be mended, so that it would stand for ever. The account and the log keep it.
+const lossTime = 24 * time.Hour
+
+// lossLook says who lost what within a day, by its own reports.
+func lossLook(r Records) look {
+	return func(ctx context.Context, now time.Time) (out []alerts.Condition, err error) {
+		list, err := r.LossesByGateway(ctx, now.Add(-lossTime), maxListed)
+		for _, l := range list {
+			batches := fmt.Sprint(l.Batches)
+			if l.AtMost {
+				batches = "at most " + batches
+			}
+			out = append(out, alerts.Condition{Subject: l.Gateway, Detail: map[string]string{
+				"batches": batches, "lanes": l.Lanes, "noticed": rfc(l.Noticed),
+			}})
+		}
+		return out, err
+	}
+}
+
 const (
 	parkedTime = 24 * time.Hour  // how long a refusal is an alert when the gateway says nothing about it
 	parkedLag  = 5 * time.Minute // a report is about a refusal when it came so much later

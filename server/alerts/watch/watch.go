@@ -49,6 +49,7 @@ type Records interface {
 	DeadByGateway(ctx context.Context, limit int) ([]records.DeadCount, error)
 	Backlog(ctx context.Context) (records.Backlog, error)
 	GapsByGateway(ctx context.Context, before time.Time, limit int) ([]records.GapCount, error)
+	LossesByGateway(ctx context.Context, after time.Time, limit int) ([]records.LossCount, error)
 	ParkedByReport(ctx context.Context) (map[string]records.ParkedReport, error)
 }
 
@@ -156,6 +157,7 @@ func New(cfg Config) (*Watch, error) {
 		{typ: alerts.BatchDead, every: time.Minute, look: deadLook(cfg.Records)},
 		{typ: alerts.GapOpen, every: time.Minute, look: gapLook(cfg.Records, cfg.Limits.Gap)},
 		{typ: alerts.BatchParked, every: time.Minute, look: parkedLook(cfg.Ingest, cfg.Records)},
+		{typ: alerts.BatchesLost, every: time.Minute, look: lossLook(cfg.Records)},
 		{typ: alerts.CertificateLate, every: 5 * time.Minute, look: certificateLook(cfg.Registry, cfg.Limits.CertificateLate)},
 		{typ: alerts.CertificateEnds, every: 5 * time.Minute, look: termsLook(cfg.Terms)},
 		{typ: alerts.CAUnwell, every: tick, look: caLook(cfg.CA)},

@@ -42,6 +42,7 @@ type post struct {
 	dead     []records.DeadCount
 	backlog  records.Backlog
 	gaps     []records.GapCount
+	losses   []records.LossCount
 	kept     records.RetentionState
 	parked   map[string]records.ParkedReport
 	ill      error // of the journal
@@ -193,6 +194,17 @@ func (p *post) GapsByGateway(_ context.Context, before time.Time, _ int) (out []
 	return out, nil
 }
 
+func (p *post) LossesByGateway(_ context.Context, after time.Time, _ int) (out []records.LossCount, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, l := range p.losses {
+		if l.Noticed.After(after) {
+			out = append(out, l)
+		}
+	}
+	return out, nil
+}
+
 func (p *post) ParkedByReport(context.Context) (map[string]records.ParkedReport, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -329,6 +341,16 @@ func TestGapOpen(t *testing.T) {
 	p.expect("gap-open/gw-1 critical")
 	p.set(func() { p.gaps = nil })
 	p.pass(3 * time.Minute)
+	p.expect()
+}
+
+// TestBatchesLost: a loss cannot be mended, and is an alert for a day.
+func TestBatchesLost(t *testing.T) {
+	p := newPost(t)
+	p.set(func() { p.losses = []records.LossCount{{Gateway: "gw-1", Batches: 3, Noticed: p.at, Lanes: "vitals"}} })
+	p.pass(2 * time.Minute)
+	p.expect("batches-lost/gw-1 critical")
+	p.leap(24 * time.Hour)
 	p.expect()
 }
 
