@@ -252,6 +252,7 @@ type Buffer struct {
 
 	mu      sync.Mutex
 	closed  bool
+	resting uint8 // lanes that Take leaves alone
 	disk    int64 // bytes on disk, reservations included
 	damaged []asideFile
 	ageFrom int64         // what age was
@@ -279,7 +280,7 @@ type Buffer struct {
 	flushFail atomic.Uint64
 }
 
-// Changed is signalled after Append and Release; its one place is filled while nobody listens.
+// Changed is signalled after Append, Release and a Rest of fewer lanes; its one place is filled while nobody listens.
 func (b *Buffer) Changed() <-chan struct{} { return b.changed }
 
 func (b *Buffer) signal() {

@@ -42,6 +42,17 @@ func (b *Buffer) Began() {
 	}
 }
 
+// Rest keeps Take from lanes until the next call: bit n stands for lane n. What is out stays out.
+func (b *Buffer) Rest(lanes uint8) {
+	b.mu.Lock()
+	fewer := b.resting&^lanes != 0
+	b.resting = lanes
+	b.mu.Unlock()
+	if fewer {
+		b.signal()
+	}
+}
+
 // share takes from lanes that stand together: what is live, lane by lane and in each the newest first, up to three quarters of the room;
 // the rest, lane by lane, the oldest first. What it owes the backlog for a Take of less than four stands in the first lane's owed.
 func (b *Buffer) share(lanes []*lane, t *taking) {
@@ -58,7 +69,9 @@ func (b *Buffer) share(lanes []*lane, t *taking) {
 	}
 	began := len(t.out)
 	for _, l := range lanes {
-		b.newest(l, t)
+		if b.resting>>l.index&1 == 0 {
+			b.newest(l, t)
+		}
 	}
 	// Within one Take the live ones go in the order of their numbers: so few are no older for it, and the receiver, who counts numbers,
 	// sees no holes that close at once.
@@ -68,7 +81,9 @@ func (b *Buffer) share(lanes []*lane, t *taking) {
 	t.max, t.most = all.max, all.most
 	live := len(t.out)
 	for _, l := range lanes {
-		b.oldest(l, t)
+		if b.resting>>l.index&1 == 0 {
+			b.oldest(l, t)
+		}
 	}
 	*owed = min(max(*owed-backlogShare*(len(t.out)-live), 0), backlogShare*room)
 }

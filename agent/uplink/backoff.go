@@ -19,7 +19,7 @@ const floor = 100 * time.Millisecond
 
 func (b *backoff) reset() { b.tries = 0 }
 
-// ease is for a short connection that took batches to their end: the server is well and the network is not, as where a cable or a radio
+// ease is for a short connection that took batches to their end, be it that they were refused: the server is well and the network is not, as where a cable or a radio
 // link comes and goes. The next wait stays below four seconds, so that such a line is used while it is there.
 func (b *backoff) ease() { b.tries = min(b.tries, 2) }
 

@@ -11,11 +11,12 @@ import (
 
 // guard is a connection that lets only the server's packets of our profile through to paho, which would otherwise allocate up to
 // 256 MB at a header's word, and panics on a SUBACK with more codes than were asked for. The hospital's outer half may be broken
-// into; that must not take the gateway down. It also puts a deadline on every write (paho does so for publishes only) and tells
+// into; that must not take the gateway down. It also puts a deadline on every 16 KB written (paho does so for publishes only, and for all of one) and tells
 // at once when the connection is over.
 type guard struct {
 	net.Conn
 	write time.Duration
+	turn  chan struct{} // one place: paho writes its pings from another goroutine; they may not come between the pieces of a packet
 
 	// The reader's place in the stream. Only paho's one reading goroutine comes here.
 	first  byte
@@ -30,7 +31,7 @@ type guard struct {
 }
 
 func newGuard(conn net.Conn, write time.Duration) *guard {
-	return &guard{Conn: conn, write: write, gone: make(chan struct{})}
+	return &guard{Conn: conn, write: write, turn: make(chan struct{}, 1), gone: make(chan struct{})}
 }
 
 var errProfile = errors.New("the server sent a packet outside of the profile; is it a wardlink server of another version?")
@@ -46,15 +47,26 @@ func (g *guard) Read(p []byte) (int, error) {
 	return n, err // crypto/tls gives the last bytes together with io.EOF
 }
 
-func (g *guard) Write(p []byte) (int, error) {
-	if err := g.Conn.SetWriteDeadline(time.Now().Add(g.write)); err != nil {
-		return 0, err
+// writePiece is how much the network has to take before the deadline, which begins anew then: a line that is slow is not dead.
+const writePiece = 16 << 10
+
+func (g *guard) Write(p []byte) (n int, err error) {
+	g.turn <- struct{}{} // whoever has it has a deadline
+	defer func() { <-g.turn }()
+	for {
+		if err := g.Conn.SetWriteDeadline(time.Now().Add(g.write)); err != nil {
+			return n, err
+		}
+		took, err := g.Conn.Write(p[n:min(n+writePiece, len(p))])
+		n += took
+		if err != nil {
+			g.end(err)
+			return n, err
+		}
+		if n == len(p) {
+			return n, nil
+		}
 	}
-	n, err := g.Conn.Write(p)
-	if err != nil {
-		g.end(err)
-	}
-	return n, err
 }
 
 // Close ends the connection; also paho comes through here.

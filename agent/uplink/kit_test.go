@@ -99,6 +99,8 @@ type hospital struct {
 	first   bool               // of the first release: no user name is taken
 	tls     *tls.Config
 	addr    string
+	wrap    func(net.Conn) net.Conn // of each connection, within TLS; nil: as it is
+	mu      sync.Mutex
 	stop    context.CancelFunc
 	ln      net.Listener
 	serving *sync.WaitGroup
@@ -146,6 +148,10 @@ func (h *hospital) start() {
 					srv.ServeConn(ctx, conn, tc.ConnectionState())
 					return
 				}
+				if h.wrap != nil {
+					srv.ServeConn(ctx, h.wrap(tc), tc.ConnectionState())
+					return
+				}
 				srv.ServeConn(ctx, tc, tc.ConnectionState())
 			})
 		}
@@ -187,6 +193,7 @@ type strictBuffer struct {
 	most    int // taken at one time
 	changed chan struct{}
 	urgent  bool
+	resting uint8
 }
 
 func newStrictBuffer(t testing.TB) *strictBuffer {
@@ -212,6 +219,13 @@ func (b *strictBuffer) signal() {
 
 func (b *strictBuffer) Began() {}
 
+func (b *strictBuffer) Rest(lanes uint8) {
+	b.mu.Lock()
+	b.resting = lanes
+	b.mu.Unlock()
+	b.signal()
+}
+
 func (b *strictBuffer) Take(most int) ([]buffer.Batch, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -220,7 +234,7 @@ func (b *strictBuffer) Take(most int) ([]buffer.Batch, error) {
 		if len(out) == most {
 			break
 		}
-		if b.fates[batch.ID] == waiting {
+		if b.fates[batch.ID] == waiting && b.resting>>batch.ID.Lane&1 == 0 {
 			b.fates[batch.ID] = taken
 			b.taken++
 			out = append(out, batch)
@@ -434,4 +448,33 @@ func eventually(t testing.TB, what string, ok func() bool) {
 		case <-tick.C:
 		}
 	}
+}
+
+// urge adds a batch before all others, as a buffer gives out an alarm.
+func (b *strictBuffer) urge(batch buffer.Batch) {
+	b.mu.Lock()
+	b.order = append([]buffer.Batch{batch}, b.order...)
+	b.mu.Unlock()
+	b.signal()
+}
+
+func (b *strictBuffer) fateOf(id buffer.ID) fate {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.fates[id]
+}
+
+// forget drops batches that have met a fate, so that a long test keeps nothing.
+func (b *strictBuffer) forget(f fate) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	kept := b.order[:0:0]
+	for _, batch := range b.order {
+		if b.fates[batch.ID] == f {
+			delete(b.fates, batch.ID)
+			continue
+		}
+		kept = append(kept, batch)
+	}
+	b.order = kept
 }

@@ -32,6 +32,8 @@ type link struct {
 
 	flight   []flight // in the order of sending, which is that of the PUBACKs
 	bytes    int      // of the frames in flight
+	pace     pace
+	taken    bool // something that was published is acknowledged
 	queue    []buffer.Batch
 	held     []buffer.Batch    // their sealing record cannot be had at the moment
 	missing  map[[16]byte]bool // the sealing records that held waits for
@@ -67,7 +69,7 @@ const maxBrought = 4000
 func newLink(u *Uplink, t *transport) *link {
 	l := &link{
 		u: u, t: t, guard: newGuard(t.conn, u.timing.write), lost: make(chan struct{}), inbox: make(chan paho.Message, inboxSize),
-		jobs: make(chan job), sent: make(chan paho.Token, 1), missing: make(map[[16]byte]bool), brought: make(map[[16]byte]bool), bringing: make(map[buffer.ID]bool),
+		pace: pace{most: windowStart}, jobs: make(chan job), sent: make(chan paho.Token, 1), missing: make(map[[16]byte]bool), brought: make(map[[16]byte]bool), bringing: make(map[buffer.ID]bool),
 	}
 	for lane := range l.topics {
 		l.topics[lane] = telemetry.UpTopic(t.gateway, telemetry.Lane(lane))
@@ -86,9 +88,9 @@ func newLink(u *Uplink, t *transport) *link {
 	o.SetResumeSubs(false)
 	o.SetStore(paho.NewMemoryStore())
 	o.SetConnectTimeout(u.timing.handshake)
-	o.SetWriteTimeout(u.timing.write)
+	o.SetWriteTimeout(u.timing.ack) // of a publish that waits for its turn; the guard has the deadlines of writes
 	o.SetKeepAlive(keepAlive)
-	o.SetPingTimeout(keepAlive / 2)
+	o.SetPingTimeout(u.timing.ack) // on a slow line the answer waits behind what was sent before
 	// In order, and so in paho's own goroutine: by the time it reports the loss, deliver has seen every packet that came before,
 	// so that a refusal is known before the batches in flight are given back. deliver never blocks.
 	o.SetOrderMatters(true)
@@ -132,7 +134,7 @@ func (l *link) connect(ctx context.Context) error {
 }
 
 // publisher calls paho's Publish for the pump, so that a stalled network stalls this goroutine and not the pump. It outlives a lost
-// connection by one write timeout at most.
+// connection by one acknowledgement's time at most.
 func (l *link) publisher() {
 	for j := range l.jobs {
 		l.sent <- l.client.Publish(j.topic, 1, false, j.payload)
@@ -228,6 +230,7 @@ func (l *link) pump(ctx context.Context) (*transport, error) {
 			next.look(dialCtx)
 		case <-identity.C:
 			next.look(dialCtx)
+			l.u.cfg.Buffer.Rest(l.u.barred.now(time.Now()))
 		case t := <-next.dialing:
 			next.dialing = nil
 			if t != nil {
@@ -309,7 +312,12 @@ func (l *link) head() (done <-chan struct{}, overdue <-chan time.Time, stop func
 		return nil, nil, func() {}
 	}
 	f := l.flight[0]
-	timer := time.NewTimer(time.Until(f.at.Add(l.u.timing.ack)))
+	// While acknowledgements come, one after the other, the line is slow and not dead.
+	since := f.at
+	if l.pace.heard.After(since) {
+		since = l.pace.heard
+	}
+	timer := time.NewTimer(time.Until(since.Add(l.u.timing.ack)))
 	return f.token.Done(), timer.C, func() { timer.Stop() }
 }
 
@@ -328,6 +336,9 @@ func (l *link) sweep() error {
 			l.arrived(f.id)
 			l.bytes -= f.size
 		}
+		_, subscribed := f.token.(*paho.SubscribeToken)
+		l.taken = l.taken || !subscribed
+		l.pace.answered(f.at, time.Now(), f.size)
 	}
 	l.flight = append(l.flight[:0], l.flight[n:]...)
 	l.acknowledge()
@@ -335,6 +346,16 @@ func (l *link) sweep() error {
 		return l.over(failed)
 	}
 	return nil
+}
+
+// published reports whether a publish is in flight.
+func (l *link) published() bool {
+	for _, f := range l.flight {
+		if _, subscribe := f.token.(*paho.SubscribeToken); !subscribe {
+			return true
+		}
+	}
+	return false
 }
 
 // arrived notes a batch for acknowledge, unless the buffer has it acknowledged already.
@@ -414,6 +435,7 @@ func (l *link) acknowledge() {
 		s.Acknowledged += uint64(len(l.more))
 		now := time.Now()
 		for _, id := range l.more {
+			l.u.barred[id.Lane].refused = 0
 			s.Lanes[id.Lane].Acknowledged++
 			s.Lanes[id.Lane].AckedAt = now
 		}

@@ -19,7 +19,7 @@ const takeAtOnce = 16
 
 // room reports whether another packet may be in flight.
 func (l *link) room() bool {
-	return len(l.flight) < window && l.bytes < windowBytes && len(l.held) < window && len(l.kept)+len(l.u.doubted) < maxKept && len(l.brought) < maxBrought
+	return len(l.flight) < window && l.bytes < l.pace.most && len(l.held) < window && len(l.kept)+len(l.u.doubted) < maxKept && len(l.brought) < maxBrought
 }
 
 // fill takes batches and sends them until the window is full or nothing is left. An error ends the connection.
@@ -29,7 +29,11 @@ func (l *link) fill(ctx context.Context) error {
 			if l.empty {
 				return l.bring(ctx)
 			}
-			batches, err := l.u.cfg.Buffer.Take(min(takeAtOnce, window-len(l.flight)))
+			n := min(takeAtOnce, window-len(l.flight))
+			if l.pace.most < windowBytes/2 {
+				n = 1 // what is taken stands before an alarm that comes then, and on a slow line for long
+			}
+			batches, err := l.u.cfg.Buffer.Take(n)
 			l.queue = append(l.queue[:0], batches...)
 			if err != nil {
 				return fmt.Errorf("buffer: %w", err)
@@ -238,6 +242,7 @@ func (l *link) document(m paho.Message) {
 				l.u.doubted = append(l.u.doubted, id)
 				return
 			}
+			l.u.barred.refusal(r.Lane, l.u.timing, time.Now())
 			l.park(id, "refused by the server: "+r.Reason)
 			return
 		}

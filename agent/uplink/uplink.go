@@ -38,6 +38,8 @@ type Buffer interface {
 	Receipts
 	// Began says that a connection begins: of what waits now, all but the newest is history, and comes behind what is live.
 	Began()
+	// Rest keeps lanes from Take until it is called again; bit n stands for lane n.
+	Rest(lanes uint8)
 	// Take gives out at most max batches, the most urgent first, and marks them as taken.
 	Take(max int) ([]buffer.Batch, error)
 	// Changed is signalled after there may be more to take.
@@ -89,8 +91,8 @@ type Config struct {
 // timing are the product's waits, in one place so that tests can see them end.
 type timing struct {
 	handshake time.Duration // TCP, TLS and CONNECT each at most; a TPM may take seconds to sign
-	write     time.Duration // until the network has taken one packet
-	ack       time.Duration // until the oldest publish is acknowledged; then the connection counts as dead
+	write     time.Duration // until the network has taken 16 KB, or a packet
+	ack       time.Duration // until the next acknowledgement, or the answer to a ping; then the connection counts as dead
 	drain     time.Duration // for the PUBACKs in flight, at shutdown and before a change of certificate
 	identity  time.Duration // between two looks at Identity
 	sealing   time.Duration // until a sealing record that could not be had is asked for again
@@ -107,9 +109,8 @@ var defaultTiming = timing{
 }
 
 const (
-	window      = 64      // publishes in flight
-	windowBytes = 1 << 20 // and their bytes: with Take's own bound at most 2 MB of frames are in memory
-	keepAlive   = 30 * time.Second
+	window    = 64 // publishes in flight
+	keepAlive = 30 * time.Second
 )
 
 // Uplink is the one connection of a gateway to its hospital.
@@ -124,6 +125,8 @@ type Uplink struct {
 	doubted []buffer.ID
 	// unwanted was sent again and refused: not a third time, or each connection would end with it. Of Run's goroutine alone.
 	unwanted map[buffer.ID]bool
+
+	barred restraint // of Run's goroutine alone
 
 	hello telemetry.Hello
 	mute  map[string]time.Time // servers that take no hello, and until when that is believed; of Run's goroutine and its dialers, under mu
@@ -291,13 +294,14 @@ func (u *Uplink) Run(ctx context.Context) error {
 		}
 		var lived time.Duration
 		var err error
-		before := u.Status().Acknowledged
-		next, lived, err = u.serve(ctx, t)
+		before := u.Status()
+		var mute bool
+		next, lived, mute, err = u.serve(ctx, t)
 		switch {
-		case lived >= u.timing.stable:
+		case lived >= u.timing.stable && !mute:
 			wait.reset()
 			u.cfg.Way.Worked(t.server)
-		case u.Status().Acknowledged > before:
+		case u.Status().Acknowledged > before.Acknowledged, u.Status().Parked > before.Parked:
 			wait.ease()
 		case err != nil && ctx.Err() == nil:
 			u.cfg.Way.Failed(t.server, err) // TLS worked and MQTT did not: another server may do better
@@ -325,12 +329,13 @@ func (u *Uplink) settleDoubted() {
 	}
 }
 
-// serve runs one connection to its end. next is not nil when it ended because its successor is ready.
-func (u *Uplink) serve(ctx context.Context, t *transport) (next *transport, lived time.Duration, err error) {
+// serve runs one connection to its end. next is not nil when it ended because its successor is ready; mute says that the server admitted us
+// and acknowledged nothing of what was sent.
+func (u *Uplink) serve(ctx context.Context, t *transport) (next *transport, lived time.Duration, mute bool, err error) {
 	l := newLink(u, t)
 	defer l.close()
 	if err := l.connect(ctx); err != nil {
-		return nil, 0, err
+		return nil, 0, false, err
 	}
 	began := time.Now()
 	u.note(func(s *Status) {
@@ -339,6 +344,7 @@ func (u *Uplink) serve(ctx context.Context, t *transport) (next *transport, live
 		s.Protocol, s.ServerBuild, s.ServerSpeak = telemetry.ProtocolOldest, "", "" // until it says more
 		s.Connects++
 	})
+	u.cfg.Buffer.Rest(u.barred.now(began))
 	u.cfg.Buffer.Began()
 	u.log.Info("connected", "server", t.server, "gateway", t.gateway)
 	if t.judge == nil {
@@ -346,5 +352,5 @@ func (u *Uplink) serve(ctx context.Context, t *transport) (next *transport, live
 	}
 	next, err = l.pump(ctx)
 	u.note(func(s *Status) { s.Connected, s.Provisional, s.Since, s.InFlight = false, false, time.Now(), 0 })
-	return next, time.Since(began), err
+	return next, time.Since(began), l.published() && !l.taken, err
 }
