@@ -23,6 +23,7 @@ import (
 	"wardlink/enroll"
 	"wardlink/enroll/tpm"
 	"wardlink/internal/build"
+	"wardlink/internal/durable"
 	"wardlink/internal/sdnotify"
 	"wardlink/telemetry"
 	"wardlink/telemetry/seal"
@@ -212,6 +213,11 @@ func openBuffer(cfg Config, log *slog.Logger) (*buffer.Buffer, error) {
 	if _, statErr := os.Stat(filepath.Join(cfg.State, "identity")); statErr == nil {
 		return nil, fmt.Errorf("%w; this gateway is enrolled, so its buffer was here: bring %s back, or remove %s to begin anew",
 			err, bc.Dir, cfg.State)
+	}
+	// Whoever made the state's directory may not have flushed its name, and a power cut would take all that is in it, acknowledged or not. A
+	// parent that is not ours to open is taken to be older than this boot.
+	if err := durable.SyncDir(filepath.Dir(filepath.Clean(cfg.State))); err != nil && !errors.Is(err, fs.ErrPermission) {
+		return nil, err
 	}
 	if err := buffer.Create(bc); err != nil {
 		return nil, err

@@ -27,11 +27,12 @@ import (
 
 // Call is one call at its entry. It is valid until the function that it is given to returns.
 type Call struct {
-	Name string // as in the manual's section 2
-	Path string // absolute; of the file that it changes, or that a new name is given to
-	From string // the former name, of a renameat
-	Size int    // bytes of a write
-	At   int64  // offset of a pwrite64, length of a ftruncate or fallocate
+	Name  string // as in the manual's section 2
+	Path  string // absolute; of the file that it changes, or that a new name is given to. A socket's begins with "socket:"
+	From  string // the former name, of a renameat
+	Size  int    // bytes of a write
+	At    int64  // offset of a pwrite64, length of a ftruncate, end of a fallocate
+	Flags int    // of an openat
 
 	pid  int
 	data uint64
@@ -312,6 +313,8 @@ func describe(r *request) (*Call, bool) {
 		c.Path = link(c.pid, strconv.Itoa(int(int32(r.args[0]))))
 	}
 	switch c.Name {
+	case "openat":
+		c.Flags = int(r.args[2])
 	case "write", "pwrite64":
 		c.data, c.Size, c.At = r.args[1], int(r.args[2]), int64(r.args[3])
 	case "ftruncate":
@@ -319,7 +322,7 @@ func describe(r *request) (*Call, bool) {
 	case "fallocate":
 		c.At = int64(r.args[2] + r.args[3])
 	}
-	return c, strings.HasPrefix(c.Path, "/")
+	return c, strings.HasPrefix(c.Path, "/") || strings.HasPrefix(c.Path, "socket:")
 }
 
 func link(pid int, fd string) string {
