@@ -293,7 +293,11 @@ func (a *Agent) serve(ctx context.Context) error {
 	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
 		err = nil
 	}
-	return errors.Join(err, <-intakeDone, a.buf.Close())
+	stopped := <-intakeDone
+	if errors.Is(err, errWiped) {
+		a.recount()
+	}
+	return errors.Join(err, stopped, a.buf.Close())
 }
 
 // runIdentity opens the TPM, enrols and renews for ever. Nothing here ends the agent: without an identity telemetry is buffered.

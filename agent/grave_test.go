@@ -185,4 +185,30 @@ func TestARefusalCutsNoDrainShort(t *testing.T) {
 	}
 }
 
+// TestWhatIsDestroyedIsCountedAtTheEnd: what was accepted while the order was being kept is destroyed too, and counts.
+func TestWhatIsDestroyedIsCountedAtTheEnd(t *testing.T) {
+	b := newBox(t, t.TempDir())
+	b.start()
+	if !b.send(message("M1", 100), func() bool { return false }) {
+		t.Fatal("not accepted")
+	}
+	b.stop()
+	a, err := New(b.cfg, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.buf.Close()
+	a.ordered = []byte("an order")
+	if err := a.bury(t.Context()); !errors.Is(err, errWiped) {
+		t.Fatal(err)
+	}
+	before := a.grave.Waiting
+	a.reports.last() // stands for any batch that comes now
+	a.recount()
+	stored, err := openGrave(b.cfg.State)
+	if err != nil || before == 0 || a.grave.Waiting != before+1 || stored.Waiting != before+1 || string(stored.Order) != "an order" {
+		t.Errorf("%d before, then %+v, on disk %+v, %v", before, a.grave, stored, err)
+	}
+}
+
 func TestMain(m *testing.M) { swtpmtest.Main(m) }

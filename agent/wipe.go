@@ -116,6 +116,16 @@ func (a *Agent) undelivered() (waiting, parked uint64) {
 	return waiting, parked
 }
 
+// recount counts what will be destroyed once more, now that the sources have stopped, what they had accepted is in the buffer, and the uplink
+// has ended: while the order was kept all of them went on. A crash before it leaves the former count; the order is durable either way.
+func (a *Agent) recount() {
+	g := *a.buried()
+	g.Waiting, g.Parked = a.undelivered()
+	if err := a.keepGrave(&g); err != nil {
+		a.log.Error("what is destroyed is counted as it was before the sources stopped", "error", err)
+	}
+}
+
 // bury makes the order durable: from here on this gateway wipes itself, whatever crashes. A disk that cannot take the order now is tried
 // again.
 func (a *Agent) bury(ctx context.Context) error {

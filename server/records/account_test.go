@@ -27,7 +27,13 @@ func (g *gateway) number(n uint64) {
 // report publishes a report under its number on lane self.
 func (g *gateway) report(n uint64, r telemetry.Report) {
 	g.f.t.Helper()
-	plain, err := telemetry.Encode(telemetry.Batch{Boot: [16]byte{1}, Report: &r})
+	g.reportOf([16]byte{1}, n, r)
+}
+
+// reportOf is one of a boot of the gateway's kernel.
+func (g *gateway) reportOf(boot [16]byte, n uint64, r telemetry.Report) {
+	g.f.t.Helper()
+	plain, err := telemetry.Encode(telemetry.Batch{Boot: boot, Report: &r})
 	if err != nil {
 		g.f.t.Fatal(err)
 	}
@@ -318,5 +324,45 @@ func TestReportsAndArrivalsInAnyOrder(t *testing.T) {
 				t.Fatalf("seed %d, step %d: missing %s; expected %s", seed, step, strings.Join(got, " "), strings.Join(want, " "))
 			}
 		}
+	}
+}
+
+// TestAReportSentOnceMoreIsNotTheNewest: after a restore a gateway sends what it delivered once more, behind what is new. A report of a former
+// boot among it says nothing of what is held now.
+func TestAReportSentOnceMoreIsNotTheNewest(t *testing.T) {
+	f := setup(t)
+	g := f.gateway("gw-1").enrol().bring("gw-1")
+	now := f.clock.Now().UnixMilli()
+	trusted := func(at int64) telemetry.ClockReport {
+		return telemetry.ClockReport{Known: true, Trusted: true, Offset: at - 1}
+	}
+	former, period := g.epoch, g.period
+	g.restart()
+	g.number(0)
+	g.number(2)
+	newer := vitalsLane(3, held(telemetry.Span{First: 1, Last: 1}))
+	newer.At, newer.Clock = telemetry.Stamp{Wall: 1}, trusted(now)
+	g.reportOf([16]byte{2}, 0, newer)
+	f.wantGaps("the present boot's report")
+	g.epoch, g.period = former, period
+	older := vitalsLane(1, telemetry.LaneReport{})
+	older.At, older.Clock = telemetry.Stamp{Wall: 1}, trusted(now-60_000)
+	g.reportOf([16]byte{1}, 0, older)
+	g.number(0)
+	f.wantGaps("a former boot's, sent once more")
+	if beats, err := f.store().Heartbeats(f.ctx, "gw-1"); err != nil || beats.Epoch == former.String() {
+		t.Errorf("the former epoch's report stands as the newest: %+v %v", beats, err)
+	}
+
+	// A time that is still to come was told by a wrong clock: it keeps no later report away.
+	ahead := older
+	ahead.Clock = trusted(now + 10*365*24*3600_000)
+	g.restart()
+	g.reportOf([16]byte{3}, 0, ahead)
+	g.restart()
+	g.reportOf([16]byte{4}, 0, newer)
+	f.settled()
+	if beats, err := f.store().Heartbeats(f.ctx, "gw-1"); err != nil || beats.Epoch != g.epoch.String() {
+		t.Errorf("a report of ten years ahead stays the newest: %+v %v", beats, err)
 	}
 }

@@ -52,6 +52,15 @@ func (s *Store) Held(ctx context.Context, gateway string) (out []telemetry.Held,
 		if err != nil {
 			return fail(err)
 		}
+		// Reports that newer ones took the place of are as good as here: the gateway, which has them as delivered, need not send them. Upper
+		// bounds name others besides.
+		void, err := s.spans(ctx, "SELECT first, last FROM account_sets WHERE stream = $1 AND kind = $2 AND upper = 0 ORDER BY first", id, setVoid)
+		if err != nil {
+			return fail(err)
+		}
+		if out[i].Lane == telemetry.LaneSelf && len(void) > 0 {
+			runs = joined(append(runs, void...))
+		}
 		out[i].Runs = subtract(runs, opening)
 	}
 	return out, nil
@@ -71,4 +80,17 @@ func (s *Store) spans(ctx context.Context, query string, args ...any) (out []tel
 		out = append(out, r)
 	}
 	return out, rows.Err()
+}
+
+// joined makes ascending runs of which no two touch.
+func joined(runs []telemetry.Span) (out []telemetry.Span) {
+	sortSpans(runs)
+	for _, r := range runs {
+		if n := len(out); n > 0 && r.First <= out[n-1].Last+1 {
+			out[n-1].Last = max(out[n-1].Last, r.Last)
+			continue
+		}
+		out = append(out, r)
+	}
+	return out
 }

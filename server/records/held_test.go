@@ -44,3 +44,21 @@ func TestHeldIsWhatNeedNotComeAgain(t *testing.T) {
 		t.Errorf("of a gateway that sent nothing: %v, %v", held, err)
 	}
 }
+
+// TestHeldNamesReportsThatNewerOnesReplaced: a gateway has them as delivered and need not send them; what an upper bound names may be others.
+func TestHeldNamesReportsThatNewerOnesReplaced(t *testing.T) {
+	f := setup(t)
+	g := f.gateway("gw-1").enrol().bring("gw-1")
+	l := telemetry.LaneReport{Lane: telemetry.LaneSelf, Assigned: 5, Void: telemetry.NewSpans([]telemetry.Span{{First: 0, Last: 3}}, false)}
+	g.report(4, telemetry.Report{Lanes: []telemetry.LaneReport{l}})
+	f.settled()
+	held, err := f.store().Held(f.ctx, "gw-1")
+	if err != nil || len(held) != 1 || !slices.Equal(held[0].Runs, []telemetry.Span{{First: 0, Last: 4}}) {
+		t.Errorf("%+v %v", held, err)
+	}
+	f.exec("UPDATE account_sets SET upper = 1")
+	held, err = f.store().Held(f.ctx, "gw-1")
+	if err != nil || len(held) != 1 || !slices.Equal(held[0].Runs, []telemetry.Span{{First: 4, Last: 4}}) {
+		t.Errorf("an upper bound: %+v %v", held, err)
+	}
+}

@@ -123,3 +123,34 @@ func TestLossIsToldOnceWhenReadAgain(t *testing.T) {
 		t.Errorf("%q", got)
 	}
 }
+
+// TestWhatIsJournaledIsNotLost, settled or not: a gateway is not told that the hospital has a batch that is being opened when it asks, and may
+// call it gone, as it may anything else.
+func TestWhatIsJournaledIsNotLost(t *testing.T) {
+	f := setup(t)
+	g := f.gateway("gw-1").enrol().bring("gw-1")
+	g.number(0)
+	g.number(1)
+	f.settled()
+	f.exec("UPDATE batches SET state = 1 WHERE number = 0")
+	f.exec("UPDATE account_stored SET stored = 1")
+	if held, err := f.store().Held(f.ctx, "gw-1"); err != nil || len(held) != 1 || held[0].Runs[0].First != 1 {
+		t.Fatalf("the gateway is told of it: %+v %v", held, err)
+	}
+	g.report(0, vitalsLane(3, lost(false, telemetry.Span{First: 0, Last: 0}, telemetry.Span{First: 2, Last: 2})))
+	f.during("the report is kept", func() bool {
+		beats, err := f.store().Heartbeats(f.ctx, "gw-1")
+		return err == nil && beats.Epoch != ""
+	})
+	a, err := f.store().NumberAccount(f.ctx, "gw-1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := shown(a.Rows[0]), "3 = 2 (1 1 0) + 0 + 0 + 1 + 0, 0"; got != want || !a.Rows[0].Balances() {
+		t.Errorf("%s; expected %s", got, want)
+	}
+	f.exec("UPDATE batches SET state = 2 WHERE number = 0 AND state = 1")
+	if got := f.losses(); !slices.Equal(got, []string{"batches.lost gw-1 1: 1 of vitals 2"}) {
+		t.Errorf("%q", got)
+	}
+}

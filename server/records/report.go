@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"slices"
+	"time"
 
 	"wardlink/telemetry"
 )
@@ -12,7 +13,8 @@ import (
 // storeReport keeps what a gateway says of itself: the newest report as it came, and of every one what accounts need.
 //
 // Which of two reports is the newer: of one epoch the one with the greater number, of one boot the one made later since then; otherwise
-// the one that arrived later, since a gateway sends its reports in the order it made them. Wall clocks decide nothing.
+// the one that arrived later, since a gateway sends its reports in the order it made them. Only what a gateway sends once more, for a restored
+// server, arrives behind what is newer: a report of another boot that was made earlier, by the hospital's own time, is not the newest.
 func (r *Records) storeReport(tx *sql.Tx, o *opened) error {
 	if err := beat(tx, o); err != nil {
 		return err
@@ -60,11 +62,11 @@ func (r *Records) storeReport(tx *sql.Tx, o *opened) error {
 }
 
 func (r *Records) newestReport(tx *sql.Tx, o *opened) (bool, error) {
-	var epoch, boot []byte
+	var epoch, boot, data []byte
 	var number uint64
 	var mono, received int64
-	err := tx.QueryRow("SELECT epoch, number, boot, mono, received FROM gateway_reports WHERE gateway = $1", o.gateway).
-		Scan(&epoch, &number, &boot, &mono, &received)
+	err := tx.QueryRow("SELECT epoch, number, boot, mono, received, report FROM gateway_reports WHERE gateway = $1", o.gateway).
+		Scan(&epoch, &number, &boot, &mono, &received, &data)
 	switch {
 	case errors.Is(err, sql.ErrNoRows):
 		return true, nil
@@ -75,8 +77,25 @@ func (r *Records) newestReport(tx *sql.Tx, o *opened) (bool, error) {
 	case [16]byte(boot) == o.batch.Boot:
 		return o.batch.Report.At.Mono >= mono, nil
 	}
+	former, err := telemetry.Decode(data)
+	if err == nil && former.Report != nil && r.earlier(o.batch.Report, former.Report) {
+		return false, nil
+	}
 	return o.received >= received, nil
 }
+
+// earlier tells whether a was made before b by the hospital's time, which each says only if its gateway was told that time in that boot. One
+// that claims a time which is still to come was told by a clock that was wrong, and is no measure: it must not stand for years.
+func (r *Records) earlier(a, b *telemetry.Report) bool {
+	if !a.Clock.Trusted || !b.Clock.Trusted {
+		return false
+	}
+	made := b.At.Wall + b.Clock.Offset
+	return a.At.Wall+a.Clock.Offset < made && made <= r.now().Add(clockSlack).UnixMilli()
+}
+
+// clockSlack is how far the offset of a gateway may be out.
+const clockSlack = time.Minute
 
 // keepReport puts the report in the place of the former. Every stream of the gateway of which the former said that something is held, or
 // that has a gap, is looked at again.
