@@ -298,7 +298,7 @@ func (s Status) examineSource(id string, now time.Time) Finding {
 		f.Mend = "see the device, its cable, and the network in between"
 	case st.NotUnderstood == st.Received:
 		f.Level, f.Found = Warning, fmt.Sprintf("of none of its %d messages everything was understood", st.Received)
-		f.Mend = "keep one in a file and run 'wardlink-agent hl7 try' on it; nothing is lost meanwhile: they travel as they came, too"
+		f.Mend = "keep one in a file and run 'wardlink-agent hl7 try' (a line socket's: 'line try') on it; nothing is lost meanwhile: they travel as they came, too"
 	default:
 		f.Found = fmt.Sprintf("listens on %s; last message %s ago, %d in the last minute; %s", st.Address, Ago(last), st.LastMinute, devices(st.Connections))
 	}

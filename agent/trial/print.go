@@ -37,8 +37,13 @@ func (r Report) Print(out io.Writer, onlyOdd bool) error {
 
 func (m *Message) place() string {
 	how := "without a frame"
-	if m.Framed {
+	switch {
+	case m.Framed:
 		how = "in an MLLP frame"
+	case m.Form == "JSON":
+		how = "a line of JSON"
+	case m.Form != "":
+		how = "a map of CBOR"
 	}
 	return fmt.Sprintf("%s from byte %d, %s", plural(m.Bytes, "byte"), m.Offset, how)
 }
@@ -111,13 +116,16 @@ func (w *writer) message(m *Message, onlyOdd bool) {
 
 // problemAt tells whether something of an observation was not understood.
 func (m *Message) problemAt(index uint32) bool {
+	if m.Form != "" {
+		return len(m.Problems) > 0 // which say where by the place in a list
+	}
 	place := fmt.Sprintf("OBX[%d]", index)
 	return slices.ContainsFunc(m.Problems, func(p Problem) bool { return p.Where == place || strings.HasPrefix(p.Where, place+"-") })
 }
 
 func (w *writer) answer(a Answer) {
 	if a.HL7 == "" {
-		w.field(2, "answer", "none")
+		w.field(2, "answer", or(shown(a.Line), "none"))
 		return
 	}
 	for i, segment := range segmentsOf([]byte(a.HL7)) {

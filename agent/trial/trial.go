@@ -35,6 +35,7 @@ type Message struct {
 	Offset  int    `json:"offset"`            // byte of the file at which it, or its frame, begins
 	Bytes   int    `json:"bytes"`             // its length without a frame
 	Framed  bool   `json:"mllp"`              // it stood in an MLLP frame
+	Form    string `json:"form,omitempty"`    // of a line socket's message: "JSON" or "CBOR"
 	Refused string `json:"refused,omitempty"` // why it is not taken; "" when it is
 	Answer  Answer `json:"answer"`
 
@@ -127,6 +128,7 @@ type Answer struct {
 	Code string `json:"code"` // MSA-1; "" when the device wants none
 	Text string `json:"text,omitempty"`
 	HL7  string `json:"hl7,omitempty"`
+	Line string `json:"line,omitempty"` // of a line socket, in JSON also for CBOR
 }
 
 // ErrEmpty means that a file holds nothing.
@@ -143,20 +145,23 @@ func Read(data []byte, zone *time.Location, now time.Time) (Report, error) {
 	}
 	r := Report{Messages: make([]Message, 0, len(pieces))}
 	for _, p := range pieces {
-		m := read(p, zone, now)
-		switch {
-		case m.Refused != "":
-			r.Refused++
-		case m.AsItCame:
-			r.InPart++
-		default:
-			r.Understood++
-		}
-		r.Observations += len(m.Observations)
-		r.Waveforms += len(m.Waveforms)
-		r.Messages = append(r.Messages, m)
+		r.add(read(p, zone, now))
 	}
 	return r, nil
+}
+
+func (r *Report) add(m Message) {
+	switch {
+	case m.Refused != "":
+		r.Refused++
+	case m.AsItCame:
+		r.InPart++
+	default:
+		r.Understood++
+	}
+	r.Observations += len(m.Observations)
+	r.Waveforms += len(m.Waveforms)
+	r.Messages = append(r.Messages, m)
 }
 
 func read(p piece, zone *time.Location, now time.Time) Message {
@@ -178,15 +183,25 @@ func read(p piece, zone *time.Location, now time.Time) Message {
 		return m
 	}
 	m.Answer = answer(hl7.Ack(p.raw, hl7.Accept, "", now))
-	m.Lane = hl7.LaneOf(u).String()
+	m.fill(u, hl7.LaneOf(u), p.raw)
+	segments := segmentsOf(p.raw)
+	for i := range m.Problems {
+		m.Problems[i].Segments = segments.at(m.Problems[i].Where)
+	}
+	m.encode(u, p.raw)
+	return m
+}
+
+// fill takes what was understood of a message.
+func (m *Message) fill(u telemetry.Message, lane telemetry.Lane, raw []byte) {
+	m.Lane = lane.String()
 	m.Type, m.ControlID, m.Sender, m.Processing, m.SentAt = u.Type, u.ControlID, u.Sender, u.Processing, u.SentAt
 	m.Patient = Patient(u.Patient)
-	digest := sha256.Sum256(p.raw)
+	digest := sha256.Sum256(raw)
 	m.Digest = hex.EncodeToString(digest[:])
 	m.AsItCame = u.Raw != nil
-	segments := segmentsOf(p.raw)
 	for _, problem := range u.Problems {
-		m.Problems = append(m.Problems, Problem{Where: problem.Where, Reason: problem.Reason, Segments: segments.at(problem.Where)})
+		m.Problems = append(m.Problems, Problem{Where: problem.Where, Reason: problem.Reason})
 	}
 	for i := range u.Observations {
 		o := observation(&u.Observations[i])
@@ -198,8 +213,6 @@ func read(p piece, zone *time.Location, now time.Time) Message {
 	for i := range u.Waveforms {
 		m.Waveforms = append(m.Waveforms, waveform(&u.Waveforms[i]))
 	}
-	m.encode(u, p.raw)
-	return m
 }
 
 // encode measures the batch, and takes back what does not fit into one: the agent does the same.

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -17,11 +16,22 @@ const maxTrial = 64 << 20
 // hl7Try shows what the messages of a file become. It ends with 0 when everything was understood, 1 when a message, or the file, is not
 // readable, and 2 when something of a message was not understood.
 func hl7Try(stdin io.Reader) command {
+	return tryCommand("hl7", "HL7", stdin, func(data []byte, zone *time.Location) (trial.Report, error) {
+		return trial.Read(data, zone, time.Now())
+	})
+}
+
+// lineTry is hl7Try for what devices send to a line socket.
+func lineTry(stdin io.Reader) command {
+	return tryCommand("line", "JSON or CBOR", stdin, trial.ReadLines)
+}
+
+func tryCommand(name, what string, stdin io.Reader, read func([]byte, *time.Location) (trial.Report, error)) command {
 	return func(_ context.Context, args []string, stdout, stderr io.Writer) error {
 		if len(args) == 0 || args[0] != "try" {
-			return verdict{1, fmt.Errorf("expected 'hl7 try FILE'")}
+			return verdict{1, fmt.Errorf("expected '%s try FILE'", name)}
 		}
-		fs := flags("hl7 try", stderr)
+		fs := flags(name+" try", stderr)
 		zoneName := fs.String("source-time-zone", "UTC", "`ZONE` of device times that name none, as in a source's time_zone")
 		asJSON, odd := fs.Bool("json", false, "print JSON"), fs.Bool("odd", false, "show only messages that were not wholly understood")
 		files, err := parseWith(fs, args[1:], 1)
@@ -29,7 +39,7 @@ func hl7Try(stdin io.Reader) command {
 			return asVerdict(err)
 		}
 		if len(files) == 0 {
-			return verdict{1, errors.New("hl7 try: name a file of HL7 messages, or - for standard input")}
+			return verdict{1, fmt.Errorf("%s try: name a file of %s messages, or - for standard input", name, what)}
 		}
 		zone, err := time.LoadLocation(*zoneName)
 		if err != nil {
@@ -39,7 +49,7 @@ func hl7Try(stdin io.Reader) command {
 		if err != nil {
 			return verdict{1, err}
 		}
-		report, err := trial.Read(data, zone, time.Now())
+		report, err := read(data, zone)
 		if err != nil {
 			return verdict{1, fmt.Errorf("%s: %w", files[0], err)}
 		}

@@ -26,6 +26,7 @@ Usage:
                                                         a floor back that a clock of the hospital's once raised too far
   wardlink-agent identity     --config FILE             show the TPM's endorsement key hash and fingerprint (--json)
   wardlink-agent hl7 try FILE                           show what a device's messages become, field by field (--json)
+  wardlink-agent line try FILE                          the same of JSON lines and CBOR, as a line socket takes them (--json)
   wardlink-agent buffer check --config FILE             check the buffer's files, agent stopped (--json)
   wardlink-agent buffer bench --dir DIR [--seconds N]   how fast a disk keeps telemetry, and how much is written for it (--json)
   wardlink-agent version      [--modules]               (--json)
@@ -40,9 +41,10 @@ Examples:
 
 Exit codes: 0 done, 1 failed, 2 wrong usage. Two commands answer with theirs, and with 1 when they are used wrongly:
   doctor    0 all is well (--watch: the hospital has seen this gateway), 1 something stops telemetry now or nothing could be looked at, 2 something will unless somebody acts
-  hl7 try   0 all was understood, 1 a message or the file is not readable, 2 something of a message was not understood
+  hl7 try, line try
+            0 all was understood, 1 a message or the file is not readable, 2 something of a message was not understood
 
-doctor and hl7 try change nothing and send no telemetry; hl7 try needs no configuration. NO_COLOR is respected.
+doctor, hl7 try and line try change nothing and send no telemetry; the latter two need no configuration. NO_COLOR is respected.
 
 Without --config the configuration is the first agent.yaml in /boot/firmware/wardlink, /boot/wardlink, /boot/efi/wardlink, /efi/wardlink or
 /etc/wardlink; without any, the built-in defaults: one source 'bedside' on port 2575 for devices of private networks. All keys, with their
@@ -82,7 +84,7 @@ func main() {
 // run is the program: exit code 0 done, 1 failed, 2 wrong usage; a command whose code is its verdict returns one.
 func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	commands := map[string]command{"run": runAgent, "identity": identity, "status": status, "clock": clock, "buffer": bufferCommand, "version": version,
-		"hl7": hl7Try(stdin), "doctor": runDoctor, "kit": kit}
+		"hl7": hl7Try(stdin), "line": lineTry(stdin), "doctor": runDoctor, "kit": kit}
 	if len(args) == 0 {
 		fmt.Fprint(stderr, usage)
 		return 2
