@@ -18,7 +18,7 @@ demo: need build ## monitor, gateway, server on a bad day: kills, a cut network,
 	bin/wardlink demo
 
 test: need ## all tests, with a real TPM emulator (at most 8 minutes)
-	@scripts/need qemu-arm-static:qemu-user-static
+	@scripts/need qemu-arm-static:qemu-user-static socat:socat python3:python3
 	@scripts/recording --say
 	go test -timeout 8m ./...
 

@@ -118,7 +118,13 @@ type reading struct {
 // search asks for all observations of the box's patient: the answer's status, and they or the OperationOutcome's text.
 func (w *ward) search() (status int, found []reading, outcome string) {
 	w.Helper()
-	resp, err := w.reader.Get("https://" + w.hospital.hospital + "/fhir/Observation?_count=100&patient.identifier=urn:oid:1.2.3%7CCANARY7")
+	return w.searchFor("patient.identifier=urn:oid:1.2.3%7CCANARY7")
+}
+
+// searchFor asks for all observations that a query names.
+func (w *ward) searchFor(query string) (status int, found []reading, outcome string) {
+	w.Helper()
+	resp, err := w.reader.Get("https://" + w.hospital.hospital + "/fhir/Observation?_count=100&" + query)
 	if err != nil {
 		w.Fatal(err)
 	}
