@@ -17,7 +17,6 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"wardlink/agent/egress"
-	"wardlink/agent/source"
 	"wardlink/agent/uplink"
 	"wardlink/buffer"
 	"wardlink/enroll"
@@ -39,7 +38,7 @@ type Agent struct {
 	intake  *intake
 	seals   *sealings
 	config  *configStore
-	sources []source.Source
+	feeds   feeds
 	link    *uplink.Uplink
 	way     *egress.Way // for all that is sent or asked
 	reports *reporter
@@ -61,7 +60,9 @@ type Agent struct {
 
 	orders      chan []byte   // documents that may be orders to wipe
 	askNow      chan struct{} // the time is to be asked at once
-	stopSources func()        // of a running agent
+	reloads     chan func() (Config, error)
+	reloaded    ReloadStatus // under mu
+	stopSources func()       // of a running agent
 
 	fingerprint string // of a TPM that is not enrolled yet; "" until it could be read
 
@@ -85,7 +86,8 @@ func New(cfg Config, log *slog.Logger) (*Agent, error) {
 	if err != nil {
 		return nil, err
 	}
-	a := &Agent{cfg: cfg, way: way, log: log, started: time.Now(), tpmState: "not opened yet", orders: make(chan []byte, 1), askNow: make(chan struct{}, 1)}
+	a := &Agent{cfg: cfg, way: way, log: log, started: time.Now(), tpmState: "not opened yet", orders: make(chan []byte, 1), askNow: make(chan struct{}, 1),
+		reloads: make(chan func() (Config, error), 1)}
 	if a.grave, err = openGrave(cfg.State); err != nil {
 		return nil, explainState(cfg.State, err)
 	}
@@ -170,18 +172,19 @@ func (a *Agent) prepare() error {
 		return err
 	}
 	for i, s := range a.cfg.Sources {
-		src, err := a.openSource(s)
+		f, err := a.openFeed(s)
 		if err != nil {
 			return fmt.Errorf("sources[%d]: %w", i, err)
 		}
-		a.sources = append(a.sources, src)
+		a.feeds.list = append(a.feeds.list, f)
 	}
 	a.intake.open = a.connections
 	every, err := a.cfg.reportEvery()
 	if err != nil {
 		return err
 	}
-	a.reports = &reporter{agent: a, every: every}
+	a.reports = &reporter{agent: a}
+	a.reports.every.Store(int64(every))
 	size, err := a.cfg.BufferCap()
 	if err != nil {
 		return err
@@ -259,7 +262,7 @@ func (a *Agent) Run(ctx context.Context) error {
 // serve is Run until the gateway is decommissioned: errWiped.
 func (a *Agent) serve(ctx context.Context) error {
 	a.log.Info("agent started", "config", a.cfg.From, "kit", a.kit.ShortFingerprint(), "trust_domain", a.kit.TrustDomain,
-		"epoch", a.intake.epoch.String(), "sources", len(a.sources))
+		"epoch", a.intake.epoch.String(), "sources", len(a.feeds.all()))
 	intakeCtx, stopIntake := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopIntake()
 	intakeDone := make(chan error, 1)
@@ -269,14 +272,8 @@ func (a *Agent) serve(ctx context.Context) error {
 	sources, stopSources := context.WithCancel(gctx)
 	defer stopSources()
 	a.stopSources = stopSources
-	for _, s := range a.sources {
-		g.Go(func() error {
-			if err := s.Run(sources); sources.Err() == nil || gctx.Err() != nil {
-				return err
-			}
-			return nil // the gateway takes nothing more, and drains
-		})
-	}
+	a.feeds.run(g, gctx, sources)
+	g.Go(func() error { return a.runReloads(gctx, sources) })
 	g.Go(func() error { return a.runOrders(gctx) })
 	g.Go(func() error { return a.link.Run(gctx) })
 	g.Go(func() error { return a.runTime(gctx) })
@@ -284,6 +281,7 @@ func (a *Agent) serve(ctx context.Context) error {
 	g.Go(func() error { return a.runIdentity(gctx) })
 	g.Go(func() error { return a.runConfig(gctx) })
 	g.Go(func() error { return a.serveStatus(gctx) })
+	g.Go(func() error { return a.serveMetrics(gctx) })
 	g.Go(func() error { return a.reports.run(gctx) })
 	g.Go(func() error { sdnotify.Run(gctx, sdnotify.Service{Alive: a.alive, Log: a.log}); return nil })
 	err := g.Wait()
@@ -457,7 +455,7 @@ func (a *Agent) down(doc telemetry.Doc, body []byte) {
 // connections is how many bedside connections are open; the intake stops gathering when all of them wait.
 func (a *Agent) connections() int {
 	n := 0
-	for _, s := range a.sources {
+	for _, s := range a.feeds.all() {
 		n += s.Stats().Connections
 	}
 	return n

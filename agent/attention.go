@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"wardlink/enroll"
@@ -20,6 +21,7 @@ const (
 	AreaTime     = "time"
 	AreaSettings = "hospital's configuration"
 	AreaKit      = "kit"
+	AreaReload   = "configuration file"
 )
 
 // When what an agent says of itself is worth somebody's attention.
@@ -45,6 +47,7 @@ func (s Status) Examine(now time.Time) []Finding {
 		return []Finding{s.examineWiped()}
 	}
 	out := []Finding{s.examineIdentity(now), s.examineUplink(now), s.examineTime(now), s.examineConfig(), s.examineBuffer(now)}
+	out = append(out, s.examineReload()...)
 	out = append(out, s.KitBeside...)
 	out = append(out, s.examineLanes()...)
 	out = append(out, s.examineHospital()...)
@@ -53,6 +56,19 @@ func (s Status) Examine(now time.Time) []Finding {
 		out = append(out, s.examineSource(id, now))
 	}
 	return out
+}
+
+// examineReload says what of the box's configuration file is not in use; nothing where all is.
+func (s Status) examineReload() []Finding {
+	switch r := s.Reload; {
+	case r.Error != "":
+		return []Finding{{Area: AreaReload, Level: Warning, Found: "it was read again and is not in use: " + r.Error,
+			Mend: "mend it ('wardlink-agent config check' reads it), then 'systemctl reload wardlink-agent'; what ran before goes on meanwhile"}}
+	case len(r.Restart) > 0:
+		return []Finding{{Area: AreaReload, Level: Warning, Found: "it was read again; not in use yet: " + strings.Join(r.Restart, ", "),
+			Mend: "'systemctl restart wardlink-agent': these hold from a start on"}}
+	}
+	return nil
 }
 
 // examineHospital says what is wrong with the hospital's side as far as a gateway can see it; nothing where nothing is.

@@ -30,6 +30,7 @@ type Config struct {
 	Sources []SourceConfig `yaml:"sources"` // at least one
 	Proxy   ProxyConfig    `yaml:"proxy"`   // none unless its url is set
 	Log     string         `yaml:"log"`     // "text" (default) or "json"
+	Metrics MetricsConfig  `yaml:"metrics"` // none unless its socket is set
 
 	// ReportEvery is how often the agent reports of itself while nothing changes; default 60s, 1s to 1h. A report has about 0.5 KB.
 	ReportEvery string `yaml:"report_every"`
@@ -53,6 +54,12 @@ type Config struct {
 // BufferConfig bounds the buffer.
 type BufferConfig struct {
 	Cap string `yaml:"cap"` // bytes on disk, such as 512MB or 8GB; default 1GB, at least 64MB
+}
+
+// MetricsConfig is a socket at which others than the agent's own user read its metrics, and nothing else.
+type MetricsConfig struct {
+	Socket string `yaml:"socket"` // path, such as /run/wardlink-agent/metrics.sock; its directory exists
+	Group  string `yaml:"group"`  // that may read, a name or a number; default the agent's own
 }
 
 // ProxyConfig is the HTTP proxy through which this gateway gets out.
@@ -164,6 +171,9 @@ func ParseConfig(data []byte) (Config, error) {
 	}
 	if n := len(c.Socket()); n > maxSocket {
 		return Config{}, fmt.Errorf("state: %q is too long: the status socket in it would have a path of %d bytes, and a Unix socket's has at most %d", c.State, n, maxSocket)
+	}
+	if err := c.Metrics.check(); err != nil {
+		return Config{}, fmt.Errorf("metrics.%w", err)
 	}
 	if _, err := c.proxy(); err != nil {
 		return Config{}, err

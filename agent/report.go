@@ -38,7 +38,7 @@ const backlogOfNote = 256
 // sends both. A report that cannot be stored is given up; the next one says so.
 type reporter struct {
 	agent *Agent
-	every time.Duration
+	every atomic.Int64 // nanoseconds
 
 	next   atomic.Uint64   // number of the next report
 	asked  atomic.Uint64   // how often a report was asked for
@@ -92,7 +92,7 @@ func (r *reporter) interval() time.Duration {
 	if set, _ := r.agent.config.settings(); set.ReportEvery > 0 {
 		return time.Duration(set.ReportEvery) * time.Millisecond
 	}
-	return r.every
+	return time.Duration(r.every.Load())
 }
 
 // run reports until ctx ends.

@@ -195,7 +195,8 @@ func TestReportsAreDue(t *testing.T) {
 	well.Gateway, well.Uplink.Connected = "gw-1", true
 	now := time.Now()
 	told := func(s Status) *reporter {
-		r := &reporter{agent: b.agent, every: reportEvery, made: now}
+		r := &reporter{agent: b.agent, made: now}
+		r.every.Store(int64(reportEvery))
 		r.seen = r.notable(s)
 		return r
 	}

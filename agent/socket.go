@@ -20,15 +20,20 @@ import (
 // statusRetry is how long after a failure the status socket is made again.
 const statusRetry = 10 * time.Second
 
-// serveStatus answers on a Unix socket that only the agent's own user can open. A socket that cannot be made, most often for want of
-// room on the disk, must not end the agent: it is tried again.
+// serveStatus answers on a Unix socket that only the agent's own user can open.
 func (a *Agent) serveStatus(ctx context.Context) error {
+	return a.serveSocket(ctx, a.cfg.Socket(), a.cfg.listenStatus, "")
+}
+
+// serveSocket answers on a Unix socket, every request or only one. A socket that cannot be made, most often for want of room on the disk, must
+// not end the agent: it is tried again.
+func (a *Agent) serveSocket(ctx context.Context, path string, listen func() (net.Listener, error), only string) error {
 	for {
-		err := a.listenStatus(ctx)
+		err := a.serveOnce(ctx, listen, only)
 		if ctx.Err() != nil {
 			return nil
 		}
-		a.log.Error("the status socket cannot be served; it is tried again", "path", a.cfg.Socket(), "retry_in", statusRetry, "error", err)
+		a.log.Error("a socket of the agent's own cannot be served; it is tried again", "path", path, "retry_in", statusRetry, "error", err)
 		select {
 		case <-ctx.Done():
 			return nil
@@ -37,18 +42,26 @@ func (a *Agent) serveStatus(ctx context.Context) error {
 	}
 }
 
-func (a *Agent) listenStatus(ctx context.Context) error {
-	path := a.cfg.Socket()
+func (c Config) listenStatus() (net.Listener, error) {
+	path := c.Socket()
 	// The buffer's lock shows that no other agent runs on this state, so a socket that was there is a dead one's.
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
+		return nil, err
 	}
 	ln, err := net.Listen("unix", path)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if err := os.Chmod(path, 0o600); err != nil {
-		return errors.Join(err, ln.Close())
+		return nil, errors.Join(err, ln.Close())
+	}
+	return ln, nil
+}
+
+func (a *Agent) serveOnce(ctx context.Context, listen func() (net.Listener, error), only string) error {
+	ln, err := listen()
+	if err != nil {
+		return err
 	}
 	stop := context.AfterFunc(ctx, func() { ln.Close() })
 	defer stop()
@@ -64,7 +77,7 @@ func (a *Agent) listenStatus(ctx context.Context) error {
 			defer conn.Close()
 			hung := context.AfterFunc(ctx, func() { conn.Close() })
 			defer hung()
-			if err := a.answer(ctx, conn); err != nil {
+			if err := a.answer(ctx, conn, only); err != nil {
 				a.log.Debug("status answer", "error", err)
 			}
 		})
@@ -73,7 +86,7 @@ func (a *Agent) listenStatus(ctx context.Context) error {
 
 // answer takes one request of a connection and answers it. That is all of HTTP/1.1 that the socket needs: a whole HTTP server would be
 // a tenth of a megabyte of the gateway's program.
-func (a *Agent) answer(ctx context.Context, conn net.Conn) error {
+func (a *Agent) answer(ctx context.Context, conn net.Conn, only string) error {
 	if err := conn.SetDeadline(time.Now().Add(seenTime + 5*time.Second)); err != nil {
 		return err
 	}
@@ -83,7 +96,14 @@ func (a *Agent) answer(ctx context.Context, conn net.Conn) error {
 	}
 	resp := http.Response{StatusCode: http.StatusOK, ProtoMajor: 1, ProtoMinor: 1, Close: true, Header: http.Header{"Content-Type": {"application/json"}}}
 	var said any
-	switch req.Method + " " + req.URL.Path {
+	asked := req.Method + " " + req.URL.Path
+	if only != "" && asked != only {
+		asked = ""
+	}
+	switch asked {
+	case toldMetrics:
+		resp.Header.Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
+		return respond(conn, &resp, a.describe().metrics(time.Now()))
 	case "POST /clock/reset":
 		token, err := io.ReadAll(req.Body) // no longer than the limit above
 		if err == nil {
@@ -105,14 +125,18 @@ func (a *Agent) answer(ctx context.Context, conn net.Conn) error {
 		defer cancel()
 		said = a.probe(limited)
 	default:
-		resp.StatusCode, said = http.StatusNotFound, map[string]string{"error": "the socket answers GET /status, /seen and /probe, and POST /clock/reset"}
+		resp.StatusCode, said = http.StatusNotFound, map[string]string{"error": "the agent's own socket answers GET /status, /metrics, /seen and /probe, and POST /clock/reset; the metrics socket GET /metrics"}
 	}
 	text, err := json.Marshal(said)
 	if err != nil {
 		return err
 	}
-	resp.ContentLength = int64(len(text)) + 1
-	resp.Body = io.NopCloser(bytes.NewReader(append(text, '\n')))
+	return respond(conn, &resp, append(text, '\n'))
+}
+
+func respond(conn net.Conn, resp *http.Response, text []byte) error {
+	resp.ContentLength = int64(len(text))
+	resp.Body = io.NopCloser(bytes.NewReader(text))
 	return resp.Write(conn)
 }
 

@@ -30,6 +30,7 @@ type Status struct {
 	Started   time.Time               `json:"started"`
 	ConfigSet uint64                  `json:"config_version"`
 	Settings  ConfigStatus            `json:"configuration"` // the hospital's
+	Reload    ReloadStatus            `json:"reload"`        // the last time that the box's configuration was read again
 	Sources   map[string]source.Stats `json:"sources"`
 	Intake    Counts                  `json:"intake"`
 	Buffer    buffer.Stats            `json:"buffer"`
@@ -103,16 +104,13 @@ func (a *Agent) status() Status {
 	s := Status{
 		Time:     a.time.facts(),
 		Identity: "enrolled", Kit: a.kit.ShortFingerprint(), Epoch: a.intake.epoch.String(), Started: a.started,
-		ConfigSet: a.config.inForce().Version, Settings: a.configStatus(), Sources: map[string]source.Stats{}, Intake: a.intake.counters(),
+		ConfigSet: a.config.inForce().Version, Settings: a.configStatus(), Sources: a.feeds.stats(), Intake: a.intake.counters(),
 		Buffer: a.buf.Stats(), Uplink: a.link.Status(), Resend: a.resend.state(), Log: a.logs.status(),
-	}
-	for _, src := range a.sources {
-		s.Sources[src.ID()] = src.Stats()
 	}
 	s.KitBeside = a.held.Examine()
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	s.Leaving = a.leaving
+	s.Leaving, s.Reload = a.leaving, a.reloaded
 	if a.identity == nil {
 		s.Short = a.fingerprint
 	}

@@ -103,7 +103,7 @@ type device struct {
 
 func (b *box) connect() *device {
 	b.Helper()
-	c, err := net.Dial("tcp", b.agent.sources[0].(*source.MLLP).Addr().String())
+	c, err := net.Dial("tcp", b.agent.feeds.all()[0].Source.(*source.MLLP).Addr().String())
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -234,7 +234,7 @@ func TestDiskFull(t *testing.T) {
 	if f := b.finding(AreaDisk); f.Level != Stops {
 		t.Errorf("%+v", f)
 	}
-	if st := b.agent.sources[0].Stats(); st.Acknowledged != uint64(1+len(acknowledged)) || st.Failed == 0 {
+	if st := b.agent.feeds.all()[0].Stats(); st.Acknowledged != uint64(1+len(acknowledged)) || st.Failed == 0 {
 		t.Errorf("%+v after %d acknowledgements", st, 1+len(acknowledged))
 	}
 
@@ -325,7 +325,7 @@ func TestPortTakenBySomebodyElse(t *testing.T) {
 		t.Errorf("%+v", f)
 	}
 	busy.Close()
-	b.until("the port is free and not used", func() bool { return b.agent.sources[1].Stats().Listening })
+	b.until("the port is free and not used", func() bool { return b.agent.feeds.all()[1].Stats().Listening })
 }
 
 // Two agents on one state would give one number to two batches.

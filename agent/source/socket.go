@@ -37,6 +37,9 @@ func (s Socket) Check() error {
 	return nil
 }
 
+// Open is listen for what is no source.
+func (s Socket) Open() (net.Listener, error) { return s.listen() }
+
 // listen makes the socket. It is made in a directory that nobody else can enter and moved to its place once mode and group are right, so
 // that at no instant anybody connects who may not. A socket that lies there and has no listener is a dead agent's, and is replaced; anything
 // else is left alone.

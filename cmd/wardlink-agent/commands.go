@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -44,11 +46,50 @@ func runAgent(ctx context.Context, args []string, _, stderr io.Writer) error {
 	if cfg.Log == "json" {
 		h = slog.NewJSONHandler(stderr, nil)
 	}
+	// From here on SIGHUP is a word to the agent and no death; one that comes during the start is heard after it.
+	hangups := make(chan os.Signal, 1)
+	signal.Notify(hangups, syscall.SIGHUP)
+	defer signal.Stop(hangups)
 	a, err := agent.New(cfg, slog.New(h))
 	if err != nil {
 		return err
 	}
+	go func() {
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-hangups:
+				a.Reload(func() (agent.Config, error) { return agent.LoadConfig(*path) })
+			}
+		}
+	}()
 	return a.Run(ctx)
+}
+
+// configCommand checks a configuration as a start or a reload would, and changes nothing.
+func configCommand(_ context.Context, args []string, stdout, stderr io.Writer) error {
+	fs := flags("config check", stderr)
+	path, asJSON := configFlag(fs), fs.Bool("json", false, "print JSON")
+	rest, err := parseWith(fs, args, 2)
+	if err != nil {
+		return err
+	}
+	if len(rest) == 0 || rest[0] != "check" || len(rest) == 2 && *path != "" {
+		return usageError{fmt.Errorf("expected 'config check [FILE]'")}
+	}
+	if len(rest) == 2 {
+		*path = rest[1]
+	}
+	cfg, err := agent.LoadConfig(*path)
+	if err != nil {
+		return err
+	}
+	if *asJSON {
+		return printJSON(stdout, map[string]any{"file": cfg.From, "sources": len(cfg.Sources)})
+	}
+	_, err = fmt.Fprintf(stdout, "%s: good; %s. 'systemctl reload wardlink-agent' has the running agent take it\n", cfg.From, agent.Count(len(cfg.Sources), "source"))
+	return err
 }
 
 // identityReport is what `identity` prints: enough to enter a gateway into the registry.

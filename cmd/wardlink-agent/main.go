@@ -24,6 +24,7 @@ Usage:
   wardlink-agent kit          --config FILE             show the kit that this gateway follows; 'kit adopt FILE' follows another (--json)
   wardlink-agent clock        --config FILE             show what the agent knows of the time (--json); 'clock reset --token TOKEN' sets
                                                         a floor back that a clock of the hospital's once raised too far
+  wardlink-agent config check [FILE]                    is it good? What 'systemctl reload wardlink-agent' (SIGHUP) would take (--json)
   wardlink-agent identity     --config FILE             show the TPM's endorsement key hash and fingerprint (--json)
   wardlink-agent hl7 try FILE                           show what a device's messages become, field by field (--json)
   wardlink-agent line try FILE                          the same of JSON lines and CBOR, as a line socket takes them (--json)
@@ -57,6 +58,7 @@ defaults:
   buffer: {cap: 1GB}                  # bytes on disk; at the cap sources get no acknowledgement
   proxy: {url: "", credentials: ""}   # such as http://proxy:3128, and a file of mode 0600 with user:password; none: directly
   log: text                           # or json
+  metrics: {socket: "", group: ""}    # such as /run/wardlink-agent/metrics.sock, for a scraper of that group: GET /metrics, Prometheus text
   console: /run/wardlink-agent/issue  # the fingerprint for the box's console, as /etc/issue has it; where that directory exists
   report_every: 60s                   # how often the hospital hears how the gateway is, 1s to 1h; about 0.5 KB each
   sources:                            # at least one
@@ -84,7 +86,7 @@ func main() {
 // run is the program: exit code 0 done, 1 failed, 2 wrong usage; a command whose code is its verdict returns one.
 func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	commands := map[string]command{"run": runAgent, "identity": identity, "status": status, "clock": clock, "buffer": bufferCommand, "version": version,
-		"hl7": hl7Try(stdin), "line": lineTry(stdin), "doctor": runDoctor, "kit": kit}
+		"hl7": hl7Try(stdin), "line": lineTry(stdin), "doctor": runDoctor, "kit": kit, "config": configCommand}
 	if len(args) == 0 {
 		fmt.Fprint(stderr, usage)
 		return 2

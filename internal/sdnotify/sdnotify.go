@@ -63,16 +63,7 @@ func Run(ctx context.Context, s Service) {
 // Extend gives a start that is still under way more time, with a word for 'systemctl status'. A manager that cannot be told changes
 // nothing: its own time for a start holds.
 func Extend(more time.Duration, status string) {
-	addr := os.Getenv("NOTIFY_SOCKET")
-	if addr == "" {
-		return
-	}
-	conn, err := dial(addr)
-	if err != nil {
-		return
-	}
-	defer conn.Close()
-	_, _ = fmt.Fprintf(conn, "EXTEND_TIMEOUT_USEC=%d\nSTATUS=%s", more.Microseconds(), oneLine(status))
+	tell(fmt.Sprintf("EXTEND_TIMEOUT_USEC=%d\nSTATUS=%s", more.Microseconds(), oneLine(status)))
 }
 
 // dial opens the manager's socket: a path, or an abstract name that begins with @.

@@ -4,6 +4,7 @@ package strictyaml
 import (
 	"errors"
 	"io"
+	"reflect"
 	"strconv"
 	"strings"
 
@@ -11,7 +12,7 @@ import (
 )
 
 // Decode reads YAML into the struct that v points to; keys that it does not know are errors. Nil for an empty text. An error names line,
-// column and key, and never shows what stands there where that could hold credentials, mistyped as a key or in the wrong place: errors
+// column and key, and what an unknown key may have been meant for, and never shows what stands there where that could hold credentials, mistyped as a key or in the wrong place: errors
 // end in logs and on screens.
 func Decode(data []byte, v any) (err error) {
 	defer func() {
@@ -23,13 +24,13 @@ func Decode(data []byte, v any) (err error) {
 	case err == nil, errors.Is(err, io.EOF):
 		return nil
 	default:
-		return errors.New(plain(yaml.FormatError(err, false, false), string(data)))
+		return errors.New(plain(yaml.FormatError(err, false, false), string(data), reflect.TypeOf(v)))
 	}
 }
 
 // plain is a message of the decoder, "[line:column] what", with the key of that line, and without the text that it quotes where that looks
 // like a URL or credentials.
-func plain(message, text string) string {
+func plain(message, text string, t reflect.Type) string {
 	place, what, ok := strings.Cut(strings.TrimSpace(message), "] ")
 	if !ok { // a type's own words
 		place, what = "", message
@@ -39,6 +40,9 @@ func plain(message, text string) string {
 	}
 	if !ok {
 		return what
+	}
+	if key, ok := strings.CutPrefix(what, "unknown field \""); ok {
+		what += hint(strings.TrimSuffix(key, "\""), t)
 	}
 	if key := keyAt(place, text); key != "" && !strings.Contains(what, key) {
 		what = key + ": " + what
