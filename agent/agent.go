@@ -94,7 +94,7 @@ func New(cfg Config, log *slog.Logger) (*Agent, error) {
 	if a.grave != nil {
 		return a, a.prepareTime()
 	}
-	if a.buf, err = openBuffer(cfg, log); err != nil {
+	if a.buf, err = openBuffer(cfg, a.evicting, log); err != nil {
 		return nil, explainState(cfg.State, err)
 	}
 	if err := a.prepare(); err != nil {
@@ -199,13 +199,14 @@ func (a *Agent) prepare() error {
 
 // openBuffer opens the buffer, or makes it on a gateway that has none of our state yet. An enrolled gateway without its buffer has
 // lost data: that is for a person to know, not for us to paper over.
-func openBuffer(cfg Config, log *slog.Logger) (*buffer.Buffer, error) {
+func openBuffer(cfg Config, evicting func() error, log *slog.Logger) (*buffer.Buffer, error) {
 	size, err := cfg.BufferCap()
 	if err != nil {
 		return nil, err
 	}
 	bc := buffer.Config{
 		Dir: filepath.Join(cfg.State, "buffer"), Lanes: laneNames(), Order: laneOrder(), First: lanesFirst, Cap: size,
+		Evict: evictOrder(), Report: evicting,
 		Verify: func(frame []byte) error { _, err := seal.CheckFrame(frame); return err },
 		Log:    log,
 	}
@@ -239,6 +240,14 @@ func laneOrder() []string {
 
 // lanesFirst: alarms and reports are given out before all telemetry, live or not.
 const lanesFirst = 2
+
+// evictOrder is in which order telemetry makes room at the buffer's cap. The agent's reports, which tell of it, never do.
+func evictOrder() (names []string) {
+	for _, l := range []telemetry.Lane{telemetry.LaneWaveform, telemetry.LaneVitals, telemetry.LaneAlarm} {
+		names = append(names, l.String())
+	}
+	return names
+}
 
 func laneNames() []string {
 	names := make([]string, telemetry.LaneCount)

@@ -35,6 +35,7 @@ const (
 	clockOff     = 5 * time.Second  // between this machine's clock and the hospital's
 	fillWarning  = 0.8              // of the buffer's cap that waits
 	roomWarning  = 24 * time.Hour   // of room at the present rate, while nothing is delivered
+	evictedNote  = 24 * time.Hour   // after the latest batch was deleted undelivered
 
 	// LeastDisk is what an agent needs to go on: a segment for each lane and the small files. LowDisk is when somebody should know.
 	LeastDisk = 32 << 20
@@ -49,7 +50,7 @@ func (s Status) Examine(now time.Time) []Finding {
 	out := []Finding{s.examineIdentity(now), s.examineUplink(now), s.examineTime(now), s.examineConfig(), s.examineBuffer(now)}
 	out = append(out, s.examineReload()...)
 	out = append(out, s.KitBeside...)
-	out = append(out, s.examineLanes()...)
+	out = append(out, s.examineLanes(now)...)
 	out = append(out, s.examineHospital()...)
 	out = append(out, s.Disk.Examine(s.State, s.Buffer.Cap-s.Buffer.Disk))
 	for _, id := range slices.Sorted(maps.Keys(s.Sources)) {
@@ -243,7 +244,7 @@ func (s Status) examineBuffer(now time.Time) Finding {
 		f.Mend = "keep them for analysis, then move them elsewhere; their room counts"
 	case fill >= fillWarning:
 		f.Level, f.Found = Warning, fmt.Sprintf("%.0f %% of the buffer waits to be sent", 100*fill)
-		f.Mend = "at its end devices get no acknowledgement any more: bring the connection back"
+		f.Mend = "at its end the oldest batches are deleted, waveforms first: bring the connection back, or raise buffer.cap"
 	case !s.Uplink.Connected && filling && room < roomWarning:
 		f.Level, f.Found = Warning, fmt.Sprintf("there is room for %s more at the present rate", Ago(room))
 		f.Mend = "bring the connection back, or raise buffer.cap"
@@ -257,11 +258,17 @@ func (s Status) examineBuffer(now time.Time) Finding {
 }
 
 // examineLanes has a finding for each lane that holds something which is not going anywhere by itself.
-func (s Status) examineLanes() (out []Finding) {
+func (s Status) examineLanes(now time.Time) (out []Finding) {
 	for _, l := range s.Buffer.Lanes {
 		if l.Parked > 0 {
 			out = append(out, Finding{Area: AreaBuffer, Name: l.Name, Level: Warning, Found: fmt.Sprintf("%s refused by the server and kept", Count(l.Parked, "batch")),
 				Mend: "the server's log names the reason ('wardlink audit list'); they are not sent again by themselves"})
+		}
+		if l.Evicted > 0 && now.Sub(l.EvictedAt) < evictedNote {
+			out = append(out, Finding{Area: AreaBuffer, Name: l.Name, Level: Warning,
+				Found: fmt.Sprintf("full: %s deleted undelivered since %s ago, the latest %s ago; they are lost, and the hospital is told which",
+					Count(l.Evicted, "batch"), Ago(now.Sub(l.EvictedSince)), Ago(now.Sub(l.EvictedAt))),
+				Mend: "bring the connection back, which empties the buffer; or raise buffer.cap, or free the disk, and restart the agent"})
 		}
 		if l.Lost > 0 {
 			out = append(out, Finding{Area: AreaBuffer, Name: l.Name, Level: Warning, Found: fmt.Sprintf("%s damaged on this disk since the agent started", Count(l.Lost, "batch")),
@@ -287,7 +294,7 @@ func (d Disk) Examine(path string, want int64) Finding {
 		f.Level, f.Mend = Warning, "free space on the file system of "+path+" before it is full"
 	case int64(d.Free) < want:
 		f.Level, f.Found = Warning, f.Found+fmt.Sprintf(", but the buffer may grow by %s", Size(want))
-		f.Mend = "lower buffer.cap or give it a larger disk; at the disk's end devices get no acknowledgement"
+		f.Mend = "lower buffer.cap or give it a larger disk; at the disk's end the oldest batches are deleted, as at the cap, or devices get no acknowledgement"
 	}
 	return f
 }

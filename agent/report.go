@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"sort"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -40,6 +42,8 @@ type reporter struct {
 	agent *Agent
 	every atomic.Int64 // nanoseconds
 
+	mu sync.Mutex // of what stands below without being atomic: run's, and that of an eviction
+
 	next   atomic.Uint64   // number of the next report
 	asked  atomic.Uint64   // how often a report was asked for
 	proof  atomic.Uint64   // reports below this number: one of them, the newest that the hospital acknowledged
@@ -48,7 +52,19 @@ type reporter struct {
 	any    bool // there is an unsent one, as far as is known
 	made   time.Time
 	seen   notable // what the last report said
+
+	tellMu  sync.Mutex // last of all, and held for nothing else
+	telling []telling  // losses in reports that are not acknowledged, oldest first
 }
+
+// telling is what a report says of losses.
+type telling struct {
+	number uint64
+	losses []buffer.LossID
+}
+
+// maxTelling bounds what is remembered: one report waits, and one may be on its way. Of one that is forgotten the next tells again.
+const maxTelling = 4
 
 // notable is what a report does not wait a minute to say.
 type notable struct {
@@ -56,6 +72,7 @@ type notable struct {
 	fault     string // of the identity
 	connected bool
 	failures  uint64 // batches that could not be kept
+	lost      uint64 // batches that were kept, and are gone
 	damaged   int
 	parked    uint64
 	config    uint64
@@ -81,10 +98,34 @@ func (r *reporter) acknowledged(number uint64) bool { return r.proof.Load() > nu
 // arrived notes what the hospital has acknowledged.
 func (r *reporter) arrived(ids []buffer.ID) {
 	for _, id := range ids {
+		if telemetry.Lane(id.Lane) == telemetry.LaneSelf && id.Epoch == r.agent.intake.epoch {
+			r.told(id.Number)
+		}
 		if telemetry.Lane(id.Lane) == telemetry.LaneSelf && id.Epoch == r.agent.intake.epoch && id.Number >= r.proof.Load() {
 			r.proof.Store(id.Number + 1) // the uplink's goroutine alone comes here
 		}
 	}
+}
+
+// told notes that the hospital has a report of this epoch durably, and so what it said of losses.
+func (r *reporter) told(number uint64) {
+	r.tellMu.Lock()
+	defer r.tellMu.Unlock()
+	for i, t := range r.telling {
+		if t.number == number {
+			r.agent.buf.Told(t.losses)
+			r.telling = append(r.telling[:i], r.telling[i+1:]...)
+			return
+		}
+	}
+}
+
+// evicting is called by the buffer between the moment at which a loss is durable and the end of its file: the report that tells of it is
+// stored first. It runs on the goroutine whose batch needs the room, and appends to a lane that never waits for that.
+func (a *Agent) evicting() error {
+	a.reports.mu.Lock()
+	defer a.reports.mu.Unlock()
+	return a.reports.send(time.Now())
 }
 
 // interval is how often a report is made while nothing changes.
@@ -101,9 +142,12 @@ func (r *reporter) run(ctx context.Context) error {
 	defer tick.Stop()
 	for {
 		now := time.Now()
-		if r.due(r.agent.status(), now) {
-			r.send(now)
+		s := r.agent.status()
+		r.mu.Lock()
+		if r.due(s, now) {
+			r.log(r.send(now))
 		}
+		r.mu.Unlock()
 		select {
 		case <-ctx.Done():
 			return nil
@@ -113,9 +157,19 @@ func (r *reporter) run(ctx context.Context) error {
 }
 
 // last makes the epoch's last report, once the sources have stopped: it says what the epoch assigned. The next start sends it.
-func (r *reporter) last() { r.send(time.Now()) }
+func (r *reporter) last() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.log(r.send(time.Now()))
+}
 
-// due tells whether it is time for a report.
+func (r *reporter) log(err error) {
+	if err != nil {
+		r.agent.log.Warn("the agent's report of itself is not stored; the next one follows", "error", err)
+	}
+}
+
+// due tells whether it is time for a report. Under mu, as what it calls.
 func (r *reporter) due(s Status, now time.Time) bool {
 	age, every := now.Sub(r.made), r.interval()
 	switch {
@@ -132,6 +186,9 @@ func (r *reporter) notable(s Status) notable {
 		parked: s.Uplink.Parked, config: s.ConfigSet, trusted: s.Time.Trusted, set: s.Time.Steps, asked: r.asked.Load(),
 	}
 	_, n.steps = r.agent.config.report()
+	for _, l := range s.Buffer.Lanes {
+		n.lost += l.Lost + l.Evicted
+	}
 	for lane, a := range lanes {
 		if telemetry.Lane(lane) != telemetry.LaneSelf && a.failed > 0 {
 			n.failures++ // the first of a lane; those after it, which may be many a second, are told in time
@@ -162,8 +219,8 @@ func (r *reporter) unwell(s Status) bool {
 		!f.at.IsZero() && time.Since(f.at) < reportEvery || len(s.Buffer.Unread) > 0
 }
 
-// send makes a report, durably, in the place of one that is still unsent.
-func (r *reporter) send(now time.Time) {
+// send makes a report, durably, in the place of one that is still unsent. Under mu.
+func (r *reporter) send(now time.Time) error {
 	s := r.agent.status()
 	r.made, r.seen = now, r.notable(s)
 	number := r.next.Add(1) - 1 // used up whatever happens
@@ -172,15 +229,21 @@ func (r *reporter) send(now time.Time) {
 		void = r.voided(r.unsent.Number)
 	}
 	id := buffer.ID{Epoch: r.agent.intake.epoch, Lane: uint8(telemetry.LaneSelf), Number: number}
-	if err := r.store(id, r.agent.report(s, number+1, void)); err != nil {
+	report, losses := r.agent.report(s, number+1, void)
+	if err := r.store(id, report); err != nil {
 		r.void = r.voided(number)
-		r.agent.log.Warn("the agent's report of itself is not stored; the next one follows", "error", err)
-		return
+		return err
+	}
+	if len(losses) > 0 {
+		r.tellMu.Lock()
+		r.telling = append(r.telling[max(0, len(r.telling)-maxTelling+1):], telling{number, losses})
+		r.tellMu.Unlock()
 	}
 	if r.any && r.agent.buf.Withdraw(r.unsent) {
 		r.void = void
 	}
 	r.unsent, r.any = id, true
+	return nil
 }
 
 func (r *reporter) voided(number uint64) telemetry.Spans {
@@ -218,8 +281,9 @@ func (r *reporter) store(id buffer.ID, report *telemetry.Report) error {
 	}
 }
 
-// report gathers what the agent knows of itself. assigned is how many reports this epoch has made, this one included.
-func (a *Agent) report(s Status, assigned uint64, void telemetry.Spans) *telemetry.Report {
+// report gathers what the agent knows of itself, and says which losses it names. assigned is how many reports this epoch has made, this one
+// included.
+func (a *Agent) report(s Status, assigned uint64, void telemetry.Spans) (*telemetry.Report, []buffer.LossID) {
 	lanes, f := a.intake.accounts()
 	r := &telemetry.Report{
 		Every: uint64(a.reports.interval().Milliseconds()), Agent: build.Version, At: a.intake.clock.stamp(), Started: millis(s.Started), Config: s.ConfigSet,
@@ -233,6 +297,9 @@ func (a *Agent) report(s Status, assigned uint64, void telemetry.Spans) *telemet
 			Damaged: uint64(len(s.Buffer.Damaged)), Unread: uint64(len(s.Buffer.Unread)), Fault: f.class, FaultAt: millis(f.at),
 		},
 	}
+	if at := s.lastEvicted(); at.After(f.at) {
+		r.Buffer.Fault, r.Buffer.FaultAt = evictingFault, millis(at)
+	}
 	r.Clock = a.clockReport(&r.At)
 	r.Settings, _ = a.config.report()
 	if s.NotAfter != nil {
@@ -241,10 +308,14 @@ func (a *Agent) report(s Status, assigned uint64, void telemetry.Spans) *telemet
 	r.Sources = sourceReports(s)
 	self := &lanes[telemetry.LaneSelf]
 	self.assigned, self.void = assigned, void
-	r.Lanes = laneReports(a.intake.epoch, lanes, s, a.resend.lost(a.buf.Accounts()))
+	var losses []buffer.LossID
+	r.Lanes, losses = laneReports(a.intake.epoch, lanes, s, a.resend.lost(a.buf.Accounts()))
 	a.oldest(r.Lanes)
-	return r
+	return r, losses
 }
+
+// evictingFault is a constant, as every fault in a report.
+const evictingFault = "the buffer is full: the oldest is deleted for new batches"
 
 // oldest says since when each lane has something waiting, in the account of the epoch that the batch is of.
 func (a *Agent) oldest(lanes []telemetry.LaneReport) {
@@ -281,8 +352,8 @@ func sourceReports(s Status) (out []telemetry.SourceReport) {
 }
 
 // laneReports joins what the intake counted, what the network took and what the buffer holds: this epoch's lanes that were used, then
-// what is left of former epochs.
-func laneReports(epoch telemetry.Epoch, lanes [telemetry.LaneCount]laneAccount, s Status, held []buffer.Account) (out []telemetry.LaneReport) {
+// what is left of former epochs, losses that the hospital does not know first. losses are those that are in it.
+func laneReports(epoch telemetry.Epoch, lanes [telemetry.LaneCount]laneAccount, s Status, held []buffer.Account) (out []telemetry.LaneReport, losses []buffer.LossID) {
 	for lane := range lanes {
 		a, out1 := &lanes[lane], s.Uplink.Lanes[lane]
 		l := telemetry.LaneReport{
@@ -293,6 +364,9 @@ func laneReports(epoch telemetry.Epoch, lanes [telemetry.LaneCount]laneAccount, 
 			continue
 		}
 		out = append(out, l)
+	}
+	if untold := func(h *buffer.Account) bool { return len(h.Lost) > 0 && !h.Told }; len(held) > telemetry.MaxLanes {
+		sort.SliceStable(held, func(i, k int) bool { return untold(&held[i]) && !untold(&held[k]) })
 	}
 	for _, h := range held {
 		var l *telemetry.LaneReport
@@ -311,8 +385,11 @@ func laneReports(epoch telemetry.Epoch, lanes [telemetry.LaneCount]laneAccount, 
 		}
 		l.Waiting, l.Parked, l.Bytes = h.Waiting, h.Parked, h.Bytes
 		l.Held, l.Lost = spans(h.Held, h.HeldUpper), spans(h.Lost, h.LostUpper)
+		if h.LossID.Rev > 0 {
+			losses = append(losses, h.LossID)
+		}
 	}
-	return out
+	return out, losses
 }
 
 func spans(runs []buffer.Run, upper bool) telemetry.Spans {

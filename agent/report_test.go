@@ -78,7 +78,7 @@ func TestAReportSaysWhereThingsStand(t *testing.T) {
 		}
 	}
 	before := time.Now()
-	b.agent.reports.send(time.Now())
+	send(t, b)
 	got, _ := b.reports()
 	if len(got) != 1 {
 		t.Fatalf("%d reports", len(got))
@@ -105,7 +105,7 @@ func TestAReportSaysWhereThingsStand(t *testing.T) {
 	// The next epoch says what is left of this one.
 	b = newBedside(t, state, key)
 	former := got[0].Report
-	b.agent.reports.send(time.Now())
+	send(t, b)
 	got, _ = b.reports()
 	if len(got) != 2 {
 		t.Fatalf("%d reports wait after a restart; expected the last of the former epoch, and one", len(got))
@@ -125,7 +125,7 @@ func TestAReportSaysWhereThingsStand(t *testing.T) {
 func TestReportsDoNotMultiply(t *testing.T) {
 	b := newBedside(t, filepath.Join(t.TempDir(), "agent"), newKey(t))
 	for range 5 {
-		b.agent.reports.send(time.Now())
+		send(t, b)
 	}
 	got, numbers := b.reports() // and now it is given out
 	if fmt.Sprint(numbers) != "[4]" {
@@ -135,57 +135,108 @@ func TestReportsDoNotMultiply(t *testing.T) {
 		t.Errorf("%+v", self)
 	}
 	// One that is on its way is not withdrawn.
-	b.agent.reports.send(time.Now())
+	send(t, b)
 	_, numbers = b.reports()
 	if fmt.Sprint(numbers) != "[5]" || b.buf.Stats().Lanes[telemetry.LaneSelf].Waiting != 2 {
 		t.Errorf("reports %v, %d wait", numbers, b.buf.Stats().Lanes[telemetry.LaneSelf].Waiting)
 	}
-	b.agent.reports.send(time.Now())
-	b.agent.reports.send(time.Now())
+	send(t, b)
+	send(t, b)
 	got, numbers = b.reports()
 	if self := lane(t, got[0].Report, telemetry.LaneSelf, telemetry.Epoch{}); fmt.Sprint(numbers) != "[7]" || fmt.Sprint(self.Void) != "{[{0 3} {6 6}] false}" {
 		t.Errorf("reports %v: %+v", numbers, self)
 	}
 }
 
-// TestAFullBufferIsReported: the numbers of what could not be kept are void, and the report has room where telemetry has none.
-func TestAFullBufferIsReported(t *testing.T) {
+// crowded is an agent whose buffer has a file of so many bytes that was set aside in lane self, which nothing removes.
+func crowded(t *testing.T, bytes int64) *bedside {
+	t.Helper()
 	state, key := filepath.Join(t.TempDir(), "agent"), newKey(t)
 	newBedside(t, state, key).stop()
-	// A file that was set aside takes most of the room, so that the rest is full soon.
-	aside, err := os.Create(filepath.Join(state, "buffer", "vitals-00000000000000aa.seg.damaged"))
+	aside, err := os.Create(filepath.Join(state, "buffer", "self-00000000000000aa.seg.damaged"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := errors.Join(unix.Fallocate(int(aside.Fd()), 0, 0, 52<<20), aside.Close()); err != nil {
+	if err := errors.Join(unix.Fallocate(int(aside.Fd()), 0, 0, bytes), aside.Close()); err != nil {
 		t.Fatal(err)
 	}
-	b := newBedside(t, state, key)
-	b.agent.reports.send(time.Now())
-	rnd := mrand.NewChaCha8([32]byte{})
-	noise := make([]byte, 30<<10)
-	accepted := uint64(0)
-	for i := range 10_000 {
-		_, _ = rnd.Read(noise)
-		err := b.accept(append(oru(fmt.Sprint("F", i), "72"), fmt.Appendf(nil, "ZZZ|%x\r", noise)...))
-		if errors.Is(err, source.ErrFull) {
-			break
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		accepted++
+	return newBedside(t, state, key)
+}
+
+// TestWhatCannotBeKeptIsVoid, and the report has room where telemetry has none.
+func TestWhatCannotBeKeptIsVoid(t *testing.T) {
+	b := crowded(t, 52<<20)
+	send(t, b)
+	if err := b.accept(oru("F", "72")); !errors.Is(err, source.ErrFull) {
+		t.Fatalf("%v; expected no room", err)
 	}
-	b.agent.reports.send(time.Now())
+	send(t, b)
 	got, _ := b.reports()
 	if len(got) != 1 {
 		t.Fatalf("%d reports", len(got))
 	}
 	r := got[0].Report
 	v := lane(t, r, telemetry.LaneVitals, telemetry.Epoch{})
-	if v.Assigned != accepted+1 || v.Sealed != accepted || v.Failed != 1 || v.Waiting != accepted ||
-		fmt.Sprint(v.Void.Runs) != fmt.Sprintf("[{%d %d}]", accepted, accepted) || r.Buffer.Fault != "the buffer is full" {
-		t.Errorf("%d accepted: %+v, %+v", accepted, v, r.Buffer)
+	if v.Assigned != 1 || v.Sealed != 0 || v.Failed != 1 || fmt.Sprint(v.Void.Runs) != "[{0 0}]" || r.Buffer.Fault != "the buffer is full" {
+		t.Errorf("%+v, %+v", v, r.Buffer)
+	}
+}
+
+// TestAFullBufferTellsWhatItDeletes, before it deletes it: exact numbers, in a report that is stored by then and stays the only one; until the
+// hospital has one of them. A crash forgets none of it.
+func TestAFullBufferTellsWhatItDeletes(t *testing.T) {
+	b := crowded(t, 32<<20)
+	send(t, b)
+	rnd := mrand.NewChaCha8([32]byte{})
+	noise := make([]byte, 30<<10)
+	sealed := uint64(0)
+	for b.buf.Stats().Lanes[telemetry.LaneVitals].Evicted == 0 {
+		_, _ = rnd.Read(noise)
+		if err := b.accept(append(oru(fmt.Sprint("F", sealed), "72"), fmt.Appendf(nil, "ZZZ|%x\r", noise)...)); err != nil {
+			t.Fatal(err)
+		}
+		if sealed++; sealed > 2000 {
+			t.Fatal("the cap never holds")
+		}
+	}
+	waiting := b.buf.Stats().Lanes[telemetry.LaneSelf].Waiting
+	if waiting != 1 || b.agent.reports.next.Load() != 2 {
+		t.Fatalf("%d reports wait of %d made; the eviction makes one, and withdraws the former", waiting, b.agent.reports.next.Load())
+	}
+	batches, err := b.buf.Take(1)
+	if err != nil || len(batches) != 1 || batches[0].ID.Lane != uint8(telemetry.LaneSelf) {
+		t.Fatalf("%v, %v", batches, err)
+	}
+	b.buf.Release(batches[0].ID)
+	got, _ := b.reports()
+	r := got[0].Report
+	v := lane(t, r, telemetry.LaneVitals, telemetry.Epoch{})
+	if v.Lost.Upper || v.Held.Upper || v.Lost.Count() == 0 || v.Lost.Runs[0].First != 0 || v.Lost.Count()+v.Held.Count() != v.Assigned || v.Waiting != v.Held.Count() {
+		t.Errorf("%+v", v)
+	}
+	if r.Buffer.Fault != evictingFault || r.Buffer.FaultAt == 0 {
+		t.Errorf("%+v", r.Buffer)
+	}
+	for _, f := range b.agent.describe().Examine(time.Now()) {
+		if f.Name == "vitals" && (f.Level != Warning || !strings.Contains(f.Found, "deleted undelivered") || !strings.Contains(f.Mend, "buffer.cap")) {
+			t.Errorf("%+v", f)
+		}
+	}
+	told := func() bool {
+		for _, a := range b.buf.Accounts() {
+			if len(a.Lost) > 0 {
+				return a.Told
+			}
+		}
+		t.Fatal("nothing is lost")
+		return false
+	}
+	if told() {
+		t.Error("told before the hospital has the report")
+	}
+	linkBuffer{b.buf, b.agent.reports}.Ack(batches[0].ID)
+	if !told() {
+		t.Error("the hospital has the report, and counts as not told")
 	}
 }
 
@@ -247,7 +298,8 @@ func TestReportsHoldNothingOfMessages(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := b.agent.status()
-	plain, err := telemetry.Encode(telemetry.Batch{Report: b.agent.report(s, 1, telemetry.Spans{})})
+	report, _ := b.agent.report(s, 1, telemetry.Spans{})
+	plain, err := telemetry.Encode(telemetry.Batch{Report: report})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -257,5 +309,13 @@ func TestReportsHoldNothingOfMessages(t *testing.T) {
 	}
 	if text := fmt.Sprintf("%+v", *batch.Report); strings.Contains(text, "CANARY") || strings.Contains(text, "WL1") {
 		t.Error(text)
+	}
+}
+
+// send has a report made.
+func send(t *testing.T, b *bedside) {
+	t.Helper()
+	if err := b.agent.evicting(); err != nil {
+		t.Fatal(err)
 	}
 }

@@ -67,7 +67,7 @@ func (s Status) waitingInAll() (batches, bytes uint64) {
 	return batches, bytes
 }
 
-// Fill is the share of the buffer that holds what has not been acknowledged: at 1 devices are held back. What was delivered lies in
+// Fill is the share of the buffer that holds what has not been acknowledged: at 1 the oldest is deleted for what is new. What was delivered lies in
 // the buffer too, until its room is needed.
 func (s Status) Fill() float64 {
 	_, bytes := s.waitingInAll()
@@ -88,6 +88,16 @@ func (s Status) Room(now time.Time) (room time.Duration, ok bool) {
 	left := float64(min(s.Buffer.Cap, s.Buffer.Disk+int64(s.Disk.Free))) - float64(bytes)
 	hours := max(left, 0) / float64(s.LastHour) * up.Hours()
 	return time.Duration(min(hours, 24*365) * float64(time.Hour)), true
+}
+
+// lastEvicted is when a batch was deleted undelivered last; zero when none was.
+func (s Status) lastEvicted() (last time.Time) {
+	for _, l := range s.Buffer.Lanes {
+		if l.EvictedAt.After(last) {
+			last = l.EvictedAt
+		}
+	}
+	return last
 }
 
 // LastAcknowledged is when the hospital's last PUBACK came; zero when none has since the agent's start.

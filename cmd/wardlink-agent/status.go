@@ -253,13 +253,13 @@ func page(s agent.Status, now time.Time, pen ink, width int) string {
 	_ = w.Flush() // into memory
 	b.WriteByte('\n')
 	w = tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "LANE\tWAITING\tOLDEST\tPARKED\tLOST\tSENT\tACKNOWLEDGED")
+	fmt.Fprintln(w, "LANE\tWAITING\tOLDEST\tPARKED\tEVICTED\tLOST\tSENT\tACKNOWLEDGED")
 	for i, q := range s.Queues[:min(len(s.Queues), len(s.Buffer.Lanes), len(s.Uplink.Lanes))] {
 		oldest := "-"
 		if q.Oldest != nil {
 			oldest = agent.Ago(now.Sub(*q.Oldest))
 		}
-		fmt.Fprintf(w, "%s\t%d\t%s\t%d\t%d\t%d\t%d\n", q.Lane, q.Waiting, oldest, q.Parked, s.Buffer.Lanes[i].Lost,
+		fmt.Fprintf(w, "%s\t%d\t%s\t%d\t%d\t%d\t%d\t%d\n", q.Lane, q.Waiting, oldest, q.Parked, s.Buffer.Lanes[i].Evicted, s.Buffer.Lanes[i].Lost,
 			s.Uplink.Lanes[i].Published, s.Uplink.Lanes[i].Acknowledged)
 	}
 	_ = w.Flush() // into memory
