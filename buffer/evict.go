@@ -6,7 +6,6 @@ import (
 	"os"
 	"slices"
 	"sort"
-	"syscall"
 	"time"
 
 	"wardlink/internal/durable"
@@ -129,16 +128,9 @@ func (b *Buffer) makeRoomOnDisk(l *lane, cause error) error {
 	if resting {
 		return full
 	}
-	err := b.makeWay(l, func() int64 {
-		var st syscall.Statfs_t
-		if syscall.Statfs(b.c.Dir, &st) != nil {
-			return b.c.SegmentSize
-		}
-		if free := int64(st.Bavail) * st.Bsize; free < b.c.SegmentSize {
-			return b.c.SegmentSize - free
-		}
-		return b.c.SegmentSize // a quota, which statfs does not show
-	})
+	// A segment and a bit, whatever is free at present: the report may take that, a file system wants something for itself, and a quota does
+	// not show.
+	err := b.makeWay(l, func() int64 { return b.c.SegmentSize + b.c.SegmentSize/8 })
 	if err != nil {
 		return errors.Join(full, err)
 	}
