@@ -3,7 +3,9 @@ package records_test
 import (
 	"context"
 	"database/sql"
+	"encoding/binary"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -331,5 +333,50 @@ func TestWhatWaitsForAClockIsNotWalkedThrough(t *testing.T) {
 	}
 	if err := rows.Err(); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestWhatAReportMayNameIsBounded: a report that names epochs or sources of which nothing ever came fills no database, and what came counts on.
+func TestWhatAReportMayNameIsBounded(t *testing.T) {
+	f := setup(t)
+	g := f.gateway("gw-1").enrol().bring("gw-1")
+	g.number(0)
+	former := g.epoch
+	g.restart()
+	n := uint64(0)
+	for ; n < 20; n++ {
+		r := telemetry.Report{At: telemetry.Stamp{Mono: int64(n)}}
+		for i := range 63 {
+			l := telemetry.LaneReport{Lane: telemetry.LaneVitals, Assigned: 9, Lost: telemetry.NewSpans([]telemetry.Span{{First: 0, Last: 8}}, false)}
+			binary.BigEndian.PutUint64(l.Epoch[:], n+1)
+			l.Epoch[15] = byte(i)
+			r.Lanes = append(r.Lanes, l)
+		}
+		for i := range 256 {
+			r.Sources = append(r.Sources, telemetry.SourceReport{ID: fmt.Sprintf("s%03d-%03d", n, i)})
+		}
+		g.report(n, r)
+	}
+	l := lost(false, telemetry.Span{First: 1, Last: 2})
+	l.Epoch, l.Lane, l.Assigned = former, telemetry.LaneVitals, 3
+	g.report(n, telemetry.Report{At: telemetry.Stamp{Mono: 99}, Lanes: []telemetry.LaneReport{l}})
+	f.settled()
+	if streams := f.count("SELECT COUNT(*) FROM streams"); streams < 1024 || streams > 1030 {
+		t.Errorf("%d streams of a gateway that names %d", streams, 20*63)
+	}
+	if sources := f.count("SELECT COUNT(*) FROM gateway_sources"); sources < 4096 || sources > 4096+256 {
+		t.Errorf("%d sources of a gateway that names %d", sources, 20*256)
+	}
+	a, err := f.store().NumberAccount(f.ctx, "gw-1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, b := range a.Rows {
+		if b.Epoch == former && b.Lost != 2 {
+			t.Errorf("of what came the report counts: %+v", b)
+		}
+	}
+	if got := strings.Count(f.log.String(), "more former epochs than"); got < 1 || got > 20 {
+		t.Errorf("said %d times in the log", got)
 	}
 }

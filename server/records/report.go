@@ -33,11 +33,16 @@ func (r *Records) storeReport(tx *sql.Tx, o *opened) error {
 		}
 	}
 	listed := map[int64]bool{}
+	room := maxNamed
 	for i := range o.batch.Report.Lanes {
 		l := &o.batch.Report.Lanes[i]
 		epoch := l.Epoch
 		if epoch == (telemetry.Epoch{}) {
 			epoch = o.epoch
+		} else if ok, err := r.mayName(tx, streamKey{o.gateway, epoch, l.Lane}, &room); err != nil {
+			return err
+		} else if !ok {
+			continue
 		}
 		stream, err := r.in.stream(tx, streamKey{o.gateway, epoch, l.Lane})
 		if err != nil {
@@ -59,6 +64,41 @@ func (r *Records) storeReport(tx *sql.Tx, o *opened) error {
 		}
 	}
 	return nil
+}
+
+// What a gateway may only name, without ever sending anything of it: a report is small and names much.
+const (
+	maxNamed       = 1024 // epochs and lanes
+	maxNamedSource = 4096 // sources
+)
+
+// mayName tells whether a report may speak of a former epoch's lane: of what anything came always, of the rest as far as there is room. room is of
+// one report. What is over that is ignored, and said in the log once a report.
+func (r *Records) mayName(tx *sql.Tx, k streamKey, room *int) (bool, error) {
+	if _, ok := r.in.streams[k]; ok {
+		return true, nil
+	}
+	var n int
+	if err := tx.QueryRow("SELECT COUNT(*) FROM streams WHERE gateway = $1 AND epoch = $2 AND lane = $3", k.gateway, k.epoch[:], int64(k.lane)).Scan(&n); err != nil || n > 0 {
+		return err == nil, err
+	}
+	if *room == maxNamed { // not counted yet
+		if err := tx.QueryRow(`SELECT COUNT(*) FROM streams s WHERE s.gateway = $1
+			AND NOT EXISTS (SELECT 1 FROM account_runs r WHERE r.stream = s.id)`, k.gateway).Scan(&n); err != nil {
+			return false, err
+		}
+		*room -= n
+	}
+	if *room <= 0 {
+		if *room > -maxNamed {
+			r.log.Warn("a report names more former epochs than a gateway may that never sent anything of them; the rest is ignored",
+				"gateway", k.gateway, "at_most", maxNamed)
+		}
+		*room = -maxNamed
+		return false, nil
+	}
+	*room--
+	return true, nil
 }
 
 func (r *Records) newestReport(tx *sql.Tx, o *opened) (bool, error) {
@@ -111,8 +151,21 @@ func (r *Records) keepReport(tx *sql.Tx, o *opened, touched map[int64]bool) erro
 		o.gateway, o.epoch[:], int64(o.number), o.batch.Boot[:], rep.At.Mono, o.received, data); err != nil {
 		return err
 	}
+	var sources int
+	if err := tx.QueryRow("SELECT COUNT(*) FROM gateway_sources WHERE gateway = $1", o.gateway).Scan(&sources); err != nil {
+		return err
+	}
 	for i := range rep.Sources {
 		s := &rep.Sources[i]
+		if sources >= maxNamedSource {
+			var known int
+			if err := tx.QueryRow("SELECT COUNT(*) FROM gateway_sources WHERE gateway = $1 AND source = $2", o.gateway, s.ID).Scan(&known); err != nil {
+				return err
+			}
+			if known == 0 {
+				continue
+			}
+		}
 		if _, err := tx.Exec(`INSERT INTO gateway_sources (gateway, source, reported, heard, usual) VALUES ($1, $2, $3, $4, $5)
 			ON CONFLICT (gateway, source) DO UPDATE SET reported = excluded.reported,
 			heard = CASE WHEN excluded.heard > 0 THEN excluded.heard ELSE gateway_sources.heard END,
