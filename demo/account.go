@@ -41,7 +41,7 @@ func (t *theatre) account(ctx context.Context) error {
 	var open string
 	err := child.Until(limited, "the gateways' reports", t.running(), func(ctx context.Context) (bool, error) {
 		var err error
-		if accounts, err = t.api.Accounts(ctx, ""); err != nil {
+		if accounts, err = t.api.Accounts(ctx, "", true); err != nil {
 			return false, err
 		}
 		open = ""

@@ -44,7 +44,7 @@ With --check the command ends with 1 unless every row balances, exactly or by an
 			if err != nil {
 				return err
 			}
-			accounts, err := c.Accounts(cmd.Context(), gateway)
+			accounts, err := c.Accounts(cmd.Context(), gateway, epochs || t.json)
 			if err != nil {
 				return err
 			}

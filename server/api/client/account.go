@@ -13,7 +13,7 @@ type Account struct {
 	At       time.Time  `json:"at"`       // by the server's clock, as every instant here
 	Reported *time.Time `json:"reported"` // receipt of the gateway's newest report; null: never
 	Lanes    []Balance  `json:"lanes"`    // epochs summed
-	Epochs   []Balance  `json:"epochs"`   // by lane
+	Epochs   []Balance  `json:"epochs"`   // by lane; in a list that was asked for without them only those that do not balance
 }
 
 // Balance is one row. Each of the gateway's batch numbers is in one class alone:
@@ -64,23 +64,28 @@ type AccountPage struct {
 	Next     string    `json:"next,omitempty"` // ask for those behind this name; "" when there are no more
 }
 
-// Accounts gives the account of one gateway, or of every gateway that has sent anything when it is "".
-func (c *Client) Accounts(ctx context.Context, gateway string) ([]Account, error) {
+// Accounts gives the account of one gateway with all its epochs, or of every gateway that has sent anything when it is "", then with all epochs if
+// asked for, and else with those that do not balance.
+func (c *Client) Accounts(ctx context.Context, gateway string, epochs bool) ([]Account, error) {
 	if gateway != "" {
 		var one Account
 		err := c.Get(ctx, "/v1/accounts/"+url.PathEscape(gateway), nil, &one)
 		return []Account{one}, err
 	}
 	out := []Account{}
-	for after := ""; ; {
+	q := url.Values{}
+	if epochs {
+		q.Set("epochs", "all")
+	}
+	for {
 		var page AccountPage
-		if err := c.Get(ctx, "/v1/accounts", url.Values{"after": {after}}, &page); err != nil {
+		if err := c.Get(ctx, "/v1/accounts", q, &page); err != nil {
 			return nil, err
 		}
 		out = append(out, page.Accounts...)
 		if page.Next == "" {
 			return out, nil
 		}
-		after = page.Next
+		q.Set("after", page.Next)
 	}
 }
