@@ -28,6 +28,7 @@ func TestTagsFollowTheCDDL(t *testing.T) {
 		"refusal":   reflect.TypeFor[wireRefusal](),
 		"hello":     reflect.TypeFor[wireWelcome](),
 		"resend":    reflect.TypeFor[wireResend](),
+		"hint":      reflect.TypeFor[wireHint](),
 		"held":      reflect.TypeFor[wireHeld](),
 
 		"report-batch": reflect.TypeFor[wireReportBatch](),

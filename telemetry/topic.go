@@ -14,7 +14,7 @@ type Doc string
 const (
 	DocConfig     Doc = "config"     // signed configuration
 	DocTime       Doc = "time"       // signed time, for a gateway that does not trust its clock
-	DocHint       Doc = "hint"       // unsigned advice, such as "renew now"
+	DocHint       Doc = "hint"       // a Hint: unsigned, to come back later
 	DocFirmware   Doc = "firmware"   // a release to fetch
 	DocResend     Doc = "resend"     // batches that a restored server asks for again
 	DocRefused    Doc = "refused"    // a Refusal

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/fxamacker/cbor/v2"
 
@@ -35,7 +36,7 @@ func examples(t *testing.T) map[string][]byte {
 		}
 		found[string(m[1])] = data
 	}
-	for _, name := range []string{"header", "frame", "sealing-record", "signed-sealing-record", "plaintext", "batch", "waveform-batch", "refusal", "resend", "report-batch", "hello"} {
+	for _, name := range []string{"header", "frame", "sealing-record", "signed-sealing-record", "plaintext", "batch", "waveform-batch", "refusal", "resend", "report-batch", "hello", "hint"} {
 		if found[name] == nil {
 			t.Fatalf("WIRE.md has no example of a %s", name)
 		}
@@ -140,6 +141,10 @@ func TestExamplesOfWire(t *testing.T) {
 	refusal, err := telemetry.DecodeRefusal(ex["refusal"])
 	if err != nil || refusal.Epoch != header.Epoch || refusal.Lane != header.Lane || refusal.Number != header.Number {
 		t.Errorf("refusal %+v, %v", refusal, err)
+	}
+	hint, err := telemetry.DecodeHint(ex["hint"])
+	if err != nil || hint.After != 30*time.Second {
+		t.Errorf("hint: %+v, %v", hint, err)
 	}
 	resend, err := telemetry.DecodeResend(ex["resend"])
 	if want := []telemetry.Span{{First: 0, Last: 41}, {First: 43, Last: 96}}; err != nil || string(resend.Generation[:]) != "restore-01234567" ||

@@ -23,17 +23,14 @@ func (b *backoff) reset() { b.tries = 0 }
 // link comes and goes. The next wait stays below four seconds, so that such a line is used while it is there.
 func (b *backoff) ease() { b.tries = min(b.tries, 2) }
 
-// next draws the wait before the next attempt. urgent caps the ceiling but still counts the attempt.
-func (b *backoff) next(urgent bool) time.Duration {
+// next draws the wait before the next attempt, below most at any rate; the attempt counts all the same.
+func (b *backoff) next(most time.Duration) time.Duration {
 	ceiling := b.timing.most
 	if b.tries < 20 { // beyond, the shift could overflow
 		ceiling = min(b.timing.least<<b.tries, b.timing.most)
 	}
 	b.tries++
-	if urgent {
-		ceiling = min(ceiling, b.timing.urgent)
-	}
-	return b.draw(ceiling)
+	return b.draw(min(ceiling, most))
 }
 
 func (b *backoff) draw(ceiling time.Duration) time.Duration {
@@ -45,9 +42,25 @@ func (b *backoff) draw(ceiling time.Duration) time.Duration {
 // before: a new one that comes during the wait is tried at once, because the old one, expired or revoked, may have been the trouble. turned ends the wait: there are other servers to try.
 func (u *Uplink) pause(ctx context.Context, b *backoff, local bool, shown []byte, turned <-chan struct{}) {
 	urgency, _ := u.cfg.Buffer.(Urgency)
-	wait := u.timing.least
+	hurried := func() bool { return urgency != nil && urgency.Urgent() }
+	wait, urgent := u.timing.least, u.timing.urgent
 	if !local {
-		wait = b.next(urgency != nil && urgency.Urgent())
+		after, asked := u.asked.take(time.Now())
+		if asked {
+			urgent = u.timing.asked
+		}
+		most := u.timing.most
+		if hurried() {
+			most = urgent
+		}
+		if after > 0 {
+			wait = after/2 + rand.N(after/2+1)
+			if hurried() {
+				wait = min(wait, b.draw(most))
+			}
+		} else {
+			wait = b.next(most)
+		}
 	}
 	until := time.Now().Add(wait)
 	timer := time.NewTimer(wait)
@@ -71,8 +84,8 @@ func (u *Uplink) pause(ctx context.Context, b *backoff, local bool, shown []byte
 			b.reset()
 			return
 		case <-u.cfg.Buffer.Changed(): // not lost for the link to come: it begins with a Take
-			if urgency != nil && urgency.Urgent() {
-				sooner(u.timing.urgent)
+			if hurried() {
+				sooner(urgent)
 			}
 		case <-identity.C:
 			// Once for each certificate: one that is refused too must not keep the waits short.

@@ -101,6 +101,7 @@ type hospital struct {
 	addr    string
 	wrap    func(net.Conn) net.Conn // of each connection, within TLS; nil: as it is
 	mu      sync.Mutex
+	srv     *ingest.Server
 	stop    context.CancelFunc
 	ln      net.Listener
 	serving *sync.WaitGroup
@@ -124,6 +125,7 @@ func (h *hospital) start() {
 		store = h.store
 	}
 	srv := ingest.New(ingest.Config{Journal: store, Registry: memRegistry{h.lanes}, TrustDomain: domain, Roots: h.ca.pool(), Down: h.down, Versions: h.speaks})
+	h.srv = srv
 	h.ln = must(net.Listen("tcp", h.addr))(h.t)
 	h.addr = h.ln.Addr().String()
 	ctx, stop := context.WithCancel(context.Background())

@@ -119,6 +119,9 @@ func (l *link) connect(ctx context.Context) error {
 		if errors.Is(err, packets.ErrorRefusedNotAuthorised) && l.u.cfg.NotAdmitted != nil {
 			l.u.cfg.NotAdmitted()
 		}
+		if errors.Is(err, packets.ErrorRefusedServerUnavailable) {
+			l.u.asked.unavailable = true
+		}
 		if errors.Is(err, packets.ErrorRefusedBadUsernameOrPassword) && l.named {
 			l.u.anonymous(l.t.server, time.Now())
 		}

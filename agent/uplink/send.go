@@ -210,7 +210,7 @@ func (l *link) read() {
 	}
 }
 
-// document takes one document of the server. Only a refusal is ours; it can at worst park a batch, which is kept and reported. On a
+// document takes one document of the server. Ours are the hello, a hint and a refusal; that can at worst park a batch, which is kept and reported. On a
 // provisional session it does not even that.
 func (l *link) document(m paho.Message) {
 	gateway, doc, err := telemetry.ParseDown(m.Topic())
@@ -220,6 +220,10 @@ func (l *link) document(m paho.Message) {
 	}
 	if doc == telemetry.DocHello {
 		l.u.welcome(m.Payload())
+		return
+	}
+	if doc == telemetry.DocHint {
+		l.u.hinted(m.Payload(), time.Now())
 		return
 	}
 	if doc != telemetry.DocRefused {

@@ -100,12 +100,13 @@ type timing struct {
 	least     time.Duration // backoff: first ceiling
 	most      time.Duration // backoff: last ceiling
 	urgent    time.Duration // backoff: ceiling while an alarm waits
+	asked     time.Duration // the same where the server asked for time
 }
 
 var defaultTiming = timing{
 	handshake: 60 * time.Second, write: 30 * time.Second, ack: 60 * time.Second, drain: 5 * time.Second,
 	identity: 10 * time.Second, sealing: 5 * time.Second, stable: 30 * time.Second,
-	least: time.Second, most: 5 * time.Minute, urgent: 5 * time.Second,
+	least: time.Second, most: 5 * time.Minute, urgent: 5 * time.Second, asked: 30 * time.Second,
 }
 
 const (
@@ -127,6 +128,7 @@ type Uplink struct {
 	unwanted map[buffer.ID]bool
 
 	barred restraint // of Run's goroutine alone
+	asked  asked     // of Run's goroutine alone
 
 	hello telemetry.Hello
 	mute  map[string]time.Time // servers that take no hello, and until when that is believed; of Run's goroutine and its dialers, under mu
@@ -298,6 +300,8 @@ func (u *Uplink) Run(ctx context.Context) error {
 		var mute bool
 		next, lived, mute, err = u.serve(ctx, t)
 		switch {
+		case u.asked.elsewhere(u.servers(), time.Now()):
+			u.cfg.Way.Failed(t.server, errAsked)
 		case lived >= u.timing.stable && !mute:
 			wait.reset()
 			u.cfg.Way.Worked(t.server)

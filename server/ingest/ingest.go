@@ -366,7 +366,9 @@ func (s *Server) Drain(ctx context.Context) error {
 		c.stop(endDraining, true)
 	}
 	s.mu.Unlock()
-	for _, c := range s.all() {
+	all := s.all()
+	for _, c := range all {
+		c.hint(hintLeast + time.Duration(len(all))*hintEach) // they would come back all at once, and again and again until the next start
 		c.stop(endDraining, false)
 	}
 	gone := make(chan struct{})

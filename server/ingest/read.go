@@ -49,7 +49,7 @@ func (c *session) read(ctx context.Context) string {
 		case errors.Is(err, os.ErrDeadlineExceeded):
 			return endSilent
 		case errors.Is(err, errFault):
-			c.stop(endError, true) // its slot will never be committed: there is nothing to wait for
+			c.fail() // its slot will never be committed: there is nothing to wait for
 			return endError
 		default:
 			return endLost
@@ -250,7 +250,7 @@ func (c *session) complete(s *slot, err error) {
 		c.srv.log.Error("commit failed; the session ends without acknowledgement", "gateway", c.id.gateway, "error", err)
 		c.srv.metrics.failed.Inc()
 		c.traffic.committed(s, err)
-		c.stop(endError, true)
+		c.fail()
 		return
 	}
 	c.traffic.committed(s, nil)
@@ -292,11 +292,11 @@ func (c *session) subscribe(ctx context.Context, body []byte) error {
 		}
 		c.send(appendPublish(nil, telemetry.DownTopic(c.id.gateway, telemetry.DocHello), body))
 	}
-	if c.srv.down == nil {
-		return nil
-	}
 	if all {
 		c.asked.Store(true) // before the documents are fetched: a change after that is pushed
+	}
+	if c.srv.down == nil {
+		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, c.srv.limits.Ask)
 	defer cancel()

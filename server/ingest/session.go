@@ -50,6 +50,7 @@ type session struct {
 	out    []byte    // packets other than PUBACK
 	end    string    // why the session ends; "" while it lives
 	hard   bool      // nothing more is read or written
+	failed bool      // commits that are under way are not waited for
 	opened time.Time // zero until admitted and journaled
 	event  audit.EventID
 
@@ -339,6 +340,16 @@ func (s *Server) admit(ctx context.Context, c *session) (code byte, reason strin
 	s.metrics.opened.Inc()
 	c.traffic.open()
 	return connackAccepted, ""
+}
+
+// fail ends the session because its publishes cannot be made durable. Nothing that is not durable is acknowledged; a gateway that subscribed
+// is asked to stay away for a while, and does not bring the same again at once. It never blocks.
+func (c *session) fail() {
+	c.hint(hintUnable)
+	c.mu.Lock()
+	c.failed = true
+	c.mu.Unlock()
+	c.stop(endError, false)
 }
 
 // leave takes the session out of the table, unless a newer one has its place.

@@ -2,6 +2,7 @@ package ingest
 
 import (
 	"runtime"
+	"time"
 
 	"wardlink/telemetry"
 )
@@ -29,6 +30,25 @@ func (c *session) offer(packet []byte) bool {
 	c.work.Signal()
 	return true
 }
+
+// hint asks a gateway that subscribed to stay away for some time once this connection has ended.
+func (c *session) hint(after time.Duration) {
+	if !c.asked.Load() {
+		return
+	}
+	if body, err := telemetry.EncodeHint(telemetry.Hint{After: after}); err == nil {
+		c.offer(appendPublish(nil, telemetry.DownTopic(c.id.gateway, telemetry.DocHint), body))
+	}
+}
+
+// What hints ask for. Gateways come back after between half and the whole of it.
+const (
+	hintUnable = 30 * time.Second // nothing can be journaled
+	hintLeast  = 2 * time.Second  // at a stop: a start takes as long
+	// hintEach is added for each session at a stop, so that no more than 200 a second come back: with TLS, the registry's answer and the
+	// journal's fsync a core admits some five times as many.
+	hintEach = 10 * time.Millisecond
+)
 
 // write sends what is ready, as much as there is in one write, until the session has ended and is answered, or is cut.
 func (c *session) write() {
@@ -58,7 +78,7 @@ func (c *session) take(spare []byte) []byte {
 	for {
 		ready := len(c.out) > 0 || c.ready()
 		switch {
-		case c.hard, c.end != "" && !ready && c.head == c.tail:
+		case c.hard, c.end != "" && !ready && (c.failed || c.head == c.tail):
 			return nil
 		case !ready:
 			c.work.Wait()
