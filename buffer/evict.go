@@ -176,6 +176,7 @@ func (b *Buffer) makeWay(l *lane, lacking func() int64) error {
 	told := true
 	for i := range going {
 		b.expel(&going[i])
+		defer b.left(&going[i])
 		told = told && going[i].lost.count == 0
 	}
 	entries := 0
@@ -197,6 +198,16 @@ func (b *Buffer) makeWay(l *lane, lacking func() int64) error {
 		}
 	}
 	return b.remove(going)
+}
+
+// left notes that what expel did is done, or undone. Under mu.
+func (b *Buffer) left(v *victim) {
+	if v.seg == nil {
+		return
+	}
+	if i := slices.Index(v.lane.leaving, v.seg.header.epoch); i >= 0 {
+		v.lane.leaving = slices.Delete(v.lane.leaving, i, i+1)
+	}
 }
 
 // remove deletes what was expelled.
@@ -276,6 +287,7 @@ func (b *Buffer) expel(v *victim) {
 		s := v.seg
 		v.lost = b.takes(s, true)
 		b.shut(s)
+		v.lane.leaving = append(v.lane.leaving, s.header.epoch)
 		v.lane.segs = slices.DeleteFunc(v.lane.segs, func(o *seg) bool { return o == s })
 		v.parked = map[ID]parked{}
 		for id, p := range b.parked {

@@ -38,6 +38,7 @@ type lane struct {
 	evicted        episode
 	kept           bool // nothing of it is ever evicted
 	bad            []badFile
+	leaving        [][16]byte // epochs of files that are being evicted: their acknowledgements count until the file is gone
 
 	mark position // of Take: from here on batches are live
 	owed int      // of Take: what the backlog is owed, see share

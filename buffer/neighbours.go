@@ -138,8 +138,13 @@ func (b *Buffer) lessKnown(l *lane, d deprived, from, until, counted uint64) dep
 	}
 	all := []Run{{from, until - 1}}
 	left := subtract(all, l.acks[d.epoch])
+	elsewhere := size(all) - size(left) // of those counted
 	if e := l.losses[d.epoch]; e != nil {
+		before := size(left)
 		left = subtract(left, &e.numbers)
+		if !e.upper { // else some of these numbers never held a batch
+			elsewhere += before - size(left)
+		}
 	}
 	for _, s := range l.segs {
 		if s.header.epoch == d.epoch && s.count > 0 {
@@ -147,9 +152,8 @@ func (b *Buffer) lessKnown(l *lane, d deprived, from, until, counted uint64) dep
 		}
 	}
 	d.runs, d.count = left, size(left)
-	elsewhere := size(all) - d.count // acknowledged, or lost before: they are among those counted
-	if counted > elsewhere && counted-elsewhere < d.count {
-		d.count = counted - elsewhere
+	if counted > 0 {
+		d.count = min(d.count, counted-min(counted, elsewhere))
 	}
 	d.upper = d.upper || counted == 0 || d.count != size(left)
 	return d

@@ -130,6 +130,9 @@ func (b *Buffer) encodeState() []byte {
 				st.delivered = append(st.delivered, deliveredAt{l.index, s.header.seq, s.since})
 			}
 		}
+		for _, epoch := range l.leaving {
+			live[epoch] = true
+		}
 		if len(b.unread) > 0 { // what cannot be read at present may be of any epoch
 			for epoch := range l.losses {
 				live[epoch] = true
