@@ -14,15 +14,20 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"wardlink/internal/syscalltest"
 )
 
 // The test binary runs itself as a child where a process must die, or might.
 func TestMain(m *testing.M) {
+	syscalltest.Main()
 	switch os.Getenv("BUFFER_CHILD") {
 	case "":
 		os.Exit(m.Run())
 	case "write":
 		childWrite(os.Getenv("BUFFER_DIR"), os.Getenv("BUFFER_ARG"))
+	case "evict":
+		childEvict(os.Getenv("BUFFER_DIR"))
 	case "damage":
 		childDamage(os.Getenv("BUFFER_DIR"))
 	case "damage-one":

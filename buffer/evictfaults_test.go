@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -42,7 +43,7 @@ func childEvict(dir string) {
 		if err := b.Append([]Item{it}); err == nil {
 			fmt.Println("+", n)
 		}
-		if b.Stats().Lanes[1].Evicted > before+8 {
+		if b.Stats().Lanes[1].Evicted > before {
 			return // without Close
 		}
 	}
@@ -83,9 +84,11 @@ func TestFaultsOfAnEviction(t *testing.T) {
 	var wg sync.WaitGroup
 	slots := make(chan struct{}, 4)
 	cases := 0
+	first := slices.IndexFunc(all, func(call string) bool { return strings.HasPrefix(call, "ftruncate") }) // the full segment is finished
 	for at := range all {
 		for i, f := range faults {
-			if i > 0 && !whole && at%4 != i { // each call is killed at; half of them fail, too
+			// In short: killed at each call from there on, and every fourth fails either way.
+			if !whole && (at < first || i > 0 && at%4 != i) {
 				continue
 			}
 			cases++
@@ -136,6 +139,9 @@ func evictUnder(t *testing.T, base string, durable uint64, at int, v syscalltest
 		t.Errorf("%s: %v %+v", name, err, report.Findings)
 	}
 	b, err := Open(fullConfig(dir))
+	for end := time.Now().Add(10 * time.Second); errors.Is(err, ErrLocked) && time.Now().Before(end); time.Sleep(time.Millisecond) {
+		b, err = Open(fullConfig(dir)) // a child that is being started elsewhere has Check's lock until it becomes its program
+	}
 	if err != nil {
 		t.Errorf("%s: %v", name, err)
 		return calls
