@@ -10,17 +10,12 @@ import (
 	"sync"
 	"time"
 
-	"github.com/fxamacker/cbor/v2"
-
+	"wardlink/agent/card"
 	"wardlink/agent/uplink"
 	"wardlink/buffer"
 	"wardlink/internal/durable"
 	"wardlink/telemetry/seal"
 )
-
-// maxSealings is how many signed sealing records are kept: six weeks of hourly periods, for an outage of a month. An older one is signed
-// again when a backlog still needs it.
-const maxSealings = 1024
 
 // storeSealings is how many signatures are made before they are stored together: each store writes the whole file.
 const storeSealings = 16
@@ -46,27 +41,13 @@ type sealings struct {
 
 	mu     sync.Mutex
 	file   *durable.AB
-	signed []signedSealing // oldest first
-	signer crypto.Signer   // nil until the gateway has enrolled
+	signed []card.Sealing // oldest first
+	signer crypto.Signer  // nil until the gateway has enrolled
 	missed map[[16]byte]absence
 }
 
-// sealingsDec bounds what a damaged file can ask for; the file's checksum has been verified before.
-var sealingsDec = func() cbor.DecMode {
-	m, err := cbor.DecOptions{MaxArrayElements: maxSealings, MaxNestedLevels: 4, MaxMapPairs: 16}.DecMode()
-	if err != nil {
-		panic(err) // the options are constants
-	}
-	return m
-}()
-
-type signedSealing struct {
-	ID     [16]byte `cbor:"1,keyasint"`
-	Signed []byte   `cbor:"2,keyasint"`
-}
-
 func openSealings(path string, record func([16]byte) ([]byte, error), log *slog.Logger) (*sealings, error) {
-	file, data, aside, lost, err := durable.OpenABOrAside(path, 4<<20)
+	file, data, aside, lost, err := durable.OpenABOrAside(path, card.MaxSealingsFile)
 	if err != nil {
 		return nil, fmt.Errorf("sealing signatures: %w", err)
 	}
@@ -75,7 +56,7 @@ func openSealings(path string, record func([16]byte) ([]byte, error), log *slog.
 	}
 	s := &sealings{file: file, record: record, missed: map[[16]byte]absence{}}
 	if data != nil {
-		if err := sealingsDec.Unmarshal(data, &s.signed); err != nil {
+		if s.signed, err = card.ParseSealings(data); err != nil {
 			log.Error("the sealing signatures are of no known format and are made again as they are needed", "path", path, "error", err)
 			s.signed = nil
 		}
@@ -120,13 +101,13 @@ func (s *sealings) get(_ context.Context, id [16]byte) ([]byte, error) {
 // takes its key with it: what it sealed during an outage can be proven only if it was signed before. Others are let in between two
 // signatures, since a TPM takes a while for each.
 func (s *sealings) signAll(ctx context.Context, ids [][16]byte) error {
-	ids = ids[max(0, len(ids)-maxSealings):]
+	ids = ids[max(0, len(ids)-card.MaxSealings):]
 	unstored := 0
 	for i, id := range ids {
 		s.mu.Lock()
-		if i == 0 && len(s.signed)+len(ids) > maxSealings {
+		if i == 0 && len(s.signed)+len(ids) > card.MaxSealings {
 			// What the buffer holds no more is needed by nobody, unless a file was set aside; so only when room is needed.
-			s.signed = slices.DeleteFunc(s.signed, func(e signedSealing) bool { return !slices.Contains(ids, e.ID) })
+			s.signed = slices.DeleteFunc(s.signed, func(e card.Sealing) bool { return !slices.Contains(ids, e.ID) })
 		}
 		_, made, err := s.sign(id)
 		if made {
@@ -169,16 +150,16 @@ func (s *sealings) sign(id [16]byte) (signed []byte, made bool, err error) {
 	if signed, err = seal.SignRecord(record, s.signer); err != nil {
 		return nil, false, err
 	}
-	s.signed = append(s.signed, signedSealing{ID: id, Signed: signed})
-	if over := len(s.signed) - maxSealings; over > 0 {
-		s.signed = append([]signedSealing(nil), s.signed[over:]...)
+	s.signed = append(s.signed, card.Sealing{ID: id, Signed: signed})
+	if over := len(s.signed) - card.MaxSealings; over > 0 {
+		s.signed = append([]card.Sealing(nil), s.signed[over:]...)
 	}
 	return signed, true, nil
 }
 
 // store writes the file. Under mu.
 func (s *sealings) store() error {
-	data, err := cbor.Marshal(s.signed)
+	data, err := card.EncodeSealings(s.signed)
 	if err != nil {
 		return err
 	}
@@ -205,7 +186,7 @@ func (a *Agent) runSealings(ctx context.Context) error {
 // miss says that a record is not in the buffer: for now, or, after missingFor, for good.
 func (s *sealings) miss(id [16]byte, now time.Time) error {
 	a, ok := s.missed[id]
-	if !ok && len(s.missed) >= maxSealings {
+	if !ok && len(s.missed) >= card.MaxSealings {
 		clear(s.missed) // bounded; those still missing begin to count again
 	}
 	if !ok || now.Sub(a.last) > missGap {

@@ -16,6 +16,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"wardlink/agent/card"
 	"wardlink/agent/uplink"
 	"wardlink/buffer"
 	"wardlink/internal/durable"
@@ -266,8 +267,8 @@ func TestSealingsAreSignedBeforeAnybodyAsks(t *testing.T) {
 	if err := again.signAll(t.Context(), ids); err != nil || read != 0 {
 		t.Errorf("signed again: %d records were read, %v", read, err)
 	}
-	for len(again.signed) < maxSealings {
-		again.signed = append(again.signed, signedSealing{ID: [16]byte{byte(len(again.signed)), byte(len(again.signed) >> 8), 7}})
+	for len(again.signed) < card.MaxSealings {
+		again.signed = append(again.signed, card.Sealing{ID: [16]byte{byte(len(again.signed)), byte(len(again.signed) >> 8), 7}})
 	}
 	if err := again.signAll(t.Context(), ids); err != nil || len(again.signed) != len(ids) {
 		t.Errorf("%d signatures are kept, of which %d are needed: %v", len(again.signed), len(ids), err)

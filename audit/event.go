@@ -91,6 +91,17 @@ const (
 	TPMCleared            Type = "tpm.cleared" // a gateway's TPM shows a new attestation key under the same endorsement key
 )
 
+// GatewaySalvaged: an operator brought batches of a dead gateway's card. Rows and sealing records of it have this event's id as their
+// session and the operator's certificate and address as theirs.
+const GatewaySalvaged Type = "gateway.salvaged"
+
+// The verdicts of a Row.
+const (
+	Accepted       = "accepted"               // the gateway published it
+	Salvaged       = "salvaged"               // an operator brought it
+	SalvagedFormer = "salvaged, former board" // sealed by a board that was replaced since
+)
+
 // What becomes of alerts.
 const (
 	AlertRaised      Type = "alert.raised"        // an alert opened, or its severity rose; Target is type/subject, Detail holds id and severity
@@ -155,6 +166,6 @@ type Row struct {
 	Received int64    // Unix milliseconds, server's clock
 	Serial   string   // certificate serial, lower-case hex
 	Peer     string   // ip:port
-	Verdict  string   // "accepted"
+	Verdict  string   // one of the verdicts
 	Extra    Extra    `cbor:"-"` // what a newer program added
 }

@@ -139,6 +139,8 @@ func TestSalvageOfDamage(t *testing.T) {
 		t.Fatal(files, err)
 	}
 	whole, _, _ := salvageAll(t, salvageOf(dir, true))
+	most := 0
+	defer func() { t.Logf("of %d batches a page cost at most %d", len(whole), most) }()
 	for _, path := range []string{files[0], files[len(files)-1]} {
 		raw, err := os.ReadFile(path)
 		if err != nil {
@@ -161,8 +163,9 @@ func TestSalvageOfDamage(t *testing.T) {
 					missing++
 				}
 			}
-			// A page holds the beginnings of some dozen small batches at most; the rest of the file's is elsewhere.
-			if missing > 40 || len(got)+missing != len(whole) {
+			most = max(most, missing)
+			// A page holds a few small batches, or a part of one or two; the others' bytes are elsewhere.
+			if missing > 8 || len(got)+missing != len(whole) {
 				t.Errorf("%s page %d: %d of %d batches are missing", filepath.Base(path), page, missing, len(whole))
 			}
 			if missing > 0 && (len(problems) == 0 || lanes[1].Damaged+lanes[1].Unknown < uint64(missing)) {

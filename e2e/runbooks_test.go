@@ -108,7 +108,7 @@ var comment = regexp.MustCompile(`(^|\s{2,})# .*$`)
 func played(command string) string {
 	command = strings.TrimPrefix(command, "sudo ")
 	return strings.NewReplacer(`"`, `'`, "/srv/wardlink", "$SERVER", "/etc/wardlink", "$ETC", "/media/usb/passphrase", "$PASSPHRASE", "/mnt/backup", "$WORK/backup",
-		"/var/lib/wardlink-agent", "$STATE",
+		"/var/lib/wardlink-agent", "$STATE", "/media/card", "$CARD",
 		"ABCD-EFGH-IJKL-MNOP", "$FINGERPRINT", "wardlink.hospital.example:8883", "$GATEWAYS", "wardlink.hospital.example:8443", "$HOSPITAL",
 		"wardlink.hospital.example", "localhost").Replace(command)
 }
@@ -140,7 +140,7 @@ func (p *player) play(b runbook) {
 			"wardlink": p.types("wardlink"), "wardlink-server": p.types("wardlink-server"), "wardlink-agent": p.types("wardlink-agent"),
 			"systemctl": p.systemctl,
 			// what a reader has
-			"hospital": p.hospital, "gateway": p.gateway, "remember": p.remember, "send": p.send, "until": p.until, "expanded": p.expanded, "lose": p.lose,
+			"hospital": p.hospital, "gateway": p.gateway, "remember": p.remember, "send": p.send, "until": p.until, "expanded": p.expanded, "lose": p.lose, "dies": p.dies,
 		},
 	})
 }
@@ -212,6 +212,14 @@ func (p *player) expanded(ts *testscript.TestScript, _ bool, args []string) {
 func (p *player) lose(ts *testscript.TestScript, _ bool, args []string) {
 	p.must(ts, len(args) == 1, "lose DIR")
 	ts.Check(os.RemoveAll(args[0]))
+}
+
+// dies is the end of the gateway's board, and its card in a reader.
+func (p *player) dies(ts *testscript.TestScript, _ bool, args []string) {
+	p.must(ts, len(args) == 0 && p.on != nil, "dies, after a gateway")
+	p.on.agent.Kill()
+	p.on.tpm.Stop()
+	ts.Setenv("CARD", copied(p.t, p.on.state(), "card/var/lib/wardlink-agent")+"/../../..")
 }
 
 // send delivers a message to the gateway, which has to acknowledge it.

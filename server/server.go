@@ -187,8 +187,14 @@ func (s *Server) openServices() (err error) {
 		TrustDomain: s.cfg.TrustDomain, Servers: s.gatewayAddresses(), Root: s.keys.Root, RecordsKey: s.keys.Records.Public(),
 		ConfigKey: s.configPublic(), SignOrder: s.signOrder, LogDir: logDir(s.dir), LogVerifier: s.keys.LogVerifier, Registry: s.registry,
 		Journal: s.journal, Refusals: s.ingest.Refusals(), CA: s.ca, Clock: s.clock, Records: s.records, Accounts: records.NewStore(s.db, s.keys.Pseudonym), Agents: s.agents, Alerts: s.alerts, Configs: s.configs, Status: s.status, Trace: s.trace, Ready: s.ready, Metrics: s.metrics(), Log: s.log,
+		Salvage: s.salvage(), Held: records.NewStore(s.db, s.keys.Pseudonym).Held,
 	})
 	return nil
+}
+
+// salvage is the way in of what a dead gateway left.
+func (s *Server) salvage() *ingest.Salvage {
+	return &ingest.Salvage{SalvageConfig: ingest.SalvageConfig{Journal: s.journal, Registry: s.registry, Records: s.records}}
 }
 
 func (s *Server) openCA() error {

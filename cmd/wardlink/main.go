@@ -49,11 +49,12 @@ The environment variable WARDLINK_OPERATOR stands for --operator. NO_COLOR is re
   wardlink provision kit --out kit.json            # what makes a fresh gateway one of ours
   wardlink gateway import gateways.csv
   wardlink trace --source icu-bed-12               # where does this monitor's data stop?
+  wardlink salvage /media/card                     # bring in what a dead gateway could not deliver
   wardlink audit verify --dir /srv/wardlink        # offline, with the public key only`,
 	}
 	root.PersistentFlags().StringVar(&t.operator, "operator", client.DefaultCredentials(), "the operator's `FILE`, which 'wardlink-server init' made")
 	root.PersistentFlags().BoolVar(&t.json, "json", false, "print JSON")
-	root.AddCommand(t.provision(), t.gateway(), t.config(), t.access(), t.records(), t.audit(), t.alerts(), t.trace(), t.account(), t.status(), t.clock(), t.demo(), t.version())
+	root.AddCommand(t.provision(), t.gateway(), t.config(), t.access(), t.records(), t.audit(), t.alerts(), t.trace(), t.account(), t.salvage(), t.status(), t.clock(), t.demo(), t.version())
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)

@@ -26,8 +26,10 @@ import (
 	"wardlink/server/alerts"
 	"wardlink/server/api/client"
 	"wardlink/server/ca"
+	"wardlink/server/ingest"
 	"wardlink/server/journal"
 	"wardlink/server/registry"
+	"wardlink/telemetry"
 	"wardlink/telemetry/seal"
 )
 
@@ -49,6 +51,8 @@ type Config struct {
 	Records     Records
 	Accounts    Accounts
 	Agents      func(ctx context.Context) (map[string]string, error) // the release of each gateway's agent, as far as it is known
+	Salvage     *ingest.Salvage
+	Held        func(ctx context.Context, gateway string) ([]telemetry.Held, error) // numbers of batches that are journaled
 	Alerts      *alerts.Alerts
 	Configs     *Configs
 	Status      func(ctx context.Context) (client.Status, error)
@@ -108,7 +112,7 @@ func New(cfg Config) *API {
 	} {
 		a.mux.Handle(pattern, a.operator(h))
 	}
-	for _, routes := range []map[string]handler{a.alertRoutes(), a.lifeRoutes(), a.configRoutes()} {
+	for _, routes := range []map[string]handler{a.alertRoutes(), a.lifeRoutes(), a.configRoutes(), a.salvageRoutes()} {
 		for pattern, h := range routes {
 			a.mux.Handle(pattern, a.operator(h))
 		}

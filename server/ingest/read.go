@@ -139,20 +139,14 @@ func (c *session) batch(p publish, lane telemetry.Lane) error {
 		return r
 	}
 	r.frame = &frame
-	brought, ok := c.sealings[frame.Sealing]
-	switch {
-	case frame.Lane != lane:
+	if frame.Lane != lane {
 		r.reason = reasonFrameLane
-	case c.lanes.Load()>>lane&1 == 0:
-		r.reason = reasonLane
-	case !ok:
-		r.reason = reasonSealing
-	case brought.epoch != frame.Epoch || brought.key != frame.Key:
-		r.reason = reasonSealingEpoch
-	default:
-		return c.commitBatch(p, frame)
+		return r
 	}
-	return r
+	if r.reason = judge(frame, uint8(c.lanes.Load()), c.sealings); r.reason != "" {
+		return r
+	}
+	return c.commitBatch(p, frame)
 }
 
 func (c *session) commitBatch(p publish, frame seal.Header) error {
@@ -160,17 +154,14 @@ func (c *session) commitBatch(p publish, frame seal.Header) error {
 	if err != nil {
 		return err
 	}
-	id := c.srv.journal.NextID()
-	head, err := audit.EncodeRow(audit.Row{
-		ID: id, Session: c.event, Gateway: c.id.gateway, Epoch: frame.Epoch, Lane: uint8(frame.Lane), Number: frame.Number,
-		Frame: seal.FrameHash(p.payload), Received: s.begun.UnixMilli(), Serial: c.id.serial, Peer: c.peer, Verdict: "accepted",
-	})
+	by := bearer{gateway: c.id.gateway, session: c.event, actor: audit.Actor{ID: c.id.spiffe, Serial: c.id.serial}, peer: c.peer, verdict: audit.Accepted}
+	e, err := by.publish(c.srv.journal.NextID(), frame, p.payload, s.begun)
 	if err != nil {
-		return fmt.Errorf("%w: audit row: %w", errFault, err)
+		return err
 	}
 	c.srv.metrics.received(frame.Lane, len(p.payload))
 	s.lane, s.counted = frame.Lane, true
-	return c.submit(journal.Entry{ID: id, Kind: journal.KindPublish, Head: head, Blob: p.payload}, s)
+	return c.submit(e, s)
 }
 
 // sealing takes a signed sealing record. It counts as brought from here on: the journal commits in order, so that a batch that
@@ -181,11 +172,7 @@ func (c *session) sealing(p publish) error {
 		r.reason = reasonTooLong
 		return r
 	}
-	signed, err := seal.ParseSigned(p.payload)
-	if err != nil {
-		return r
-	}
-	record, err := signed.Unverified()
+	signed, record, err := parseSealing(p.payload)
 	if err != nil {
 		return r
 	}
@@ -197,18 +184,13 @@ func (c *session) sealing(p publish) error {
 	if err != nil {
 		return err
 	}
-	ev := c.eventOf(audit.SealingBrought, audit.Success)
-	ev.Detail = map[string]string{
-		"sealing": fmt.Sprintf("%x", record.ID), "epoch": record.Epoch.String(), "records_key": fmt.Sprintf("%x", record.Key),
-		"signer": fmt.Sprintf("%x", signed.SPKI),
-	}
-	head, err := audit.EncodeEvent(ev)
+	e, err := sealingEntry(c.eventOf(audit.SealingBrought, audit.Success), signed, record, p.payload)
 	if err != nil {
-		return fmt.Errorf("%w: sealing event: %w", errFault, err)
+		return err
 	}
 	c.sealings[record.ID] = sealing{epoch: record.Epoch, key: record.Key}
 	c.srv.metrics.sealings.Inc()
-	return c.submit(journal.Entry{ID: ev.ID, Kind: journal.KindSealing, Head: head, Blob: p.payload}, s)
+	return c.submit(e, s)
 }
 
 // submit hands an entry over. From here on the commit decides about the PUBACK.

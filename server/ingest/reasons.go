@@ -36,6 +36,7 @@ const (
 	reasonSealing       = "sealing record was not brought on this connection"
 	reasonSealingEpoch  = "epoch or records key in the frame is not the sealing record's"
 	reasonSealingRecord = "sealing record cannot be read"
+	reasonUnproven      = "no signature proves its sealing period: the board did not sign it before it died"
 	reasonSealings      = "too many sealing records on one connection"
 
 	reasonNoIdentity     = "no verified client certificate over TLS 1.3"

@@ -35,6 +35,8 @@ type work struct {
 	frame    []byte
 	attempts int  // including the one under way
 	counted  bool // the attempt under way is counted in the database
+	card     bool // an operator brought it from a dead gateway's card: it is no sign of life
+	former   bool // and that is of a board that was replaced since
 	again    bool // it was being opened when a former life ended: it is opened alone, so that it can harm only itself
 }
 
@@ -100,6 +102,7 @@ func (r *Records) takePublish(tx *sql.Tx, e *journal.Entry, ours map[[32]byte]bo
 		gateway: row.Gateway, epoch: row.Epoch, lane: telemetry.Lane(row.Lane), number: row.Number,
 		hash: row.Frame, received: row.Received, frame: e.Blob, attempts: 1, counted: true,
 	}
+	w.card, w.former = salvaged(row.Verdict)
 	if w.stream, err = r.in.stream(tx, streamKey{w.gateway, w.epoch, w.lane}); err != nil {
 		return nil, err
 	}

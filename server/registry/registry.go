@@ -353,6 +353,9 @@ func (g *Gateway) admissible(now time.Time) error {
 	return nil
 }
 
+// Lanes are the lanes of the gateway's profile, a bit for each: whether it is admitted at all is Admit's to say.
+func (g *Gateway) Lanes() uint8 { return profiles[g.Profile] }
+
 // Admission is what a gateway may do in the session that it opens.
 type Admission struct {
 	Gateway string
@@ -398,6 +401,19 @@ func retiredKey(q querier, key [32]byte) (gateway string, err error) {
 		return "", nil
 	}
 	return gateway, err
+}
+
+// RetiredKey says whether a device key, by the SHA-256 of its SPKI, is of a board that was replaced.
+func (r *Registry) RetiredKey(ctx context.Context, key [32]byte) (retired bool, err error) {
+	err = r.db.Read(ctx, func(tx *sql.Tx) error {
+		gateway, err := retiredKey(tx, key)
+		retired = gateway != ""
+		return err
+	})
+	if err != nil {
+		return false, fmt.Errorf("registry: %w", err)
+	}
+	return retired, nil
 }
 
 func hexes(eks [][32]byte) string {

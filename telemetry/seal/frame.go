@@ -89,6 +89,22 @@ func CheckFrame(frame []byte) (Header, error) {
 	return h, nil
 }
 
+// Mark is how every frame of this version begins.
+func Mark() []byte { return []byte(magic) }
+
+// Cut gives the whole frame that data begins with, whatever follows it: for those who look for frames in a damaged file.
+func Cut(data []byte) (frame []byte, h Header, ok bool) {
+	if len(data) < headerSize {
+		return nil, h, false
+	}
+	n := uint64(binary.BigEndian.Uint32(data[offLength:])) + headerSize + hashSize
+	if n > uint64(min(len(data), telemetry.MaxFrame)) {
+		return nil, h, false
+	}
+	h, err := CheckFrame(data[:n])
+	return data[:n], h, err == nil
+}
+
 // Peek reads which batch a frame claims to be when CheckFrame refuses it: in every version of the frame, lane, epoch and number stand
 // where they stand in this one, so that a server can name the batch that it refuses. Nothing of it is checked.
 func Peek(frame []byte) (id telemetry.BatchID, ok bool) {

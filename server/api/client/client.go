@@ -107,17 +107,36 @@ func (c *Client) Stream(ctx context.Context, method, path string, query url.Valu
 		defer resp.Body.Close()
 		var p Problem
 		if err := json.NewDecoder(io.LimitReader(resp.Body, 64<<10)).Decode(&p); err != nil || p.Title == "" {
-			return nil, fmt.Errorf("server answered %s", resp.Status)
+			return nil, &statusError{resp.StatusCode, fmt.Sprintf("server answered %s", resp.Status)}
 		}
 		if p.Detail == "" {
-			return nil, errors.New(p.Title)
+			return nil, &statusError{resp.StatusCode, p.Title}
 		}
-		return nil, errors.New(p.Detail)
+		return nil, &statusError{resp.StatusCode, p.Detail}
 	}
 	return struct {
 		io.Reader
 		io.Closer
 	}{io.LimitReader(resp.Body, maxAnswer), resp.Body}, nil
+}
+
+// statusError is an answer other than success.
+type statusError struct {
+	status int
+	says   string
+}
+
+func (e *statusError) Error() string { return e.says }
+
+// Passing says of a call's error that the same call may succeed in a moment: nobody answered, or the server could not do it just then.
+func Passing(err error) bool {
+	var answered *statusError
+	return err != nil && (!errors.As(err, &answered) || answered.status == http.StatusServiceUnavailable)
+}
+
+// PostBytes sends bytes of no particular type and reads a JSON answer into out.
+func (c *Client) PostBytes(ctx context.Context, path string, query url.Values, body []byte, out any) error {
+	return c.call(ctx, http.MethodPost, path, query, "application/octet-stream", body, out)
 }
 
 // Get reads a JSON answer into out.
