@@ -105,12 +105,12 @@ func (b *Buffer) drop(s *seg) bool {
 		return false
 	}
 	b.shut(s)
-	if err = os.Remove(s.path); err == nil {
-		err = durable.SyncDir(b.c.Dir)
-	}
-	if err != nil {
+	if err = os.Remove(s.path); err != nil {
 		b.c.Log.Error("a delivered segment could not be deleted", "path", s.path, "error", err)
 		return false
+	}
+	if err = durable.SyncDir(b.c.Dir); err != nil { // it is gone; should a power cut bring it back, it is sent again at worst
+		b.c.Log.Warn("the removal of a delivered segment may not be durable", "path", s.path, "error", err)
 	}
 	l := b.lanes[s.header.lane]
 	l.segs = slices.DeleteFunc(l.segs, func(o *seg) bool { return o == s })

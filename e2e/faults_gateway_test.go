@@ -182,8 +182,11 @@ func runFor(d time.Duration, name string, args ...string) (string, error) {
 	return string(out), err
 }
 
-func (l *lone) try(msg string) (string, error) {
-	conn, err := net.Dial("tcp", l.mllp)
+func (l *lone) try(msg string) (string, error) { return exchangeOnce(l.mllp, msg) }
+
+// exchangeOnce sends a message over a connection of its own and gives the answer.
+func exchangeOnce(mllp, msg string) (string, error) {
+	conn, err := net.Dial("tcp", mllp)
 	if err != nil {
 		return "", err
 	}

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+	"time"
 
 	"wardlink/buffer/segment"
 	"wardlink/internal/durable"
@@ -114,8 +115,14 @@ func (j *Journal) loadFiles() error {
 			continue
 		}
 		s := &seg{path: path}
-		if err := j.loadSeg(s, first); err != nil {
-			if transient(err) || errors.Is(err, durable.ErrNewer) {
+		err := j.loadSeg(s, first)
+		for try := 1; try < openTries && refusedByDisk(err); try++ {
+			time.Sleep(openPause)
+			s = &seg{path: path}
+			err = j.loadSeg(s, first)
+		}
+		if err != nil {
+			if transient(err) || errors.Is(err, errUnflushed) || errors.Is(err, durable.ErrNewer) {
 				return fmt.Errorf("%s: %w", path, err)
 			}
 			j.setAside(path, err)
@@ -126,6 +133,23 @@ func (j *Journal) loadFiles() error {
 	slices.SortFunc(j.segs, func(x, y *seg) int { return cmp.Compare(x.header.first, y.header.first) })
 	j.committed = j.lastUsed()
 	return nil
+}
+
+// A start asks a disk that does not answer this often, with this much time between. What it cannot read then is set aside, as in a running
+// journal; what it reads and cannot flush is whole, and stops the start.
+const (
+	openTries = 3
+	openPause = time.Second
+)
+
+// errUnflushed: entries that were acknowledged can be read and not be made durable. Set aside they would be lost to the log and the records,
+// and given out they could be lost to the journal.
+var errUnflushed = errors.New("the journal's newest file is whole, but the disk does not flush it; mend the disk, or free space on it, and start again")
+
+// refusedByDisk: what the kernel says of a disk says nothing of the file's content.
+func refusedByDisk(err error) bool {
+	var errno syscall.Errno
+	return errors.As(err, &errno) && errno != syscall.ENOENT && errno != syscall.EISDIR && errno != syscall.EINVAL && !transient(err)
 }
 
 // lastUsed is the greatest sequence number that may have been used: of the newest file; past all cursors, or a consumer would never
@@ -172,7 +196,9 @@ func (j *Journal) loadSeg(s *seg, first uint64) error {
 // recover reads an unfinished file and finishes it. It hardens the file before it reads: what the page cache shows and the disk may not
 // hold must not be given to the log and the records, which would then know more than the journal after a power cut.
 func (j *Journal) recover(s *seg) error {
-	if err := segment.Harden(s.path); err != nil {
+	if err := segment.Harden(s.path); refusedByDisk(err) {
+		return fmt.Errorf("%w: %w", errUnflushed, err)
+	} else if err != nil {
 		return err
 	}
 	info, err := segment.Inspect(s.path)
