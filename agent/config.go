@@ -79,6 +79,10 @@ type SourceConfig struct {
 	// has no control id, identical bytes are a new message once the former one's acknowledgement was written.
 	UniqueIDs *bool `yaml:"unique_ids"`
 
+	Bindings []BindingConfig `yaml:"bindings"` // of devices to beds; none: readings say no bed
+	Limits   LimitsConfig    `yaml:"limits"`   // of what its devices bring
+	TLS      *TLSConfig      `yaml:"tls"`      // none: devices do not speak TLS
+
 	LineConfig `yaml:",inline"`
 }
 
@@ -184,15 +188,11 @@ func ParseConfig(data []byte) (Config, error) {
 	if len(c.Sources) == 0 {
 		return Config{}, errors.New("sources: none; add one such as {id: bed-7, mllp: 127.0.0.1:2575}")
 	}
-	seen, ports := map[string]int{}, map[string]int{}
+	ports := map[string]int{}
 	for i, s := range c.Sources {
 		if err := s.check(); err != nil {
 			return Config{}, fmt.Errorf("sources[%d]: %w", i, err)
 		}
-		if j, dup := seen[s.ID]; dup {
-			return Config{}, fmt.Errorf("sources[%d].id: %q is sources[%d]'s already; ids are part of every observation's key", i, s.ID, j)
-		}
-		seen[s.ID] = i
 		if j, dup := ports[s.Socket]; dup && s.Socket != "" {
 			return Config{}, fmt.Errorf("sources[%d].socket: %q is sources[%d]'s already; devices may share one source, two sources cannot share a socket", i, s.Socket, j)
 		}
@@ -202,30 +202,39 @@ func ParseConfig(data []byte) (Config, error) {
 		}
 		ports[s.MLLP] = i
 	}
-	return c, nil
+	return c, c.checkIDs()
 }
 
 // BufferCap is the buffer's cap in bytes.
 func (c Config) BufferCap() (int64, error) {
-	text := strings.ToUpper(strings.TrimSpace(c.Buffer.Cap))
+	n, ok := parseSize(c.Buffer.Cap)
+	if !ok {
+		return 0, fmt.Errorf("buffer.cap: %q; expected a size such as 512MB or 8GB", c.Buffer.Cap)
+	}
+	if n < minBuffer {
+		return 0, fmt.Errorf("buffer.cap: %q is too small; expected at least 64MB", c.Buffer.Cap)
+	}
+	return n, nil
+}
+
+// parseSize reads a number of bytes above 0, in binary units under their everyday names.
+func parseSize(s string) (n int64, ok bool) {
+	text := strings.ToUpper(strings.TrimSpace(s))
 	unit := int64(1)
 	for _, u := range []struct {
 		suffix string
 		bytes  int64
 	}{{"KB", 1 << 10}, {"MB", 1 << 20}, {"GB", 1 << 30}, {"TB", 1 << 40}} {
-		if rest, ok := strings.CutSuffix(text, u.suffix); ok {
+		if rest, found := strings.CutSuffix(text, u.suffix); found {
 			text, unit = strings.TrimSpace(rest), u.bytes
 			break
 		}
 	}
 	n, err := strconv.ParseInt(text, 10, 64)
 	if err != nil || n <= 0 || n > (1<<62)/unit {
-		return 0, fmt.Errorf("buffer.cap: %q; expected a size such as 512MB or 8GB", c.Buffer.Cap)
+		return 0, false
 	}
-	if n*unit < minBuffer {
-		return 0, fmt.Errorf("buffer.cap: %q is too small; expected at least 64MB", c.Buffer.Cap)
-	}
-	return n * unit, nil
+	return n * unit, true
 }
 
 // Way is how this gateway gets to its servers.
@@ -286,7 +295,17 @@ func (s SourceConfig) check() error {
 	if _, err := s.zone(); err != nil {
 		return err
 	}
-	_, err := s.prefixes()
+	allow, err := s.prefixes()
+	if err != nil {
+		return err
+	}
+	if _, err := s.bindings(allow); err != nil {
+		return err
+	}
+	if _, err := s.limits(); err != nil {
+		return err
+	}
+	_, err = s.secure()
 	return err
 }
 

@@ -40,14 +40,19 @@ func (f *feeds) stats() map[string]source.Stats {
 	defer f.mu.Unlock()
 	out := make(map[string]source.Stats, len(f.list))
 	for _, s := range f.list {
-		if out[s.ID()] = f.past[s.ID()]; !s.over {
-			out[s.ID()] = since(s.Stats(), f.past[s.ID()])
+		if out[s.ID()] = f.past[s.ID()]; s.over {
+			continue
 		}
+		st := s.Stats()
+		for _, b := range st.Bound {
+			out[b.ID] = since(b, f.past[b.ID])
+		}
+		out[s.ID()] = since(st, f.past[s.ID()])
 	}
 	return out
 }
 
-// since is what a source counts after others of its id.
+// since is what a source counts after others of its id. What came of each binding counts from the last change of the source's configuration.
 func since(s, past source.Stats) source.Stats {
 	s.Received += past.Received
 	s.Acknowledged += past.Acknowledged
@@ -56,12 +61,18 @@ func since(s, past source.Stats) source.Stats {
 	s.Failed += past.Failed
 	s.NotAllowed += past.NotAllowed
 	s.OverLimit += past.OverLimit
+	s.Slowed += past.Slowed
+	s.BedConflicts += past.BedConflicts
+	if s.TLS != nil && past.TLS != nil {
+		s.TLS.Refused += past.TLS.Refused
+		s.TLS.Expired += past.TLS.Expired
+	}
 	for _, at := range []struct {
 		now *time.Time
 		was time.Time
 	}{
 		{&s.LastReceived, past.LastReceived}, {&s.LastAcknowledged, past.LastAcknowledged}, {&s.LastNotUnderstood, past.LastNotUnderstood},
-		{&s.LastRefused, past.LastRefused}, {&s.LastFailed, past.LastFailed}, {&s.LastUnwelcome, past.LastUnwelcome},
+		{&s.LastRefused, past.LastRefused}, {&s.LastFailed, past.LastFailed}, {&s.LastUnwelcome, past.LastUnwelcome}, {&s.LastSlowed, past.LastSlowed}, {&s.LastBedConflict, past.LastBedConflict},
 	} {
 		if at.now.Before(at.was) {
 			*at.now = at.was
@@ -106,5 +117,9 @@ func (f *feeds) end(s *feed) {
 	if f.past == nil {
 		f.past = map[string]source.Stats{}
 	}
-	f.past[s.ID()], s.over = since(s.Stats(), f.past[s.ID()]), true
+	st := s.Stats()
+	for _, b := range st.Bound {
+		f.past[b.ID] = since(b, f.past[b.ID])
+	}
+	f.past[s.ID()], s.over = since(st, f.past[s.ID()]), true
 }

@@ -30,8 +30,11 @@ func (s SourceConfig) isLine() bool { return s.Socket != "" }
 
 // checkLine does not look names up: a user may be made after the configuration was written.
 func (s SourceConfig) checkLine() error {
-	if s.MLLP != "" || len(s.Allow) > 0 || s.UniqueIDs != nil {
-		return errors.New("socket: a source has either an mllp address, with allow and unique_ids, or a socket; make it two sources")
+	if s.MLLP != "" || len(s.Allow) > 0 || s.UniqueIDs != nil || len(s.Bindings) > 0 || s.TLS != nil || s.Limits.PerAddress != 0 {
+		return errors.New("socket: a source has either an mllp address, with allow, unique_ids, bindings, tls and limits.per_address, or a socket; make it two sources")
+	}
+	if _, err := s.limits(); err != nil {
+		return err
 	}
 	if _, err := s.zone(); err != nil {
 		return err
@@ -63,9 +66,15 @@ func (a *Agent) openLine(s SourceConfig, zone *time.Location) (source.Source, er
 	if err != nil {
 		return nil, err
 	}
+	limits, err := s.limits()
+	if err != nil {
+		return nil, err
+	}
 	cfg := source.LineConfig{
-		ID: s.ID, Socket: source.Socket{Path: s.Socket, Mode: mode, Group: -1}, Zone: zone, Log: a.log,
-		Accept: func(ctx context.Context, d source.Delivery) error { return a.intake.accept(ctx, d, true) },
+		Limits: limits,
+		ID:     s.ID, Socket: source.Socket{Path: s.Socket, Mode: mode, Group: -1}, Zone: zone, Log: a.log,
+		Accept:   func(ctx context.Context, d source.Delivery) error { return a.intake.accept(ctx, d, true) },
+		MaxConns: s.Limits.Connections,
 	}
 	if s.Group != "" {
 		gid, err := number("/etc/group", s.Group)

@@ -21,12 +21,15 @@ type conn struct {
 	c net.Conn
 	r *hl7.Reader
 
+	bound    *bound // by the connection's certificate or address; nil for none
+	conflict bool   // these two are of different beds
+
 	mu       sync.Mutex
 	stopping bool
 }
 
-func newConn(s *MLLP, c net.Conn) *conn {
-	return &conn{s: s, c: c, r: hl7.NewReader(c, s.cfg.MaxMessage)}
+func newConn(s *MLLP, c net.Conn, by *bound, conflict bool) *conn {
+	return &conn{s: s, c: c, r: hl7.NewReader(c, s.cfg.MaxMessage), bound: by, conflict: conflict}
 }
 
 // serve runs until the device leaves, a fault ends the connection, or ctx ends.
@@ -39,15 +42,18 @@ func (c *conn) serve(ctx context.Context) {
 		switch {
 		case err == nil:
 			faults = 0 // only faults in a row tell that the peer does not speak MLLP
-			c.s.noteMessage(time.Now())
 			if !c.message(ctx, raw) {
 				return
 			}
+			c.slow(ctx, len(raw))
 		case errors.Is(err, hl7.ErrTooLong):
 			c.s.warn("long", "Refused an over-long message", "peer", c.c.RemoteAddr(), "limit", c.s.cfg.MaxMessage)
-			c.refuse(raw, RefusedLong)
-			c.hangUp()
-			return
+			// The rest of it is dropped as it comes, up to the next start of a frame: what the device has to say after it is not lost
+			// with it. One that never ends ends the connection.
+			if len(raw) > 0 && !c.refuse(raw, RefusedLong) || c.r.Lost() {
+				c.hangUp()
+				return
+			}
 		case errors.Is(err, hl7.ErrFraming):
 			c.s.warn("framing", "Refused bytes that are no MLLP frame; expected <VT>message<FS><CR>", "peer", c.c.RemoteAddr())
 			if faults++; !c.refuse(raw, RefusedFrame) || faults >= maxFaults {
@@ -101,29 +107,37 @@ func (c *conn) message(ctx context.Context, raw []byte) bool {
 	s := c.s
 	m, err := hl7.Understand(raw, hl7.Options{Source: s.cfg.ID, Zone: s.cfg.Zone})
 	if err != nil {
+		s.meter.message(time.Now())
 		s.warn("msh", "Refused a message without usable MSH segment", "peer", c.c.RemoteAddr())
 		return c.refuse(raw, RefusedHeader)
 	}
-	if err := c.store(ctx, Delivery{Source: s.cfg.ID, Raw: raw, Message: m}); err != nil {
+	understood, meter := len(m.Problems) == 0, s.meter
+	if b := s.bindings.bind(&m, c.bound, c.conflict); b != nil {
+		if meter = b.meter; b.ID != "" {
+			m.Source = b.ID
+		}
+	}
+	meter.message(time.Now())
+	if !understood {
+		meter.notUnderstood.Add(1)
+	}
+	if err := c.store(ctx, Delivery{Source: m.Source, Raw: raw, Message: m}, meter); err != nil {
 		return false
 	}
 	// From here on the message is durable. If the answer is lost, the device sends again and Accept knows the message.
 	if answer := hl7.Ack(raw, hl7.Accept, "", time.Now()); answer != nil && !c.write(answer) {
 		return false
 	}
-	s.acknowledged.Add(1)
+	meter.acknowledged.Add(1)
 	if s.cfg.Acknowledged != nil {
-		s.cfg.Acknowledged(s.cfg.ID, m.Digest)
+		s.cfg.Acknowledged(m.Source, m.Digest)
 	}
 	return true
 }
 
 // store hands a message to Accept. Whatever the error, the device must get no acknowledgement.
-func (c *conn) store(ctx context.Context, d Delivery) error {
+func (c *conn) store(ctx context.Context, d Delivery, meter *meter) error {
 	s := c.s
-	if len(d.Message.Problems) > 0 {
-		s.notUnderstood.Add(1)
-	}
 	// Accept must not see ctx end: a message that is read whole is finished although the source was told to stop.
 	finish, cancel := c.grace(ctx)
 	defer cancel()
@@ -135,12 +149,23 @@ func (c *conn) store(ctx context.Context, d Delivery) error {
 	case errors.Is(err, ErrReused):
 		return err
 	}
-	s.failed.Add(1)
+	meter.failed.Add(1)
 	s.warn("accept message", "A message could not be stored; its device gets no acknowledgement", "peer", c.c.RemoteAddr(), "error", err)
 	if errors.Is(err, ErrFull) {
 		c.holdBack(ctx)
 	}
 	return err
+}
+
+// slow holds the connection back where the limits say so. What was read is durable and acknowledged by then.
+func (c *conn) slow(ctx context.Context, n int) {
+	d := c.s.throttle.take(time.Now(), n)
+	if d <= 0 {
+		return
+	}
+	c.s.slowed.Add(1)
+	c.s.warn("slowed", "Devices send more than the limits allow; they are read later, and nothing is dropped", "peer", c.c.RemoteAddr())
+	wait(ctx, d)
 }
 
 // grace is a context that outlives ctx by StopTimeout.
@@ -184,7 +209,7 @@ func (c *conn) write(msg []byte) bool {
 // hangUp ends a connection whose peer may still be sending. To close it with bytes unread would reset it, and the answer could be
 // lost on its way; so what comes is read and dropped, within a bound of bytes and time.
 func (c *conn) hangUp() {
-	if half, ok := c.c.(interface{ CloseWrite() error }); ok {
+	if half, ok := c.c.(interface{ CloseWrite() error }); ok { // TCP, with or without TLS
 		_ = half.CloseWrite() // the connection is closed next in any case
 	}
 	if c.deadline(min(c.s.cfg.FrameTimeout, time.Second)) == nil {

@@ -22,6 +22,7 @@ type LineConfig struct {
 	Zone   *time.Location // of times that name none; nil is UTC
 	Accept Accept         // must be set. It is given Delivery.ID
 	Log    *slog.Logger   // nil discards
+	Limits Limits         // PerAddress has no meaning here
 
 	MaxConns                                                              int
 	MaxMessage                                                            int
@@ -52,11 +53,14 @@ func NewLine(cfg LineConfig) (*Line, error) {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	common := Config{
-		ID: cfg.ID, Listen: cfg.Socket.Path, Zone: cfg.Zone, Accept: cfg.Accept, Log: cfg.Log.With("source", cfg.ID), MaxConns: cfg.MaxConns, MaxMessage: cfg.MaxMessage,
+		ID: cfg.ID, Listen: cfg.Socket.Path, Zone: cfg.Zone, Accept: cfg.Accept, Log: cfg.Log.With("source", cfg.ID), MaxConns: cfg.MaxConns, MaxMessage: cfg.MaxMessage, Limits: cfg.Limits,
 		IdleTimeout: cfg.IdleTimeout, FrameTimeout: cfg.FrameTimeout, WriteTimeout: cfg.WriteTimeout, StopTimeout: cfg.StopTimeout,
 		Backoff: cfg.Backoff, Reopen: cfg.Reopen,
 	}
 	defaults(&common)
+	if err := cfg.Limits.Check(common.MaxConns, common.MaxMessage); err != nil {
+		return nil, fmt.Errorf("config: source %s: %w", cfg.ID, err)
+	}
 	l := &Line{s: newMLLP(common), cfg: cfg}
 	l.s.bind, l.s.admit = cfg.Socket.listen, l.admit
 	l.s.talk = func(ctx context.Context, c net.Conn) {
@@ -104,11 +108,12 @@ func (c *lineConn) serve(ctx context.Context) {
 		var refused *line.RefusedError
 		switch {
 		case err == nil:
-			c.s.noteMessage(time.Now())
+			c.s.meter.message(time.Now())
 			var goesOn bool
 			if goesOn, refused = c.message(ctx, raw); !goesOn {
 				return
 			}
+			c.slow(ctx, len(raw))
 		case errors.Is(err, line.ErrTooLong):
 			refused = line.RefusedLong
 			c.refuse(line.ID{}, refused, !whole) // a line that is too long goes on behind its end, CBOR nowhere
@@ -151,7 +156,10 @@ func (c *lineConn) message(ctx context.Context, raw []byte) (goesOn bool, refuse
 	if errors.As(err, &refused) {
 		return c.refuse(id, refused, cbor), refused
 	}
-	err = c.store(ctx, Delivery{Source: c.s.cfg.ID, Raw: raw, Message: m, ID: id.Text})
+	if len(m.Problems) > 0 {
+		c.s.meter.notUnderstood.Add(1)
+	}
+	err = c.store(ctx, Delivery{Source: c.s.cfg.ID, Raw: raw, Message: m, ID: id.Text}, c.s.meter)
 	switch {
 	case errors.Is(err, ErrReused):
 		return c.refuse(id, line.RefusedReused, cbor), line.RefusedReused
@@ -163,7 +171,7 @@ func (c *lineConn) message(ctx context.Context, raw []byte) (goesOn bool, refuse
 	if !c.write(line.OK(id, cbor)) {
 		return false, nil
 	}
-	c.s.acknowledged.Add(1)
+	c.s.meter.acknowledged.Add(1)
 	return true, nil
 }
 

@@ -1,6 +1,7 @@
 package source
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -27,9 +28,13 @@ type Config struct {
 	// when the device wants none): from then on the same bytes are a new message, not a resend.
 	Acknowledged func(source string, digest [32]byte)
 
+	Bindings []Binding // of devices to beds; CheckBindings has found no fault with them
+	Limits   Limits    // of what all devices together may bring
+	TLS      *TLS      // nil: devices do not speak TLS
+
 	Log *slog.Logger // nil discards
 
-	MaxConns     int           // connections at a time: 200
+	MaxConns     int           // connections at a time: 200; at most MaxConns
 	MaxMessage   int           // bytes of one message: telemetry.MaxMessage, which is also the most
 	IdleTimeout  time.Duration // between messages: 2 h, since monitors are set to report as rarely as once an hour
 	FrameTimeout time.Duration // from a message's first byte to its last: 30 s
@@ -47,10 +52,14 @@ type MLLP struct {
 	cfg   Config
 	slots chan struct{} // one token for each open connection
 
-	received, acknowledged, notUnderstood, refused tally
-	failed, notAllowed, overLimit                  tally
-	rhythm                                         rhythm
-	full                                           atomic.Int32 // refusals for want of room in a row
+	meter    *meter // of what has the source's own id
+	bindings *bindings
+	throttle *throttle
+	places   places
+	tls      *secured // nil without TLS
+
+	refused, notAllowed, overLimit, slowed tally
+	full                                   atomic.Int32 // refusals for want of room in a row
 
 	// What a line socket does in its own way.
 	bind  func() (net.Listener, error)
@@ -60,7 +69,6 @@ type MLLP struct {
 	mu       sync.Mutex
 	listener net.Listener         // nil while the port cannot be had
 	trouble  string               // why it cannot
-	lately   Rate                 // of messages
 	warned   map[string]time.Time // when a kind of warning was last logged
 }
 
@@ -90,9 +98,20 @@ func NewMLLP(cfg Config) (*MLLP, error) {
 	cfg.Log = cfg.Log.With("source", cfg.ID)
 	defaults(&cfg)
 
+	if err := CheckBindings(cfg.Bindings, cfg.Allow, cfg.TLS != nil && cfg.TLS.ClientCA != ""); err != nil {
+		return nil, fmt.Errorf("config: source %s: %w", cfg.ID, err)
+	}
+	if err := cfg.Limits.Check(cfg.MaxConns, cfg.MaxMessage); err != nil {
+		return nil, fmt.Errorf("config: source %s: %w", cfg.ID, err)
+	}
+
 	s := newMLLP(cfg)
-	s.bind, s.admit = s.bindTCP, s.admitTCP
-	s.talk = func(ctx context.Context, c net.Conn) { newConn(s, c).serve(ctx) }
+	s.bind, s.admit, s.talk = s.bindTCP, s.admitTCP, s.serve
+	if cfg.TLS != nil {
+		if s.tls = newSecured(*cfg.TLS); s.tls.trouble != "" {
+			cfg.Log.Error("Devices cannot connect: the certificate for them cannot be used; it is tried again at each connection", "error", s.tls.trouble)
+		}
+	}
 	if err := s.listen(); err != nil {
 		cfg.Log.Error("Devices cannot connect: the port cannot be opened; it is tried again", "error", err)
 	}
@@ -100,7 +119,12 @@ func NewMLLP(cfg Config) (*MLLP, error) {
 }
 
 func newMLLP(cfg Config) *MLLP {
-	return &MLLP{cfg: cfg, slots: make(chan struct{}, cfg.MaxConns), warned: map[string]time.Time{}}
+	s := &MLLP{
+		cfg: cfg, slots: make(chan struct{}, cfg.MaxConns), warned: map[string]time.Time{}, meter: &meter{}, throttle: newThrottle(cfg.Limits),
+		places: places{of: map[netip.Addr]int{}, max: cmp.Or(cfg.Limits.PerAddress, max(1, cfg.MaxConns*3/4))},
+	}
+	s.bindings = newBindings(cfg.Bindings, s.meter)
+	return s
 }
 
 func (s *MLLP) bindTCP() (net.Listener, error) {
@@ -174,20 +198,38 @@ func (s *MLLP) open() net.Listener {
 	return s.listener
 }
 
-// Stats are the counters now.
+// Stats are the counters now. Those of bindings with an id of their own are in Bound.
 func (s *MLLP) Stats() Stats {
-	st := Stats{
-		Connections: len(s.slots), Received: s.received.Load(), Acknowledged: s.acknowledged.Load(),
-		NotUnderstood: s.notUnderstood.Load(), Refused: s.refused.Load(), Failed: s.failed.Load(),
-		NotAllowed: s.notAllowed.Load(), OverLimit: s.overLimit.Load(), Address: s.cfg.Listen,
-		LastReceived: s.received.at(), LastNotUnderstood: s.notUnderstood.at(), LastRefused: s.refused.at(), LastFailed: s.failed.at(), LastAcknowledged: s.acknowledged.at(),
-		LastUnwelcome: s.notAllowed.at(), Usual: s.rhythm.usual(),
-	}
-	s.mu.Lock()
-	st.Listening, st.Trouble, st.LastMinute = s.listener != nil, s.trouble, s.lately.Within(time.Now())
-	s.mu.Unlock()
+	now := time.Now()
+	st := s.meter.stats(now)
+	st.Connections, st.Refused, st.NotAllowed, st.OverLimit, st.Address = len(s.slots), s.refused.Load(), s.notAllowed.Load(), s.overLimit.Load(), s.cfg.Listen
+	st.LastRefused, st.LastUnwelcome = s.refused.at(), s.notAllowed.at()
 	if over := s.overLimit.at(); over.After(st.LastUnwelcome) {
 		st.LastUnwelcome = over
+	}
+	st.Slowed, st.LastSlowed = s.slowed.Load(), s.slowed.at()
+	st.BedConflicts, st.LastBedConflict = s.bindings.conflicts.Load(), s.bindings.conflicts.at()
+	if p := s.bindings.problem.Load(); p != nil {
+		st.BedConflict = *p
+	}
+	st.Beds = s.bindings.stats()
+	if s.tls != nil {
+		st.TLS = s.tls.stats()
+	}
+	s.mu.Lock()
+	st.Listening, st.Trouble = s.listener != nil, s.trouble
+	s.mu.Unlock()
+	if st.TLS != nil && st.TLS.NotAfter.IsZero() && st.Trouble == "" {
+		st.Listening, st.Trouble = false, st.TLS.Trouble // no device gets past the handshake
+	}
+	for _, b := range s.bindings.all {
+		if b.ID == "" {
+			continue
+		}
+		own := b.meter.stats(now)
+		own.ID, own.Port, own.Bed = b.ID, s.cfg.ID, b.Bed
+		own.Address, own.Listening, own.Trouble = st.Address, st.Listening, st.Trouble
+		st.Bound = append(st.Bound, own)
 	}
 	return st
 }
@@ -227,19 +269,57 @@ func (s *MLLP) Run(ctx context.Context) error {
 			_ = c.Close() // nothing was read or written
 			continue
 		}
-		select {
-		case s.slots <- struct{}{}:
-		default:
-			s.overLimit.Add(1)
-			s.warn("limit", "Closed a device's connection beyond the limit", "peer", c.RemoteAddr(), "limit", s.cfg.MaxConns)
+		peer, ok := s.place(c)
+		if !ok {
 			_ = c.Close() // nothing was read or written
 			continue
 		}
 		open.Go(func() {
-			defer func() { <-s.slots }()
+			defer func() {
+				s.places.give(peer)
+				<-s.slots
+			}()
 			s.talk(ctx, c)
 		})
 	}
+}
+
+// place gives a connection its place, unless all are taken, or all that its address may have.
+func (s *MLLP) place(c net.Conn) (peer netip.Addr, ok bool) {
+	peer = peerAddr(c.RemoteAddr())
+	if !s.places.take(peer) {
+		s.overLimit.Add(1)
+		s.warn("address limit", "Closed a connection of an address that has as many as one may", "peer", c.RemoteAddr(), "limit", s.places.max)
+		return peer, false
+	}
+	select {
+	case s.slots <- struct{}{}:
+		return peer, true
+	default:
+		s.places.give(peer)
+		s.overLimit.Add(1)
+		s.warn("limit", "Closed a device's connection beyond the limit", "peer", c.RemoteAddr(), "limit", s.cfg.MaxConns)
+		return peer, false
+	}
+}
+
+// serve takes one connection through its handshake, where there is one, and serves it to its end.
+func (s *MLLP) serve(ctx context.Context, c net.Conn) {
+	defer c.Close()
+	peer := peerAddr(c.RemoteAddr())
+	var names []string
+	if s.tls != nil {
+		secure, shown, err := s.tls.shake(ctx, c)
+		if err != nil {
+			if ctx.Err() == nil {
+				s.warn("tls "+err.Error(), "Refused a device's TLS connection", "peer", c.RemoteAddr(), "error", err)
+			}
+			return
+		}
+		c, names = secure, shown
+	}
+	by, conflict := s.bindings.connection(names, peer)
+	newConn(s, c, by, conflict).serve(ctx)
 }
 
 // await gives the open port, and tries to have it until ctx ends; then it is nil.
@@ -272,7 +352,11 @@ func (s *MLLP) allowed(peer net.Addr) bool {
 	if len(s.cfg.Allow) == 0 {
 		return addr.IsLoopback()
 	}
-	for _, p := range s.cfg.Allow {
+	return contains(s.cfg.Allow, addr)
+}
+
+func contains(networks []netip.Prefix, addr netip.Addr) bool {
+	for _, p := range networks {
 		if p.Contains(addr) {
 			return true
 		}

@@ -270,22 +270,41 @@ func TestIdle(t *testing.T) {
 }
 
 func TestTooLong(t *testing.T) {
-	s, _ := start(t, Config{Accept: func(context.Context, Delivery) error { t.Error("accepted"); return nil }, MaxMessage: 1000})
+	s, _ := start(t, Config{Accept: func(_ context.Context, d Delivery) error {
+		if len(d.Raw) > 1000 {
+			t.Error("accepted")
+		}
+		return nil
+	}, MaxMessage: 1000})
 	d := dial(t, s)
-	// Far more than is allowed, without an end: the answer must come all the same, and reach the device although it still sends.
+	// The answer names the message, and what the device says after it is not lost with it.
+	d.send(frame(append(oru("77"), bytes.Repeat([]byte("y"), 9000)...)))
+	d.send(frame(oru("78")))
+	for _, want := range []string{"MSA|AR|77|message is too long", "MSA|AA|78"} {
+		if a := d.answer(); a != want {
+			t.Errorf("%q, want %q", a, want)
+		}
+	}
+	// One without an end: the answer must come all the same, and reach the device although it still sends. Then the connection ends.
 	d.send(append([]byte{0x0b}, bytes.Repeat([]byte("x"), 100_000)...))
 	if a := d.answer(); a != "MSA|AR||message is too long" {
 		t.Errorf("%q", a)
 	}
 	d.closed()
 
+	// Over-long messages in a row are no reason to hang up: each is answered, and the one after them is taken.
 	d = dial(t, s)
-	d.send(frame(append(oru("77"), bytes.Repeat([]byte("y"), 1000)...)))
-	if a := d.answer(); a != "MSA|AR|77|message is too long" {
+	for range maxFaults {
+		d.send(frame(append(oru("79"), bytes.Repeat([]byte("y"), 1000)...)))
+		if a := d.answer(); a != "MSA|AR|79|message is too long" {
+			t.Errorf("%q", a)
+		}
+	}
+	d.send(frame(oru("80")))
+	if a := d.answer(); a != "MSA|AA|80" {
 		t.Errorf("%q", a)
 	}
-	d.closed()
-	if st := s.Stats(); st.Refused != 2 || st.Received != 0 {
+	if st := s.Stats(); st.Refused != 2+maxFaults || st.Received != 2 {
 		t.Errorf("%+v", st)
 	}
 }
@@ -378,7 +397,7 @@ func TestAllowed(t *testing.T) {
 }
 
 func TestLimit(t *testing.T) {
-	s, _ := start(t, Config{Accept: take, MaxConns: 2})
+	s, _ := start(t, Config{Accept: take, MaxConns: 2, Limits: Limits{PerAddress: 2}})
 	a, b := dial(t, s), dial(t, s)
 	for _, d := range []device{a, b} { // an answer shows that the connection has its place
 		d.send(frame(oru("1")))

@@ -36,12 +36,3 @@ func (r *Rate) forget(now time.Time) {
 		r.counts[r.newest%int64(len(r.counts))] = 0
 	}
 }
-
-// noteMessage counts a whole message.
-func (s *MLLP) noteMessage(now time.Time) {
-	s.received.Add(1)
-	s.rhythm.note(now)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.lately.Add(now, 1)
-}

@@ -73,4 +73,18 @@ type Stats struct {
 	LastFailed        time.Time     `json:"last_failed"`
 	LastUnwelcome     time.Time     `json:"last_unwelcome"` // of NotAllowed and OverLimit
 	Usual             time.Duration `json:"usual_ns"`       // usual time from one message to the next; 0 while too few have come
+
+	Slowed          uint64    `json:"slowed,omitempty"` // messages after which the limits made a connection wait
+	LastSlowed      time.Time `json:"last_slowed,omitzero"`
+	BedConflicts    uint64    `json:"bed_conflicts,omitempty"` // messages of a device that claims another bed than its connection's
+	LastBedConflict time.Time `json:"last_bed_conflict,omitzero"`
+	BedConflict     string    `json:"bed_conflict,omitempty"` // what the last was about
+
+	Bed  string     `json:"bed,omitempty"`  // of a binding with an id of its own: what it is bound to
+	Port string     `json:"port,omitempty"` // and the source on whose port its device sends
+	Beds []BedStats `json:"beds,omitempty"` // what came of each binding, in the order of the configuration
+	TLS  *TLSStats  `json:"tls,omitempty"`  // nil: without TLS
+
+	ID    string  `json:"-"` // of those in Bound
+	Bound []Stats `json:"-"` // bindings with an id of their own: each is a source for the hospital
 }

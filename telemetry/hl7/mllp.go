@@ -16,8 +16,8 @@ const (
 )
 
 var (
-	// ErrTooLong means that a message, or what stands between two messages, is longer than the reader allows. What follows on the
-	// stream cannot be told apart from it any more, so the reader gives nothing else from then on.
+	// ErrTooLong means that a message, or what stands between two messages, is longer than the reader allows. The reader drops what
+	// follows up to the next start of a frame, and goes on there; unless Lost says that too much has come without one.
 	ErrTooLong = errors.New("message is longer than allowed")
 	// ErrFraming means that bytes came which are no MLLP frame. The reader goes on at the next start of a frame.
 	ErrFraming = errors.New("no MLLP frame; expected <VT>message<FS><CR>")
@@ -26,9 +26,10 @@ var (
 // Reader takes MLLP frames from a stream. It holds at most one message and a buffer of 4 KiB.
 type Reader struct {
 	br       *bufio.Reader
-	max      int
+	max      int  // bytes of a message, and of what is dropped at a time before the first
 	skipping bool // after a fault of framing: everything up to the next <VT> is dropped, silently, since it was reported
 	skipped  int
+	room     int // how much may be skipped
 	dead     error
 }
 
@@ -36,6 +37,12 @@ type Reader struct {
 func NewReader(r io.Reader, max int) *Reader {
 	return &Reader{br: bufio.NewReaderSize(r, 4096), max: max}
 }
+
+// longest is how many times as long as allowed an over-long message may be and still be dropped whole.
+const longest = 16
+
+// Lost tells that the reader gives nothing more: too much came without a frame's start.
+func (r *Reader) Lost() bool { return r.dead != nil }
 
 // Await blocks until a byte of the next frame (or of what should be one) has come. It lets a caller give the wait between messages
 // and the wait within a message different deadlines.
@@ -53,12 +60,13 @@ func (r *Reader) Await() error {
 			n++
 		}
 		_, _ = r.br.Discard(n) // n bytes are buffered
-		if n < len(b) {
-			return nil
-		}
-		if r.skipped += n; r.skipped > r.max {
+		// Counted before the next start of a frame is looked at, so that nothing depends on how the bytes arrive.
+		if r.skipped += n; r.skipped > max(r.room, r.max) {
 			r.dead = ErrTooLong
 			return r.dead
+		}
+		if n < len(b) {
+			return nil
 		}
 	}
 }
@@ -89,7 +97,7 @@ func (r *Reader) Next() ([]byte, error) {
 		r.skipping = true
 		return head, ErrFraming
 	}
-	r.skipping, r.skipped = false, 0
+	r.skipping, r.skipped, r.room = false, 0, 0
 	return r.body()
 }
 
@@ -112,8 +120,11 @@ func (r *Reader) body() ([]byte, error) {
 			again = -1
 		}
 		if len(msg)+end > r.max {
-			r.dead = ErrTooLong
-			return append(msg, b[:r.max-len(msg)]...), r.dead
+			r.skipping, r.room = true, longest*r.max
+			fits := r.max - len(msg)
+			msg = append(msg, b[:fits]...)
+			_, _ = r.br.Discard(fits)
+			return msg, ErrTooLong
 		}
 		whole := again < 0 && end < len(b)
 		msg = append(msg, b[:end]...)

@@ -20,7 +20,9 @@ func frames(r *Reader) []string {
 		case errors.Is(err, ErrFraming):
 			got = append(got, "<framing:"+string(msg)+">")
 		case errors.Is(err, ErrTooLong):
-			return append(got, "<long:"+string(msg)+">")
+			if got = append(got, "<long:"+string(msg)+">"); r.Lost() {
+				return got
+			}
 		case errors.Is(err, io.EOF):
 			return got
 		default:
@@ -42,7 +44,11 @@ func TestReader(t *testing.T) {
 		"empty message":          {"\v\x1c\r\vb\x1c\r", []string{"", "b"}},
 		"blanks between":         {"\r\n \va\x1c\r\r\n\x00\vb\x1c\r\n", []string{"a", "b"}},
 		"longest":                {"\v0123456789\x1c\r", []string{"0123456789"}},
-		"too long":               {"\v0123456789A\x1c\r\vb\x1c\r", []string{"<long:0123456789>"}},
+		"too long":               {"\v0123456789A\x1c\r\vb\x1c\r", []string{"<long:0123456789>", "b"}},
+		"too long, with FS":      {"\v0123456789A\x1cB\x1c\r \vb\x1c\r", []string{"<long:0123456789>", "b"}},
+		"too long by much":       {"\v" + strings.Repeat("x", 165) + "\x1c\r\vb\x1c\r", []string{"<long:xxxxxxxxxx>", "b"}},
+		"too long by far":        {"\v" + strings.Repeat("x", 180) + "\x1c\r\vb\x1c\r", []string{"<long:xxxxxxxxxx>", "<long:>"}},
+		"too long, x after":      {"\v0123456789A\x1c\rx\vb\x1c\rx\vc\x1c\r", []string{"<long:0123456789>", "b", "<framing:x>", "c"}},
 		"too long without end":   {"\v" + strings.Repeat("x", 50), []string{"<long:xxxxxxxxxx>"}},
 		"junk, then a frame":     {"junk\vb\x1c\r", []string{"<framing:junk>", "b"}},
 		"endless junk":           {strings.Repeat("x", 50), []string{"<framing:xxxxxxxxxx", "<long:>"}},
@@ -122,7 +128,7 @@ func messages(t *testing.T, r *Reader, max int) []string {
 		switch {
 		case err == nil:
 			got = append(got, string(msg))
-		case !errors.Is(err, ErrFraming):
+		case !errors.Is(err, ErrFraming) && (!errors.Is(err, ErrTooLong) || r.Lost()):
 			return got
 		}
 	}
