@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"wardlink/agent/source"
 	"wardlink/enroll"
 )
 
@@ -302,13 +303,26 @@ func (d Disk) Examine(path string, want int64) Finding {
 func (s Status) examineSource(id string, now time.Time) Finding {
 	st := s.Sources[id]
 	f := Finding{Area: AreaSource, Name: id, Level: Well}
+	if st.Port != "" {
+		return s.examineBound(st, f, now)
+	}
 	last := now.Sub(st.LastReceived)
 	switch {
 	case !st.Listening:
 		f.Level, f.Found, f.Mend = Stops, "devices cannot connect: "+st.Trouble, "it is tried again by itself"
+	case st.TLS != nil && st.TLS.Trouble != "":
+		f.Level, f.Found, f.Mend = Warning, "the certificate for devices was replaced by files that cannot be used, so the former goes on: "+st.TLS.Trouble, "no restart is needed"
+	case st.TLS != nil && st.TLS.NotAfter.Sub(now) < deviceCertificate && s.Time.Trusted:
+		f.Level, f.Found = Warning, "the certificate that devices see ends at "+st.TLS.NotAfter.UTC().Format(time.RFC3339)
+		f.Mend = "put a new one and its key in place of tls.certificate and tls.key; no restart is needed"
+	case st.Received == 0 && st.TLS != nil && st.TLS.Refused > 0 && st.Connections == 0:
+		f.Level, f.Found = Stops, fmt.Sprintf("%s of devices failed, the last: %s", Count(st.TLS.Refused, "TLS handshake"), st.TLS.Reason)
+		f.Mend = "see the device's certificate, 'client_ca' and 'allow' of this source's tls, and whether the device trusts the CA of tls.certificate"
 	case st.Received == 0 && st.NotAllowed > 0 && st.Connections == 0:
 		f.Level, f.Found = Stops, fmt.Sprintf("%s from addresses that 'allow:' does not list, and none from one that it does", Count(st.NotAllowed, "connection"))
 		f.Mend = "add the device's network to sources[].allow and restart the agent"
+	case st.Received == 0 && st.Shared && s.heardOn(id):
+		f.Found = fmt.Sprintf("listens on %s for devices that are bound to beds under ids of their own; %s", st.Address, devices(st.Connections))
 	case st.Received == 0 && st.Refused > 0:
 		f.Level, f.Found, f.Mend = Stops, fmt.Sprintf("what arrives is no HL7 message in an MLLP frame (%d times)", st.Refused), "set the device to HL7 v2 over MLLP"
 	case st.Received == 0 && now.Sub(s.Started) > firstMessage:
@@ -316,6 +330,15 @@ func (s Status) examineSource(id string, now time.Time) Finding {
 		f.Mend = "is the device on, and is it set to send to " + st.Address + "?"
 	case st.Received == 0:
 		f.Found = fmt.Sprintf("listens on %s; no message yet; %s", st.Address, devices(st.Connections))
+	case now.Sub(st.LastBedConflict) < conflictShown:
+		f.Level, f.Found = Warning, fmt.Sprintf("%s of a device that is bound to another bed than its connection: %s", Count(st.BedConflicts, "message"), st.BedConflict)
+		f.Mend = "see which device is where, and mend 'bindings' of this source: the connection's bed counts meanwhile"
+	case st.TLS != nil && now.Sub(st.TLS.LastExpired) < conflictShown:
+		f.Level, f.Found = Warning, fmt.Sprintf("%s of certificates that have ended or not begun", Count(st.TLS.Expired, "refused handshake"))
+		f.Mend = "give the device a new certificate; its messages are not taken until then"
+	case now.Sub(st.LastSlowed) < slowedShown:
+		f.Level, f.Found = Warning, fmt.Sprintf("its devices send more than 'limits' allow and are read later (%s so far); nothing is dropped", Count(st.Slowed, "time"))
+		f.Mend = "raise limits.messages or limits.bytes of this source, or look what the device sends"
 	case silent(st.Usual, last):
 		f.Level, f.Found = Warning, fmt.Sprintf("silent for %s; %s", Ago(last), devices(st.Connections))
 		f.Mend = "see the device, its cable, and the network in between"
@@ -327,6 +350,42 @@ func (s Status) examineSource(id string, now time.Time) Finding {
 	}
 	return f
 }
+
+// heardOn tells whether a device that has an id of its own has sent anything on a source's port.
+func (s Status) heardOn(port string) bool {
+	for _, st := range s.Sources {
+		if st.Port == port && st.Received > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// examineBound judges a device that is bound to a bed under an id of its own: what its port's finding does not say.
+func (s Status) examineBound(st source.Stats, f Finding, now time.Time) Finding {
+	last := now.Sub(st.LastReceived)
+	switch {
+	case st.Received == 0:
+		f.Found = "bed " + st.Bed + ": no message yet"
+		if now.Sub(s.Started) > firstMessage {
+			f.Level, f.Found = Warning, fmt.Sprintf("bed %s: no message since the agent started %s ago", st.Bed, Ago(now.Sub(s.Started)))
+			f.Mend = "is the device on, does it send to the port of source " + st.Port + ", and is it what 'bindings' says? 'wardlink-agent status' lists them"
+		}
+	case silent(st.Usual, last):
+		f.Level, f.Found = Warning, fmt.Sprintf("bed %s: silent for %s", st.Bed, Ago(last))
+		f.Mend = "see the device, its cable, and the network in between"
+	default:
+		f.Found = fmt.Sprintf("bed %s: last message %s ago, %d in the last minute", st.Bed, Ago(last), st.LastMinute)
+	}
+	return f
+}
+
+// How long what happened to a source is worth a warning, and how long before its end the certificate for devices is.
+const (
+	conflictShown     = time.Hour
+	slowedShown       = time.Minute
+	deviceCertificate = 14 * 24 * time.Hour
+)
 
 // silent tells whether a source misses its own rhythm.
 func silent(usual, since time.Duration) bool {

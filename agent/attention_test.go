@@ -99,6 +99,29 @@ func TestExamine(t *testing.T) {
 		"no MLLP":        {bed7(func(st *source.Stats) { *st = source.Stats{Listening: true, Refused: 9} }), AreaSource, Stops, "no HL7 message", "MLLP"},
 		"never":          {bed7(func(st *source.Stats) { *st = source.Stats{Listening: true, Address: "127.0.0.1:2575"} }), AreaSource, Warning, "no message since the agent started 2 h ago", "127.0.0.1:2575"},
 		"silent":         {bed7(func(st *source.Stats) { st.LastReceived = ago(3 * time.Minute) }), AreaSource, Warning, "silent for 3 min", "cable"},
+		"no certificate": {bed7(func(st *source.Stats) {
+			st.TLS = &source.TLSStats{NotAfter: noon.Add(99 * 24 * time.Hour), Trouble: "tls.key: x has mode 0644: chmod 600 x"}
+		}), AreaSource, Warning, "the former goes on: tls.key", "no restart"},
+		"certificate ends": {func(s *Status) {
+			bed7(func(st *source.Stats) { st.TLS = &source.TLSStats{NotAfter: noon.Add(time.Hour)} })(s)
+			s.Time = ClockFacts{Trusted: true}
+		}, AreaSource, Warning, "certificate that devices see ends at", "tls.certificate"},
+		"handshakes": {bed7(func(st *source.Stats) {
+			*st = source.Stats{Listening: true, TLS: &source.TLSStats{NotAfter: noon.Add(99 * 24 * time.Hour), Refused: 3, Reason: "the device showed no certificate"}}
+		}), AreaSource, Stops, "3 TLS handshakes of devices failed, the last: the device showed no certificate", "client_ca"},
+		"expired device": {bed7(func(st *source.Stats) {
+			st.TLS = &source.TLSStats{NotAfter: noon.Add(99 * 24 * time.Hour), Expired: 1, LastExpired: ago(time.Minute)}
+		}), AreaSource, Warning, "1 refused handshake of certificates that have ended", "new certificate"},
+		"another bed": {bed7(func(st *source.Stats) {
+			st.BedConflicts, st.LastBedConflict, st.BedConflict = 2, ago(time.Minute), "address 10.1.2.3 of bed ICU-7"
+		}),
+			AreaSource, Warning, "2 messages of a device that is bound to another bed than its connection: address 10.1.2.3", "bindings"},
+		"slowed": {bed7(func(st *source.Stats) { st.Slowed, st.LastSlowed = 7, ago(time.Second) }), AreaSource, Warning, "read later (7 times so far); nothing is dropped", "limits.messages"},
+		"bed silent": {func(s *Status) {
+			s.Sources["icu-7"] = source.Stats{Port: "bed-7", Bed: "ICU-7", Listening: true, Received: 5, Usual: time.Second, LastReceived: ago(3 * time.Minute)}
+		}, AreaSource, Warning, "bed ICU-7: silent for 3 min", "cable"},
+		"bed never": {func(s *Status) { s.Sources["icu-7"] = source.Stats{Port: "bed-7", Bed: "ICU-7", Listening: true} },
+			AreaSource, Warning, "bed ICU-7: no message since", "bindings"},
 		"not understood": {bed7(func(st *source.Stats) { st.NotUnderstood = st.Received }), AreaSource, Warning, "none of its 100 messages", "hl7 try"},
 	} {
 		s := healthy()
@@ -118,6 +141,12 @@ func TestExamine(t *testing.T) {
 	for name, change := range map[string]func(*Status){
 		"hourly":        bed7(func(st *source.Stats) { st.Usual, st.LastReceived = time.Hour, ago(2*time.Hour) }),
 		"no rhythm yet": bed7(func(st *source.Stats) { st.Usual, st.LastReceived = 0, ago(time.Hour) }),
+		"all bound": func(s *Status) {
+			st := s.Sources["bed-7"]
+			s.Sources["bed-7"] = source.Stats{Listening: true, Shared: true, Address: st.Address}
+			st.Port, st.Bed = "bed-7", "ICU-7"
+			s.Sources["icu-7"] = st
+		},
 		"nothing waits": func(s *Status) { s.Uplink.Lanes[telemetry.LaneVitals].AckedAt = ago(8 * time.Hour) },
 		"recovered":     func(s *Status) { s.Intake.LastFailed, s.Intake.LastStored = ago(2*time.Second), ago(time.Second) },
 		"a clock that is set right by the hospital": func(s *Status) {

@@ -1,8 +1,11 @@
 package agent
 
 import (
+	"fmt"
 	"strings"
 	"testing"
+
+	"wardlink/agent/source"
 )
 
 const goodConfig = `
@@ -43,6 +46,7 @@ func TestConfigErrorsNameKeyAndMend(t *testing.T) {
 		}
 		return out
 	}
+	binding := func(list string) string { return goodConfig + "    bindings: [" + list + "]\n" }
 	for _, c := range []struct{ name, text, want string }{
 		{"unknown key", replace("kit:", "kti:"), "kti"},
 		{"unknown key names its line", replace("    mllp:", "    mlpp:"), "mlpp"},
@@ -56,6 +60,21 @@ func TestConfigErrorsNameKeyAndMend(t *testing.T) {
 		{"a tag without a value", "sources: !tag ", "YAML that cannot be read"},
 		{"small cap", replace("512MB", "1MB"), "at least 64MB"},
 		{"huge cap", replace("512MB", "99999999999GB"), "buffer.cap"},
+		{"binding's key", binding("{adress: 10.20.0.7, bed: ICU-7}"), "adress"},
+		{"binding's address", binding("{address: 10.20.0.0/24, bed: ICU-7}"), "bindings[0].address: \"10.20.0.0/24\"; expected one device's"},
+		{"binding that allow forbids", binding("{address: 10.21.0.7, bed: ICU-7}"), "may not connect, since 'allow'"},
+		{"binding of nothing", binding("{bed: ICU-7}"), "bindings[0]: expected exactly one of certificate, address, msh3 and device"},
+		{"binding twice", binding("{msh3: A, bed: ICU-7}, {msh3: A, bed: ICU-8}"), "bindings[1]: msh3 A is bound by bindings[0] already, to bed ICU-7"},
+		{"binding's id is the source's", binding("{msh3: A, bed: ICU-7, id: bed-7}"), "sources[0].bindings[0].id: \"bed-7\" is sources[0]'s already"},
+		{"binding's id", binding("{msh3: A, bed: ICU-7, id: 'Bed 7'}"), "bindings[0].id"},
+		{"binding of a device with an id", binding("{device: A, bed: ICU-7, id: b}"), "not with device"},
+		{"binding by certificate without tls", binding("{certificate: m, bed: ICU-7}"), "no device is asked for one"},
+		{"limits", goodConfig + "    limits: {messages: 100, bytes: 1KB}\n", "limits.bytes: 1024 is less than one message"},
+		{"limits in words", goodConfig + "    limits: {bytes: lots}\n", "limits.bytes: \"lots\"; expected bytes a second"},
+		{"connections", goodConfig + "    limits: {connections: 5000}\n", "limits.connections: 5000; at most 1000"},
+		{"tls without key", goodConfig + "    tls: {certificate: /etc/wardlink/d.pem}\n", "tls.key: expected the absolute path"},
+		{"tls of a relative path", goodConfig + "    tls: {certificate: d.pem, key: /k}\n", "tls.certificate: expected the absolute path"},
+		{"tls names without a CA", goodConfig + "    tls: {certificate: /d.pem, key: /k, allow: [m]}\n", "tls.allow: without client_ca"},
 		{"zone", replace("Europe/Berlin", "Mars/Base"), "sources[0]: time_zone"},
 		{"network", replace("10.20.0.0/16", "10.20.0.0"), "sources[0]: allow[0]"},
 		{"address", replace("10.20.0.1:2575", "2575"), "address:port"},
@@ -85,4 +104,40 @@ func FuzzParseConfig(f *testing.F) {
 			t.Error("accepted a configuration without sources")
 		}
 	})
+}
+
+// TestSourceConfigReachesTheSource: a configuration with everything is what the source is made of.
+func TestSourceConfigReachesTheSource(t *testing.T) {
+	c, err := ParseConfig([]byte(goodConfig + `    bindings:
+      - {certificate: m7.ward.example, bed: ICU-7, id: icu-7}
+      - {address: 10.20.0.8, bed: ICU-8, id: icu-8}
+      - {msh3: CMS-9, bed: ICU-9}
+      - {device: 0003B1FFFE000001, bed: ICU-10}
+    limits: {messages: 100, burst: 300, bytes: 2MB, connections: 50, per_address: 5}
+    tls: {certificate: /etc/wardlink/d.pem, key: /etc/wardlink/d.key, client_ca: /etc/wardlink/ca.pem, allow: [m7.ward.example]}
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := c.Sources[0]
+	allow, _ := s.prefixes()
+	bindings, err := s.bindings(allow)
+	if err != nil || len(bindings) != 4 || bindings[0].Certificate != "m7.ward.example" || bindings[0].ID != "icu-7" || bindings[1].Address.String() != "10.20.0.8" ||
+		bindings[2].MSH3 != "CMS-9" || bindings[3].Device != "0003B1FFFE000001" || bindings[3].Bed != "ICU-10" {
+		t.Errorf("%+v, %v", bindings, err)
+	}
+	limits, err := s.limits()
+	if want := (source.Limits{Messages: 100, Burst: 300, Bytes: 2 << 20, PerAddress: 5}); err != nil || limits != want || s.Limits.Connections != 50 {
+		t.Errorf("%+v, %v", limits, err)
+	}
+	if secure := s.Secure(); secure == nil || secure.ClientCA != "/etc/wardlink/ca.pem" || len(secure.Allow) != 1 {
+		t.Errorf("%+v", secure)
+	}
+	many := goodConfig + "    bindings:\n"
+	for i := range 256 {
+		many += fmt.Sprintf("      - {msh3: M%d, bed: B, id: b-%d}\n", i, i)
+	}
+	if _, err := ParseConfig([]byte(many)); err == nil || !strings.Contains(err.Error(), "have 257 ids; a report holds 256") {
+		t.Errorf("more ids than a report holds: %v", err)
+	}
 }

@@ -346,7 +346,16 @@ func sourceReports(s Status) (out []telemetry.SourceReport) {
 			NotUnderstood: st.NotUnderstood, NotUnderstoodAt: millis(st.LastNotUnderstood), Refused: st.Refused, RefusedAt: millis(st.LastRefused),
 			Failed: st.Failed, FailedAt: millis(st.LastFailed), Unwelcome: st.NotAllowed + st.OverLimit, UnwelcomeAt: millis(st.LastUnwelcome),
 			Deaf: !st.Listening, AcknowledgedAt: millis(st.LastAcknowledged),
+			Bed: st.Bed, Shared: st.Shared,
 		})
+		r, port := &out[len(out)-1], st
+		if st.Port != "" { // what is known of the port alone stands with each device on it
+			port = s.Sources[st.Port]
+		}
+		r.Conflicts, r.ConflictAt, r.Slowed, r.SlowedAt = port.BedConflicts, millis(port.LastBedConflict), port.Slowed, millis(port.LastSlowed)
+		if t := port.TLS; t != nil {
+			r.Unproven, r.UnprovenAt, r.Expired = t.Refused, millis(t.LastRefused), t.Expired
+		}
 	}
 	return out
 }

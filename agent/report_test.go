@@ -317,5 +317,20 @@ func send(t *testing.T, b *bedside) {
 	t.Helper()
 	if err := b.agent.evicting(); err != nil {
 		t.Fatal(err)
+
+// TestReportsTellOfBoundDevices: a device with an id of its own is a source of the report, with its bed; what only the port knows stands with it.
+func TestReportsTellOfBoundDevices(t *testing.T) {
+	at := time.UnixMilli(1795357850000)
+	got := sourceReports(Status{Sources: map[string]source.Stats{
+		"port": {Listening: true, Shared: true, BedConflicts: 2, LastBedConflict: at, Slowed: 3, LastSlowed: at, TLS: &source.TLSStats{Refused: 4, LastRefused: at, Expired: 1}},
+		"bed":  {Listening: true, Port: "port", Bed: "ICU-7", Received: 9, LastReceived: at},
+	}})
+	if len(got) != 2 || got[0].ID != "bed" || got[0].Bed != "ICU-7" || got[0].Received != 9 || got[0].Shared || !got[1].Shared || got[1].Received != 0 {
+		t.Fatalf("%+v", got)
+	}
+	for _, r := range got {
+		if r.Conflicts != 2 || r.ConflictAt != 1795357850000 || r.Slowed != 3 || r.Unproven != 4 || r.UnprovenAt != 1795357850000 || r.Expired != 1 {
+			t.Errorf("%+v", r)
+		}
 	}
 }

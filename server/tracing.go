@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strings"
 	"time"
 	"unicode"
@@ -137,9 +138,12 @@ const oldGap = 10 * time.Minute
 const recentLoss = 24 * time.Hour
 
 // sourcesOf are the sources that the newest report names; all that were ever heard of, when there is no report; or the one that is asked
-// for, even if it is not configured any more.
+// for, even if it is not configured any more. A port all of whose devices have ids of their own is no source to be traced.
 func sourcesOf(a records.Account, asked string) (out []records.SourceAccount) {
 	for _, c := range a.Sources {
+		if asked == "" && a.Report != nil && slices.ContainsFunc(a.Report.Sources, func(r telemetry.SourceReport) bool { return r.ID == c.ID && r.Shared && r.Received == 0 }) {
+			continue
+		}
 		if asked != "" && c.ID == asked || asked == "" && (a.Report == nil || c.Reported.Equal(a.Received)) {
 			if out = append(out, c); len(out) == telemetry.MaxSources { // as a report; whoever names more than that names what is none
 				break

@@ -10,12 +10,13 @@ import (
 const (
 	reportVersion = 2 // and not more where nothing is said that it cannot say
 	configVersion = 3 // steps of configurations
+	sourceVersion = 4 // beds, limits and TLS of sources
 )
 
 // isReport tells a report by how it begins: a map of three pairs, key 1, the version, key 2. Encoding is deterministic, so no other batch
 // can begin so: those have at least four pairs.
 func isReport(data []byte) bool {
-	return len(data) >= 4 && data[0] == 0xa3 && data[1] == 0x01 && (data[2] == reportVersion || data[2] == configVersion) && data[3] == 0x02
+	return len(data) >= 4 && data[0] == 0xa3 && data[1] == 0x01 && data[2] >= reportVersion && data[2] <= sourceVersion && data[3] == 0x02
 }
 
 // wireReportBatch is a batch that holds an agent's report and nothing else.
@@ -72,6 +73,16 @@ type wireSource struct {
 	UnwelcomeAt     int64  `cbor:"14,keyasint,omitempty"`
 	Deaf            bool   `cbor:"15,keyasint,omitempty"`
 	AcknowledgedAt  int64  `cbor:"16,keyasint,omitempty"`
+
+	Bed        string `cbor:"17,keyasint,omitempty"` // this one and the following: version 4
+	Conflicts  uint64 `cbor:"18,keyasint,omitempty"`
+	ConflictAt int64  `cbor:"19,keyasint,omitempty"`
+	Slowed     uint64 `cbor:"20,keyasint,omitempty"`
+	SlowedAt   int64  `cbor:"21,keyasint,omitempty"`
+	Unproven   uint64 `cbor:"22,keyasint,omitempty"`
+	UnprovenAt int64  `cbor:"23,keyasint,omitempty"`
+	Expired    uint64 `cbor:"24,keyasint,omitempty"`
+	Shared     bool   `cbor:"25,keyasint,omitempty"`
 }
 
 type wireLane struct {
@@ -161,6 +172,11 @@ func newWireReportBatch(b *Batch) *wireReportBatch {
 	version := uint64(reportVersion)
 	if c := &r.Settings; c.Site != "" || c.Version > 0 || len(c.Steps) > 0 {
 		version, w.Settings = configVersion, newWireConfig(c)
+	}
+	for i := range r.Sources {
+		if s := &r.Sources[i]; s.Bed != "" || s.Shared || s.Conflicts|s.Slowed|s.Unproven|s.Expired != 0 || s.ConflictAt|s.SlowedAt|s.UnprovenAt != 0 {
+			version = sourceVersion
+		}
 	}
 	return &wireReportBatch{Version: version, Boot: b.Boot[:], Report: w}
 }

@@ -20,6 +20,7 @@ func FuzzDecode(f *testing.F) {
 	f.Add(mustEncode(f, vitals(3, 2)))
 	f.Add(mustEncode(f, ecg(1, 2, 2, 20)))
 	f.Add(mustEncode(f, configReport()))
+	f.Add(mustEncode(f, boundReport()))
 	report := exampleReport()
 	f.Add(mustEncode(f, report))
 	plain, err := encoding.Marshal(newWireReportBatch(&report))

@@ -47,6 +47,16 @@ type SourceReport struct {
 	UnwelcomeAt     int64
 	Deaf            bool // its port cannot be opened at present
 	AcknowledgedAt  int64
+
+	Bed        string // that all of it is bound to; "" for none
+	Conflicts  uint64 // messages of devices that claim another bed than their connection's
+	ConflictAt int64
+	Slowed     uint64 // messages after which the configured limits had the next one wait
+	SlowedAt   int64
+	Unproven   uint64 // TLS handshakes that failed
+	UnprovenAt int64
+	Expired    uint64 // of them for a device's certificate that had ended or not begun
+	Shared     bool   // some devices on its port have source ids of their own, and count there
 }
 
 // LaneReport is one lane of this epoch or, while the buffer still holds something of it, of a former one.
@@ -292,9 +302,9 @@ func (s *SourceReport) check() error {
 		return errors.New("report: a source without id")
 	}
 	return errors.Join(
-		reportText("source id", s.ID),
-		instants("source", s.ReceivedAt, s.AcknowledgedAt, s.NotUnderstoodAt, s.RefusedAt, s.FailedAt, s.UnwelcomeAt),
-		counts("source", s.Connections, s.Received, s.Interval, s.Acknowledged, s.NotUnderstood, s.Refused, s.Failed, s.Unwelcome),
+		reportText("source id", s.ID), reportText("bed", s.Bed),
+		instants("source", s.ConflictAt, s.SlowedAt, s.UnprovenAt, s.ReceivedAt, s.AcknowledgedAt, s.NotUnderstoodAt, s.RefusedAt, s.FailedAt, s.UnwelcomeAt),
+		counts("source", s.Conflicts, s.Slowed, s.Unproven, s.Expired, s.Connections, s.Received, s.Interval, s.Acknowledged, s.NotUnderstood, s.Refused, s.Failed, s.Unwelcome),
 	)
 }
 

@@ -51,10 +51,19 @@ func configReport() Batch {
 	}}
 }
 
+// boundReport is the example's with a source that is bound to a bed and speaks TLS.
+func boundReport() Batch {
+	b := exampleReport()
+	s := &b.Report.Sources[len(b.Report.Sources)-1]
+	s.Bed, s.Conflicts, s.ConflictAt, s.Slowed, s.SlowedAt = "ICU-7", 2, 1795357850000, 3, 1795357850001
+	s.Unproven, s.UnprovenAt, s.Expired, s.Shared = 4, 1795357850002, 1, true
+	return b
+}
+
 // A report that says nothing of configurations is of version 2, which every server reads.
 func TestReportVersions(t *testing.T) {
-	with, without := configReport(), exampleReport()
-	for want, b := range map[byte]*Batch{reportVersion: &without, configVersion: &with} {
+	with, without, bound := configReport(), exampleReport(), boundReport()
+	for want, b := range map[byte]*Batch{reportVersion: &without, configVersion: &with, sourceVersion: &bound} {
 		plain, err := encoding.Marshal(newWireReportBatch(b))
 		if err != nil || plain[2] != want || !isReport(plain) {
 			t.Errorf("%x, %v; expected version %d", plain[:4], err, want)
@@ -74,7 +83,7 @@ func TestReportRoundTrip(t *testing.T) {
 		}
 		full.Report.Sources = append(full.Report.Sources, s)
 	}
-	for name, b := range map[string]Batch{"least": least, "example": exampleReport(), "full": full, "configuration": configReport()} {
+	for name, b := range map[string]Batch{"least": least, "example": exampleReport(), "full": full, "configuration": configReport(), "bound": boundReport()} {
 		got, err := Decode(mustEncode(t, b))
 		if err != nil {
 			t.Fatalf("%s: %v", name, err)

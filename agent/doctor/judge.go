@@ -232,6 +232,13 @@ func judgePorts(cfg agent.Config) (out []agent.Finding) {
 		} else {
 			f.Level, f.Found, f.Mend = agent.Stops, "devices will not be able to connect: "+source.Explain(s.MLLP, err).Error(), "the other sources and the connection do not depend on it"
 		}
+		if t := s.Secure(); t != nil && f.Level == agent.Well {
+			if err := t.Examine(time.Now()); err != nil {
+				f.Level, f.Found, f.Mend = agent.Stops, "devices will not be able to connect: "+err.Error(), "the other sources and the connection do not depend on it"
+			} else {
+				f.Found += ", and its certificate can be used"
+			}
+		}
 		out = append(out, f)
 	}
 	return out

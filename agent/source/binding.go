@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"time"
+	"unicode"
 	"unicode/utf8"
 
 	"wardlink/telemetry"
@@ -76,7 +77,7 @@ func (b *Binding) check() error {
 }
 
 func printable(s string) bool {
-	return utf8.ValidString(s) && !strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r == 0x7f })
+	return utf8.ValidString(s) && !strings.ContainsFunc(s, func(r rune) bool { return !unicode.IsPrint(r) }) // as reports have it
 }
 
 // CheckBindings finds what contradicts itself in one source's bindings, and what could never come about: allow are the networks that may
@@ -86,7 +87,7 @@ func CheckBindings(bindings []Binding, allow []netip.Prefix, certificates bool) 
 	for i := range bindings {
 		b := &bindings[i]
 		if err := b.check(); err != nil {
-			return fmt.Errorf("bindings[%d].%w", i, err)
+			return fmt.Errorf("bindings[%d]: %w", i, err)
 		}
 		if j, dup := seen[b.by()]; dup {
 			return fmt.Errorf("bindings[%d]: %s is bound by bindings[%d] already, to bed %s; a device is of one bed", i, b.by(), j, bindings[j].Bed)

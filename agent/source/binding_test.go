@@ -120,21 +120,21 @@ func TestCheckBindings(t *testing.T) {
 		t.Error(err)
 	}
 	for want, bs := range map[string][]Binding{
-		"exactly one of":                {{Bed: "ICU-7"}},
-		"there are 2":                   {{Bed: "ICU-7", MSH3: "M", Device: "E"}},
-		"bindings[0].bed: expected":     {{MSH3: "M"}},
-		"printable":                     {{MSH3: "M", Bed: "ICU\n7"}},
-		"spaces":                        {{MSH3: "M", Bed: " ICU"}},
-		"1 to 64":                       {{MSH3: "M", Bed: strings.Repeat("x", 65)}},
-		"first component":               {{MSH3: "M^1.2.3^ISO", Bed: "ICU-7"}},
-		"device: expected the field":    {{Device: "E^^X", Bed: "ICU-7"}},
-		"not with device":               {{Device: "E", Bed: "ICU-7", ID: "x"}},
-		"bound by bindings[0] already":  {{Address: a("10.1.2.3"), Bed: "ICU-7"}, {Address: a("10.1.2.3"), Bed: "ICU-8"}},
-		"bindings[1]: msh3 M is bound":  {{MSH3: "M", Bed: "ICU-7"}, {MSH3: "M", Bed: "ICU-7"}},
-		"bindings[1].id: \"x\"":         {{MSH3: "M", Bed: "ICU-7", ID: "x"}, {MSH3: "N", Bed: "ICU-7", ID: "x"}},
-		"10.2.2.3 may not connect":      {{Address: a("10.2.2.3"), Bed: "ICU-7"}},
-		"no device is asked for one":    {{Certificate: "m", Bed: "ICU-7"}},
-		"bindings[1].msh3: expected 1 ": {{MSH3: "M", Bed: "ICU-7"}, {MSH3: " M ", Bed: "ICU-7"}},
+		"exactly one of":                 {{Bed: "ICU-7"}},
+		"there are 2":                    {{Bed: "ICU-7", MSH3: "M", Device: "E"}},
+		"bindings[0]: bed: expected":     {{MSH3: "M"}},
+		"printable":                      {{MSH3: "M", Bed: "ICU\n7"}},
+		"spaces":                         {{MSH3: "M", Bed: " ICU"}},
+		"1 to 64":                        {{MSH3: "M", Bed: strings.Repeat("x", 65)}},
+		"first component":                {{MSH3: "M^1.2.3^ISO", Bed: "ICU-7"}},
+		"device: expected the field":     {{Device: "E^^X", Bed: "ICU-7"}},
+		"not with device":                {{Device: "E", Bed: "ICU-7", ID: "x"}},
+		"bound by bindings[0] already":   {{Address: a("10.1.2.3"), Bed: "ICU-7"}, {Address: a("10.1.2.3"), Bed: "ICU-8"}},
+		"bindings[1]: msh3 M is bound":   {{MSH3: "M", Bed: "ICU-7"}, {MSH3: "M", Bed: "ICU-7"}},
+		"bindings[1].id: \"x\"":          {{MSH3: "M", Bed: "ICU-7", ID: "x"}, {MSH3: "N", Bed: "ICU-7", ID: "x"}},
+		"10.2.2.3 may not connect":       {{Address: a("10.2.2.3"), Bed: "ICU-7"}},
+		"no device is asked for one":     {{Certificate: "m", Bed: "ICU-7"}},
+		"bindings[1]: msh3: expected 1 ": {{MSH3: "M", Bed: "ICU-7"}, {MSH3: " M ", Bed: "ICU-7"}},
 	} {
 		if err := CheckBindings(bs, allow, false); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%+v: %v; want %q in it", bs, err, want)

@@ -229,7 +229,7 @@ func (s *MLLP) Stats() Stats {
 		own := b.meter.stats(now)
 		own.ID, own.Port, own.Bed = b.ID, s.cfg.ID, b.Bed
 		own.Address, own.Listening, own.Trouble = st.Address, st.Listening, st.Trouble
-		st.Bound = append(st.Bound, own)
+		st.Bound, st.Shared = append(st.Bound, own), true
 	}
 	return st
 }

@@ -80,6 +80,8 @@ type Stats struct {
 	LastBedConflict time.Time `json:"last_bed_conflict,omitzero"`
 	BedConflict     string    `json:"bed_conflict,omitempty"` // what the last was about
 
+	Shared bool `json:"shared,omitempty"` // some bindings have ids of their own, and are counted there
+
 	Bed  string     `json:"bed,omitempty"`  // of a binding with an id of its own: what it is bound to
 	Port string     `json:"port,omitempty"` // and the source on whose port its device sends
 	Beds []BedStats `json:"beds,omitempty"` // what came of each binding, in the order of the configuration

@@ -67,6 +67,16 @@ defaults:
       allow: []                       # peers' networks, such as [10.20.0.0/16]; needed unless mllp is loopback
       time_zone: UTC                  # of device times that carry none
       unique_ids: true                # false for a device that repeats message control ids (MSH-10)
+      bindings: []                    # devices to beds, such as [{address: 10.20.0.7, bed: ICU-7, id: icu-7}]; a device is told by one of
+                                      # certificate (a name in it), address, msh3 (sending application), device (OBX-18). The first two
+                                      # hold against what a message claims. id, not with device: a source id of its own, with own health
+      limits: {connections: 200}      # and messages, burst, bytes (1MB) a second: beyond them devices are read later, nothing is dropped;
+                                      # per_address: connections of one address, by default three quarters of connections
+      # tls:                          # devices speak TLS 1.2 or 1.3, and nothing else; files are read anew when they change:
+      #   certificate: /etc/wardlink/devices.pem   # what devices see, PEM
+      #   key: /etc/wardlink/devices.key           # mode 0600, the agent's user its owner
+      #   client_ca: /etc/wardlink/devices-ca.pem  # devices must show a certificate of it; without the key they show none
+      #   allow: []                                # names, one of which it must have; empty: any of that CA
     - id: pumps                       # a source of JSON lines or CBOR: telemetry/line/LINE.md
       socket: /run/wardlink-agent/vitals.sock # path of a Unix socket; its directory exists, and is the agent's
       mode: "0660"                    # of the socket

@@ -275,7 +275,38 @@ func page(s agent.Status, now time.Time, pen ink, width int) string {
 		if !src.Listening {
 			address += " (not open)"
 		}
+		if src.TLS != nil {
+			address += " (TLS)"
+		}
+		if src.Port != "" {
+			address = "port of " + src.Port
+		}
 		fmt.Fprintf(w, "%s\t%s\t%d\t%s\t%d\t%d\t%d\t%d\n", id, address, src.Connections, last, src.LastMinute, src.Received, src.NotUnderstood, src.Refused)
+	}
+	_ = w.Flush() // into memory
+	b.WriteString(beds(s, now))
+	return b.String()
+}
+
+// beds is the table of what is bound to a bed; "" where nothing is.
+func beds(s agent.Status, now time.Time) string {
+	var b strings.Builder
+	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
+	rows := 0
+	for _, id := range slices.Sorted(maps.Keys(s.Sources)) {
+		for _, bed := range s.Sources[id].Beds {
+			if rows++; rows == 1 {
+				fmt.Fprintln(w, "\nBED\tBOUND BY\tSOURCE\tLAST MESSAGE\tRECEIVED")
+			}
+			last, as := "-", id
+			if !bed.LastReceived.IsZero() {
+				last = agent.Ago(now.Sub(bed.LastReceived))
+			}
+			if bed.ID != "" {
+				as = bed.ID
+			}
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\n", bed.Bed, bed.By, as, last, bed.Received)
+		}
 	}
 	_ = w.Flush() // into memory
 	return b.String()

@@ -37,6 +37,19 @@ func (j *judge) received() {
 	if src.Connections > 0 {
 		s.Note = fmt.Sprintf("%d connected", src.Connections)
 	}
+	if src.Bed != "" {
+		s.Note = "bed " + src.Bed
+	}
+	recent := func(ms int64) bool { return ms > 0 && j.made().Sub(j.at(ms)) <= time.Hour }
+	switch {
+	case s.State != OK:
+	case recent(src.ConflictAt):
+		s.State, s.Note = Doubt, "a device claims another bed than its connection's; see 'bindings' in the gateway's agent.yaml"
+	case src.Expired > 0 && recent(src.UnprovenAt):
+		s.State, s.Note = Doubt, "a device is refused whose certificate has ended or not begun"
+	case recent(src.SlowedAt):
+		s.State, s.Note = Doubt, "devices send more than the gateway's limits allow, and are read later"
+	}
 	came := later(j.at(src.RefusedAt), heard) // what is refused has come all the same
 	silent := j.made().Sub(came)
 	if j.Passed.MessageAt.After(j.made().Add(-j.limit)) {
@@ -52,6 +65,9 @@ func (j *judge) received() {
 	case came.IsZero() && src.Unwelcome > 0:
 		j.stop(&s, "the monitor connects and is turned away: its address is not on the source's allow list, or too many are connected",
 			fmt.Sprintf("add its network to 'allow:' of source %s in the gateway's agent.yaml", j.Source))
+	case came.IsZero() && src.Unproven > 0:
+		j.stop(&s, "the monitor connects, and the TLS handshake fails",
+			"run 'wardlink-agent status' on the gateway, which says why: the monitor's certificate has ended or is of another CA, or it does not trust the gateway's")
 	case came.IsZero():
 		j.stop(&s, fmt.Sprintf("source %s has never sent a message", j.Source),
 			"check at the monitor that its HL7 export is on and goes to the gateway's address and port, and the cable")

@@ -85,6 +85,7 @@ func TestTheFirstStationThatStoppedIsNamed(t *testing.T) {
 		"rare monitor is off":     {func(f *Facts) { f.Report.Sources[0].Interval = 600_000; silentFor(f, time.Hour) }, Received, "every 10 min", "HL7 export"},
 		"never a message":         {neverHeard, Received, "never sent", "export"},
 		"turned away":             {func(f *Facts) { neverHeard(f); f.Report.Sources[0].Unwelcome = 3 }, Received, "allow list", "allow:"},
+		"handshakes fail":         {func(f *Facts) { neverHeard(f); f.Report.Sources[0].Unproven = 3 }, Received, "TLS handshake", "certificate"},
 		"no port":                 {func(f *Facts) { f.Report.Sources[0].Deaf = true }, Received, "port", "another program"},
 		"taken out of the config": {func(f *Facts) { f.Report.Sources = nil }, Received, "not configured", "sources:"},
 		"no source at all":        {func(f *Facts) { f.Source = ""; f.Report.Sources = nil; f.Passed = Passed{} }, Received, "no source", "agent.yaml"},
