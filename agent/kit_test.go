@@ -35,7 +35,7 @@ func kitBytes(t *testing.T, domain string) []byte {
 }
 
 // kitFor is the kit of a hospital that has the given records key.
-func kitFor(t *testing.T, domain string, records seal.PublicKey) []byte {
+func kitFor(t testing.TB, domain string, records seal.PublicKey) []byte {
 	t.Helper()
 	caKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {

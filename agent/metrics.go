@@ -179,6 +179,14 @@ func (s Status) sourceMetrics(e *exposition, now time.Time) {
 		{"wardlink_agent_source_refused_total", counter, "Messages that are none: not framed, over-long, without a header.", func(st source.Stats) (float64, bool) { return float64(st.Refused), true }},
 		{"wardlink_agent_source_failed_total", counter, "Messages that could not be kept and got no acknowledgement.", func(st source.Stats) (float64, bool) { return float64(st.Failed), true }},
 		{"wardlink_agent_source_unwelcome_total", counter, "Connections that were closed: from addresses that are not allowed, or beyond the limit.", func(st source.Stats) (float64, bool) { return float64(st.NotAllowed + st.OverLimit), true }},
+		{"wardlink_agent_source_slowed_total", counter, "Messages after which the limits had the next one wait.", func(st source.Stats) (float64, bool) { return float64(st.Slowed), true }},
+		{"wardlink_agent_source_bed_conflicts_total", counter, "Messages of devices that claim another bed than their connection's.", func(st source.Stats) (float64, bool) { return float64(st.BedConflicts), true }},
+		{"wardlink_agent_source_tls_refused_total", counter, "TLS handshakes of devices that failed; absent without TLS.", func(st source.Stats) (float64, bool) {
+			if st.TLS == nil {
+				return 0, false
+			}
+			return float64(st.TLS.Refused), true
+		}},
 		{"wardlink_agent_source_last_message_age_seconds", gauge, "Time since the last whole message; absent before the first.", func(st source.Stats) (float64, bool) { return age(now, st.LastReceived) }},
 	} {
 		e.family(m.name, m.kind, m.help)

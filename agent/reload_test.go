@@ -193,3 +193,31 @@ func (d *device) offer(msg []byte) bool {
 	}
 	return err == nil && strings.Contains(got, "MSA|CA|")
 }
+
+// TestReloadOfBindings: a binding is mended without a restart. What its device counted under its id stays, and the former binding holds until
+// the reload.
+func TestReloadOfBindings(t *testing.T) {
+	b := newBox(t, t.TempDir())
+	at := port(t)
+	bind := func(bed string) []BindingConfig { return []BindingConfig{{Address: "127.0.0.1", Bed: bed, ID: "icu-7"}} }
+	b.cfg.Sources = []SourceConfig{{ID: "port", MLLP: at, Bindings: bind("ICU-8")}}
+	b.start()
+	d := b.dial(at)
+	if !d.send(message("A1", 100), notYet) {
+		t.Fatal("no acknowledgement")
+	}
+	if s := b.agent.status().Sources["icu-7"]; s.Received != 1 || s.Bed != "ICU-8" {
+		t.Errorf("%+v", s)
+	}
+	if st := b.reloadTo(func(c *Config) { c.Sources[0].Bindings = bind("ICU-7") }); st.Error != "" || strings.Join(st.Changed, ", ") != "source port changed" {
+		t.Fatalf("%+v", st)
+	}
+	b.until("the connection of the former binding stays open", d.closed)
+	if !b.dial(at).send(message("A2", 100), notYet) {
+		t.Fatal("no acknowledgement")
+	}
+	s := b.agent.status().Sources
+	if s["icu-7"].Received != 2 || s["icu-7"].Bed != "ICU-7" || s["port"].Received != 0 || !s["port"].Shared {
+		t.Errorf("%+v", s)
+	}
+}

@@ -317,6 +317,8 @@ func send(t *testing.T, b *bedside) {
 	t.Helper()
 	if err := b.agent.evicting(); err != nil {
 		t.Fatal(err)
+	}
+}
 
 // TestReportsTellOfBoundDevices: a device with an id of its own is a source of the report, with its bed; what only the port knows stands with it.
 func TestReportsTellOfBoundDevices(t *testing.T) {

@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -29,7 +30,7 @@ func TestRunbooks(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, need := range []string{"Install the server", "Install and approve a gateway", "Move a gateway", "Replace a gateway's board", "A gateway is stolen",
-		"Rotate the issuing CA", "Back up and restore", "My monitor's data does not arrive"} {
+		"Rotate the issuing CA", "Back up and restore", "Attach a monitor", "My monitor's data does not arrive"} {
 		if !slices.ContainsFunc(books, func(b runbook) bool { return b.title == need }) {
 			t.Errorf("docs/OPERATING.md has no runbook %q", need)
 		}
@@ -193,6 +194,9 @@ func (p *player) gateway(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Setenv("FINGERPRINT", id.Fingerprint)
 	ts.Setenv("ETC", p.on.dir)
 	ts.Setenv("STATE", p.on.state())
+	ts.Setenv("KIT", p.h.kit())
+	ts.Setenv("TPM", "swtpm:"+p.on.tpm.Socket)
+	ts.Setenv("MLLP", p.on.mllp)
 }
 
 // remember is "remember NAME": the gateway's fingerprint in a variable of its own.
@@ -238,7 +242,7 @@ func (p *player) types(name string) func(*testscript.TestScript, bool, []string)
 }
 
 func (p *player) systemctl(ts *testscript.TestScript, neg bool, args []string) {
-	p.must(ts, len(args) == 2, "systemctl start|stop|restart UNIT")
+	p.must(ts, len(args) == 2, "systemctl start|stop|reload|restart UNIT")
 	verb, unit := args[0], args[1]
 	switch {
 	case unit == "wardlink-server" && verb == "start":
@@ -253,6 +257,8 @@ func (p *player) systemctl(ts *testscript.TestScript, neg bool, args []string) {
 		p.on.ready()
 	case unit == "wardlink-agent" && verb == "stop":
 		p.on.agent.Stop()
+	case unit == "wardlink-agent" && verb == "reload":
+		ts.Check(syscall.Kill(p.on.agent.PID(), syscall.SIGHUP))
 	case unit == "wardlink-agent" && verb == "restart":
 		p.on.agent.Stop()
 		p.on.start()

@@ -45,7 +45,9 @@ func (c *conn) serve(ctx context.Context) {
 			if !c.message(ctx, raw) {
 				return
 			}
-			c.slow(ctx, len(raw))
+			if !c.slow(ctx, len(raw)) {
+				return
+			}
 		case errors.Is(err, hl7.ErrTooLong):
 			c.s.warn("long", "Refused an over-long message", "peer", c.c.RemoteAddr(), "limit", c.s.cfg.MaxMessage)
 			// The rest of it is dropped as it comes, up to the next start of a frame: what the device has to say after it is not lost
@@ -157,15 +159,17 @@ func (c *conn) store(ctx context.Context, d Delivery, meter *meter) error {
 	return err
 }
 
-// slow holds the connection back where the limits say so. What was read is durable and acknowledged by then.
-func (c *conn) slow(ctx context.Context, n int) {
+// slow holds the connection back where the limits say so. What was read is durable and acknowledged by then. It tells whether the
+// connection goes on: not when the source was told to stop meanwhile.
+func (c *conn) slow(ctx context.Context, n int) bool {
 	d := c.s.throttle.take(time.Now(), n)
 	if d <= 0 {
-		return
+		return true
 	}
 	c.s.slowed.Add(1)
 	c.s.warn("slowed", "Devices send more than the limits allow; they are read later, and nothing is dropped", "peer", c.c.RemoteAddr())
 	wait(ctx, d)
+	return ctx.Err() == nil
 }
 
 // grace is a context that outlives ctx by StopTimeout.

@@ -113,7 +113,9 @@ func (c *lineConn) serve(ctx context.Context) {
 			if goesOn, refused = c.message(ctx, raw); !goesOn {
 				return
 			}
-			c.slow(ctx, len(raw))
+			if !c.slow(ctx, len(raw)) {
+				return
+			}
 		case errors.Is(err, line.ErrTooLong):
 			refused = line.RefusedLong
 			c.refuse(line.ID{}, refused, !whole) // a line that is too long goes on behind its end, CBOR nowhere
