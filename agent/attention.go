@@ -315,21 +315,9 @@ func (s Status) examineSource(id string, now time.Time) Finding {
 	case st.TLS != nil && st.TLS.NotAfter.Sub(now) < deviceCertificate && s.Time.Trusted:
 		f.Level, f.Found = Warning, "the certificate that devices see ends at "+st.TLS.NotAfter.UTC().Format(time.RFC3339)
 		f.Mend = "put a new one and its key in place of tls.certificate and tls.key; no restart is needed"
-	case st.Received == 0 && st.TLS != nil && st.TLS.Refused > 0 && st.Connections == 0:
+	case st.Received == 0 && st.TLS != nil && st.TLS.Refused > 0 && st.Connections == 0 && !s.heardOn(id):
 		f.Level, f.Found = Stops, fmt.Sprintf("%s of devices failed, the last: %s", Count(st.TLS.Refused, "TLS handshake"), st.TLS.Reason)
 		f.Mend = "see the device's certificate, 'client_ca' and 'allow' of this source's tls, and whether the device trusts the CA of tls.certificate"
-	case st.Received == 0 && st.NotAllowed > 0 && st.Connections == 0:
-		f.Level, f.Found = Stops, fmt.Sprintf("%s from addresses that 'allow:' does not list, and none from one that it does", Count(st.NotAllowed, "connection"))
-		f.Mend = "add the device's network to sources[].allow and restart the agent"
-	case st.Received == 0 && st.Shared && s.heardOn(id):
-		f.Found = fmt.Sprintf("listens on %s for devices that are bound to beds under ids of their own; %s", st.Address, devices(st.Connections))
-	case st.Received == 0 && st.Refused > 0:
-		f.Level, f.Found, f.Mend = Stops, fmt.Sprintf("what arrives is no HL7 message in an MLLP frame (%d times)", st.Refused), "set the device to HL7 v2 over MLLP"
-	case st.Received == 0 && now.Sub(s.Started) > firstMessage:
-		f.Level, f.Found = Warning, fmt.Sprintf("no message since the agent started %s ago; %s", Ago(now.Sub(s.Started)), devices(st.Connections))
-		f.Mend = "is the device on, and is it set to send to " + st.Address + "?"
-	case st.Received == 0:
-		f.Found = fmt.Sprintf("listens on %s; no message yet; %s", st.Address, devices(st.Connections))
 	case now.Sub(st.LastBedConflict) < conflictShown:
 		f.Level, f.Found = Warning, fmt.Sprintf("%s of a device that is bound to another bed than its connection: %s", Count(st.BedConflicts, "message"), st.BedConflict)
 		f.Mend = "see which device is where, and mend 'bindings' of this source: the connection's bed counts meanwhile"
@@ -339,6 +327,18 @@ func (s Status) examineSource(id string, now time.Time) Finding {
 	case now.Sub(st.LastSlowed) < slowedShown:
 		f.Level, f.Found = Warning, fmt.Sprintf("its devices send more than 'limits' allow and are read later (%s so far); nothing is dropped", Count(st.Slowed, "time"))
 		f.Mend = "raise limits.messages or limits.bytes of this source, or look what the device sends"
+	case st.Received == 0 && st.Shared && s.heardOn(id):
+		f.Found = fmt.Sprintf("listens on %s for devices that are bound to beds under ids of their own; %s", st.Address, devices(st.Connections))
+	case st.Received == 0 && st.NotAllowed > 0 && st.Connections == 0:
+		f.Level, f.Found = Stops, fmt.Sprintf("%s from addresses that 'allow:' does not list, and none from one that it does", Count(st.NotAllowed, "connection"))
+		f.Mend = "add the device's network to sources[].allow and restart the agent"
+	case st.Received == 0 && st.Refused > 0:
+		f.Level, f.Found, f.Mend = Stops, fmt.Sprintf("what arrives is no HL7 message in an MLLP frame (%d times)", st.Refused), "set the device to HL7 v2 over MLLP"
+	case st.Received == 0 && now.Sub(s.Started) > firstMessage:
+		f.Level, f.Found = Warning, fmt.Sprintf("no message since the agent started %s ago; %s", Ago(now.Sub(s.Started)), devices(st.Connections))
+		f.Mend = "is the device on, and is it set to send to " + st.Address + "?"
+	case st.Received == 0:
+		f.Found = fmt.Sprintf("listens on %s; no message yet; %s", st.Address, devices(st.Connections))
 	case silent(st.Usual, last):
 		f.Level, f.Found = Warning, fmt.Sprintf("silent for %s; %s", Ago(last), devices(st.Connections))
 		f.Mend = "see the device, its cable, and the network in between"

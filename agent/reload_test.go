@@ -199,7 +199,9 @@ func (d *device) offer(msg []byte) bool {
 func TestReloadOfBindings(t *testing.T) {
 	b := newBox(t, t.TempDir())
 	at := port(t)
-	bind := func(bed string) []BindingConfig { return []BindingConfig{{Address: "127.0.0.1", Bed: bed, ID: "icu-7"}} }
+	bind := func(bed string) []BindingConfig {
+		return []BindingConfig{{Address: "127.0.0.1", Bed: bed, ID: "icu-7"}}
+	}
 	b.cfg.Sources = []SourceConfig{{ID: "port", MLLP: at, Bindings: bind("ICU-8")}}
 	b.start()
 	d := b.dial(at)
