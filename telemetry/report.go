@@ -81,7 +81,7 @@ type LaneReport struct {
 
 	Held Spans // numbers that wait
 	Void Spans // numbers used up by failed commits, or by reports that a newer one took the place of: nothing came of them
-	Lost Spans // numbers whose batches were damaged on disk
+	Lost Spans // numbers whose batches were deleted undelivered at a full buffer, or damaged on disk
 }
 
 // IdentityReport is how far the gateway's enrolment is.

@@ -55,7 +55,7 @@ defaults:
                                       # above. The first start copies it into state; once enrolled only the copy counts (see 'kit adopt')
   state: /var/lib/wardlink-agent      # identity and buffer
   tpm: /dev/tpmrm0                    # or swtpm:/path/to.sock for an emulated one
-  buffer: {cap: 1GB}                  # bytes on disk; at the cap sources get no acknowledgement
+  buffer: {cap: 1GB}                  # bytes on disk; at the cap the oldest goes, waveforms first
   proxy: {url: "", credentials: ""}   # such as http://proxy:3128, and a file of mode 0600 with user:password; none: directly
   log: text                           # or json
   metrics: {socket: "", group: ""}    # such as /run/wardlink-agent/metrics.sock, for a scraper of that group: GET /metrics, Prometheus text
