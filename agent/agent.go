@@ -292,6 +292,7 @@ func (a *Agent) serve(ctx context.Context) error {
 	g.Go(func() error { return a.serveStatus(gctx) })
 	g.Go(func() error { return a.serveMetrics(gctx) })
 	g.Go(func() error { return a.reports.run(gctx) })
+	g.Go(func() error { rest(gctx); return nil })
 	g.Go(func() error { sdnotify.Run(gctx, sdnotify.Service{Alive: a.alive, Log: a.log}); return nil })
 	err := g.Wait()
 	a.log.Info("agent stops")

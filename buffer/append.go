@@ -260,6 +260,7 @@ func (b *Buffer) commit(l *lane, s *seg, items []Item) error {
 		}
 		return nil
 	})
+	s.file.Rest()
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	last := items[len(items)-1].ID

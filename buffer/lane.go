@@ -114,6 +114,7 @@ func (b *Buffer) read(s *seg, fn func(tx *bbolt.Tx) error) error {
 	if err == nil {
 		b.healthy(s)
 	}
+	s.file.Rest()
 	return err
 }
 

@@ -259,6 +259,34 @@ func (f *File) View(fn func(*bbolt.Tx) error) error {
 	return nil
 }
 
+// Rest gives back the memory of the pages that were read through the mapping. They stay in the kernel's cache, which takes them back by
+// itself, but until then they count as the process's: a gateway of little memory would be judged by files that it has read once. Reading
+// them again costs a minor fault each, so a caller that reads without pause, as a server does, leaves it.
+func (f *File) Rest() {
+	f.use.RLock()
+	defer f.use.RUnlock()
+	if f.closed || f.faulty.Load() {
+		return
+	}
+	// No more than the file's length, which is never more than what is mapped: behind the mapping lies memory of others. The mapping is
+	// shared and is never written through (bbolt writes with pwrite), so what is given back is what the file holds.
+	if length := f.length(); length > 0 {
+		_, _, _ = syscall.Syscall(syscall.SYS_MADVISE, f.db.Info().Data, uintptr(length), syscall.MADV_DONTNEED) // advice: refused, it changes nothing
+	}
+}
+
+// length is how many bytes of the file are mapped for certain.
+func (f *File) length() int64 {
+	if f.writable {
+		return f.size // InitialMmapSize is more
+	}
+	info, err := f.handle.Stat()
+	if err != nil {
+		return 0
+	}
+	return info.Size() / PageSize * PageSize
+}
+
 // Close ends all use of the file. It waits for readers.
 func (f *File) Close() error {
 	f.commit.Lock()
