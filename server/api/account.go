@@ -51,7 +51,10 @@ func (a *API) listAccounts(w http.ResponseWriter, r *http.Request, who who) erro
 	}
 	page := client.AccountPage{Accounts: []client.Account{}}
 	for _, one := range accounts {
-		shown := shownAccount(one, now)
+		shown, err := a.shownAccount(r.Context(), one, now)
+		if err != nil {
+			return err
+		}
 		if epochs == "" {
 			shown.Epochs = slices.DeleteFunc(shown.Epochs, func(b client.Balance) bool { return b.Balances })
 		}
@@ -80,10 +83,28 @@ func (a *API) showAccount(w http.ResponseWriter, r *http.Request, who who) error
 	if err := a.event(r, who, audit.Event{Type: audit.AccountRead, Target: id, Outcome: audit.Success, Count: 1}); err != nil {
 		return err
 	}
-	return writeJSON(w, shownAccount(account, now))
+	shown, err := a.shownAccount(r.Context(), account, now)
+	if err != nil {
+		return err
+	}
+	return writeJSON(w, shown)
 }
 
-func shownAccount(a records.NumberAccount, now time.Time) client.Account {
+// shownAccount gives it as it is shown. Of a gateway that gave its word that it is wiped nothing is held any more, whatever it reported before.
+func (a *API) shownAccount(ctx context.Context, of records.NumberAccount, now time.Time) (client.Account, error) {
+	end, err := a.Registry.End(ctx, of.Gateway)
+	if err != nil {
+		return client.Account{}, err
+	}
+	if end != nil && !end.Confirmed.IsZero() {
+		for i := range of.Rows {
+			of.Rows[i].Wipe()
+		}
+	}
+	return accountOf(of, now), nil
+}
+
+func accountOf(a records.NumberAccount, now time.Time) client.Account {
 	out := client.Account{Gateway: a.Gateway, At: now.UTC().Truncate(time.Millisecond), Lanes: []client.Balance{}, Epochs: []client.Balance{}}
 	if !a.Reported.IsZero() {
 		at := a.Reported.UTC()

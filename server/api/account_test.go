@@ -28,6 +28,15 @@ func TestAccountIsReadAndJournaled(t *testing.T) {
 	if err := json.Unmarshal(w.Body.Bytes(), &page); err != nil || w.Code != http.StatusOK || len(page.Accounts) != 0 || page.Next != "" {
 		t.Errorf("%d %s %v", w.Code, w.Body, err)
 	}
+	write := func(statement string) {
+		t.Helper()
+		if err := o.db.Write(t.Context(), func(tx *sql.Tx) error {
+			_, err := tx.Exec(statement)
+			return err
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
 	// Of an epoch that balances a list says nothing unless it is asked; one in doubt is always in it.
 	for _, statement := range []string{
 		"INSERT INTO streams (id, gateway, epoch, lane) VALUES (1, 'icu-7', x'" + strings.Repeat("0a", 16) + "', 1), (2, 'icu-7', x'" + strings.Repeat("0b", 16) + "', 1)",
@@ -35,12 +44,7 @@ func TestAccountIsReadAndJournaled(t *testing.T) {
 		"INSERT INTO account_stored (stream, stored) VALUES (1, 5), (2, 2)",
 		"INSERT INTO account_streams (stream, assigned, covered) VALUES (1, 5, 5), (2, 3, 3)",
 	} {
-		if err := o.db.Write(t.Context(), func(tx *sql.Tx) error {
-			_, err := tx.Exec(statement)
-			return err
-		}); err != nil {
-			t.Fatal(err)
-		}
+		write(statement)
 	}
 	for query, want := range map[string]int{"": 1, "?epochs=all": 2} {
 		w := o.do(op, "GET", "/v1/accounts"+query, "", "")
@@ -51,6 +55,28 @@ func TestAccountIsReadAndJournaled(t *testing.T) {
 		if l := page.Accounts[0].Lanes; len(l) != 1 || l[0].Balances || l[0].Difference != 1 || l[0].Journaled != 7 {
 			t.Errorf("%q: %+v", query, l)
 		}
+	}
+	// What a gateway held when it wiped itself is lost.
+	held := func() client.Balance {
+		t.Helper()
+		var one client.Account
+		if w := o.do(op, "GET", "/v1/accounts/icu-7", "", ""); json.Unmarshal(w.Body.Bytes(), &one) != nil || len(one.Lanes) != 1 {
+			t.Fatal(w.Code, w.Body)
+		}
+		return one.Lanes[0]
+	}
+	write("INSERT INTO account_sets (stream, kind, first, last, upper) VALUES (2, 0, 2, 2, 0)")
+	if b := held(); b.Buffered != 1 || b.Lost != 0 || !b.Balances {
+		t.Errorf("it holds one: %+v", b)
+	}
+	write("INSERT INTO decommissions (gateway, at, actor, reason, drain, order_doc, event, confirmed) VALUES ('icu-7', 1, 'a', 'r', 0, x'00', x'" +
+		strings.Repeat("00", 16) + "', 0)")
+	if b := held(); b.Buffered != 1 {
+		t.Errorf("the order alone destroys nothing: %+v", b)
+	}
+	write("UPDATE decommissions SET confirmed = 2")
+	if b := held(); b.Buffered != 0 || b.Lost != 1 || !b.Balances {
+		t.Errorf("it is wiped: %+v", b)
 	}
 	for path, want := range map[string]int{
 		"/v1/accounts/icu-8": http.StatusNotFound, "/v1/accounts/..%2f..": http.StatusBadRequest, "/v1/accounts?after=a%0ab": http.StatusBadRequest, "/v1/accounts?epochs=some": http.StatusBadRequest,
@@ -63,7 +89,7 @@ func TestAccountIsReadAndJournaled(t *testing.T) {
 		t.Errorf("a service account reads accounts: %d %s", w.Code, w.Body)
 	}
 	events := o.events()
-	for want, times := range map[string]int{"account.read icu-7 success": 1, "account.read gateways success": 3} {
+	for want, times := range map[string]int{"account.read icu-7 success": 4, "account.read gateways success": 3} {
 		if strings.Count(events, want) != times {
 			t.Errorf("the journal has not %d %q:\n%s", times, want, events)
 		}

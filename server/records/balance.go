@@ -106,6 +106,15 @@ func (b *Balance) Add(o Balance) {
 	b.AtMost |= o.AtMost
 }
 
+// Wipe makes the account that of a gateway which has signed that it wiped itself: what its last report held is lost.
+func (b *Balance) Wipe() {
+	b.Lost += b.Buffered + b.Parked
+	b.Buffered, b.Parked, b.Untold = 0, 0, 0
+	if b.AtMost&ClassBuffered != 0 {
+		b.AtMost = b.AtMost&^ClassBuffered | ClassLost
+	}
+}
+
 // class is a set of numbers on its way into the account.
 type class struct {
 	set   telemetry.Spans
