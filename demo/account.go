@@ -2,6 +2,7 @@ package demo
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -30,6 +31,41 @@ func (a *Accounted) whole() bool {
 // laneSelf is the gateways' own, on which a report may always be on its way.
 const laneSelf = "self"
 
+// watchAccount looks at the accounts while things go wrong, until ctx ends: a number that nobody accounts for is a fault at any moment, not at the
+// end alone. While the server is away nobody can look.
+func (t *theatre) watchAccount(ctx context.Context) {
+	tick := time.NewTicker(500 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		accounts, err := t.api.Accounts(ctx, "", false)
+		if err != nil {
+			continue
+		}
+		t.count(func(s *Summary) { s.AccountLooks++ })
+		if row := missing(accounts); row != "" {
+			t.count(func(s *Summary) { s.Imbalances++ })
+			t.stages.note("%s", row)
+		}
+	}
+}
+
+// missing names the first row in which a number is in no class, or a batch in no state; "" when there is none.
+func missing(accounts []client.Account) string {
+	for _, a := range accounts {
+		for _, b := range a.Epochs {
+			if b.Difference != 0 || b.Unsettled != 0 {
+				return fmt.Sprintf("the account of %s does not balance: lane %s of epoch %s: %+v", a.Gateway, b.Lane, b.Epoch, b)
+			}
+		}
+	}
+	return ""
+}
+
 // account waits until every gateway has reported once more, now that all is delivered, and adds the accounts up. A number that nobody accounts
 // for ends the demonstration, whenever it is seen.
 func (t *theatre) account(ctx context.Context) error {
@@ -45,12 +81,8 @@ func (t *theatre) account(ctx context.Context) error {
 			return false, err
 		}
 		open = ""
-		for _, a := range accounts {
-			for _, b := range a.Epochs {
-				if b.Difference != 0 || b.Unsettled != 0 {
-					return false, fmt.Errorf("the account of %s does not balance: lane %s of epoch %s: %+v", a.Gateway, b.Lane, b.Epoch, b)
-				}
-			}
+		if row := missing(accounts); row != "" {
+			return false, errors.New(row)
 		}
 		for _, g := range t.fleet {
 			i := slices.IndexFunc(accounts, func(a client.Account) bool { return a.Gateway == g.name })

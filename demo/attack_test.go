@@ -48,7 +48,7 @@ func TestRefusalsAreFoundByActorAndReason(t *testing.T) {
 func TestTableLinesUp(t *testing.T) {
 	var out strings.Builder
 	th := &theatre{Options: Options{Out: &out}, summary: Summary{
-		SamplesSent: 1_234_567, OutageSeconds: 61.25, BacklogPeak: 1, Chaos: 3600, Seed: 999_999, RevokeSeconds: 1.5,
+		SamplesSent: 1_234_567, OutageSeconds: 61.25, BacklogPeak: 1, AccountLooks: 600, Chaos: 3600, Seed: 999_999, RevokeSeconds: 1.5,
 		Account:  []Accounted{{Balance: client.Balance{Lane: "waveform", Assigned: 123_456_789, Journaled: 1}}, {Balance: client.Balance{Lane: "self", Void: 12345}}},
 		Refusals: []Refusal{{Case: "certificate of a foreign CA", Refused: true, Leaf: 123456, Actor: "peer", Peer: "127.0.0.0/24", Reason: "x"}, {Case: "y"}},
 	}}

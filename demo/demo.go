@@ -381,6 +381,9 @@ func (t *theatre) misfortune(ctx context.Context) error {
 	watching, stop := context.WithCancel(ctx)
 	var watcher sync.WaitGroup
 	watcher.Go(func() { t.watchBacklog(watching) })
+	if !t.Disaster { // what a restored server lacks is missing until the gateways have brought it
+		watcher.Go(func() { t.watchAccount(watching) })
+	}
 	defer watcher.Wait()
 	defer stop()
 	for _, act := range t.acts() {

@@ -124,9 +124,11 @@ type Summary struct {
 	BacklogPeak         uint64  `json:"backlog_peak"`   // batches that the gateways held meanwhile, at the most
 	RevokeSeconds       float64 `json:"revoke_seconds"` // from the start of 'wardlink gateway revoke' until the live session was cut
 
-	Account  []Accounted `json:"account"` // of every lane that was used
-	Refusals []Refusal   `json:"refusals"`
-	Disaster *Disaster   `json:"disaster,omitempty"`
+	Account      []Accounted `json:"account"`       // of every lane that was used
+	AccountLooks int         `json:"account_looks"` // at the account while things went wrong; none when the server's directory was lost
+	Imbalances   int         `json:"imbalances"`    // of these, at which a number was accounted for by nobody
+	Refusals     []Refusal   `json:"refusals"`
+	Disaster     *Disaster   `json:"disaster,omitempty"`
 
 	Enrolment *enrolment `json:"enrolment,omitempty"` // of many gateways in one go; nil where they were entered beforehand
 
@@ -158,6 +160,9 @@ func (s Summary) delivered() bool {
 
 // accounted: every number that a gateway assigned to a batch is in one class of the account, and none is lost.
 func (s Summary) accounted() bool {
+	if s.Imbalances > 0 || s.AccountLooks == 0 && s.Disaster == nil {
+		return false
+	}
 	carried := uint64(0)
 	for i := range s.Account {
 		if !s.Account[i].whole() {

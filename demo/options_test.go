@@ -15,6 +15,7 @@ func TestOK(t *testing.T) {
 		Compared: true, SamplesSent: 10, SamplesAcknowledged: 10, SamplesStored: 10, BatchesAcknowledged: 4, FHIRReads: 2, AuditReads: 2,
 		AuditLeaves: 20, AuditRows: 5, AuditVerified: true, ProofVerified: true, AgentKills: 1, ServerKills: 1,
 		Kills: Kills{Total: 3, Agent: 1, Server: 1, Network: 1}, OutageSeconds: 4, BacklogPeak: 100, RevokeSeconds: 0.3,
+		AccountLooks: 3,
 		Account: []Accounted{
 			{Rows: 2, Balance: client.Balance{Lane: "vitals", Assigned: 5, Journaled: 4, Stored: 4, Void: 1, Told: true, Balances: true}},
 			{Rows: 2, Balance: client.Balance{Lane: "self", Assigned: 9, Journaled: 6, Stored: 5, Pending: 1, Buffered: 2, Void: 1, Told: true, Balances: true, AtMost: []string{"buffered"}}},
@@ -37,6 +38,8 @@ func TestOK(t *testing.T) {
 		"missing":                 func(s *Summary) { s.Missing++ },
 		"twice":                   func(s *Summary) { s.Duplicates++ },
 		"altered":                 func(s *Summary) { s.Mismatched++ },
+		"never looked":            func(s *Summary) { s.AccountLooks = 0 },
+		"missing for a moment":    func(s *Summary) { s.Imbalances = 1 },
 		"no account":              func(s *Summary) { s.Account = nil },
 		"nothing in the account":  func(s *Summary) { s.Account = s.Account[1:] },
 		"an account in doubt":     func(s *Summary) { s.Account[1].Balances = false },

@@ -47,6 +47,9 @@ func (t *theatre) table() {
 		row("enrolments/s", fmt.Sprintf("%.1f", e.Rate), fmt.Sprintf("%d gateways approved from one file, the last enrolled after %.1f s; %d in the busiest second", e.Gateways, e.Seconds, e.Busiest))
 	}
 	row("seconds", s.Seconds, "in all")
+	if s.AccountLooks > 0 {
+		row("account", s.AccountLooks, fmt.Sprintf("looks at it meanwhile; a number was missing in %d", s.Imbalances))
+	}
 	fmt.Fprint(w, "\n", accountTable(s.Account))
 	if s.Disaster != nil {
 		fmt.Fprint(t.Out, w.String())
