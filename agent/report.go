@@ -381,7 +381,8 @@ func laneReports(epoch telemetry.Epoch, lanes [telemetry.LaneCount]laneAccount, 
 		var l *telemetry.LaneReport
 		if telemetry.Epoch(h.Epoch) == epoch {
 			for i := range out {
-				if out[i].Lane == telemetry.Lane(h.Lane) {
+				// A former epoch whose account came before has an entry of that lane, too.
+				if out[i].Epoch == (telemetry.Epoch{}) && out[i].Lane == telemetry.Lane(h.Lane) {
 					l = &out[i]
 				}
 			}

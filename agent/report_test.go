@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"wardlink/agent/source"
+	"wardlink/buffer"
 	"wardlink/telemetry"
 	"wardlink/telemetry/seal"
 )
@@ -237,6 +238,30 @@ func TestAFullBufferTellsWhatItDeletes(t *testing.T) {
 	linkBuffer{b.buf, b.agent.reports}.Ack(batches[0].ID)
 	if !told() {
 		t.Error("the hospital has the report, and counts as not told")
+	}
+}
+
+// TestLanesOfFormerEpochsKeepTheirAccounts, whichever epoch's account comes first: its batches and its losses are told under its own name.
+func TestLanesOfFormerEpochsKeepTheirAccounts(t *testing.T) {
+	own := telemetry.Epoch{7}
+	var lanes [telemetry.LaneCount]laneAccount
+	lanes[telemetry.LaneVitals].assigned = 30
+	account := func(epoch byte, rev uint64, first, last uint64) buffer.Account {
+		return buffer.Account{
+			Epoch: [16]byte{epoch}, Lane: uint8(telemetry.LaneVitals), Next: last + 1, Waiting: last - first + 1, Held: []buffer.Run{{First: first, Last: last}},
+			Lost: []buffer.Run{{First: 0, Last: first - 1}}, LossID: buffer.LossID{Epoch: [16]byte{epoch}, Lane: uint8(telemetry.LaneVitals), Rev: rev},
+		}
+	}
+	out, losses := laneReports(own, lanes, Status{}, []buffer.Account{account(5, 1, 57, 340), account(7, 2, 4, 28), account(9, 3, 2, 3)})
+	want := map[telemetry.Epoch]telemetry.Span{{}: {First: 4, Last: 28}, {5}: {First: 57, Last: 340}, {9}: {First: 2, Last: 3}}
+	if len(out) != len(want) || len(losses) != len(want) {
+		t.Fatalf("%+v %+v", out, losses)
+	}
+	for _, l := range out {
+		w := want[l.Epoch]
+		if len(l.Held.Runs) != 1 || l.Held.Runs[0] != w || l.Waiting != w.Last-w.First+1 || len(l.Lost.Runs) != 1 || l.Lost.Runs[0].Last != w.First-1 {
+			t.Errorf("epoch %v: %+v; expected held %v", l.Epoch, l, w)
+		}
 	}
 }
 

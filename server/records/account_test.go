@@ -366,3 +366,31 @@ func TestAReportSentOnceMoreIsNotTheNewest(t *testing.T) {
 		t.Errorf("a report of ten years ahead stays the newest: %+v %v", beats, err)
 	}
 }
+
+// TestAReportThatIsNotWholeTakesNothingBack: what the former one said is held may be in a file that cannot be read now, or of an epoch that a full
+// report has no room for.
+func TestAReportThatIsNotWholeTakesNothingBack(t *testing.T) {
+	for name, change := range map[string]func(r *telemetry.Report){
+		"unread files": func(r *telemetry.Report) { r.Buffer.Unread = 1 },
+		"a full report": func(r *telemetry.Report) {
+			for i := len(r.Lanes); i < telemetry.MaxLanes; i++ {
+				r.Lanes = append(r.Lanes, telemetry.LaneReport{Epoch: telemetry.Epoch{1, byte(i)}, Lane: telemetry.LaneVitals})
+			}
+		},
+	} {
+		f := setup(t)
+		g := f.gateway("gw-1").enrol().bring("gw-1")
+		g.number(0)
+		g.report(0, vitalsLane(3, held(telemetry.Span{First: 1, Last: 2})))
+		g.restart()
+		r := vitalsLane(0, telemetry.LaneReport{})
+		r.At.Mono = 7
+		change(&r)
+		g.report(0, r)
+		f.wantGaps(name)
+		r = vitalsLane(0, telemetry.LaneReport{})
+		r.At.Mono = 8
+		g.report(1, r)
+		f.wantGaps(name+", and then a whole one", "vitals 1-2 firm")
+	}
+}

@@ -26,9 +26,12 @@ func (r *Records) storeReport(tx *sql.Tx, o *opened) error {
 	if err := r.storeConfig(tx, o, newest); err != nil {
 		return err
 	}
+	// While the disk cannot read some files nobody knows what they hold; and a report that is full may have left former epochs out.
+	readable := o.batch.Report.Buffer.Unread == 0
+	whole := readable && len(o.batch.Report.Lanes) < telemetry.MaxLanes
 	touched := map[int64]bool{}
 	if newest {
-		if err := r.keepReport(tx, o, touched); err != nil {
+		if err := r.keepReport(tx, o, touched, whole); err != nil {
 			return err
 		}
 	}
@@ -49,12 +52,12 @@ func (r *Records) storeReport(tx *sql.Tx, o *opened) error {
 			return err
 		}
 		listed[stream], touched[stream] = true, true
-		if err := storeLane(tx, stream, l, newest, epoch == o.epoch, o.batch.Report.Buffer.Unread == 0); err != nil {
+		if err := storeLane(tx, stream, l, newest, epoch == o.epoch, readable); err != nil {
 			return err
 		}
 	}
 	for stream := range touched {
-		if newest && !listed[stream] && o.batch.Report.Buffer.Unread == 0 {
+		if newest && !listed[stream] && whole {
 			if err := r.coverFormer(tx, stream, o); err != nil {
 				return err
 			}
@@ -140,8 +143,8 @@ func (r *Records) earlier(a, b *telemetry.Report) bool {
 const clockSlack = time.Minute
 
 // keepReport puts the report in the place of the former. Every stream of the gateway of which the former said that something is held, or
-// that has a gap, is looked at again.
-func (r *Records) keepReport(tx *sql.Tx, o *opened, touched map[int64]bool) error {
+// that has a gap, is looked at again. What the former said is held stays so unless this one names all that is.
+func (r *Records) keepReport(tx *sql.Tx, o *opened, touched map[int64]bool, whole bool) error {
 	rep := o.batch.Report
 	data, err := telemetry.Encode(o.batch)
 	if err != nil {
@@ -196,6 +199,9 @@ func (r *Records) keepReport(tx *sql.Tx, o *opened, touched map[int64]bool) erro
 		return err
 	}
 	for stream := range touched {
+		if !whole {
+			break
+		}
 		if _, err := tx.Exec("DELETE FROM account_sets WHERE stream = $1 AND kind = $2", stream, setHeld); err != nil {
 			return err
 		}
@@ -223,7 +229,14 @@ func storeLane(tx *sql.Tx, stream int64, l *telemetry.LaneReport, newest, own, c
 		return err
 	}
 	if newest {
-		if err := putSet(tx, stream, setHeld, l.Held); err != nil {
+		if complete {
+			if _, err := tx.Exec("DELETE FROM account_sets WHERE stream = $1 AND kind = $2", stream, setHeld); err != nil {
+				return err
+			}
+		} else {
+			l.Held.Upper = true // what was held before may be in a file that cannot be read
+		}
+		if err := addSet(tx, stream, setHeld, l.Held); err != nil {
 			return err
 		}
 	}
