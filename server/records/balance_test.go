@@ -240,3 +240,39 @@ func TestBalanceOfATornLane(t *testing.T) {
 		t.Errorf("%+v", b)
 	}
 }
+
+// TestAFormerEpochsLastWord: the next epoch's report comes first and knows nothing of the numbers that came to nothing. They are not missing while
+// a report of their own epoch is still held.
+func TestAFormerEpochsLastWord(t *testing.T) {
+	f := setup(t)
+	g := f.gateway("gw-1").enrol().bring("gw-1")
+	former, period := g.epoch, g.period
+	g.number(0)
+	g.number(2)
+	f.settled()
+	g.restart()
+	left := []telemetry.LaneReport{
+		{Epoch: former, Lane: telemetry.LaneVitals, Assigned: 3},
+		{Epoch: former, Lane: telemetry.LaneSelf, Assigned: 3, Held: telemetry.NewSpans([]telemetry.Span{{First: 2, Last: 2}}, false)},
+	}
+	g.report(0, telemetry.Report{At: telemetry.Stamp{Mono: 7}, Lanes: left})
+	f.wantBalance("the next epoch's report", "gw-1", "3 = 2 (2 0 0) + 1 + 0 + 0 + 0, 0 at most 1", true)
+	g.epoch, g.period = former, period
+	said := vitalsLane(3, telemetry.LaneReport{Void: telemetry.NewSpans([]telemetry.Span{{First: 1, Last: 1}}, false)})
+	said.Lanes = append(said.Lanes, telemetry.LaneReport{Lane: telemetry.LaneSelf, Assigned: 3, Void: telemetry.NewSpans([]telemetry.Span{{First: 0, Last: 1}}, false)})
+	g.report(2, said)
+	f.wantBalance("its own last one", "gw-1", "3 = 2 (2 0 0) + 0 + 0 + 0 + 1, 0", true)
+
+	// Without a word on it the number is missing once no report is left that could say it.
+	h := f.gateway("gw-2").enrol().bring("gw-2")
+	former, period = h.epoch, h.period
+	h.number(0)
+	h.number(2)
+	f.settled()
+	h.restart()
+	left[0].Epoch, left[1].Epoch = former, former
+	h.report(0, telemetry.Report{At: telemetry.Stamp{Mono: 7}, Lanes: left})
+	h.epoch, h.period = former, period
+	h.report(2, vitalsLane(3, telemetry.LaneReport{}))
+	f.wantBalance("nothing said", "gw-2", "3 = 2 (2 0 0) + 0 + 0 + 0 + 0, 1", false)
+}
