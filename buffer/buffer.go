@@ -262,6 +262,7 @@ type Buffer struct {
 	handles []*seg // with an open read handle, least recently used first
 
 	stocked bool   // the reserve lies there (reserve.go)
+	lacked  bool   // it could not be made, and that was said
 	lossRev uint64 // counts changes of losses
 
 	evicting sync.Mutex // held through an eviction, the report included; below the lanes' write locks, above mu
@@ -376,9 +377,13 @@ func (b *Buffer) settleState() bool {
 // Close stores acknowledgements, finishes the segments that are being written, and lets go of the directory. Batches are durable
 // already; an error says only that the next start has more to read or to send again.
 func (b *Buffer) Close() error {
-	for _, l := range b.lanes {
-		l.write.Lock()
-		defer l.write.Unlock()
+	for _, kept := range []bool{false, true} { // kept ones last: an eviction in another lane may yet report to them
+		for _, l := range b.lanes {
+			if l.kept == kept {
+				l.write.Lock()
+				defer l.write.Unlock()
+			}
+		}
 	}
 	b.mu.Lock()
 	if b.closed {

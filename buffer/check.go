@@ -36,9 +36,11 @@ type LaneReport struct {
 	Name     string `json:"name"`
 	Segments int    `json:"segments"`
 	Batches  uint64 `json:"batches"`
-	Acked    uint64 `json:"acked"`  // of Batches
-	Parked   uint64 `json:"parked"` // of Batches
-	Bytes    uint64 `json:"bytes"`  // of frames
+	Acked    uint64 `json:"acked"`   // of Batches
+	Parked   uint64 `json:"parked"`  // of Batches
+	Bytes    uint64 `json:"bytes"`   // of frames
+	Evicted  uint64 `json:"evicted"` // by the state: deleted undelivered, of epochs that still count
+	Lost     uint64 `json:"lost"`    // by the state: damaged; with an upper bound, at most
 	// Missing is how many batches the counters say were in files that are damaged now; MissingDoubt how many more it may be.
 	Missing      uint64 `json:"missing"`
 	MissingDoubt uint64 `json:"missing_doubt"`
@@ -159,6 +161,11 @@ func (c *checker) lane(index uint8) {
 	for _, a := range c.state.acks {
 		if a.lane == index {
 			acks[a.epoch] = &ranges{spans: a.spans}
+		}
+	}
+	for _, e := range c.state.losses {
+		if e.lane == index {
+			report.Evicted, report.Lost = report.Evicted+e.evicted, report.Lost+e.damaged
 		}
 	}
 	var former *summary

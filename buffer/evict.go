@@ -76,7 +76,7 @@ func (b *Buffer) lacking(l *lane, stock bool) int64 {
 			need += max(0, b.c.SegmentSize-o.owned())
 		}
 	}
-	if stock && len(b.evict) > 0 && !b.stocked {
+	if stock && b.keeps() && !b.stocked {
 		need += b.c.SegmentSize
 	}
 	return need

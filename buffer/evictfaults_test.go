@@ -104,12 +104,16 @@ func TestFaultsOfAnEviction(t *testing.T) {
 func evictUnder(t *testing.T, base string, durable uint64, at int, v syscalltest.Verdict) (calls []string) {
 	dir := copyDir(t, base)
 	log := filepath.Join(filepath.Dir(dir), "log")
+	var mu sync.Mutex
+	var seen []string
 	p := syscalltest.Start(t, syscalltest.Watch{Decide: func(c *syscalltest.Call) syscalltest.Verdict {
 		if !strings.HasPrefix(c.Path, dir) {
 			return syscalltest.Pass
 		}
-		calls = append(calls, c.Name+" "+filepath.Base(c.Path))
-		if len(calls)-1 == at {
+		mu.Lock()
+		defer mu.Unlock()
+		seen = append(seen, c.Name+" "+filepath.Base(c.Path))
+		if len(seen)-1 == at {
 			return v
 		}
 		return syscalltest.Pass
@@ -121,6 +125,9 @@ func evictUnder(t *testing.T, base string, durable uint64, at int, v syscalltest
 		}
 	}
 	p.Kill()
+	mu.Lock()
+	calls = slices.Clone(seen)
+	mu.Unlock()
 	said, err := os.ReadFile(log)
 	if err != nil {
 		t.Error(err)

@@ -16,7 +16,7 @@ const reserveName = "reserve"
 // noteReserve counts the reserve of a former run.
 func (b *Buffer) noteReserve(path string) error {
 	size, err := segment.DiskBytes(path)
-	if err == nil && (len(b.evict) == 0 || size < b.c.SegmentSize) { // not wanted any more, or never finished
+	if err == nil && (!b.keeps() || size < b.c.SegmentSize) { // not wanted any more, or never finished
 		return os.Remove(path)
 	}
 	b.disk += size
@@ -26,19 +26,25 @@ func (b *Buffer) noteReserve(path string) error {
 
 // restock makes the reserve where it lacks and there is room. Under mu.
 func (b *Buffer) restock() {
-	if b.stocked || b.closed || len(b.evict) == len(b.lanes) || len(b.evict) == 0 || b.disk+b.c.SegmentSize > b.c.Cap {
+	if b.stocked || b.closed || !b.keeps() || b.disk+b.c.SegmentSize > b.c.Cap {
 		return
 	}
 	path := filepath.Join(b.c.Dir, reserveName)
 	err := allocateFile(path, 0, b.c.SegmentSize, os.O_CREATE)
 	if err != nil {
 		_ = os.Remove(path) // what there is of it serves nobody
-		b.c.Log.Warn("the room for reports of a full buffer cannot be set apart; it is tried again", "error", err)
+		if !b.lacked {
+			b.c.Log.Warn("the room for reports of a full buffer cannot be set apart; it is tried again", "error", err)
+		}
+		b.lacked = true
 		return
 	}
 	b.disk += b.c.SegmentSize
-	b.stocked = true
+	b.stocked, b.lacked = true, false
 }
+
+// keeps: some lanes are evicted and some never are, which is what the reserve is for.
+func (b *Buffer) keeps() bool { return len(b.evict) > 0 && len(b.evict) < len(b.lanes) }
 
 // useReserve gives the reserve's room free; false when there is none.
 func (b *Buffer) useReserve() bool {

@@ -185,9 +185,9 @@ func bufferCheck(args []string, stdout, stderr io.Writer) error {
 		}
 	} else {
 		w := tabwriter.NewWriter(stdout, 0, 0, 2, ' ', 0)
-		fmt.Fprintln(w, "LANE\tSEGMENTS\tBATCHES\tACKNOWLEDGED\tPARKED")
+		fmt.Fprintln(w, "LANE\tSEGMENTS\tBATCHES\tACKNOWLEDGED\tPARKED\tEVICTED\tLOST")
 		for _, l := range report.Lanes {
-			fmt.Fprintf(w, "%s\t%d\t%d\t%d\t%d\n", l.Name, l.Segments, l.Batches, l.Acked, l.Parked)
+			fmt.Fprintf(w, "%s\t%d\t%d\t%d\t%d\t%d\t%d\n", l.Name, l.Segments, l.Batches, l.Acked, l.Parked, l.Evicted, l.Lost)
 		}
 		for _, f := range report.Findings {
 			fmt.Fprintf(w, "FINDING\t%s: %s\n", f.Path, f.Problem)
