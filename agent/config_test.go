@@ -98,6 +98,8 @@ func FuzzParseConfig(f *testing.F) {
 	f.Add([]byte("sources: [{id: a, mllp: ':1'}]"))
 	f.Add([]byte("buffer: 7\n"))
 	f.Add([]byte("sources: !tag "))
+	f.Add([]byte(goodConfig + "    bindings: [{address: 10.20.0.7, bed: ICU-7, id: icu-7}, {device: E, bed: B}, {msh3: M, bed: B}, {certificate: c, bed: B}]\n" +
+		"    limits: {messages: 9, burst: 9, bytes: 1MB, connections: 9, per_address: 9}\n    tls: {certificate: /c, key: /k, client_ca: /a, allow: [c]}\n"))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		c, err := ParseConfig(data)
 		if err == nil && len(c.Sources) == 0 {
