@@ -39,6 +39,7 @@ type Salvaged struct {
 	Delivered uint64 `json:"delivered"` // of Found: acknowledged by the receiver, as far as the directory says
 	Parked    uint64 `json:"parked"`    // of Found: refused by the receiver earlier
 	Damaged   uint64 `json:"damaged"`   // known to have been there and not found whole
+	Evicted   uint64 `json:"evicted"`   // deleted for the room of others while the agent ran, as far as the receiver had not heard of it
 	// Unknown is how many more may have been in files whose count of batches cannot be read.
 	Unknown uint64 `json:"unknown,omitempty"`
 }
@@ -69,7 +70,7 @@ func Salvage(c SalvageConfig, each func(Batch) error) (lanes []Salvaged, problem
 		return nil, nil, fmt.Errorf("salvage buffer: %w", err)
 	}
 	for i, name := range names {
-		s.lane, s.report = uint8(i), Salvaged{Lane: name}
+		s.lane, s.report = uint8(i), Salvaged{Lane: name, Evicted: s.evicted[uint8(i)]}
 		for _, e := range entries { // ReadDir sorts, and the hexadecimal sequence has a fixed width
 			if base, ok := salvageable(e.Name()); ok && base == name {
 				if err := s.file(e.Name()); err != nil {
@@ -116,6 +117,7 @@ type salvager struct {
 	each     func(Batch) error
 	acks     map[stream]*ranges
 	parked   map[ID]parked
+	evicted  map[uint8]uint64
 	lane     uint8
 	report   Salvaged
 	problems []Finding
@@ -134,7 +136,7 @@ func (s *salvager) find(name, format string, args ...any) {
 
 // loadState reads what was acknowledged. Without it everything counts as not delivered: the receiver knows batches by their numbers.
 func (s *salvager) loadState(lanes int) error {
-	s.acks, s.parked = map[stream]*ranges{}, map[ID]parked{}
+	s.acks, s.parked, s.evicted = map[stream]*ranges{}, map[ID]parked{}, map[uint8]uint64{}
 	_, data, err := durable.OpenAB(filepath.Join(s.c.Dir, stateName), maxState)
 	var st state
 	if err == nil && data != nil {
@@ -151,6 +153,9 @@ func (s *salvager) loadState(lanes int) error {
 		if int(a.lane) < lanes {
 			s.acks[stream{a.epoch, a.lane}] = &ranges{spans: a.spans}
 		}
+	}
+	for _, l := range st.losses {
+		s.evicted[l.lane] += l.evicted
 	}
 	if st.parked != nil {
 		s.parked = st.parked

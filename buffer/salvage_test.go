@@ -8,9 +8,12 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"wardlink/buffer/segment"
+	"wardlink/internal/durable"
+	"wardlink/internal/mounttest"
 )
 
 // salvageItem has a frame that says how long it is: mark, length, lane, epoch, number, body, SHA-256.
@@ -217,5 +220,49 @@ func TestSalvageRefuses(t *testing.T) {
 	}
 	if _, _, err := Salvage(salvageOf(t.TempDir(), false), nil); !errors.Is(err, ErrMissing) {
 		t.Errorf("no buffer: %v", err)
+	}
+}
+
+// TestSalvageTellsOfEviction that nobody had heard of when the gateway died.
+func TestSalvageTellsOfEviction(t *testing.T) {
+	dir, _ := salvageBase(t)
+	ab, data, err := durable.OpenAB(filepath.Join(dir, stateName), maxState)
+	if err != nil {
+		t.Fatal(err)
+	}
+	st, err := parseState(data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := lossOf{epoch: epochOf(1), lane: 1, loss: loss{evicted: 7, next: 1007}}
+	for n := uint64(1000); n < 1007; n++ {
+		l.numbers.add(n)
+	}
+	st.losses = append(st.losses, l)
+	if err := ab.Store(st.encode()); err != nil {
+		t.Fatal(err)
+	}
+	if _, lanes, _ := salvageAll(t, salvageOf(dir, false)); lanes[1].Evicted != 7 || lanes[0].Evicted != 0 {
+		t.Errorf("%+v", lanes)
+	}
+}
+
+// TestSalvageOnAReadOnlyMount: the lock is looked at and nothing is made.
+func TestSalvageOnAReadOnlyMount(t *testing.T) {
+	if !mounttest.Inside(t) {
+		return
+	}
+	dir, vitals := salvageBase(t)
+	card := filepath.Join(t.TempDir(), "card")
+	disk := mounttest.Mount(t, card, "32m")
+	if err := os.CopyFS(filepath.Join(card, "buffer"), os.DirFS(dir)); err != nil {
+		t.Fatal(err)
+	}
+	disk.ReadOnly()
+	if err := os.WriteFile(filepath.Join(card, "x"), nil, 0o600); !errors.Is(err, syscall.EROFS) {
+		t.Fatalf("the mount can be written to: %v", err)
+	}
+	if got, _, problems := salvageAll(t, salvageOf(filepath.Join(card, "buffer"), true)); uint64(len(got)) != 1+vitals || len(problems) > 0 {
+		t.Errorf("%d batches of %d, %+v", len(got), 1+vitals, problems)
 	}
 }

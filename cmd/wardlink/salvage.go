@@ -322,6 +322,11 @@ func (s *salvage) show() error {
 	if err != nil {
 		return err
 	}
+	for _, l := range s.report.Lanes {
+		if l.Evicted > 0 {
+			fmt.Fprintf(s.out, "lost: %d batches of %s had been deleted for lack of room, which the hospital had not heard yet: it does by the reports on the card\n", l.Evicted, l.Lane)
+		}
+	}
 	for _, reason := range slices.Sorted(maps.Keys(s.report.Refusals)) {
 		fmt.Fprintf(s.out, "refused: %d batches: %s\n", s.report.Refusals[reason], reason)
 	}
