@@ -97,4 +97,12 @@ func TestClocksThatAreWrong(t *testing.T) {
 	for _, gateway := range []string{"icu-7", "icu-8"} {
 		h.balanced(t, gateway)
 	}
+	var out string
+	h.await("the event of the step", func(context.Context) (bool, error) {
+		out = string(h.must("wardlink", "audit", "list", "--json", "--dir", h.server(), "--type", "gateway.clock_step"))
+		return strings.Contains(out, "gateway.clock_step"), nil
+	})
+	if strings.Count(out, "gateway.clock_step") != 1 || !strings.Contains(out, `"-86`) || !strings.Contains(out, "gateway/icu-8") {
+		t.Errorf("events of the step:\n%s", out)
+	}
 }

@@ -124,6 +124,8 @@ type Records struct {
 
 	current bool // the last pass met nothing that the server received more than a day before, or nothing at all
 
+	stepped map[string]wallSteps // by gateway
+
 	passed uint64 // where the journal's cursor stood when Run began
 
 	told   time.Time             // of Run alone
@@ -140,7 +142,8 @@ func New(cfg Config) (*Records, error) {
 		return nil, fmt.Errorf("records: the pseudonym key has %d bytes, expected at least 16", len(cfg.Pseudonym))
 	}
 	r := &Records{
-		db: cfg.DB, outbox: cfg.Outbox, journal: cfg.Journal, registry: cfg.Registry, domain: cfg.TrustDomain, log: cfg.Log, now: cfg.Now,
+		stepped: map[string]wallSteps{},
+		db:      cfg.DB, outbox: cfg.Outbox, journal: cfg.Journal, registry: cfg.Registry, domain: cfg.TrustDomain, log: cfg.Log, now: cfg.Now,
 		in: newInterner(cfg.Pseudonym), openers: newOpeners(cfg.Key), decode: telemetry.Decode,
 		gatewayRoom: cfg.GatewayRoom, room: cfg.Room, retention: cfg.Retention, files: cfg.Files, elapsed: cfg.Elapsed,
 	}

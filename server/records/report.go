@@ -31,6 +31,9 @@ func (r *Records) storeReport(tx *sql.Tx, o *opened) error {
 	whole := readable && len(o.batch.Report.Lanes) < telemetry.MaxLanes
 	touched := map[int64]bool{}
 	if newest {
+		if err := r.noteWallStep(tx, o); err != nil {
+			return err
+		}
 		if err := r.keepReport(tx, o, touched, whole); err != nil {
 			return err
 		}

@@ -1,8 +1,11 @@
 package records_test
 
 import (
+	"slices"
 	"testing"
 
+	"wardlink/audit"
+	"wardlink/server/journal"
 	"wardlink/server/records"
 	"wardlink/telemetry"
 	"wardlink/telemetry/seal"
@@ -107,5 +110,49 @@ func TestTimesOfABootAreRepaired(t *testing.T) {
 	}
 	if err := f.db.Check(f.ctx); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestAStepOfAGatewaysClockIsAnEvent: one for each time that its wall clock was set within a boot, and what drift makes is none. A gateway
+// that lies cannot fill the log.
+func TestAStepOfAGatewaysClockIsAnEvent(t *testing.T) {
+	f := setup(t)
+	g := f.gateway("gw-1").enrol().bring("gw-1")
+	wall := f.clock.Now().UnixMilli()
+	for _, r := range [][2]int64{
+		{10_000, 0}, {70_000, 60_000}, {3_670_000, 3_658_900}, // an hour at 300 ppm
+		{3_730_000, 3_718_900 - 86_400_000}, {3_790_000, 3_778_900 - 86_400_000}, {3_800_000, 3_788_900}, {3_800_000 + 60_000, 3_848_900 + 2_000},
+	} {
+		g.reportClock(r[0], wall+r[1], telemetry.ClockReport{Known: true})
+	}
+	steps := func() (out []string) {
+		f.settled()
+		entries, err := f.journal.Read(1, 10_000)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range entries {
+			if e.Kind != journal.KindEvent {
+				continue
+			}
+			ev, err := audit.DecodeEvent(e.Head)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if ev.Type == audit.GatewayClockStep {
+				out = append(out, ev.Target+" "+ev.Detail["by_ms"])
+			}
+		}
+		return out
+	}
+	want := []string{"gw-1 -86400000", "gw-1 86400000", "gw-1 2000"}
+	if got := steps(); !slices.Equal(got, want) {
+		t.Errorf("%q; expected %q", got, want)
+	}
+	for i := range int64(40) {
+		g.reportClock(4_000_000+i, wall+i%2*3_600_000, telemetry.ClockReport{Known: true})
+	}
+	if got := steps(); len(got) != len(want)+24 { // the server was started again, and counts anew
+		t.Errorf("%d further events in a day; expected 24", len(got)-len(want))
 	}
 }
