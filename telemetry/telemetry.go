@@ -166,6 +166,7 @@ const (
 	MarkUnknownCode Marks = 1 << 2
 	MarkUnknownUnit Marks = 1 << 3
 	MarkTimeUnread  Marks = 1 << 4 // Time is missing or cannot be read
+	MarkTimeUnsure  Marks = 1 << 5 // Time is a local one that the source's zone has twice or never, when its clocks are set; At is one hour out, perhaps
 )
 
 // Limits of everything that crosses a trust boundary. Readers check them before they allocate.

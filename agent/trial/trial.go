@@ -295,6 +295,7 @@ func marks(m telemetry.Marks) []string {
 	}{
 		{telemetry.MarkNoReading, "no reading"}, {telemetry.MarkImplausible, "implausible"}, {telemetry.MarkUnknownCode, "code is not known"},
 		{telemetry.MarkUnknownUnit, "unit is not known"}, {telemetry.MarkTimeUnread, "time cannot be read"},
+		{telemetry.MarkTimeUnsure, "local time that its zone has twice or never, when clocks are set"},
 	} {
 		if m&w.bit != 0 {
 			words = append(words, w.text)

@@ -162,6 +162,9 @@ func (u *understanding) time(o *telemetry.Observation, field string) {
 
 func (u *understanding) timeOf(o *telemetry.Observation, c clock) {
 	o.Time, o.At = c.text, c.at
+	if c.unsure {
+		o.Marks |= telemetry.MarkTimeUnsure
+	}
 	if !c.ok {
 		o.Marks |= telemetry.MarkTimeUnread
 		u.problem(pick(c.text == "", "time is missing", "time cannot be read"), "OBX[%d]-14", o.Index)

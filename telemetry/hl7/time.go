@@ -8,10 +8,12 @@ import (
 // parseTime reads HL7's DTM, YYYYMMDDHHMM[SS[.F...]][+ZZZZ], into Unix milliseconds; digits past the millisecond are cut off. A
 // time without zone is one of zone. Less than minutes is not a time: a day would put a reading at midnight. Mindray's gateways send
 // milliseconds without the point (YYYYMMDDHHMMSSFFF), which is read too.
-func parseTime(s string, zone *time.Location) (ms int64, ok bool) {
+//
+// unsure: the zone has that local time twice, of which the earlier is taken, or never, which is read as if the clocks had not been set yet.
+func parseTime(s string, zone *time.Location) (ms int64, unsure, ok bool) {
 	s, offset, zoned, ok := cutZone(strings.TrimSpace(s))
 	if !ok {
-		return 0, false
+		return 0, false, false
 	}
 	digits, fraction, point := strings.Cut(s, ".")
 	switch {
@@ -20,7 +22,7 @@ func parseTime(s string, zone *time.Location) (ms int64, ok bool) {
 	case len(digits) == 14:
 	case len(digits) == 12 && !point:
 	default:
-		return 0, false
+		return 0, false, false
 	}
 	// Read by hand: time.Parse would take what DTM has not, such as signs and blanks, and knows no optional seconds.
 	var part [6]int // year, month, day, hour, minute, second
@@ -30,30 +32,55 @@ func parseTime(s string, zone *time.Location) (ms int64, ok bool) {
 			break
 		}
 		if part[i], ok = number(digits[at : at+width]); !ok {
-			return 0, false
+			return 0, false, false
 		}
 		at += width
 	}
 	if part[0] == 0 || part[1] < 1 || part[1] > 12 || part[2] < 1 || part[2] > daysIn(part[0], part[1]) ||
 		part[3] > 23 || part[4] > 59 || part[5] > 60 { // 60: a leap second
-		return 0, false
+		return 0, false, false
 	}
 	// Cut off, not rounded: rounding could carry into the next second, and Time keeps all digits.
 	milli := 0
 	for i := range len(fraction) {
 		n, ok := number(fraction[i : i+1])
 		if !ok {
-			return 0, false
+			return 0, false, false
 		}
 		if i < 3 {
 			milli += n * [...]int{100, 10, 1}[i]
 		}
 	}
-	if zoned {
-		zone = time.UTC // the offset is taken off below, without a time.Location for each reading
+	// As if it were UTC; the offset is taken off below, without a time.Location for each reading.
+	local := time.Date(part[0], time.Month(part[1]), part[2], part[3], part[4], part[5], 0, time.UTC).Unix()
+	east := int64(offset)
+	if !zoned {
+		east, unsure = offsetOf(local, zone)
 	}
-	t := time.Date(part[0], time.Month(part[1]), part[2], part[3], part[4], part[5], 0, zone)
-	return (t.Unix()-int64(offset))*1000 + int64(milli), true
+	return (local-east)*1000 + int64(milli), unsure, true
+}
+
+// offsetOf is how many seconds east of UTC a zone is at a local time, given as if it were UTC's. A zone's clocks are set at most once within
+// the two days around it.
+func offsetOf(local int64, zone *time.Location) (east int64, unsure bool) {
+	before, after := eastAt(local-86400, zone), eastAt(local+86400, zone)
+	if before == after {
+		return before, false
+	}
+	first, second := eastAt(local-before, zone) == before, eastAt(local-after, zone) == after
+	switch {
+	case first == second: // twice, or never
+		return before, true
+	case first:
+		return before, false
+	}
+	return after, false
+}
+
+// eastAt is the zone's offset at an instant.
+func eastAt(unix int64, zone *time.Location) int64 {
+	_, offset := time.Unix(unix, 0).In(zone).Zone()
+	return int64(offset)
 }
 
 // cutZone takes the zone off a DTM: seconds east of UTC. ok is false for a zone that is none.

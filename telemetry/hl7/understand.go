@@ -123,9 +123,10 @@ type understanding struct {
 
 // clock is a time as sent and as read.
 type clock struct {
-	text string
-	at   int64
-	ok   bool
+	text   string
+	at     int64
+	ok     bool
+	unsure bool
 }
 
 // problem notes what was not understood. where is a format for args; both name places, never values.
@@ -180,8 +181,8 @@ func (u *understanding) header(f []string) {
 
 // clock reads a time field that is written in the standard delimiters; its second component, if any, is HL7 v2.3's precision.
 func (u *understanding) clock(field string) clock {
-	at, ok := parseTime(first(field, '^'), u.zone)
-	return clock{text: field, at: at, ok: ok}
+	at, unsure, ok := parseTime(first(field, '^'), u.zone)
+	return clock{text: field, at: at, ok: ok, unsure: unsure}
 }
 
 func (u *understanding) segments(rest string) {
