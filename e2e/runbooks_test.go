@@ -110,7 +110,7 @@ func played(command string) string {
 	command = strings.TrimPrefix(command, "sudo ")
 	return strings.NewReplacer(`"`, `'`, "/srv/wardlink", "$SERVER", "/etc/wardlink", "$ETC", "/media/usb/passphrase", "$PASSPHRASE", "/mnt/backup", "$WORK/backup",
 		"/var/lib/wardlink-agent", "$STATE", "/media/card", "$CARD",
-		"ABCD-EFGH-IJKL-MNOP", "$FINGERPRINT", "wardlink.hospital.example:8883", "$GATEWAYS", "wardlink.hospital.example:8443", "$HOSPITAL",
+		"ABCD-EFGH-IJKL-MNOP", "$FINGERPRINT", "QRST-UVWX-YZ23-4567", "$CHALLENGE", "AAAA-DIQD-VH3L", "$TOKEN", "wardlink.hospital.example:8883", "$GATEWAYS", "wardlink.hospital.example:8443", "$HOSPITAL",
 		"wardlink.hospital.example", "localhost").Replace(command)
 }
 
@@ -141,7 +141,7 @@ func (p *player) play(b runbook) {
 			"wardlink": p.types("wardlink"), "wardlink-server": p.types("wardlink-server"), "wardlink-agent": p.types("wardlink-agent"),
 			"systemctl": p.systemctl,
 			// what a reader has
-			"hospital": p.hospital, "gateway": p.gateway, "remember": p.remember, "send": p.send, "until": p.until, "expanded": p.expanded, "lose": p.lose, "dies": p.dies,
+			"hospital": p.hospital, "gateway": p.gateway, "remember": p.remember, "send": p.send, "until": p.until, "expanded": p.expanded, "lose": p.lose, "dies": p.dies, "take": p.take,
 		},
 	})
 }
@@ -210,6 +210,14 @@ func (p *player) expanded(ts *testscript.TestScript, _ bool, args []string) {
 	p.must(ts, len(args) >= 2, "expanded FILE LINE...")
 	text := os.Expand(strings.Join(args[1:], "\n")+"\n", ts.Getenv)
 	ts.Check(os.WriteFile(ts.MkAbs(args[0]), []byte(text), 0o600))
+}
+
+// take is "take NAME PATTERN": what the pattern's group matches of the last command's output, in a variable.
+func (p *player) take(ts *testscript.TestScript, _ bool, args []string) {
+	p.must(ts, len(args) == 2, "take NAME PATTERN")
+	found := regexp.MustCompile("(?m)" + args[1]).FindStringSubmatch(ts.ReadFile("stdout"))
+	p.must(ts, len(found) == 2, "no %s in the output:\n%s", args[1], ts.ReadFile("stdout"))
+	ts.Setenv(args[0], found[1])
 }
 
 // lose is "lose DIR": what a broken disk does.

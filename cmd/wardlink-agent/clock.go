@@ -78,9 +78,7 @@ func printClock(stdout io.Writer, c agent.ClockFacts) error {
 		fmt.Fprintf(w, "set\tthe wall clock was set %d times since the start, the last time by %s, %s ago\n", c.Steps,
 			(time.Duration(c.LastStep) * time.Millisecond).Round(100*time.Millisecond), (time.Duration(c.LastStepAgo) * time.Millisecond).Round(time.Second))
 	}
-	if !c.Trusted || c.Ahead {
-		fmt.Fprintf(w, "challenge\t%s: if the floor is wrong, an operator makes a token of it: wardlink clock token GATEWAY %s\n", c.Challenge, c.Challenge)
-	}
+	fmt.Fprintf(w, "challenge\t%s: if the floor is wrong, an operator makes a token of it: wardlink clock token GATEWAY %s\n", c.Challenge, c.Challenge)
 	fmt.Fprintf(w, "boot\t%s\n", c.Boot)
 	fmt.Fprintf(w, "kernel's clock\t%s\n", map[bool]string{true: "synchronised (NTP)", false: "not synchronised"}[c.Synchronised])
 	return w.Flush()
