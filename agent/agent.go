@@ -39,6 +39,7 @@ type Agent struct {
 	seals   *sealings
 	config  *configStore
 	feeds   feeds
+	devices deviceClocks
 	link    *uplink.Uplink
 	way     *egress.Way // for all that is sent or asked
 	reports *reporter
@@ -178,7 +179,7 @@ func (a *Agent) prepare() error {
 		}
 		a.feeds.list = append(a.feeds.list, f)
 	}
-	a.intake.open = a.connections
+	a.intake.open, a.intake.noted = a.connections, a.noteDevice
 	every, err := a.cfg.reportEvery()
 	if err != nil {
 		return err

@@ -331,7 +331,7 @@ func (s Status) examineSource(id string, now time.Time) Finding {
 		f.Found = fmt.Sprintf("listens on %s for devices that are bound to beds under ids of their own; %s", st.Address, devices(st.Connections))
 	case st.Received == 0 && st.NotAllowed > 0 && st.Connections == 0:
 		f.Level, f.Found = Stops, fmt.Sprintf("%s from addresses that 'allow:' does not list, and none from one that it does", Count(st.NotAllowed, "connection"))
-		f.Mend = "add the device's network to sources[].allow and restart the agent"
+		f.Mend = "add the device's network to sources[].allow and run 'systemctl reload wardlink-agent'"
 	case st.Received == 0 && st.Refused > 0:
 		f.Level, f.Found, f.Mend = Stops, fmt.Sprintf("what arrives is no HL7 message in an MLLP frame (%d times)", st.Refused), "set the device to HL7 v2 over MLLP"
 	case st.Received == 0 && now.Sub(s.Started) > firstMessage:
@@ -342,6 +342,13 @@ func (s Status) examineSource(id string, now time.Time) Finding {
 	case silent(st.Usual, last):
 		f.Level, f.Found = Warning, fmt.Sprintf("silent for %s; %s", Ago(last), devices(st.Connections))
 		f.Mend = "see the device, its cable, and the network in between"
+	case st.Ahead != nil && st.Ahead.Abs() >= deviceClockOff:
+		side := "ahead of"
+		if *st.Ahead < 0 {
+			side = "behind"
+		}
+		f.Level, f.Found = Warning, fmt.Sprintf("its clock is %s %s the hospital's time; what it says of the time is kept", Ago(st.Ahead.Abs()), side)
+		f.Mend = "set the device's clock; where it is out by whole hours, sources[].time_zone may be wrong"
 	case st.NotUnderstood == st.Received:
 		f.Level, f.Found = Warning, fmt.Sprintf("of none of its %d messages everything was understood", st.Received)
 		f.Mend = "keep one in a file and run 'wardlink-agent hl7 try' (a line socket's: 'line try') on it; nothing is lost meanwhile: they travel as they came, too"

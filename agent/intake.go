@@ -39,7 +39,8 @@ type intake struct {
 	clock  clock
 	log    *slog.Logger
 	queue  chan *waiting
-	open   func() int // connections that may still deliver
+	open   func() int                                // connections that may still deliver
+	noted  func(source string, m *telemetry.Message) // sees each message before it is kept; nil: nobody
 	copies *copies
 	pulse  chan struct{} // taken by run when it is free for work
 	begun  chan struct{} // signalled when a sealing record may wait for its signature
@@ -102,6 +103,9 @@ func newIntake(buf *buffer.Buffer, key seal.PublicKey, epoch telemetry.Epoch, c 
 // accept is source.Accept: it returns when the message is durable. unique says that the source's control ids (MSH-10) are unique, so
 // that identical bytes are always one message.
 func (in *intake) accept(ctx context.Context, d source.Delivery, unique bool) error {
+	if in.noted != nil {
+		in.noted(d.Source, &d.Message)
+	}
 	key := messageKey(d.Source, d.Message.Digest)
 	held := func() bool { _, held := in.buf.Known(key); return held }
 	if unique && d.Message.ControlID != "" {

@@ -188,6 +188,12 @@ func (s Status) sourceMetrics(e *exposition, now time.Time) {
 			return float64(st.TLS.Refused), true
 		}},
 		{"wardlink_agent_source_last_message_age_seconds", gauge, "Time since the last whole message; absent before the first.", func(st source.Stats) (float64, bool) { return age(now, st.LastReceived) }},
+		{"wardlink_agent_source_clock_ahead_seconds", gauge, "How far the device's clock is ahead of the hospital's time; absent while nobody knows.", func(st source.Stats) (float64, bool) {
+			if st.Ahead == nil {
+				return 0, false
+			}
+			return st.Ahead.Seconds(), true
+		}},
 	} {
 		e.family(m.name, m.kind, m.help)
 		for _, id := range ids {

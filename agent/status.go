@@ -117,6 +117,10 @@ func (a *Agent) status() Status {
 		ConfigSet: a.config.inForce().Version, Settings: a.configStatus(), Sources: a.feeds.stats(), Intake: a.intake.counters(),
 		Buffer: a.buf.Stats(), Uplink: a.link.Status(), Resend: a.resend.state(), Log: a.logs.status(),
 	}
+	for id, st := range s.Sources {
+		st.Ahead = a.devices.ahead(id)
+		s.Sources[id] = st
+	}
 	s.KitBeside = a.held.Examine()
 	a.mu.Lock()
 	defer a.mu.Unlock()

@@ -89,4 +89,7 @@ type Stats struct {
 
 	ID    string  `json:"-"` // of those in Bound
 	Bound []Stats `json:"-"` // bindings with an id of their own: each is a source for the hospital
+	// How far the device's clock is ahead of the hospital's time, by the latest messages that say a time; nil while none has, or the
+	// hospital's time is not known. It is for the agent to fill.
+	Ahead *time.Duration `json:"device_ahead_ns,omitempty"`
 }
