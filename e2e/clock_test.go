@@ -167,6 +167,21 @@ func TestBootIn1970(t *testing.T) {
 	if c := b.clock(); !c.Trusted {
 		t.Errorf("%+v", c)
 	}
+	// The certificate is renewed by a machine whose clock still shows 1970: one that is not admitted any more asks for another.
+	ends := func() (s agent.Status) {
+		if err := json.Unmarshal(b.must("wardlink-agent", "status", "--json", "--config", b.config()), &s); err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	former := ends().NotAfter
+	h.must("wardlink", "--operator", h.operator(), "gateway", "suspend", "icu-7", "--reason", "test")
+	w.await("the refusal", func(context.Context) (bool, error) { return ends().CutOff == "suspended", nil })
+	h.must("wardlink", "--operator", h.operator(), "gateway", "resume", "icu-7")
+	w.await("another certificate", func(context.Context) (bool, error) {
+		s := ends()
+		return s.NotAfter != nil && s.NotAfter.After(*former) && s.Uplink.Connected && s.Time.Wall.Year() == 1970, nil
+	})
 	stop()
 	h.proc.Stop()
 	h.must("wardlink", "audit", "verify", "--dir", h.server())
