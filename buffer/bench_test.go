@@ -78,9 +78,14 @@ func BenchmarkAppend(b *testing.B) {
 }
 
 // BenchmarkDrain takes and acknowledges batches of 20 KB from a fresh backlog.
-func BenchmarkDrain(b *testing.B) {
+func BenchmarkDrain(b *testing.B) { benchDrain(b, 0) }
+
+// BenchmarkDrainNewest does so from a lane that is given out from both ends.
+func BenchmarkDrainNewest(b *testing.B) { benchDrain(b, 2) }
+
+func benchDrain(b *testing.B, first int) {
 	const size = 20_000
-	c := Config{Dir: filepath.Join(b.TempDir(), "buffer"), Lanes: testLanes, Cap: 1 << 40, Verify: verifyFrame}
+	c := Config{Dir: filepath.Join(b.TempDir(), "buffer"), Lanes: testLanes, First: first, Cap: 1 << 40, Verify: verifyFrame}
 	if err := Create(c); err != nil {
 		b.Fatal(err)
 	}

@@ -13,12 +13,12 @@ import (
 	"wardlink/telemetry"
 )
 
-// slowLine carries what is written to near at some bytes a second, behind a socket buffer of up to 128 KB as the kernel's; answers are not held up.
-func slowLine(rate int) (near, far net.Conn) {
+// slowLine carries what is written to near at some bytes a second, behind a socket buffer of so many bytes as the kernel's; answers are not held up.
+func slowLine(rate, buffer int) (near, far net.Conn) {
 	near, a := net.Pipe()
 	b, far := net.Pipe()
 	const piece = 1 << 10
-	held := make(chan []byte, 128<<10/piece)
+	held := make(chan []byte, buffer/piece)
 	go func() {
 		defer close(held)
 		for {
@@ -61,15 +61,16 @@ func slowLine(rate int) (near, far net.Conn) {
 // sent twice, and an alarm does not wait behind a window of a megabyte.
 func TestASlowLineIsNotADeadOne(t *testing.T) {
 	for name, c := range map[string]struct {
-		rate, batches, size int
-		within              time.Duration // an alarm, while the backlog drains
+		rate, buffer, batches, size int
+		within                      time.Duration // an alarm, while the backlog drains
 	}{
-		"1 KB/s, small batches":  {1 << 10, 200, 2000, 30 * time.Second},
-		"2 KB/s, small batches":  {2 << 10, 200, 2000, 25 * time.Second},
-		"8 KB/s":                 {8 << 10, 60, 20_000, 20 * time.Second},
-		"8 KB/s, large batches":  {8 << 10, 10, 250_000, 80 * time.Second},
-		"64 KB/s":                {64 << 10, 200, 20_000, 10 * time.Second},
-		"64 KB/s, large batches": {64 << 10, 40, 250_000, 20 * time.Second},
+		"1 KB/s, small batches":                {1 << 10, 128 << 10, 200, 2000, 30 * time.Second},
+		"2 KB/s, small batches":                {2 << 10, 128 << 10, 200, 2000, 25 * time.Second},
+		"5 KB/s, large batches, little buffer": {5 << 10, 16 << 10, 10, 250_000, 110 * time.Second}, // one write takes 45 s
+		"8 KB/s":                               {8 << 10, 128 << 10, 60, 20_000, 20 * time.Second},
+		"8 KB/s, large batches":                {8 << 10, 128 << 10, 10, 250_000, 80 * time.Second},
+		"64 KB/s":                              {64 << 10, 128 << 10, 200, 20_000, 10 * time.Second},
+		"64 KB/s, large batches":               {64 << 10, 128 << 10, 40, 250_000, 20 * time.Second},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -80,7 +81,7 @@ func TestASlowLineIsNotADeadOne(t *testing.T) {
 				var count atomic.Int64
 				a.open = func(context.Context, string, tls.Certificate) (net.Conn, error) {
 					count.Add(1)
-					near, far := slowLine(c.rate)
+					near, far := slowLine(c.rate, c.buffer)
 					go acknowledgeFor(far, 100*time.Hour)
 					return near, nil
 				}

@@ -373,3 +373,31 @@ func TestABadNetworkLeavesNothing(t *testing.T) {
 		t.Errorf("after 10 connections %d goroutines and %d KB, after 30 %d and %d KB", g1, h1>>10, g2, h2>>10)
 	}
 }
+
+// TestARenewalDoesNotWaitForPUBACKsForEver: what the old connection's server does not acknowledge within the drain goes over the new one, and is in
+// the account once, however often it was journaled.
+func TestARenewalDoesNotWaitForPUBACKsForEver(t *testing.T) {
+	h := newHospital(t)
+	h.start()
+	a := newAgent(t, h)
+	a.timing.drain = 100 * time.Millisecond
+	p := a.ward.period()
+	a.start()
+	a.buf.add(a.ward.batches(p, telemetry.LaneVitals, 10, 50)...)
+	eventually(t, "the first batches are acknowledged", func() bool { return a.buf.count(acked) == 10 })
+	h.journal.set(func() { h.journal.held = true })
+	a.buf.add(a.ward.batches(p, telemetry.LaneVitals, 10, 50)...)
+	eventually(t, "publishes are in flight", func() bool { return h.journal.publishes() == 10 })
+	a.renew(h.ca.gateway())
+	eventually(t, "the old connection is left", func() bool { return !a.Status().Connected })
+	h.journal.set(func() { h.journal.held = false })
+	eventually(t, "the new session", func() bool { return a.Status().Connects == 2 })
+	a.buf.add(a.ward.batches(p, telemetry.LaneVitals, 10, 50)...)
+	eventually(t, "all are acknowledged", func() bool { return a.buf.count(acked) == 30 })
+	if n := h.journal.total(); n != 30 {
+		t.Errorf("%d batches are in the account; want 30", n)
+	}
+	if s := a.Status(); s.Published > 40 {
+		t.Errorf("%d publishes", s.Published)
+	}
+}
