@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"wardlink/telemetry"
@@ -24,6 +25,9 @@ type guard struct {
 	shift  int
 	body   int  // bytes of the body still to come
 	inHead bool // between the first byte and the end of the length
+	id     uint32
+
+	asked atomic.Uint32 // the packet id of our SUBSCRIBE, and 1<<16. paho lets a SUBACK of any id acknowledge the publish that has it
 
 	once sync.Once
 	gone chan struct{}
@@ -53,6 +57,9 @@ const writePiece = 16 << 10
 func (g *guard) Write(p []byte) (n int, err error) {
 	g.turn <- struct{}{} // whoever has it has a deadline
 	defer func() { <-g.turn }()
+	if len(p) > 4 && p[0] == 0x82 && p[1] < 0x80 { // paho writes a packet at once, and ours is short
+		g.asked.Store(1<<16 | uint32(p[2])<<8 | uint32(p[3]))
+	}
 	for {
 		if err := g.Conn.SetWriteDeadline(time.Now().Add(g.write)); err != nil {
 			return n, err
@@ -89,10 +96,18 @@ func (g *guard) inspect(p []byte) error {
 		switch {
 		case g.body > 0:
 			n := min(g.body, len(p))
+			if g.first == 0x90 {
+				n = 1
+				if g.body > 1 { // the id comes before the code
+					g.id = g.id<<8 | uint32(p[0])
+				} else if 1<<16|g.id != g.asked.Load() {
+					return errProfile
+				}
+			}
 			g.body -= n
 			p = p[n:]
 		case !g.inHead:
-			g.first, g.length, g.shift, g.inHead = p[0], 0, 0, true
+			g.first, g.length, g.shift, g.inHead, g.id = p[0], 0, 0, true, 0
 			p = p[1:]
 		default:
 			g.length |= int(p[0]&0x7f) << g.shift

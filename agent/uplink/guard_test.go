@@ -25,17 +25,18 @@ func (s scripted) SetWriteDeadline(time.Time) error { return nil }
 
 func TestGuardRefusesWhatTheServerMayNotSend(t *testing.T) {
 	for name, data := range map[string][]byte{
-		"publish of 256 MB":    {0x30, 0xff, 0xff, 0xff, 0x7f},
-		"five length bytes":    {0x30, 0xff, 0xff, 0xff, 0xff, 0x01},
-		"publish at qos 1":     {0x32, 5, 0, 1, 'a', 0, 1},
-		"retained publish":     {0x31, 3, 0, 1, 'a'},
-		"suback of two codes":  {0x90, 4, 0, 1, 0, 0},
-		"suback without code":  {0x90, 2, 0, 1},
-		"connect":              {0x10, 2, 0, 0},
-		"pubrec":               {0x50, 2, 0, 1},
-		"disconnect":           {0xe0, 0},
-		"pingresp with a body": {0xd0, 1, 0},
-		"long puback":          {0x40, 3, 0, 1, 0},
+		"publish of 256 MB":       {0x30, 0xff, 0xff, 0xff, 0x7f},
+		"five length bytes":       {0x30, 0xff, 0xff, 0xff, 0xff, 0x01},
+		"publish at qos 1":        {0x32, 5, 0, 1, 'a', 0, 1},
+		"retained publish":        {0x31, 3, 0, 1, 'a'},
+		"suback of no id of ours": {0x90, 3, 0, 2, 0},
+		"suback of two codes":     {0x90, 4, 0, 1, 0, 0},
+		"suback without code":     {0x90, 2, 0, 1},
+		"connect":                 {0x10, 2, 0, 0},
+		"pubrec":                  {0x50, 2, 0, 1},
+		"disconnect":              {0xe0, 0},
+		"pingresp with a body":    {0xd0, 1, 0},
+		"long puback":             {0x40, 3, 0, 1, 0},
 	} {
 		g := newGuard(scripted{src: bytes.NewReader(data)}, time.Second)
 		_, err := packets.ReadPacket(g)
@@ -54,6 +55,7 @@ func TestGuardPassesTheProfile(t *testing.T) {
 	doc := append([]byte{0x30, 0x83, 0x80, 0x04, 0, 1, 'a'}, make([]byte, telemetry.MaxDocument)...)
 	stream := bytes.Join([][]byte{{0x20, 2, 0, 0}, {0x90, 3, 0, 1, 0}, {0x40, 2, 0, 7}, {0xd0, 0}, doc, {0x40, 2, 0, 8}}, nil)
 	g := newGuard(scripted{src: bytes.NewReader(stream)}, time.Second)
+	g.asked.Store(1<<16 | 1)
 	for i := range 6 {
 		if _, err := packets.ReadPacket(g); err != nil {
 			t.Fatalf("packet %d: %v", i, err)
