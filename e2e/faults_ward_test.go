@@ -88,8 +88,12 @@ func (f *faultWard) life(t *testing.T, i *injector, server bool) {
 		if err == nil && count > f.sent {
 			t.Fatalf("%d observations of %d messages", count, f.sent)
 		}
+		if damaged, _ := filepath.Glob(filepath.Join(f.server(), "journal", "*.damaged")); len(damaged) > 0 {
+			t.Fatalf("no disk lost a byte, and the journal has set aside %v", damaged)
+		}
 		if acked && err == nil && count == f.sent && f.backlog(t.Context()) == 0 && (!server || ready == "ready") {
-			if i.lasting && i.hit() && server && said == "" {
+			commits := (i.at.call == "fdatasync" || i.at.call == "pwrite64") && strings.HasSuffix(i.at.file, ".seg")
+			if i.lasting && commits && i.hit() && server && said == "" {
 				t.Error("a journal that cannot be written was not named by /readyz")
 			}
 			return

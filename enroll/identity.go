@@ -89,13 +89,22 @@ func Chain(dir string) ([]*x509.Certificate, error) {
 	return chain, nil
 }
 
-// parseChain reads PEM certificates, in order.
+// parseChain reads PEM certificates, in order. What is left of a file that was cut is none: its leaf may be whole and what vouches for it
+// missing, and it would be shown in vain until it ends.
 func parseChain(data []byte) [][]byte {
 	var chain [][]byte
-	for block, rest := pem.Decode(data); block != nil; block, rest = pem.Decode(rest) {
+	for {
+		block, rest := pem.Decode(data)
+		if block == nil {
+			break
+		}
 		if block.Type == "CERTIFICATE" {
 			chain = append(chain, block.Bytes)
 		}
+		data = rest
+	}
+	if len(bytes.TrimSpace(data)) > 0 {
+		return nil
 	}
 	return chain
 }
