@@ -306,9 +306,9 @@ func matrixCases(t *testing.T, all []point, slow bool) (cases []matrixCase) {
 }
 
 // repeats is how many like calls of a slow life are gone through: how many more a life makes depends on how long it waits.
-const repeats = 10
+const repeats = 24
 
-// spread leaves of a slow life's cases two early ones of each call, file and fault, and two by chance: its hundreds of commits are alike.
+// spread leaves of a slow life's cases the flush of each commit, and of each other call, file and fault two early ones and two by chance.
 func spread(all []matrixCase, slow bool) (some []matrixCase) {
 	if !slow {
 		return all
@@ -318,7 +318,8 @@ func spread(all []matrixCase, slow bool) (some []matrixCase) {
 	for _, c := range all {
 		kind := c
 		kind.at.nth = 0
-		if more[kind]++; c.at.nth <= 2 || more[kind] <= 2 {
+		commit := c.at.call == "fdatasync" && strings.HasSuffix(c.at.file, ".seg")
+		if more[kind]++; commit || c.at.nth <= 2 || more[kind] <= 2 {
 			some = append(some, c)
 		}
 	}
