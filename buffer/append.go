@@ -266,6 +266,12 @@ func (b *Buffer) commit(l *lane, s *seg, items []Item) error {
 	last := items[len(items)-1].ID
 	// Tried numbers are spent, whatever became of them.
 	l.next[last.Epoch], l.formerNext = last.Number+1, last.Number+1
+	if err == nil && !s.writing {
+		// Set aside while the commit ran, and what is lost with it was counted without these. They are durable where nobody reads, so
+		// their sources are told nothing; should a crash come before the file has its other name, they flow.
+		l.doubt = uint32(len(items))
+		err = fmt.Errorf("%w: it was set aside meanwhile", segment.ErrDamaged)
+	}
 	if err != nil {
 		b.failed(l, s, len(items))
 		return fmt.Errorf("append %s: %w", items[0].ID, err)
