@@ -124,18 +124,21 @@ type class struct {
 
 // Balance makes the account. A number that several sets name counts once: journaled goes before all, since what turned up is there whatever
 // was said of it; then exact sets before upper bounds, which name other numbers besides; and among equals what the gateway holds before what
-// it called void or lost in a former report. On lane self void goes first: the report that takes another's place says that the former is
-// void while it is still in the buffer.
+// it called lost or void in a former report. Lost goes before void: what was on disk when it was lost may have been acknowledged to its
+// monitor, though the Append that brought it there failed. On lane self void goes first: the report that takes another's place says that the
+// former is void while it is still in the buffer.
+//
+// What is lost was assigned, whether or not a report came between: of a gateway's last file, damaged, only an upper bound is known.
 func (l *Ledger) Balance() Balance {
 	b := Balance{
 		Gateway: l.Gateway, Epoch: l.Epoch, Lane: l.Lane, Stored: l.Stored, Pending: l.Pending, Dead: l.Dead,
 		Journaled: l.FormerJournaled + spanned(l.Journaled), Told: l.Told,
 	}
-	end := max(l.Assigned, l.high(), l.Former)
+	end := max(l.Assigned, high(l.Journaled), high(l.Lost.Runs), l.Former)
 	b.Assigned = end
 	held := class{l.Held, &b.Buffered, ClassBuffered}
 	void, lost := class{l.Void, &b.Void, ClassVoid}, class{l.Lost, &b.Lost, ClassLost}
-	order := []class{held, void, lost}
+	order := []class{held, lost, void}
 	if l.Lane == telemetry.LaneSelf {
 		order = []class{void, held, lost}
 	}
@@ -184,12 +187,12 @@ func (l *Ledger) torn(b Balance) Balance {
 	return b
 }
 
-// high is 1 more than the greatest journaled number that is looked at.
-func (l *Ledger) high() uint64 {
-	if len(l.Journaled) == 0 {
+// high is 1 more than the greatest number of ascending runs.
+func high(runs []telemetry.Span) uint64 {
+	if len(runs) == 0 {
 		return 0
 	}
-	return l.Journaled[len(l.Journaled)-1].Last + 1
+	return runs[len(runs)-1].Last + 1
 }
 
 func upperRank(s telemetry.Spans) int {

@@ -59,10 +59,13 @@ func TestBalanceCountsEachNumberOnce(t *testing.T) {
 			if has(l.Journaled, i) {
 				end = max(end, i+1)
 			}
+			if has(l.Lost.Runs, i) {
+				end = max(end, i+1)
+			}
 		}
-		order := []*telemetry.Spans{&l.Held, &l.Void, &l.Lost}
+		order := []*telemetry.Spans{&l.Held, &l.Lost, &l.Void}
 		if l.Lane == telemetry.LaneSelf {
-			order = []*telemetry.Spans{&l.Void, &l.Held, &l.Lost}
+			order = []*telemetry.Spans{&l.Void, &l.Held, &l.Lost} // as what is held when a report is made is void once it is kept
 		}
 		slices.SortStableFunc(order, func(x, y *telemetry.Spans) int {
 			switch {
@@ -275,4 +278,15 @@ func TestAFormerEpochsLastWord(t *testing.T) {
 	h.epoch, h.period = former, period
 	h.report(2, vitalsLane(3, telemetry.LaneReport{}))
 	f.wantBalance("nothing said", "gw-2", "3 = 2 (2 0 0) + 0 + 0 + 0 + 0, 1", false)
+
+	// Nor while all that is left of its reports is parked: the hospital refused it, and it does not come.
+	k := f.gateway("gw-3").enrol().bring("gw-3")
+	former = k.epoch
+	k.number(0)
+	k.number(2)
+	f.settled()
+	k.restart()
+	left[0].Epoch, left[1].Epoch, left[1].Parked = former, former, 1
+	k.report(0, telemetry.Report{At: telemetry.Stamp{Mono: 7}, Lanes: left})
+	f.wantBalance("its last one is parked", "gw-3", "3 = 2 (2 0 0) + 0 + 0 + 0 + 0, 1", false)
 }

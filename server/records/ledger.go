@@ -98,6 +98,7 @@ func numberAccount(ctx context.Context, tx *sql.Tx, gateway string, unsettled ma
 	for _, id := range order { // before any balance: an epoch's last word is on one lane and about all
 		l := ledgers[id]
 		l.Pending, l.Dead = unsettled[id].pending, unsettled[id].dead
+		l.Parked = parked[telemetry.BatchID{Epoch: l.Epoch, Lane: l.Lane}]
 	}
 	unsaid := lastWords(ledgers, newest)
 	for _, id := range order {
@@ -106,7 +107,6 @@ func numberAccount(ctx context.Context, tx *sql.Tx, gateway string, unsettled ma
 			l.Covered = 0
 		}
 		l.Told = l.Told || !a.Reported.IsZero() && l.Epoch != newest && !l.first.After(a.Reported)
-		l.Parked = parked[telemetry.BatchID{Epoch: l.Epoch, Lane: l.Lane}]
 		if b := l.Balance(); b.Assigned > 0 {
 			a.Rows = append(a.Rows, b)
 		}
@@ -116,6 +116,7 @@ func numberAccount(ctx context.Context, tx *sql.Tx, gateway string, unsettled ma
 
 // lastWords are the former epochs of which a report is still to come or to be opened. Which numbers came to nothing an epoch's own reports alone
 // say, and the next epoch's report can be here before: until then no number of such an epoch is missing, it is at most on its way.
+// One that is parked does not come.
 func lastWords(ledgers map[int64]*ledger, newest telemetry.Epoch) map[telemetry.Epoch]bool {
 	out := make(map[telemetry.Epoch]bool)
 	for _, l := range ledgers {

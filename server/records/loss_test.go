@@ -106,6 +106,36 @@ func TestLossIsTold(t *testing.T) {
 	}
 }
 
+// TestLossOfALastSegment: of a gateway's last file nobody knows how many batches it held. They are lost, at most so many, although no report
+// had said that their numbers were used.
+func TestLossOfALastSegment(t *testing.T) {
+	f := setup(t)
+	g := f.gateway("gw-1").enrol().bring("gw-1")
+	for _, n := range []uint64{0, 1, 2} {
+		g.number(n)
+	}
+	g.report(0, vitalsLane(3, lost(true, telemetry.Span{First: 3, Last: 502})))
+	if got := f.losses(); !slices.Equal(got, []string{"batches.lost gw-1 500: 500 of vitals 3-502 at most"}) {
+		t.Errorf("%q", got)
+	}
+	f.wantBalance("the last file is damaged", "gw-1", "503 = 3 (3 0 0) + 0 + 0 + 500 + 0, 0 at most 2", true)
+}
+
+// TestLostIsMoreThanVoid: a batch of which Append failed may be on disk all the same; its monitor's resend is known then, and acknowledged.
+// Evicted later it is lost, and not nothing.
+func TestLostIsMoreThanVoid(t *testing.T) {
+	f := setup(t)
+	g := f.gateway("gw-1").enrol().bring("gw-1")
+	g.number(0)
+	l := lost(false, telemetry.Span{First: 1, Last: 2})
+	l.Void = telemetry.NewSpans([]telemetry.Span{{First: 2, Last: 3}}, false)
+	g.report(0, vitalsLane(4, l))
+	if got := f.losses(); !slices.Equal(got, []string{"batches.lost gw-1 2: 2 of vitals 1-2"}) {
+		t.Errorf("%q", got)
+	}
+	f.wantBalance("void, then lost", "gw-1", "4 = 1 (1 0 0) + 0 + 0 + 2 + 1, 0", true)
+}
+
 // TestLossIsToldOnceWhenReadAgain: the row that says that the event was written is of one transaction with what the report told.
 func TestLossIsToldOnceWhenReadAgain(t *testing.T) {
 	f := setup(t)
