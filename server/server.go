@@ -187,7 +187,7 @@ func (s *Server) openServices() (err error) {
 		TrustDomain: s.cfg.TrustDomain, Servers: s.gatewayAddresses(), Root: s.keys.Root, RecordsKey: s.keys.Records.Public(),
 		ConfigKey: s.configPublic(), SignOrder: s.signOrder, LogDir: logDir(s.dir), LogVerifier: s.keys.LogVerifier, Registry: s.registry,
 		Journal: s.journal, Refusals: s.ingest.Refusals(), CA: s.ca, Clock: s.clock, Records: s.records, Accounts: records.NewStore(s.db, s.keys.Pseudonym), Agents: s.agents, Alerts: s.alerts, Configs: s.configs, Status: s.status, Trace: s.trace, Ready: s.ready, Metrics: s.metrics(), Log: s.log,
-		Salvage: s.salvage(), Held: records.NewStore(s.db, s.keys.Pseudonym).Held,
+		Salvage: s.salvage(), Held: records.NewStore(s.db, s.keys.Pseudonym).HeldToSalvage,
 	})
 	return nil
 }

@@ -50,8 +50,8 @@ type SalvageRecords interface {
 	ProveSealing(ctx context.Context, gateway string, signed seal.Signed) (reason string, err error)
 	// SealingOf gives the signed record of a period that was proven earlier, nil when there is none.
 	SealingOf(ctx context.Context, gateway string, id [16]byte) ([]byte, error)
-	// Journaled says whether a batch of that number was journaled.
-	Journaled(ctx context.Context, gateway string, id telemetry.BatchID) (bool, error)
+	// Journaled says whether a batch of that number was journaled, unless it could not be opened and frame (its FrameHash) is another's.
+	Journaled(ctx context.Context, gateway string, id telemetry.BatchID, frame [32]byte) (bool, error)
 	// Passed waits until what stands in the journal up to seq is known to Journaled.
 	Passed(ctx context.Context, seq uint64) error
 }
@@ -179,7 +179,7 @@ func (a *act) take(ctx context.Context, data []byte, signed seal.Signed, record 
 
 // judge decides about the frames, and makes the entries of those that are to be journaled.
 func (a *act) judge(ctx context.Context) error {
-	twice := map[telemetry.BatchID]bool{}
+	twice := map[[32]byte]bool{} // by frame: of two under one number the second may be the gateway's
 	for i, data := range a.card.Frames {
 		frame, err := seal.CheckFrame(data)
 		if err != nil {
@@ -187,11 +187,12 @@ func (a *act) judge(ctx context.Context) error {
 			continue
 		}
 		id := telemetry.BatchID{Epoch: frame.Epoch, Lane: frame.Lane, Number: frame.Number}
-		here, err := a.Records.Journaled(ctx, a.card.Gateway, id)
+		hash := seal.FrameHash(data)
+		here, err := a.Records.Journaled(ctx, a.card.Gateway, id, hash)
 		if err != nil {
 			return err
 		}
-		if here || twice[id] {
+		if here || twice[hash] {
 			a.out.Frames[i] = Here
 			continue
 		}
@@ -201,7 +202,7 @@ func (a *act) judge(ctx context.Context) error {
 		if a.out.Frames[i] = a.reason(frame); a.out.Frames[i] != "" {
 			continue
 		}
-		twice[id] = true
+		twice[hash] = true
 		if err := a.enter(frame, data); err != nil {
 			return err
 		}

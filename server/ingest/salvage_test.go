@@ -44,7 +44,7 @@ func (a *ashes) ProveSealing(context.Context, string, seal.Signed) (string, erro
 func (a *ashes) SealingOf(_ context.Context, _ string, id [16]byte) ([]byte, error) {
 	return a.known[id], nil
 }
-func (a *ashes) Journaled(_ context.Context, _ string, id telemetry.BatchID) (bool, error) {
+func (a *ashes) Journaled(_ context.Context, _ string, id telemetry.BatchID, _ [32]byte) (bool, error) {
 	return a.here[id], nil
 }
 func (a *ashes) Passed(_ context.Context, seq uint64) error {

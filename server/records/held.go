@@ -3,6 +3,7 @@ package records
 import (
 	"context"
 	"fmt"
+	"math"
 	"slices"
 
 	"wardlink/telemetry"
@@ -18,6 +19,16 @@ const (
 // something last come first, of each the highest runs. A batch that is being opened is not among them, for its frame is in a journal that
 // need not be this database's.
 func (s *Store) Held(ctx context.Context, gateway string) (out []telemetry.Held, err error) {
+	return s.held(ctx, gateway, -1)
+}
+
+// HeldToSalvage is Held without the batches that could not be opened: another frame may come under their number, and be the gateway's.
+func (s *Store) HeldToSalvage(ctx context.Context, gateway string) ([]telemetry.Held, error) {
+	return s.held(ctx, gateway, stateDead)
+}
+
+// held leaves out what has no frame here, and what is of the state without; -1 is none.
+func (s *Store) held(ctx context.Context, gateway string, without int) (out []telemetry.Held, err error) {
 	fail := func(err error) ([]telemetry.Held, error) {
 		return nil, fmt.Errorf("records: held of %s: %w", gateway, err)
 	}
@@ -48,9 +59,13 @@ func (s *Store) Held(ctx context.Context, gateway string) (out []telemetry.Held,
 		}
 		slices.Reverse(runs)
 		opening, err := s.spans(ctx, `SELECT b.number, b.number FROM batches b WHERE b.stream = $1 AND b.state <> 2 AND b.state IN (0, 1, 3)
-			AND NOT EXISTS (SELECT 1 FROM batch_frames f WHERE f.stream = b.stream AND f.number = b.number) ORDER BY b.number LIMIT $2`, id, heldRuns)
+			AND (b.state = $2 OR NOT EXISTS (SELECT 1 FROM batch_frames f WHERE f.stream = b.stream AND f.number = b.number)) ORDER BY b.number LIMIT $3`,
+			id, without, heldRuns)
 		if err != nil {
 			return fail(err)
+		}
+		if n := len(opening); without == stateDead && n == heldRuns { // of those beyond the bound nothing is known: they may come
+			opening[n-1].Last = math.MaxInt64
 		}
 		// Reports that newer ones took the place of are as good as here: the gateway, which has them as delivered, need not send them. Upper
 		// bounds name others besides.

@@ -47,12 +47,15 @@ func (r *Records) SealingOf(ctx context.Context, gateway string, id [16]byte) (s
 	return signed, nil
 }
 
-// Journaled says whether a batch of that number is known, whatever became of it.
-func (r *Records) Journaled(ctx context.Context, gateway string, id telemetry.BatchID) (bool, error) {
+// Journaled says whether that frame of a batch need not be journaled again. Where the number's first frame was not opened, another one is to
+// come in: anybody can write a frame that verifies and opens to nothing, and what the gateway sealed takes the place of a dead one.
+func (r *Records) Journaled(ctx context.Context, gateway string, id telemetry.BatchID, frame [32]byte) (bool, error) {
 	var n int
 	err := r.db.QueryRow(ctx, `SELECT COUNT(*) FROM streams s JOIN account_runs r ON r.stream = s.id
-		WHERE s.gateway = $1 AND s.epoch = $2 AND s.lane = $3 AND r.first <= $4 AND r.last >= $4`,
-		gateway, id.Epoch[:], uint8(id.Lane), int64(id.Number)).Scan(&n)
+		WHERE s.gateway = $1 AND s.epoch = $2 AND s.lane = $3 AND r.first <= $4 AND r.last >= $4
+		AND NOT EXISTS (SELECT 1 FROM batches b WHERE b.stream = s.id AND b.number = $4 AND b.state <> $5 AND b.frame <> $6
+			AND NOT EXISTS (SELECT 1 FROM batch_conflicts c WHERE c.stream = s.id AND c.number = $4 AND c.frame = $6))`,
+		gateway, id.Epoch[:], uint8(id.Lane), int64(id.Number), stateStored, frame[:]).Scan(&n)
 	if err != nil {
 		return false, fmt.Errorf("records: %w", err)
 	}

@@ -1,12 +1,15 @@
 package records_test
 
 import (
+	"crypto/sha256"
+	"slices"
 	"testing"
 	"time"
 
 	"wardlink/audit"
 	"wardlink/internal/spiffe"
 	"wardlink/server/journal"
+	"wardlink/server/records"
 	"wardlink/telemetry"
 	"wardlink/telemetry/seal"
 )
@@ -89,7 +92,7 @@ func TestSalvagedBatchesCountAndAreNoSignOfLife(t *testing.T) {
 		t.Errorf("heartbeats %+v, %v; the last sign of life was %v, and the newest report is the card's", after, err, before.Last)
 	}
 	for number, want := range map[uint64]bool{0: true, 1: false} {
-		if got, err := f.open().Journaled(f.ctx, "gw-1", telemetry.BatchID{Epoch: g.epoch, Lane: telemetry.LaneVitals, Number: number}); err != nil || got != want {
+		if got, err := f.open().Journaled(f.ctx, "gw-1", telemetry.BatchID{Epoch: g.epoch, Lane: telemetry.LaneVitals, Number: number}, [32]byte{}); err != nil || got != want {
 			t.Errorf("number %d is journaled: %t %v", number, got, err)
 		}
 	}
@@ -129,5 +132,43 @@ func TestSalvagedBatchesCountAndAreNoSignOfLife(t *testing.T) {
 	}
 	if reason, err := f.open().ProveSealing(f.ctx, "gw-1", parsed); err != nil || reason != "it is signed by a key that the registry does not know" {
 		t.Errorf("an unknown key: %q %v", reason, err)
+	}
+}
+
+// TestAForgedFrameKeepsNoNumber: whoever held the card can write a frame that verifies, under a number of the gateway's and a signed period,
+// and that opens to nothing. What the gateway sealed under the number comes in all the same, and takes its place.
+func TestAForgedFrameKeepsNoNumber(t *testing.T) {
+	f := setup(t)
+	g := f.gateway("gw-1").enrol().bring("gw-1")
+	real := g.sealBatch(message("P1", 1, "72"))
+	forged := slices.Clone(real)
+	forged[len(forged)-sha256.Size-1] ^= 1
+	sum := sha256.Sum256(forged[:len(forged)-sha256.Size])
+	copy(forged[len(forged)-sha256.Size:], sum[:])
+	g.salvage(audit.Salvaged, forged)
+	f.until("it is dead", func(s records.Stats) bool { return s.Dead == 1 })
+	id := telemetry.BatchID{Epoch: g.epoch, Lane: telemetry.LaneVitals}
+	for _, step := range []struct {
+		what  string
+		frame []byte
+		known bool
+	}{{"the forged frame again", forged, true}, {"the gateway's own", real, false}} {
+		if got, err := f.open().Journaled(f.ctx, "gw-1", id, seal.FrameHash(step.frame)); err != nil || got != step.known {
+			t.Errorf("%s is known: %t %v", step.what, got, err)
+		}
+	}
+	if held, err := f.store().HeldToSalvage(f.ctx, "gw-1"); err != nil || len(held) != 1 || len(held[0].Runs) != 0 {
+		t.Errorf("a card need not bring %+v, %v", held, err)
+	}
+	g.salvage(audit.Salvaged, real)
+	f.until("it is stored", func(s records.Stats) bool { return s.Dead == 0 && s.Batches == 1 && s.Pending == 0 })
+	if got := f.values("P1", 10); len(got) != 1 || got[0] != "72" {
+		t.Errorf("values %v", got)
+	}
+	if got, err := f.open().Journaled(f.ctx, "gw-1", id, seal.FrameHash(forged)); err != nil || !got {
+		t.Errorf("a stored number is asked for again: %t %v", got, err)
+	}
+	if held, err := f.store().HeldToSalvage(f.ctx, "gw-1"); err != nil || len(held) != 1 || len(held[0].Runs) != 1 {
+		t.Errorf("a card need not bring %+v, %v", held, err)
 	}
 }
