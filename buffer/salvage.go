@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -50,6 +51,11 @@ type Salvaged struct {
 // agent runs on the directory, and with durable.ErrNewer for a later format. problems are for people: what is damaged, by base name.
 // An error of each ends the walk and is given back as it is.
 func Salvage(c SalvageConfig, each func(Batch) error) (lanes []Salvaged, problems []Finding, err error) {
+	for name, most := range map[string]int64{formatName: maxFormat, lockName: math.MaxInt64} {
+		if err := durable.Regular(filepath.Join(c.Dir, name), most); err != nil {
+			return nil, nil, fmt.Errorf("salvage buffer: %w", err)
+		}
+	}
 	names, err := readFormat(c.Dir)
 	if err != nil {
 		return nil, nil, err
@@ -125,6 +131,13 @@ type salvager struct {
 	seen map[ID]bool // of the present file
 }
 
+// Whoever had the directory can have put anything into it, and root may be who reads it: nothing is opened that is no regular file, or longer
+// than any file of a buffer. A segment has 4 MB; that many times sixteen leaves room for any that was ever configured.
+const (
+	maxFormat   = 4 << 10
+	maxSalvaged = 64 << 20
+)
+
 // stopped marks an error of each, which is the caller's and no damage.
 type stopped struct{ error }
 
@@ -137,7 +150,12 @@ func (s *salvager) find(name, format string, args ...any) {
 // loadState reads what was acknowledged. Without it everything counts as not delivered: the receiver knows batches by their numbers.
 func (s *salvager) loadState(lanes int) error {
 	s.acks, s.parked, s.evicted = map[stream]*ranges{}, map[ID]parked{}, map[uint8]uint64{}
-	_, data, err := durable.OpenAB(filepath.Join(s.c.Dir, stateName), maxState)
+	path := filepath.Join(s.c.Dir, stateName)
+	err := errors.Join(durable.Regular(path+".a", math.MaxInt64), durable.Regular(path+".b", math.MaxInt64)) // OpenAB bounds what it reads
+	var data []byte
+	if err == nil {
+		_, data, err = durable.OpenAB(path, maxState)
+	}
 	var st state
 	if err == nil && data != nil {
 		st, err = parseState(data)
@@ -166,6 +184,10 @@ func (s *salvager) loadState(lanes int) error {
 // file gives out one file's batches: as the format has them, and where that does not hold, frame by frame.
 func (s *salvager) file(name string) error {
 	path := filepath.Join(s.c.Dir, name)
+	if err := durable.Regular(path, maxSalvaged); err != nil {
+		s.find(name, "%v", err)
+		return nil
+	}
 	s.seen = map[ID]bool{}
 	count, known := s.counted(path)
 	before := s.report.Found

@@ -266,3 +266,54 @@ func TestSalvageOnAReadOnlyMount(t *testing.T) {
 		t.Errorf("%d batches of %d, %+v", len(got), 1+vitals, problems)
 	}
 }
+
+// TestSalvageOpensNothingButFiles: whoever had the card can have put a pipe, a device or a link in the place of a file, or a file without end.
+// None is opened, whoever runs the salvage; the rest comes in.
+func TestSalvageOpensNothingButFiles(t *testing.T) {
+	dir, _ := salvageBase(t)
+	want, _, _ := salvageAll(t, salvageOf(dir, false))
+	segments, err := filepath.Glob(filepath.Join(dir, "*.seg"))
+	if err != nil || len(segments) < 3 {
+		t.Fatal(segments, err)
+	}
+	for name, put := range map[string]func(path string) error{
+		"pipe": func(path string) error { return syscall.Mkfifo(path, 0o600) },
+		"link": func(path string) error { return os.Symlink("/dev/zero", path) },
+		"file without end": func(path string) error {
+			if err := os.WriteFile(path, nil, 0o600); err != nil {
+				return err
+			}
+			return os.Truncate(path, 1<<42)
+		},
+	} {
+		for _, at := range []string{formatName, lockName, stateName + ".a", filepath.Base(segments[0]), filepath.Base(segments[0]) + segment.DamagedSuffix} {
+			t.Run(name+" for "+at, func(t *testing.T) {
+				dir := copyDir(t, dir)
+				path := filepath.Join(dir, at)
+				if err := os.Remove(path); err != nil && !strings.HasSuffix(at, segment.DamagedSuffix) {
+					t.Fatal(err)
+				}
+				if err := put(path); err != nil {
+					t.Fatal(err)
+				}
+				got := map[ID]bool{}
+				_, problems, err := Salvage(salvageOf(dir, true), func(b Batch) error { got[b.ID] = true; return nil })
+				switch {
+				case at == formatName || at == lockName && name != "file without end":
+					if err == nil || !strings.Contains(err.Error(), at) {
+						t.Errorf("%v", err)
+					}
+				case err != nil:
+					t.Error(err)
+				case at == lockName, at == stateName+".a" && name == "file without end": // its twin is read
+				case len(problems) == 0:
+					t.Error("nothing is said")
+				case strings.HasSuffix(at, segment.DamagedSuffix) && len(got) < len(want):
+					t.Errorf("%d batches; %d are there", len(got), len(want))
+				case len(got) == 0:
+					t.Error("nothing comes in")
+				}
+			})
+		}
+	}
+}

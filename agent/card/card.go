@@ -3,9 +3,11 @@
 package card
 
 import (
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
 
@@ -70,7 +72,7 @@ func read(state, buf string) (*Card, error) {
 		c.Problems = append(c.Problems, "the gateway's state directory is not here, only its buffer: the signatures of its sealing records are missing")
 		return c, nil
 	}
-	chain, err := enroll.Chain(filepath.Join(state, "identity"))
+	chain, err := chainOf(filepath.Join(state, "identity"))
 	if err == nil {
 		c.Gateway, err = spiffe.FromCertificate(chain[0])
 	}
@@ -84,10 +86,30 @@ func read(state, buf string) (*Card, error) {
 	return c, c.readSealings()
 }
 
+func chainOf(identity string) ([]*x509.Certificate, error) {
+	entries, err := os.ReadDir(identity)
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range entries {
+		if e.IsDir() {
+			continue
+		}
+		if err := durable.Regular(filepath.Join(identity, e.Name()), math.MaxInt64); err != nil { // Chain bounds what it reads
+			return nil, err
+		}
+	}
+	return enroll.Chain(identity)
+}
+
 // readSealings reads the signatures. A pair that is damaged costs what the server does not know of it.
 func (c *Card) readSealings() error {
 	path := filepath.Join(c.State, SealingsName)
-	_, data, err := durable.OpenAB(path, MaxSealingsFile)
+	err := errors.Join(durable.Regular(path+".a", math.MaxInt64), durable.Regular(path+".b", math.MaxInt64)) // OpenAB bounds what it reads
+	var data []byte
+	if err == nil {
+		_, data, err = durable.OpenAB(path, MaxSealingsFile)
+	}
 	if errors.Is(err, durable.ErrNewer) {
 		return fmt.Errorf("card: %w", err)
 	}

@@ -141,7 +141,7 @@ func (s *salvage) name() error {
 	case s.gateway == "" && says == "" && s.dry:
 		says = "unknown"
 	case s.gateway == "" && says == "":
-		return fmt.Errorf("the card does not say which gateway it was (%s); name it with --gateway", strings.Join(s.card.Problems, "; "))
+		return fmt.Errorf("the card does not say which gateway it was (%s); name it with --gateway", printable(strings.Join(s.card.Problems, "; ")))
 	case s.gateway != "" && says != "" && s.gateway != says:
 		return fmt.Errorf("the card is of gateway %s, not of %s", says, s.gateway)
 	case says == "":
@@ -313,9 +313,9 @@ func (s *salvage) show() error {
 				damaged += fmt.Sprintf(", and at most %d more", l.Unknown)
 			}
 			if s.dry {
-				fmt.Fprintf(w, "%s\t%d\t%d\t%d\t%d\t%s\n", l.Lane, l.Found, l.Delivered, l.Found-l.Delivered, l.Parked, damaged)
+				fmt.Fprintf(w, "%s\t%d\t%d\t%d\t%d\t%s\n", printable(l.Lane), l.Found, l.Delivered, l.Found-l.Delivered, l.Parked, damaged)
 			} else {
-				fmt.Fprintf(w, "%s\t%d\t%d\t%d\t%d\t%d\t%s\n", l.Lane, l.Found, l.Delivered, l.Sent, l.Here, l.Refused, damaged)
+				fmt.Fprintf(w, "%s\t%d\t%d\t%d\t%d\t%d\t%s\n", printable(l.Lane), l.Found, l.Delivered, l.Sent, l.Here, l.Refused, damaged)
 			}
 		}
 	})
@@ -324,7 +324,7 @@ func (s *salvage) show() error {
 	}
 	for _, l := range s.report.Lanes {
 		if l.Evicted > 0 {
-			fmt.Fprintf(s.out, "lost: %d batches of %s had been deleted for lack of room, which the hospital had not heard yet: it does by the reports on the card\n", l.Evicted, l.Lane)
+			fmt.Fprintf(s.out, "lost: %d batches of %s had been deleted for lack of room, which the hospital had not heard yet: it does by the reports on the card\n", l.Evicted, printable(l.Lane))
 		}
 	}
 	for _, reason := range slices.Sorted(maps.Keys(s.report.Refusals)) {
