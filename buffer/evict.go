@@ -299,7 +299,7 @@ func (b *Buffer) expel(v *victim) {
 	case v.aside: // its losses are stored since it was
 		b.damaged = slices.DeleteFunc(b.damaged, func(f asideFile) bool { return f.path == v.path })
 	default:
-		v.lost = b.unreadable(v.lane, v.seq, v.path)
+		v.lost, _ = b.unreadable(v.lane, v.seq, v.path) // an epoch that only may be meant is that of a file being written
 		b.unread = slices.DeleteFunc(b.unread, func(u unread) bool { return u.path == v.path })
 	}
 	b.lose(v.lost, true)

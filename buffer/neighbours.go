@@ -56,10 +56,11 @@ func (b *Buffer) setBadAside() {
 		sort.Slice(l.bad, func(i, k int) bool { return l.bad[i].seq < l.bad[k].seq })
 		for _, f := range l.bad {
 			any = true
-			d := b.unreadable(l, f.seq, f.path)
+			d, perhaps := b.unreadable(l, f.seq, f.path)
 			b.lose(d, false)
+			b.lose(perhaps, false)
 			b.c.Log.Error("a damaged segment is set aside; its batches are kept in the file but not sent", "path", f.path, "lane", l.name,
-				"lost", d.count, "at_most", d.upper, "error", f.cause)
+				"lost", d.count+perhaps.count, "at_most", d.upper || perhaps.upper, "error", f.cause)
 		}
 	}
 	if !any {
@@ -77,8 +78,9 @@ func (b *Buffer) setBadAside() {
 // unreadable is what is lost with a file that cannot be read, counted from its neighbours: its successor's header says how many batches
 // came before it and which number was the last; the file's own header, of which a copy is nearly always found, or its predecessor, says where
 // it begins. What was acknowledged, is held elsewhere, or was lost before is not in it. Nothing follows a lane's last segment: of it no
-// more is known than that so many batches find room in one. Under mu.
-func (b *Buffer) unreadable(l *lane, seq uint64, path string) (d deprived) {
+// more is known than that so many batches find room in one; and where neither it nor a successor tells its epoch, that may be its
+// predecessor's (d) or the latest (perhaps). Under mu.
+func (b *Buffer) unreadable(l *lane, seq uint64, path string) (d, perhaps deprived) {
 	var prev, next *seg
 	for _, s := range l.segs { // ascending
 		if s.header.seq < seq {
@@ -95,10 +97,14 @@ func (b *Buffer) unreadable(l *lane, seq uint64, path string) (d deprived) {
 		d.epoch, from = own.epoch, own.first
 	case follows:
 		d.epoch = next.header.formerEpoch
-	case prev != nil:
-		d.epoch = prev.header.epoch
 	default:
-		return deprived{lane: l.index} // not even its epoch is known; whoever gets the numbers of the others sees a gap
+		if next == nil {
+			perhaps = b.ofLastStart(l, prev)
+		}
+		if prev == nil {
+			return deprived{lane: l.index}, perhaps // with a successor: whoever gets the numbers of the others sees a gap
+		}
+		d.epoch = prev.header.epoch
 	}
 	if !known && prev != nil && prev.header.epoch == d.epoch && prev.count > 0 {
 		from = prev.last + 1
@@ -128,7 +134,24 @@ func (b *Buffer) unreadable(l *lane, seq uint64, path string) (d deprived) {
 		until = from + counted
 		d.upper = true
 	}
-	return b.lessKnown(l, d, from, until, counted)
+	return b.lessKnown(l, d, from, until, counted), perhaps
+}
+
+// ofLastStart is what may be lost of the latest epoch with a lane's last file: that which wrote last to a lane that is never evicted, as an
+// agent's first report does at each start. A file that is being written is of an epoch whose numbers are still to come. Under mu.
+func (b *Buffer) ofLastStart(l *lane, prev *seg) (d deprived) {
+	for _, o := range b.lanes {
+		if !o.kept || o == l || len(o.segs) == 0 {
+			continue
+		}
+		s := o.segs[len(o.segs)-1]
+		if s.writing || prev != nil && prev.header.epoch == s.header.epoch {
+			continue
+		}
+		most := uint64(b.c.SegmentSize / minBatch)
+		d = b.lessKnown(l, deprived{epoch: s.header.epoch, lane: l.index, upper: true}, 0, most, most)
+	}
+	return d
 }
 
 // lessKnown takes out of the numbers from up to until what is known of them. counted is how many batches are among them, 0 when unknown.

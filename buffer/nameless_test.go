@@ -1,0 +1,52 @@
+package buffer
+
+import (
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+)
+
+// TestALastFileOfZeros: nothing in it tells its epoch. What it held is lost all the same, at most so many, in the epoch of its predecessor or in
+// that of the last start, whichever it was.
+func TestALastFileOfZeros(t *testing.T) {
+	for name, former := range map[string]int{"its lane's only file": 0, "a former epoch before it": 1} {
+		t.Run(name, func(t *testing.T) {
+			c := evicting(t, 9)
+			for epoch := 2 - former; epoch <= 2; epoch++ {
+				b := mustOpen(t, c)
+				mustAppend(t, b, itemOf(epoch, 2, 0, 500))
+				for n := range uint64(5) {
+					mustAppend(t, b, itemOf(epoch, 1, n, 900))
+				}
+				if err := b.Close(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			files, err := filepath.Glob(filepath.Join(c.Dir, "vitals-*.seg"))
+			if err != nil || len(files) != 1+former {
+				t.Fatal(files, err)
+			}
+			last := slices.Max(files)
+			raw, err := os.ReadFile(last)
+			if err != nil {
+				t.Fatal(err)
+			}
+			clear(raw)
+			if err := os.WriteFile(last, raw, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			b := mustOpen(t, c)
+			for _, a := range b.Accounts() {
+				if a.Lane != 1 || a.Epoch != epochOf(2) {
+					continue
+				}
+				if len(a.Lost) == 1 && a.Lost[0].First == 0 && a.Lost[0].Last >= 4 && a.LostUpper && a.Damaged >= 5 {
+					return
+				}
+				t.Fatalf("%+v", a)
+			}
+			t.Fatal("five batches were durable, nothing holds them, and nothing says that they are lost")
+		})
+	}
+}
