@@ -39,7 +39,7 @@ func TestTakeFollowsTheOrder(t *testing.T) {
 	}
 	for _, order := range [][]string{{"self"}, {"self", "self", "alarm"}, {"self", "alarm", "other"}} {
 		c.Order = order
-		if _, err := Open(c); err == nil || !strings.Contains(err.Error(), "order") {
+		if _, err := open(c); err == nil || !strings.Contains(err.Error(), "order") {
 			t.Errorf("order %v: %v", order, err)
 		}
 	}
@@ -132,7 +132,7 @@ func TestAccountsNameWhatIsLost(t *testing.T) {
 	if err := Create(c); err != nil {
 		t.Fatal(err)
 	}
-	b, err := Open(c)
+	b, err := open(c)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -158,7 +158,7 @@ func TestAccountsNameWhatIsLost(t *testing.T) {
 	if err := os.WriteFile(files[0], data, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if b, err = Open(c); err != nil {
+	if b, err = open(c); err != nil {
 		t.Fatal(err)
 	}
 	defer func() {

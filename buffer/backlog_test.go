@@ -25,7 +25,7 @@ func TestMemoryDoesNotGrowWithTheBacklog(t *testing.T) {
 			t.Fatal(err)
 		}
 		before := heap()
-		b, err := Open(c)
+		b, err := open(c)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -56,7 +56,7 @@ func TestMemoryDoesNotGrowWithTheBacklog(t *testing.T) {
 		if err := b.Close(); err != nil {
 			t.Fatal(err)
 		}
-		if b, err = Open(c); err != nil {
+		if b, err = open(c); err != nil {
 			t.Fatal(err)
 		}
 		started = heap() - before
@@ -85,7 +85,7 @@ func TestARestartResendsTheLastSecond(t *testing.T) {
 		if err := Create(c); err != nil {
 			t.Fatal(err)
 		}
-		b, err := Open(c)
+		b, err := open(c)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -105,7 +105,7 @@ func TestARestartResendsTheLastSecond(t *testing.T) {
 				continue
 			}
 			now := time.Now()
-			crash, err := Open(testConfigOf(c, copyDir(t, c.Dir)))
+			crash, err := open(testConfigOf(c, copyDir(t, c.Dir)))
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -44,7 +44,7 @@ func BenchmarkAppend(b *testing.B) {
 			if err := Create(c); err != nil {
 				b.Fatal(err)
 			}
-			buf, err := Open(c)
+			buf, err := open(c)
 			if err != nil {
 				b.Fatal(err)
 			}

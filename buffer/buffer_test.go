@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 )
 
 var testLanes = []string{"alarm", "vitals", "self"}
@@ -52,9 +53,28 @@ func testConfig(dir string) Config {
 	return Config{Dir: dir, Lanes: testLanes, Cap: 16 << 20, SegmentSize: minSegment, Verify: verifyFrame}
 }
 
+// open is Open, but waits for a lock that nobody has taken: a child that another test is just starting has the lock files of this process until
+// it becomes its program.
+func open(c Config) (b *Buffer, err error) {
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		if b, err = Open(c); !errors.Is(err, ErrLocked) || time.Now().After(end) {
+			return b, err
+		}
+	}
+}
+
+// check is Check, likewise.
+func check(dir string) (r Report, err error) {
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		if r, err = Check(dir, verifyFrame); !errors.Is(err, ErrLocked) || time.Now().After(end) {
+			return r, err
+		}
+	}
+}
+
 func mustOpen(t testing.TB, c Config) *Buffer {
 	t.Helper()
-	b, err := Open(c)
+	b, err := open(c)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -70,7 +90,7 @@ func mustOpen(t testing.TB, c Config) *Buffer {
 
 func mustCheck(t testing.TB, dir string) Report {
 	t.Helper()
-	r, err := Check(dir, verifyFrame)
+	r, err := check(dir)
 	if err != nil {
 		t.Error(err)
 	}

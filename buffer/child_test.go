@@ -60,7 +60,7 @@ func childDie(err error) {
 func childWrite(dir, epoch string) {
 	c := testConfig(dir)
 	c.Cap = 1 << 30
-	b, err := Open(c)
+	b, err := open(c)
 	if err != nil {
 		childDie(err)
 	}
@@ -141,7 +141,7 @@ func TestKill(t *testing.T) {
 		if r := mustCheck(t, dir); !r.OK() {
 			t.Fatalf("round %d: %+v", round, r)
 		}
-		b, err := Open(c)
+		b, err := open(c)
 		if err != nil {
 			t.Fatal(err)
 		}

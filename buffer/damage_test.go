@@ -20,7 +20,7 @@ func damageBase(t *testing.T) string {
 	if err := Create(c); err != nil {
 		t.Fatal(err)
 	}
-	b, err := Open(c)
+	b, err := open(c)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -121,7 +121,7 @@ func openAndDrain(base, dir string) (got map[ID]string, st Stats, err error) {
 	if err := os.CopyFS(dir, os.DirFS(base)); err != nil {
 		return nil, st, err
 	}
-	b, err := Open(testConfig(dir))
+	b, err := open(testConfig(dir))
 	if err != nil {
 		return nil, st, err
 	}
@@ -152,7 +152,7 @@ func oneDamage(base, victim string, raw, former []byte, whole map[ID]string) err
 		return err
 	}
 	defer os.WriteFile(victim, former, 0o600)
-	report, err := Check(base, verifyFrame)
+	report, err := check(base)
 	if err != nil {
 		return fmt.Errorf("check: %w", err)
 	}

@@ -16,7 +16,7 @@ import (
 
 func TestCreateAndOpenAreDifferent(t *testing.T) {
 	c := testConfig(filepath.Join(t.TempDir(), "buffer"))
-	if _, err := Open(c); !errors.Is(err, ErrMissing) {
+	if _, err := open(c); !errors.Is(err, ErrMissing) {
 		t.Fatalf("open of nothing: %v; want ErrMissing", err)
 	}
 	if err := Create(c); err != nil {
@@ -37,7 +37,7 @@ func TestCreateAndOpenAreDifferent(t *testing.T) {
 	}
 	other := c
 	other.Lanes = []string{"alarm", "self", "vitals"}
-	if _, err := Open(other); err == nil || !strings.Contains(err.Error(), "lanes are fixed") {
+	if _, err := open(other); err == nil || !strings.Contains(err.Error(), "lanes are fixed") {
 		t.Fatalf("open with other lanes: %v", err)
 	}
 	if err := b.Append([]Item{itemOf(1, 0, 0, 10)}); !errors.Is(err, ErrClosed) {
@@ -247,7 +247,7 @@ func TestStateTorn(t *testing.T) {
 		if err := os.WriteFile(newer, raw[:cut], 0o600); err != nil {
 			t.Fatal(err)
 		}
-		b, err := Open(testConfigOf(c, base))
+		b, err := open(testConfigOf(c, base))
 		if err != nil {
 			t.Fatalf("cut at %d: %v", cut, err)
 		}
@@ -265,7 +265,7 @@ func TestStateTorn(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	b, err = Open(testConfigOf(c, base))
+	b, err = open(testConfigOf(c, base))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -359,7 +359,7 @@ func TestAcksAreDurableAfterASecond(t *testing.T) {
 		if err := Create(c); err != nil {
 			t.Fatal(err)
 		}
-		b, err := Open(c)
+		b, err := open(c)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -370,7 +370,7 @@ func TestAcksAreDurableAfterASecond(t *testing.T) {
 		synctest.Wait()
 		time.Sleep(ackDelay + time.Millisecond) // the bubble's clock
 		synctest.Wait()
-		crash, err := Open(testConfigOf(c, copyDir(t, c.Dir)))
+		crash, err := open(testConfigOf(c, copyDir(t, c.Dir)))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -411,7 +411,7 @@ func TestAnUnreadableFileIsCountedFromItsNeighbours(t *testing.T) {
 					t.Fatal(err)
 				}
 				for range 2 { // and once more after a restart
-					b, err := Open(testConfigOf(c, dir))
+					b, err := open(testConfigOf(c, dir))
 					if err != nil {
 						t.Fatal(err)
 					}

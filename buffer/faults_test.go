@@ -202,7 +202,7 @@ func tornCommit(t *testing.T, dir string) (before, after []byte, pages []int) {
 	if err := Create(c); err != nil {
 		t.Fatal(err)
 	}
-	b, err := Open(c)
+	b, err := open(c)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -304,7 +304,7 @@ func oneTorn(base, dir string, before, after []byte, pages []int, n int) error {
 	if err := os.WriteFile(victim, raw, 0o600); err != nil {
 		return err
 	}
-	report, err := Check(dir, verifyFrame)
+	report, err := check(dir)
 	if err != nil {
 		return err
 	}

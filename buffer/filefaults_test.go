@@ -56,7 +56,7 @@ func oneMapped(base, dir string, page int) error {
 		return err
 	}
 	c := testConfig(dir)
-	b, err := Open(c)
+	b, err := open(c)
 	if err != nil {
 		return err
 	}
@@ -104,7 +104,7 @@ func oneMapped(base, dir string, page int) error {
 	if err := b.Close(); err != nil {
 		return err
 	}
-	report, err := Check(dir, verifyFrame)
+	report, err := check(dir)
 	if err != nil || lost > 0 && len(report.Damaged) == 0 {
 		return fmt.Errorf("check: %+v, %w", report, err)
 	}
@@ -117,7 +117,7 @@ func TestFileFaults(t *testing.T) {
 	// Not beside tests that start processes: between fork and exec a child holds every lock of ours.
 	base := damageBase(t)
 	c := testConfig(base)
-	b, err := Open(c) // which finishes what the crash left, and stores acknowledgements
+	b, err := open(c) // which finishes what the crash left, and stores acknowledgements
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -127,7 +127,7 @@ func TestFileFaults(t *testing.T) {
 	if err := errors.Join(b.Flush(), b.Close()); err != nil {
 		t.Fatal(err)
 	}
-	b, err = Open(c)
+	b, err = open(c)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -185,8 +185,8 @@ func fileFault(t *testing.T, dir, name string, do func([]byte) []byte, want map[
 	if err != nil {
 		t.Fatal(err)
 	}
-	report, checkErr := Check(dir, verifyFrame)
-	b, err := Open(testConfig(dir))
+	report, checkErr := check(dir)
+	b, err := open(testConfig(dir))
 	if err != nil {
 		if !strings.Contains(err.Error(), dir) || name != formatName {
 			t.Fatalf("it refuses to open: %v", err)
@@ -198,7 +198,7 @@ func fileFault(t *testing.T, dir, name string, do func([]byte) []byte, want map[
 		if err := os.WriteFile(path, raw, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if b, err = Open(testConfig(dir)); err != nil {
+		if b, err = open(testConfig(dir)); err != nil {
 			t.Fatal(err)
 		}
 	} else if checkErr != nil && !errors.Is(checkErr, fs.ErrNotExist) {

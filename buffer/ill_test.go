@@ -127,7 +127,7 @@ func TestAStartThatCannotFlushKnowsNothing(t *testing.T) {
 	c.Dir = copyDir(t, c.Dir)
 	disk.harden = eio
 	for range 2 { // a second start reads the same page cache
-		b, err := Open(c)
+		b, err := open(c)
 		if err != nil {
 			t.Fatal(err)
 		}

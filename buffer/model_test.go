@@ -139,7 +139,7 @@ func (m *model) total() {
 func (m *model) open(dir string) {
 	m.t.Helper()
 	m.c.Dir = dir
-	b, err := Open(m.c)
+	b, err := open(m.c)
 	if err != nil {
 		m.t.Fatal(err)
 	}

@@ -51,7 +51,7 @@ func (m *model) alarmsEvicted() (n uint64) {
 func (m *model) crashed() {
 	c := m.c
 	c.Dir, c.Report = copyDir(m.t, m.c.Dir), nil
-	b, err := Open(c)
+	b, err := open(c)
 	if err != nil {
 		m.t.Error(err)
 		return

@@ -97,7 +97,7 @@ func TestNewerFormatIsRefusedAndKept(t *testing.T) {
 			dir := copyDir(t, c.Dir)
 			make(t, dir)
 			before := contents(t, dir)
-			_, err := Open(testConfigOf(c, dir))
+			_, err := open(testConfigOf(c, dir))
 			if !errors.Is(err, durable.ErrNewer) || !strings.Contains(err.Error(), dir) || !strings.Contains(err.Error(), "install") {
 				t.Fatalf("Open: %v", err)
 			}
