@@ -41,7 +41,7 @@ type link struct {
 	topics   [telemetry.LaneCount]string
 	bringing map[buffer.ID]bool // sent once more, not acknowledged
 	kept     []buffer.ID        // acknowledged on a provisional session; the buffer still holds them as taken
-	retry    <-chan time.Time   // when held is tried again
+	retry    <-chan time.Time   // when held, and a buffer that failed, is tried again
 	empty    bool               // the last Take gave nothing
 	more     []buffer.ID        // scratch
 }

@@ -16,12 +16,15 @@ import (
 )
 
 // twoServers runs an agent whose first server is what first makes of a connection; the second is always well.
-func twoServers(t *testing.T, first func(far net.Conn) error, watch func(a *agent, tried *atomic.Int64)) {
+func twoServers(t *testing.T, first func(far net.Conn) error, watch func(a *agent, tried *atomic.Int64), change ...func(a *agent)) {
 	synctest.Test(t, func(t *testing.T) {
 		h := &hospital{t: t, ca: newAuthority(t, "root"), journal: newMemJournal(t), addr: "first:1"}
 		a := newAgent(t, h)
 		a.timing, a.cfg.Way, a.cfg.Servers = defaultTiming, egress.New(nil), []string{"first:1", "second:1"}
 		a.buf.check = func(buffer.ID) error { return nil }
+		for _, f := range change {
+			f(a)
+		}
 		var tried atomic.Int64
 		a.open = func(_ context.Context, server string, _ tls.Certificate) (net.Conn, error) {
 			near, far := net.Pipe()

@@ -35,8 +35,9 @@ func (l *link) fill(ctx context.Context) error {
 			}
 			batches, err := l.u.cfg.Buffer.Take(n)
 			l.queue = append(l.queue[:0], batches...)
-			if err != nil {
-				return fmt.Errorf("buffer: %w", err)
+			if err != nil { // of a file that the disk does not give up at the moment: what comes meanwhile must not wait for a connection
+				l.u.fault(fmt.Errorf("buffer: %w", err))
+				l.later()
 			}
 			if len(l.queue) == 0 {
 				l.empty = true
@@ -149,15 +150,20 @@ func (l *link) sealing(ctx context.Context, id [16]byte) ([]byte, error) {
 func (l *link) hold(b buffer.Batch) {
 	l.missing[b.Sealing] = true
 	l.held = append(l.held, b)
+	l.later()
+}
+
+// later has again called in a while.
+func (l *link) later() {
 	if l.retry == nil {
 		l.retry = time.After(l.u.timing.sealing)
 	}
 }
 
-// again tries what was held.
+// again tries what was held, and what the buffer could not give.
 func (l *link) again() {
 	l.queue = append(l.held, l.queue...)
-	l.held, l.retry = nil, nil
+	l.held, l.retry, l.empty = nil, nil, false
 	clear(l.missing)
 }
 

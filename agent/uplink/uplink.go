@@ -95,7 +95,7 @@ type timing struct {
 	ack       time.Duration // until the next acknowledgement, or the answer to a ping; then the connection counts as dead
 	drain     time.Duration // for the PUBACKs in flight, at shutdown and before a change of certificate
 	identity  time.Duration // between two looks at Identity
-	sealing   time.Duration // until a sealing record that could not be had is asked for again
+	sealing   time.Duration // until a sealing record or a batch that could not be had is asked for again
 	stable    time.Duration // a connection that lived this long resets the backoff
 	least     time.Duration // backoff: first ceiling
 	most      time.Duration // backoff: last ceiling
