@@ -20,6 +20,9 @@ import (
 // statusRetry is how long after a failure the status socket is made again.
 const statusRetry = 10 * time.Second
 
+// maxAnswers is how many connections of a socket are answered at a time; more wait until one has ended, at their deadline at the latest.
+const maxAnswers = 8
+
 // serveStatus answers on a Unix socket that only the agent's own user can open.
 func (a *Agent) serveStatus(ctx context.Context) error {
 	return a.serveSocket(ctx, a.cfg.Socket(), a.cfg.listenStatus, "")
@@ -68,12 +71,19 @@ func (a *Agent) serveOnce(ctx context.Context, listen func() (net.Listener, erro
 	defer ln.Close()
 	var open sync.WaitGroup
 	defer open.Wait()
+	places := make(chan struct{}, maxAnswers)
 	for {
+		select {
+		case places <- struct{}{}:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
 		conn, err := ln.Accept()
 		if err != nil {
 			return err
 		}
 		open.Go(func() {
+			defer func() { <-places }()
 			defer conn.Close()
 			hung := context.AfterFunc(ctx, func() { conn.Close() })
 			defer hung()
