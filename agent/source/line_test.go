@@ -301,6 +301,20 @@ func TestSocketLeavesOthersThingsAlone(t *testing.T) {
 			t.Errorf("%s: %+v", path, st)
 		}
 	}
+	// Where others can put a socket in the place of ours, they would read what devices send, and acknowledge it.
+	for mode, safe := range map[os.FileMode]bool{0o755: true, 0o775: false, 0o777: false, 0o777 | os.ModeSticky: true} {
+		path := filepath.Join(t.TempDir(), "d")
+		if err := errors.Join(os.Mkdir(path, 0o755), os.Chmod(path, mode)); err != nil {
+			t.Fatal(err)
+		}
+		l, err := Socket{Path: filepath.Join(path, "s"), Group: -1}.listen()
+		if safe != (err == nil) || !safe && !strings.Contains(err.Error(), "chmod 755") {
+			t.Errorf("in a directory of mode %v: %v", mode, err)
+		}
+		if err == nil {
+			l.Close()
+		}
+	}
 	if text, err := os.ReadFile(file); string(text) != "precious" {
 		t.Errorf("%q %v", text, err)
 	}

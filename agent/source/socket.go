@@ -42,12 +42,18 @@ func (s Socket) Open() (net.Listener, error) { return s.listen() }
 
 // listen makes the socket. It is made in a directory that nobody else can enter and moved to its place once mode and group are right, so
 // that at no instant anybody connects who may not. A socket that lies there and has no listener is a dead agent's, and is replaced; anything
-// else is left alone.
+// else is left alone. Where others could put theirs in its place, none is made: they would read what devices send, and acknowledge it.
 func (s Socket) listen() (net.Listener, error) {
 	if err := s.free(); err != nil {
 		return nil, err
 	}
 	dir, name := filepath.Split(s.Path)
+	if info, err := os.Stat(dir); err == nil { // where it is not there, Mkdir says so
+		owner := info.Sys().(*syscall.Stat_t).Uid
+		if info.Mode().Perm()&0o022 != 0 && info.Mode()&fs.ModeSticky == 0 || owner != 0 && int(owner) != os.Geteuid() {
+			return nil, fmt.Errorf("%s: others than the agent's user can write to %s, and could take the socket's place: chown it to that user, and chmod 755 it", s.Path, dir)
+		}
+	}
 	private := filepath.Join(dir, "."+name+".new")
 	if err := os.RemoveAll(private); err != nil {
 		return nil, err
