@@ -237,6 +237,7 @@ func (b *Buffer) finish(l *lane) error {
 	s.file, s.writing = nil, false
 	s.filter = filter(s.filter).folded(s.seen)
 	b.writeSummary(s)
+	b.sift(s)
 	b.settled(s)
 	return err
 }
@@ -339,6 +340,7 @@ func (b *Buffer) failed(l *lane, s *seg, items int) {
 		}
 		return
 	}
+	b.sift(s)
 	if former.count == 0 {
 		s.at = s.first
 	}

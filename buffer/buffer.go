@@ -260,6 +260,8 @@ type Buffer struct {
 	unread  []unread
 	parked  map[ID]parked
 	handles []*seg // with an open read handle, least recently used first
+	sieve   sieve
+	body    []byte // of load: the memory that one summary after the other is read into
 
 	stocked bool   // the reserve lies there (reserve.go)
 	lacked  bool   // it could not be made, and that was said
@@ -399,6 +401,7 @@ func (b *Buffer) Close() error {
 			b.shut(s)
 		}
 	}
+	b.sieve.close()
 	errs = append(errs, b.storeAndUnlock())
 	b.keeper.Wait()
 	errs = append(errs, b.lock.Close())

@@ -289,6 +289,7 @@ func (b *Buffer) expel(v *victim) {
 		b.shut(s)
 		v.lane.leaving = append(v.lane.leaving, s.header.epoch)
 		v.lane.segs = slices.DeleteFunc(v.lane.segs, func(o *seg) bool { return o == s })
+		b.unsift(s)
 		v.parked = map[ID]parked{}
 		for id, p := range b.parked {
 			if id.Lane == s.header.lane && id.Epoch == s.header.epoch && s.holds(id.Number) {

@@ -164,7 +164,7 @@ type summary struct {
 	bytes       uint64 // of frames
 	seen        uint64 // messages
 	sealings    [][16]byte
-	filter      []byte
+	filter      []byte // in memory only as long as it is not in the file: see seg.fine
 }
 
 func (s summary) encode() []byte {
@@ -179,7 +179,7 @@ func (s summary) encode() []byte {
 	return append(b, s.filter...)
 }
 
-// parseSummary reads what segment.Summary gave, whose checksum held: whatever the length, the first byte is the version.
+// parseSummary reads what segment.Summary gave, whose checksum held: whatever the length, the first byte is the version. The filter lies in b.
 func parseSummary(b []byte) (s summary, err error) {
 	if len(b) > 0 && b[0] > formatVersion {
 		return s, fmt.Errorf("format version %d: %w", b[0], durable.ErrNewer)
@@ -203,7 +203,7 @@ func parseSummary(b []byte) (s summary, err error) {
 	for i := range s.sealings {
 		copy(s.sealings[i][:], b[16*i:])
 	}
-	s.filter = append([]byte(nil), b[16*n:]...)
+	s.filter = b[16*n:]
 	if len(s.filter) == 0 || len(s.filter)&(len(s.filter)-1) != 0 || len(s.filter) > filterBytes {
 		return s, fmt.Errorf("summary: %w", errFormat)
 	}

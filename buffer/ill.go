@@ -125,7 +125,9 @@ func (b *Buffer) retry() {
 func (b *Buffer) readLate(u unread) bool {
 	l := b.lanes[u.lane]
 	s := &seg{path: u.path, disk: u.disk, tail: noTail}
-	if err := b.loadSeg(s, u.lane, u.seq); err != nil {
+	err := b.loadSeg(s, u.lane, u.seq)
+	b.body = nil
+	if err != nil {
 		b.shut(s)
 		if err = judge(u.path, err); ill(err) || transient(err) {
 			return false
@@ -155,6 +157,7 @@ func (b *Buffer) adopt(s *seg) {
 	if err == nil && !s.soft {
 		var waiting uint64
 		if waiting, err = b.unacked(s); err == nil {
+			b.sift(s)
 			l := b.lanes[s.header.lane]
 			s.waiting = waiting - min(waiting, s.gone.size())
 			if former.count == 0 {

@@ -269,11 +269,11 @@ func TestAnUnreadableStartKeepsWhatIsKnown(t *testing.T) {
 			if err := b.Close(); err != nil {
 				t.Fatal(err)
 			}
-			disk.summary = func(path string) ([]byte, error) {
+			disk.summary = func(path string, buf []byte) ([]byte, error) {
 				if strings.HasSuffix(path, victim) {
 					return nil, eio(path)
 				}
-				return segment.Summary(path)
+				return segment.SummaryIn(path, buf)
 			}
 			b = mustOpen(t, c)
 			if st := b.Stats(); len(st.Damaged) != 0 || len(st.Unread) != 1 || st.Unread[0] != victim {
@@ -289,7 +289,7 @@ func TestAnUnreadableStartKeepsWhatIsKnown(t *testing.T) {
 			if err := b.Flush(); err != nil {
 				t.Fatal(err)
 			}
-			disk.summary = segment.Summary
+			disk.summary = segment.SummaryIn
 			b.retryNow()
 			if st := b.Stats(); len(st.Unread) != 0 || st.Lanes[1].Waiting != waiting+1 || st.Lanes[1].Parked != 1 {
 				t.Fatalf("%+v; want %d waiting", st, waiting+1)
@@ -321,12 +321,12 @@ func TestAcksOfAnUnreadableFileAreKept(t *testing.T) {
 	if err := b.Close(); err != nil {
 		t.Fatal(err)
 	}
-	disk.summary = func(path string) ([]byte, error) { return nil, eio(path) }
+	disk.summary = func(path string, buf []byte) ([]byte, error) { return nil, eio(path) }
 	b = mustOpen(t, c)
 	if err := b.Close(); err != nil {
 		t.Fatal(err)
 	}
-	disk.summary = segment.Summary
+	disk.summary = segment.SummaryIn
 	if got := takeAll(t, mustOpen(t, c)); len(got) != 1 || got[0].ID.Number != 1 {
 		t.Fatalf("took %s; want the one that was not acknowledged", idsOf(got))
 	}

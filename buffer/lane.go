@@ -44,7 +44,7 @@ type lane struct {
 	owed int      // of Take: what the backlog is owed, see share
 }
 
-// seg is what memory holds of one segment: a few hundred bytes and its filter, whatever the number of batches.
+// seg is what memory holds of one segment: a few hundred bytes, whatever the number of batches, and a filter as long as its file has none.
 type seg struct {
 	summary
 	path    string
@@ -64,6 +64,11 @@ type seg struct {
 	illUntil time.Time
 	waiting  uint64 // batches neither acknowledged nor gone
 	since    int64  // age when waiting became 0; 0 while it is not
+
+	fine   int    // bytes of the filter that ends its summary; 0: the file has none
+	coarse filter // that filter, folded, until its group is on disk
+	group  *group // where the sieve has it; nil: nowhere
+	column int
 }
 
 // noTail is no number of a batch.
@@ -213,7 +218,7 @@ func eachNumber(tx *bbolt.Tx, from uint64, fn func(uint64) error) error {
 	return nil
 }
 
-// scan reads the summary of a file that has none: its writer did not get to finish it.
+// scan reads the summary of a file that has none: its writer did not get to finish it. The filter is not folded yet.
 func scan(f *segment.File) (s summary, err error) {
 	filter := newFilter()
 	err = f.View(func(tx *bbolt.Tx) error {
@@ -249,7 +254,7 @@ func scan(f *segment.File) (s summary, err error) {
 			return nil
 		})
 	})
-	s.filter = filter.folded(s.seen)
+	s.filter = filter
 	return s, err
 }
 
@@ -269,6 +274,7 @@ func (b *Buffer) aside(s *seg, cause error) {
 		s.writing = false
 	}
 	l.segs = slices.DeleteFunc(l.segs, func(o *seg) bool { return o == s })
+	b.unsift(s)
 	b.lose(b.takes(s, false), false)
 	for id := range b.parked {
 		if id.Lane == s.header.lane && id.Epoch == s.header.epoch && s.holds(id.Number) {

@@ -46,6 +46,7 @@ func Open(c Config) (*Buffer, error) {
 				b.shut(s)
 			}
 		}
+		b.sieve.close()
 		return nil, errors.Join(fmt.Errorf("open buffer %s: %w", c.Dir, err), held.Close())
 	}
 	b.keeper.Add(1)
@@ -168,6 +169,7 @@ func (b *Buffer) loadFiles() error {
 			}
 		}
 	}
+	b.body = nil
 	for _, l := range b.lanes {
 		l.sort()
 		for _, s := range l.segs {
@@ -258,11 +260,12 @@ func (b *Buffer) loadFile(name, path string) error {
 
 // loadSeg learns what a file holds: from its summary, or, when its writer did not finish it, from the file, which is then finished.
 func (b *Buffer) loadSeg(s *seg, lane uint8, seq uint64) error {
-	body, err := disk.summary(s.path)
+	body, err := disk.summary(s.path, b.body)
 	if err == nil {
 		if s.summary, err = parseSummary(body); err != nil {
 			return err
 		}
+		b.body, s.fine = body, len(s.filter)
 	} else if errors.Is(err, segment.ErrUnfinished) {
 		if err := b.recover(s); err != nil {
 			return err
@@ -276,17 +279,21 @@ func (b *Buffer) loadSeg(s *seg, lane uint8, seq uint64) error {
 	if s.header.lane != lane || s.header.seq != seq {
 		return fmt.Errorf("%w: it says it is segment %d of lane %d", segment.ErrDamaged, s.header.seq, s.header.lane)
 	}
-	return b.settle(s)
+	if err := b.settle(s); err != nil {
+		return err
+	}
+	b.sift(s) // the filter lies in body, which the next one takes
+	return nil
 }
 
 // disk is what can meet a disk that fails. Variables, because no test can make a real one do it.
 var disk = struct {
 	harden  func(path string) error
 	open    func(path string) (*segment.File, error)
-	summary func(path string) ([]byte, error)
+	summary func(path string, buf []byte) ([]byte, error)
 	create  func(path string, size int64, h header) (*segment.File, error)
 	remove  func(path string) error
-}{segment.Harden, segment.Open, segment.Summary, createSegment, os.Remove}
+}{segment.Harden, segment.Open, segment.SummaryIn, createSegment, os.Remove}
 
 // recover reads an unfinished file and finishes it. Before, it makes durable what it is going to read: the last commit may be in the
 // page cache only, and nothing of it may count as Known from there. When that fails the file is soft: it is read, and not finished,
@@ -311,6 +318,7 @@ func (b *Buffer) recover(s *seg) error {
 	if err != nil {
 		return err
 	}
+	s.filter = filter(s.filter).folded(s.seen)
 	s.checked, s.soft = true, hard != nil
 	if s.soft {
 		b.c.Log.Error("the last commit of a segment cannot be made durable; it is tried again, and resends are taken until then", "path", s.path, "error", hard)
@@ -324,6 +332,8 @@ func (b *Buffer) recover(s *seg) error {
 func (b *Buffer) writeSummary(s *seg) {
 	if err := segment.Finish(s.path, s.summary.encode()); err != nil {
 		b.c.Log.Warn("a segment's summary could not be written; the next start reads the whole file", "path", s.path, "error", err)
+	} else {
+		s.fine = len(s.filter)
 	}
 	if size, err := segment.DiskBytes(s.path); err == nil {
 		b.disk += size - s.disk

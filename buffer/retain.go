@@ -114,6 +114,7 @@ func (b *Buffer) drop(s *seg) bool {
 	}
 	l := b.lanes[s.header.lane]
 	l.segs = slices.DeleteFunc(l.segs, func(o *seg) bool { return o == s })
+	b.unsift(s)
 	b.disk -= s.disk
 	return true
 }
@@ -155,27 +156,22 @@ func (b *Buffer) encodeState() []byte {
 }
 
 // Known looks for a message among all batches kept here, acknowledged ones included: the highest Copy of which every lane of its mask
-// holds it. A miss costs a test of each segment's filter (2.5 bytes of memory a message at most, 64 KB a segment at most); a hit, or
-// a false hit of a filter, a walk over one segment.
+// holds it. A miss costs some reads of a few bytes for each 32 segments (see sieve), whatever they hold; a hit, or a false hit of all
+// filters, a walk over one segment.
 func (b *Buffer) Known(digest [32]byte) (copies uint32, known bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	held := map[uint32]uint8{} // copy: the lanes that hold it
 	masks := map[uint32]uint8{}
-	for _, l := range b.lanes {
-		for _, s := range slices.Clone(l.segs) {
-			if b.closed || !filter(s.filter).may(&digest) {
-				continue
-			}
-			err := b.read(s, func(tx *bbolt.Tx) error {
-				return seenIn(tx, s, digest, func(m Seen) {
-					held[m.Copy] |= 1 << l.index
-					masks[m.Copy] |= m.Mask
-				})
+	for _, s := range b.sifted(&digest) {
+		err := b.read(s, func(tx *bbolt.Tx) error {
+			return seenIn(tx, s, digest, func(m Seen) {
+				held[m.Copy] |= 1 << s.header.lane
+				masks[m.Copy] |= m.Mask
 			})
-			if err != nil && !b.spares(s, err) {
-				b.aside(s, err)
-			}
+		})
+		if err != nil && !b.spares(s, err) {
+			b.aside(s, err)
 		}
 	}
 	for n, mask := range masks {

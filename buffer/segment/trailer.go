@@ -7,6 +7,7 @@ import (
 	"hash/crc32"
 	"io"
 	"os"
+	"slices"
 	"syscall"
 )
 
@@ -138,7 +139,10 @@ func finish(f *os.File, summary []byte) error {
 }
 
 // Summary reads what Finish wrote; ErrUnfinished when there is none, or none that verifies.
-func Summary(path string) ([]byte, error) {
+func Summary(path string) ([]byte, error) { return SummaryIn(path, nil) }
+
+// SummaryIn is Summary into the memory of buf where its capacity is enough: whoever reads thousands makes no garbage of them.
+func SummaryIn(path string, buf []byte) ([]byte, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, fmt.Errorf("read summary: %w", err)
@@ -148,14 +152,14 @@ func Summary(path string) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read summary: %w", err)
 	}
-	body, err := readTrailer(f, stat.Size())
+	body, err := readTrailer(f, stat.Size(), buf)
 	if err != nil {
 		return nil, fmt.Errorf("summary of %s: %w", path, err)
 	}
 	return body, nil
 }
 
-func readTrailer(r io.ReaderAt, size int64) ([]byte, error) {
+func readTrailer(r io.ReaderAt, size int64, buf []byte) ([]byte, error) {
 	var tail [trailerTail]byte
 	if size < int64(trailerTail) {
 		return nil, ErrUnfinished
@@ -167,7 +171,7 @@ func readTrailer(r io.ReaderAt, size int64) ([]byte, error) {
 	if string(tail[8:]) != trailerMagic || n > MaxSummary || n+int64(trailerTail) > size {
 		return nil, ErrUnfinished
 	}
-	body := make([]byte, n)
+	body := slices.Grow(buf[:0], int(n))[:n]
 	if _, err := r.ReadAt(body, size-int64(trailerTail)-n); err != nil {
 		return nil, err
 	}
@@ -176,3 +180,37 @@ func readTrailer(r io.ReaderAt, size int64) ([]byte, error) {
 	}
 	return body, nil
 }
+
+// End reads single bytes of a finished file's summary, from its end, without what a database handle costs. Nothing is verified: SummaryIn did
+// that once, and what the disk changed since shows as other bytes. Not for concurrent use; the caller closes it.
+type End struct {
+	fd int
+	at int64 // where the summary ends
+}
+
+// OpenEnd opens a finished segment.
+func OpenEnd(path string) (End, error) {
+	fd, err := syscall.Open(path, syscall.O_RDONLY|syscall.O_CLOEXEC, 0)
+	if err != nil {
+		return End{}, err
+	}
+	var st syscall.Stat_t
+	if err = syscall.Fstat(fd, &st); err != nil {
+		_ = syscall.Close(fd)
+		return End{}, err
+	}
+	return End{fd, st.Size - int64(trailerTail)}, nil
+}
+
+// Byte is the one that stands so many bytes before the summary's end, from 1.
+func (e End) Byte(before int64) (byte, error) {
+	var b [1]byte
+	n, err := syscall.Pread(e.fd, b[:], e.at-before)
+	if err == nil && n == 0 {
+		err = io.ErrUnexpectedEOF
+	}
+	return b[0], err
+}
+
+// Close lets go of the file.
+func (e End) Close() { _ = syscall.Close(e.fd) } // it was only read
