@@ -145,7 +145,7 @@ func evictUnder(t *testing.T, base string, durable uint64, at int, v syscalltest
 	if err != nil || len(report.Findings) > 0 {
 		t.Errorf("%s: %v %+v", name, err, report.Findings)
 	}
-	b, err := Open(fullConfig(dir))
+	b, err := open(fullConfig(dir))
 	if err != nil {
 		t.Errorf("%s: %v", name, err)
 		return calls
