@@ -61,7 +61,7 @@ func printClock(stdout io.Writer, c agent.ClockFacts) error {
 	} else {
 		fmt.Fprintf(w, "trusted\tno: the hospital has not told the time since this start; data is kept, sent, and not deleted\n")
 		if c.Trouble != "" {
-			fmt.Fprintf(w, "last try\t%s\n", c.Trouble)
+			fmt.Fprintf(w, "last try\t%s\n", printable(c.Trouble))
 		}
 	}
 	fmt.Fprintf(w, "floor\t%s, from %s: no present is earlier\n", c.Floor.Format(time.RFC3339), c.FloorFrom)

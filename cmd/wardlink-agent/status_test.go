@@ -173,3 +173,14 @@ func TestWarningHead(t *testing.T) {
 		}
 	}
 }
+
+// TestClockIsPrintable: what a server or a proxy put into an error does not steer the terminal.
+func TestClockIsPrintable(t *testing.T) {
+	var out strings.Builder
+	if err := printClock(&out, agent.ClockFacts{Trouble: "it answered 418 \x1b[2J\x1b]0;owned\a", FloorFrom: "the build"}); err != nil {
+		t.Fatal(err)
+	}
+	if strings.ContainsAny(out.String(), "\x1b\a") || !strings.Contains(out.String(), "it answered 418 ?[2J") {
+		t.Errorf("%q", out.String())
+	}
+}
