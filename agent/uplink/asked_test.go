@@ -33,8 +33,8 @@ func hint(ms uint32) []byte {
 	return []byte{0xa1, 0x01, 0x1a, byte(ms >> 24), byte(ms >> 16), byte(ms >> 8), byte(ms)}
 }
 
-// TestAHintIsObeyedWithinBounds: a gateway stays away as long as it is asked to, at most ten minutes, never in step, and does not add the
-// backoff to it; with an alarm at most half a minute, which is longer than without a hint.
+// TestAHintIsObeyedWithinBounds: a gateway stays away as long as it is asked to, at most ten minutes, never in step, does not add the
+// backoff to it, and is never back sooner for it than by the backoff alone; with an alarm at most half a minute, which is longer than without a hint.
 func TestAHintIsObeyedWithinBounds(t *testing.T) {
 	for name, c := range map[string]struct {
 		serve      func(net.Conn)
@@ -46,7 +46,9 @@ func TestAHintIsObeyedWithinBounds(t *testing.T) {
 		"nothing":                       {hinting(hint(0)), false, 25, 110},        // is none: the backoff
 		"garbage":                       {hinting([]byte("later")), false, 25, 110},
 		"a month, and an alarm":         {hinting(hint(1<<32 - 1)), true, 400, 600}, // 15 s in the mean
-		"a second, and an alarm":        {hinting(hint(1000)), true, 6000, 14_400},
+		"a second, and an alarm":        {hinting(hint(1000)), true, 2000, 4400},    // as without a hint
+		"a millisecond":                 {hinting(hint(1)), false, 25, 110},         // nobody is asked to hurry
+		"a millisecond, and an alarm":   {hinting(hint(1)), true, 2000, 4400},
 		"unavailable":                   {unavailable, false, 25, 110},
 		"unavailable, and an alarm":     {unavailable, true, 400, 600},
 		"no hint, and an alarm as ever": {admitThen(0), true, 2000, 4400}, // 2.5 s in the mean

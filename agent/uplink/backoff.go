@@ -56,8 +56,9 @@ func (u *Uplink) pause(ctx context.Context, b *backoff, local bool, shown []byte
 		if after > 0 {
 			wait = after/2 + rand.N(after/2+1)
 			if hurried() {
-				wait = min(wait, b.draw(most))
+				wait, most = min(wait, b.draw(most)), u.timing.urgent
 			}
+			wait = max(wait, b.next(most)) // a hint asks for more time; one that asks for less would have the gateway spin
 		} else {
 			wait = b.next(most)
 		}
