@@ -31,6 +31,9 @@ type SalvageConfig struct {
 	MaxFrame int
 	// All gives out delivered batches that are still there, too.
 	All bool
+	// Stop is asked all along; its error ends the walk, and is given back. nil: never. What looks like the beginning of a frame has to be hashed,
+	// and whoever fills a file with such beginnings has that take minutes for each megabyte.
+	Stop func() error
 }
 
 // Salvaged is what was found in one lane, in batches.
@@ -143,6 +146,16 @@ type stopped struct{ error }
 
 func (s stopped) Unwrap() error { return s.error }
 
+func (s *salvager) stop() error {
+	if s.c.Stop == nil {
+		return nil
+	}
+	if err := s.c.Stop(); err != nil {
+		return stopped{err}
+	}
+	return nil
+}
+
 func (s *salvager) find(name, format string, args ...any) {
 	s.problems = append(s.problems, Finding{name, fmt.Sprintf(format, args...)})
 }
@@ -187,6 +200,9 @@ func (s *salvager) file(name string) error {
 	if err := durable.Regular(path, maxSalvaged); err != nil {
 		s.find(name, "%v", err)
 		return nil
+	}
+	if err := s.stop(); err != nil {
+		return errors.Unwrap(err)
 	}
 	s.seen = map[ID]bool{}
 	count, known := s.counted(path)
@@ -326,6 +342,9 @@ func (s *salvager) carve(path string) error {
 	buf := make([]byte, carvePiece+s.c.MaxFrame)
 	for at := int64(0); at < stat.Size(); at += carvePiece {
 		n := min(int64(len(buf)), stat.Size()-at)
+		if err := s.stop(); err != nil {
+			return err
+		}
 		unread += readPages(f, buf[:n], at)
 		if err := s.carveIn(buf[:n]); err != nil {
 			return err
@@ -345,6 +364,9 @@ func (s *salvager) carveIn(data []byte) error {
 			return nil
 		}
 		i += next
+		if err := s.stop(); err != nil {
+			return err
+		}
 		batch, ok := s.c.Recognise(data[i:min(len(data), i+s.c.MaxFrame)])
 		if !ok || batch.ID.Lane != s.lane {
 			continue

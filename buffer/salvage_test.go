@@ -267,6 +267,36 @@ func TestSalvageOnAReadOnlyMount(t *testing.T) {
 	}
 }
 
+// TestSalvageStops: a file that is full of what looks like frames, and holds none, can be left.
+func TestSalvageStops(t *testing.T) {
+	dir, _ := salvageBase(t)
+	segments, err := filepath.Glob(filepath.Join(dir, "*.seg"))
+	if err != nil || len(segments) == 0 {
+		t.Fatal(segments, err)
+	}
+	mark := append([]byte("TFR1"), 0, 0, 0xea, 0x60, 0) // 60,000 bytes each, or so it says
+	if err := os.WriteFile(segments[0]+segment.DamagedSuffix, bytes.Repeat(mark, 1<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c, asked, enough := salvageOf(dir, true), 0, errors.New("enough")
+	c.Stop = func() error {
+		if asked++; asked > 100 {
+			return enough
+		}
+		return nil
+	}
+	tried, limit := 0, c.Recognise
+	c.Recognise = func(data []byte) (Batch, bool) {
+		if tried++; tried > 100_000 {
+			t.Fatal("it goes on")
+		}
+		return limit(data)
+	}
+	if _, _, err := Salvage(c, func(Batch) error { return nil }); !errors.Is(err, enough) {
+		t.Errorf("%v", err)
+	}
+}
+
 // TestSalvageOpensNothingButFiles: whoever had the card can have put a pipe, a device or a link in the place of a file, or a file without end.
 // None is opened, whoever runs the salvage; the rest comes in.
 func TestSalvageOpensNothingButFiles(t *testing.T) {

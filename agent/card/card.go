@@ -133,9 +133,9 @@ func (c *Card) readSealings() error {
 	return nil
 }
 
-// Salvage gives out the batches that were not delivered, or, with all, every one that is there: see buffer.Salvage.
-func (c *Card) Salvage(all bool, each func(buffer.Batch) error) ([]buffer.Salvaged, []buffer.Finding, error) {
-	return buffer.Salvage(buffer.SalvageConfig{Dir: c.Buffer, Recognise: recognise, Mark: seal.Mark(), MaxFrame: telemetry.MaxFrame, All: all}, each)
+// Salvage gives out the batches that were not delivered, or, with all, every one that is there, until stop gives an error: see buffer.Salvage.
+func (c *Card) Salvage(all bool, stop func() error, each func(buffer.Batch) error) ([]buffer.Salvaged, []buffer.Finding, error) {
+	return buffer.Salvage(buffer.SalvageConfig{Dir: c.Buffer, Recognise: recognise, Mark: seal.Mark(), MaxFrame: telemetry.MaxFrame, All: all, Stop: stop}, each)
 }
 
 func recognise(data []byte) (buffer.Batch, bool) {

@@ -106,7 +106,7 @@ func (s *salvage) run(ctx context.Context, dir string) (err error) {
 		}
 	}
 	s.begin()
-	lanes, problems, err := s.card.Salvage(s.all, func(b buffer.Batch) error { return s.take(ctx, b) })
+	lanes, problems, err := s.card.Salvage(s.all, func() error { return going(ctx) }, func(b buffer.Batch) error { return s.take(ctx, b) })
 	if err == nil {
 		err = s.flush(ctx)
 	}
@@ -182,10 +182,18 @@ func (s *salvage) sent() (n uint64) {
 	return n
 }
 
+// going is nil until the run is interrupted.
+func going(ctx context.Context) error {
+	if ctx.Err() != nil {
+		return errors.New("interrupted")
+	}
+	return nil
+}
+
 // take is given each batch.
 func (s *salvage) take(ctx context.Context, b buffer.Batch) error {
-	if err := ctx.Err(); err != nil {
-		return errors.New("interrupted")
+	if err := going(ctx); err != nil {
+		return err
 	}
 	s.read += int64(len(b.Frame))
 	s.progress()
