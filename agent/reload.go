@@ -8,6 +8,7 @@ import (
 	"net"
 	"reflect"
 	"slices"
+	"strings"
 	"time"
 
 	"wardlink/internal/sdnotify"
@@ -171,7 +172,11 @@ func (a *Agent) openFeed(c SourceConfig) (*feed, error) {
 // closed before anybody is served.
 func (a *Agent) trySource(c SourceConfig) error {
 	if c.isLine() {
-		c.Socket += ".try"
+		other := "~"
+		if strings.HasSuffix(c.Socket, other) {
+			other = "+"
+		}
+		c.Socket = c.Socket[:len(c.Socket)-1] + other // no longer than it is: it may have all the bytes that a path can have
 	} else if host, _, err := net.SplitHostPort(c.MLLP); err == nil {
 		c.MLLP = net.JoinHostPort(host, "0")
 	}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -221,5 +222,19 @@ func TestReloadOfBindings(t *testing.T) {
 	s := b.agent.status().Sources
 	if s["icu-7"].Received != 2 || s["icu-7"].Bed != "ICU-7" || s["port"].Received != 0 || !s["port"].Shared {
 		t.Errorf("%+v", s)
+	}
+}
+
+// TestReloadTakesTheLongestSocket: what a start takes, a reload takes.
+func TestReloadTakesTheLongestSocket(t *testing.T) {
+	b := newBox(t, t.TempDir())
+	b.start()
+	path := filepath.Join(t.TempDir(), strings.Repeat("s", 200))[:99]
+	c := SourceConfig{ID: "pumps", LineConfig: LineConfig{Socket: path}}
+	if err := c.check(); err != nil {
+		t.Fatal(err)
+	}
+	if st := b.reloadTo(func(cfg *Config) { cfg.Sources = append(cfg.Sources, c) }); st.Error != "" || len(st.Changed) != 1 {
+		t.Errorf("%+v", st)
 	}
 }
