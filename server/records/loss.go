@@ -27,7 +27,7 @@ func (r *Records) keepLoss(tx *sql.Tx, stream int64, b *Balance) error {
 		return err
 	}
 	if n := len(b.lost); n > 0 {
-		now = lossRow{b.Lost, b.AtMost&ClassLost != 0, b.lost[0].First, b.lost[n-1].Last}
+		now = lossRow{min(b.Lost, mostLost), b.AtMost&ClassLost != 0, b.lost[0].First, b.lost[n-1].Last}
 	}
 	if now == former || b.AtMost&ClassMissing != 0 && now.lost < former.lost { // of a lane too torn to be looked at in whole nothing is known to be back
 		return nil
@@ -43,6 +43,10 @@ func (r *Records) keepLoss(tx *sql.Tx, stream int64, b *Balance) error {
 	}
 	return r.tellLoss(tx, stream, former, now, b.lost)
 }
+
+// mostLost is how many batches of one stream are counted as lost at the most, far above what a gateway can have made: sums of what a gateway
+// claims must not overflow, or its claim would hide all others' losses.
+const mostLost = 1 << 40
 
 // maxToldRuns bounds the runs of numbers that one event names.
 const maxToldRuns = 16

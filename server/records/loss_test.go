@@ -3,6 +3,7 @@ package records_test
 import (
 	"database/sql"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"testing"
@@ -182,5 +183,29 @@ func TestWhatIsJournaledIsNotLost(t *testing.T) {
 	f.exec("UPDATE batches SET state = 2 WHERE number = 0 AND state = 1")
 	if got := f.losses(); !slices.Equal(got, []string{"batches.lost gw-1 1: 1 of vitals 2"}) {
 		t.Errorf("%q", got)
+	}
+}
+
+// TestOneGatewaysClaimHidesNoOthers: what a gateway says of itself may be anything, and other gateways' losses are told all the same.
+func TestOneGatewaysClaimHidesNoOthers(t *testing.T) {
+	f := setup(t)
+	liar := f.gateway("gw-1").enrol().bring("gw-1")
+	all := lost(false, telemetry.Span{First: 0, Last: math.MaxInt64 - 1})
+	r := vitalsLane(1, all)
+	all.Lane, all.Assigned = telemetry.LaneAlarm, 1
+	r.Lanes = append(r.Lanes, all)
+	liar.report(0, r)
+	g := f.gateway("gw-2").enrol().bring("gw-2")
+	g.report(0, vitalsLane(8, lost(false, telemetry.Span{First: 2, Last: 5})))
+	f.settled()
+	list, err := f.open().LossesByGateway(f.ctx, f.clock.Now().Add(-time.Hour), 10)
+	if err != nil || len(list) != 2 || list[1].Batches != 4 || list[0].Batches <= 0 {
+		t.Errorf("%+v %v", list, err)
+	}
+	if _, err := f.store().NumberAccounts(f.ctx, "", 10); err != nil {
+		t.Error(err)
+	}
+	if n, err := f.store().LossesOf(f.ctx, "gw-1", f.clock.Now().Add(-time.Hour)); err != nil || n == 0 {
+		t.Error(n, err)
 	}
 }
