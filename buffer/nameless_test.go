@@ -1,6 +1,8 @@
 package buffer
 
 import (
+	"bytes"
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
@@ -48,5 +50,24 @@ func TestALastFileOfZeros(t *testing.T) {
 			}
 			t.Fatal("five batches were durable, nothing holds them, and nothing says that they are lost")
 		})
+	}
+}
+
+// TestWhatDoesNotVerifyIsNotKnown: a device that sends again what was lost on disk is not told that it is kept.
+func TestWhatDoesNotVerifyIsNotKnown(t *testing.T) {
+	c, b := fresh(t)
+	items := []Item{itemOf(1, 1, 0, 500), itemOf(1, 1, 1, 500), itemOf(1, 1, 2, 500)}
+	mustAppend(t, b, items...)
+	b.c.Verify = func(frame []byte) error {
+		if bytes.Equal(frame, items[1].Frame) {
+			return errors.New("damaged")
+		}
+		return c.Verify(frame)
+	}
+	takeAll(t, b)
+	for n, want := range []bool{true, false, true} {
+		if _, known := b.Known(items[n].Seen[0].Digest); known != want {
+			t.Errorf("batch %d is known: %t", n, known)
+		}
 	}
 }

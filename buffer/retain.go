@@ -189,6 +189,9 @@ func seenIn(tx *bbolt.Tx, s *seg, digest [32]byte, fn func(Seen)) error {
 		if n > s.last || s.count == 0 || n >= s.tail {
 			return nil // Append has not returned, or not with nil
 		}
+		if s.gone.has(n) {
+			return nil // it is lost: what comes again is taken anew
+		}
 		eachSeen(batches.Bucket(numberKey(n)).Get([]byte(keySeen)), func(m Seen) {
 			if m.Digest == digest {
 				fn(m)
