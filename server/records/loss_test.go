@@ -209,3 +209,17 @@ func TestOneGatewaysClaimHidesNoOthers(t *testing.T) {
 		t.Error(n, err)
 	}
 }
+
+// The same of numbers that a gateway says it assigned, and that are nowhere.
+func TestOneGatewaysGapHidesNoOthers(t *testing.T) {
+	f := setup(t)
+	r := vitalsLane(math.MaxInt64, telemetry.LaneReport{})
+	r.Lanes = append(r.Lanes, telemetry.LaneReport{Lane: telemetry.LaneAlarm, Assigned: math.MaxInt64})
+	f.gateway("gw-1").enrol().bring("gw-1").report(0, r)
+	f.gateway("gw-2").enrol().bring("gw-2").report(0, vitalsLane(8, telemetry.LaneReport{}))
+	f.settled()
+	list, err := f.open().GapsByGateway(f.ctx, f.clock.Now().Add(time.Hour), 10)
+	if err != nil || len(list) != 2 || list[1].Batches != 8 || list[0].Batches <= 0 {
+		t.Errorf("%+v %v", list, err)
+	}
+}

@@ -91,8 +91,8 @@ func (r *Records) GapsByGateway(ctx context.Context, before time.Time, limit int
 	return out, rows.Err()
 }
 
-// The table holds gaps alone, at most some thousand for each stream.
-const gapsByGateway = `SELECT s.gateway, SUM(g.last - g.first + 1), MIN(g.since), MAX(g.firm)
+// The table holds gaps alone, at most some thousand for each stream. No gap counts more than mostLost: a sum must not overflow at one gateway's word.
+const gapsByGateway = `SELECT s.gateway, SUM(MIN(g.last - g.first + 1, 1 << 40)), MIN(g.since), MAX(g.firm)
 	FROM account_gaps g CROSS JOIN streams s WHERE s.id = g.stream AND g.since <= $1 GROUP BY s.gateway ORDER BY s.gateway LIMIT $2`
 
 // ParkedReport is what a gateway's newest report says of batches that it keeps and does not send again.
