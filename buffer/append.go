@@ -190,6 +190,7 @@ func (b *Buffer) begin(l *lane, id ID) error {
 	if err != nil {
 		b.mu.Lock()
 		b.disk -= b.c.SegmentSize
+		l.begun = false
 		b.mu.Unlock()
 		if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
 			// The disk is smaller than the cap, or others fill it.
@@ -206,7 +207,7 @@ func (b *Buffer) begin(l *lane, id ID) error {
 		b.disk += size - s.disk
 		s.disk = size
 	}
-	l.segs = append(l.segs, s)
+	l.segs, l.begun = append(l.segs, s), false
 	l.current = s
 	l.nextSeq++
 	l.doubt, l.formerEpoch, l.formerNext = 0, h.epoch, h.first

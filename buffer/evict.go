@@ -72,7 +72,7 @@ func (b *Buffer) lacking(l *lane, stock bool) int64 {
 		return need
 	}
 	for _, o := range b.evict {
-		if o != l {
+		if o != l && !o.begun {
 			need += max(0, b.c.SegmentSize-o.owned())
 		}
 	}
@@ -103,6 +103,7 @@ func (b *Buffer) reserve(l *lane, stock bool) bool {
 		}
 	}
 	b.disk += b.c.SegmentSize
+	l.begun = true
 	return true
 }
 

@@ -37,6 +37,7 @@ type lane struct {
 	losses         map[[16]byte]*loss
 	evicted        episode
 	kept           bool // nothing of it is ever evicted
+	begun          bool // a segment of it is counted in Buffer.disk and not among segs yet
 	bad            []badFile
 	leaving        [][16]byte // epochs of files that are being evicted: their acknowledgements count until the file is gone
 
