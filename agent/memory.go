@@ -17,6 +17,7 @@ const restEvery = 10 * time.Second
 func rest(ctx context.Context) {
 	tick := time.NewTicker(restEvery)
 	defer tick.Stop()
+	giveBack() // what a start alone needed
 	for {
 		select {
 		case <-ctx.Done():
@@ -29,6 +30,9 @@ func rest(ctx context.Context) {
 
 // giveBack takes the program's own pages out of the process's memory. What runs all the time comes back at once, by some hundred minor
 // faults (less than a millisecond); the rest, half of the program and more, stays in the kernel's cache as long as nobody needs the room.
+//
+// A kernel that keeps the program in its cache in pieces of 2 MB maps such a piece for one byte of it, and all of the program would be back at
+// once: it is told not to.
 func giveBack() {
 	program, err := os.Readlink("/proc/self/exe")
 	if err != nil {
@@ -48,7 +52,9 @@ func giveBack() {
 		begin, err1 := strconv.ParseUint(from, 16, 64)
 		end, err2 := strconv.ParseUint(to, 16, 64)
 		if err1 == nil && err2 == nil && begin < end {
-			_, _, _ = syscall.Syscall(syscall.SYS_MADVISE, uintptr(begin), uintptr(end-begin), syscall.MADV_DONTNEED) // advice: refused, it changes nothing
+			for _, advice := range [...]uintptr{syscall.MADV_NOHUGEPAGE, syscall.MADV_DONTNEED} {
+				_, _, _ = syscall.Syscall(syscall.SYS_MADVISE, uintptr(begin), uintptr(end-begin), advice) // refused, it changes nothing
+			}
 		}
 	}
 }

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -9,8 +10,9 @@ import (
 	"wardlink/telemetry/seal"
 )
 
-// resident is how much of this program's own pages that cannot be written are in memory, in KB.
-func resident(t *testing.T) (kb int) {
+// resident is how much of this program's own pages that cannot be written are in memory, in KB, and how many mappings of them the kernel may
+// fill with pieces of 2 MB.
+func resident(t *testing.T) (kb, huge int) {
 	t.Helper()
 	program, err := os.Readlink("/proc/self/exe")
 	if err != nil {
@@ -33,8 +35,11 @@ func resident(t *testing.T) (kb int) {
 			}
 			kb += n
 		}
+		if own && f[0] == "VmFlags:" && !slices.Contains(f, "nh") {
+			huge++
+		}
 	}
-	return kb
+	return kb, huge
 }
 
 // shared is data of the program that has been written to: it must survive.
@@ -47,11 +52,14 @@ func TestProgramsPagesAreGivenBack(t *testing.T) {
 	}
 	shared[0] = "after"
 	_ = telemetryOnce(t)
-	before := resident(t)
+	before, _ := resident(t)
 	giveBack()
-	after := resident(t)
+	after, huge := resident(t)
 	if after >= before || before == 0 {
 		t.Errorf("%d KB of %d before, %d KB after", before, len(program)>>10, after)
+	}
+	if _, err := os.Stat("/sys/kernel/mm/transparent_hugepage"); err == nil && huge > 0 { // else the kernel knows no such pieces
+		t.Errorf("%d mappings of the program may come back in pieces of 2 MB", huge)
 	}
 	if shared[0] != "after" {
 		t.Error("what was written is gone")
