@@ -328,11 +328,12 @@ To try:
   export WARDLINK_OPERATOR=%s
   %s gateway list
   %s trace --gateway %s --follow     # then stop its agent: kill %d
+  %s account --epochs
   %s alerts
   %s audit list --outcome denied
   %s doctor --config %s
 
 `, t.dir, t.ports.hospital, dir, readerName, dir, readerName, dir, t.ports.operators, op,
 		curl, t.ports.hospital, op, t.bin("wardlink"), t.bin("wardlink"), t.fleet[0].name, t.fleet[0].process().PID(),
-		t.bin("wardlink"), t.bin("wardlink"), t.bin("wardlink-agent"), t.fleet[0].config())
+		t.bin("wardlink"), t.bin("wardlink"), t.bin("wardlink"), t.bin("wardlink-agent"), t.fleet[0].config())
 }

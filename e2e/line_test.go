@@ -59,6 +59,15 @@ func TestDevicesAttachByLine(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	for _, command := range [][]string{{"../docs/examples/line.sh"}, {example}} { // line.py takes whole numbers alone
+		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+		defer cancel()
+		cmd := exec.CommandContext(ctx, command[0], socket)
+		cmd.Stdin = strings.NewReader("none\n")
+		if out, err := cmd.CombinedOutput(); err == nil || !strings.Contains(string(out), `{"error":"message: not JSON`) {
+			t.Errorf("%s was to end with the gateway's answer to a line that is no message: %v\n%s", command, err, out)
+		}
+	}
 	last := `{"id":"last","observations":[{"code":"MDC_ECG_HEART_RATE","value":99,"unit":"/min"}]}` + "\n"
 	if a := lineTo(t, socket, last); a != `{"ok":"last"}`+"\n" {
 		t.Fatal(a)

@@ -40,7 +40,7 @@ Examples:
   wardlink-agent hl7 try - --odd --source-time-zone Europe/Berlin < capture.mllp
   wardlink-agent buffer bench --dir /var/lib --size 400 what does this SD card do with single messages?
 
-Exit codes: 0 done, 1 failed, 2 wrong usage. Two commands answer with theirs, and with 1 when they are used wrongly:
+Exit codes: 0 done, 1 failed, 2 wrong usage. Three commands answer with theirs, and with 1 when they are used wrongly:
   doctor    0 all is well (--watch: the hospital has seen this gateway), 1 something stops telemetry now or nothing could be looked at, 2 something will unless somebody acts
   hl7 try, line try
             0 all was understood, 1 a message or the file is not readable, 2 something of a message was not understood

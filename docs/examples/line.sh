@@ -3,10 +3,10 @@
 boot=$(cat /proc/sys/kernel/random/uuid) n=0
 while read -r bpm; do
 	n=$((n + 1)) answer=
-	line="{\"id\":\"$boot-$n\",\"bed\":\"ICU^07\",\"device\":\"shell\",\"time\":\"$(date -u +%FT%TZ)\",
-		\"observations\":[{\"code\":\"MDC_ECG_HEART_RATE\",\"value\":$bpm,\"unit\":\"/min\"}]}"
+	line="{\"id\":\"$boot-$n\",\"bed\":\"ICU^07\",\"device\":\"shell\",\"time\":\"$(date -u +%FT%TZ)\","
+	line="$line\"observations\":[{\"code\":\"MDC_ECG_HEART_RATE\",\"value\":$bpm,\"unit\":\"/min\"}]}"
 	while :; do
-		answer=$(echo "$line" | tr -d '\n\t' | socat -t 10 - "UNIX-CONNECT:$1") && [ -n "$answer" ] && break
+		answer=$(printf '%s\n' "$line" | socat -t 10 - "UNIX-CONNECT:$1") && [ -n "$answer" ] && break
 		sleep 1 # no answer: it is not on disk, so the same bytes again
 	done
 	case $answer in *'"error"'*) echo "$answer" >&2 && exit 1 ;; esac

@@ -70,15 +70,15 @@ func (j *judge) received() {
 			"run 'wardlink-agent status' on the gateway, which says why: the monitor's certificate has ended or is of another CA, or it does not trust the gateway's")
 	case came.IsZero():
 		j.stop(&s, fmt.Sprintf("source %s has never sent a message", j.Source),
-			"check at the monitor that its HL7 export is on and goes to the gateway's address and port, and the cable")
+			exportMend+", and the cable")
 	case silent > j.limit:
 		why := fmt.Sprintf("the monitor is silent: its last message came %s before the gateway's report", Spoken(silent))
 		if u := j.usual(); u > 0 {
 			why += fmt.Sprintf(", and usually one comes every %s", interval(u))
 		}
-		mend := "check that the monitor is on and its cable is in; its HL7 export goes to the gateway's address and port"
+		mend := "check that the monitor is on and its cable is in; its HL7 export goes to the gateway's address and port, a line socket's program runs on the gateway"
 		if src.Connections > 0 {
-			mend = "the monitor is connected and sends nothing: check that its HL7 export is on and that a patient is monitored"
+			mend = "the monitor is connected and sends nothing: check that its HL7 export is on, or its program not held up, and that a patient is monitored"
 		}
 		j.stop(&s, why, mend)
 	}
@@ -90,6 +90,12 @@ func interval(d time.Duration) string {
 	}
 	return Spoken(d)
 }
+
+// What mends a source, for either kind: a report does not say whether a source is HL7 over MLLP or a line socket.
+const (
+	exportMend = "check at the monitor that its HL7 export is on and goes to the gateway's address and port, or that its program writes to the line socket"
+	tryMend    = "'wardlink-agent hl7 try FILE', for a line socket 'line try FILE', shows what a message becomes"
+)
 
 // notUnderstood counts what came and could not be read in whole. It stops the data when nothing else comes.
 func (j *judge) notUnderstood() {
@@ -103,11 +109,11 @@ func (j *judge) notUnderstood() {
 	accepted := j.at(src.AcknowledgedAt)
 	switch {
 	case src.RefusedAt > src.AcknowledgedAt && j.made().Sub(accepted) > j.limit && j.made().Sub(j.at(src.RefusedAt)) <= j.limit:
-		j.stop(&s, "what the monitor sends is refused: it is not HL7 v2 framed by MLLP, has no MSH segment, or is too long",
-			"set the monitor's export to HL7 v2 over MLLP; 'wardlink-agent hl7 try FILE' shows what a message becomes")
+		j.stop(&s, "what the monitor sends is refused: it is not HL7 v2 framed by MLLP, has no MSH segment, or is too long; on a line socket, the answer says why",
+			"set the monitor's export to HL7 v2 over MLLP; "+tryMend)
 	case src.NotUnderstood > 0 && src.NotUnderstoodAt >= src.ReceivedAt && j.Passed.Messages > 0 && j.Passed.MessageAt.Sub(j.Passed.ReadingAt) > j.limit:
 		j.stop(&s, "messages come, and no reading in them is understood",
-			"run 'wardlink-agent hl7 try' on one of them: it says what was not understood; the messages are kept as they came")
+			"the messages are kept as they came; "+tryMend)
 	case src.NotUnderstood > 0 && j.made().Sub(j.at(src.NotUnderstoodAt)) <= j.limit && s.State == OK:
 		s.State, s.Note = Doubt, "some of what comes is not understood in whole"
 	}

@@ -79,8 +79,8 @@ func (j *judge) associated() {
 	s := Station{Name: Associated, State: OK, At: whose, Count: p.Identified + p.Bedded}
 	switch {
 	case p.Anonymous > 0 && (s.Count == 0 || p.AnonymousAt.Sub(whose) > j.limit):
-		j.stop(&s, "the monitor's messages name no patient (PID-3 is empty)",
-			"admit the patient at the monitor, or set it to send the patient's id, or bind the device to its bed (sources[].bindings in agent.yaml)")
+		j.stop(&s, "the monitor's messages name no patient (in HL7, PID-3 is empty)",
+			"admit the patient at the monitor, or set it to send the patient's id, or bind an HL7 device to its bed (sources[].bindings in agent.yaml)")
 	case p.Anonymous > 0:
 		s.Note = fmt.Sprintf("%d messages without patient, the last %s ago", p.Anonymous, ago(j.Now, p.AnonymousAt))
 	case p.Bedded > 0:
@@ -101,7 +101,7 @@ func (j *judge) visible() {
 	case p.Readings > 0 && !j.Hospital.Found && j.Now.Sub(p.ReadingAt) < time.Hour:
 		j.stop(&s, "the newest reading that was stored is not found by the hospital's search", "read the server's log; the readings are in the journal and can be opened again")
 	case p.Readings == 0 && p.Messages > 0:
-		j.stop(&s, "the source's messages hold no reading", "set the monitor to export measurements (ORU^R01); 'wardlink-agent hl7 try FILE' shows what a message becomes")
+		j.stop(&s, "the source's messages hold no reading", "set the monitor to export measurements (in HL7, ORU^R01); "+tryMend)
 	case p.Messages == 0 && j.Passed.Heard == 0:
 		s.State = Unknown
 	}
@@ -137,7 +137,7 @@ func (j *judge) lagging() {
 	if r := find(Received); r.State == Unknown || r.At.IsZero() {
 		// Nobody can say that data arrives.
 		if p := find(Published); p.State != Stopped && j.Passed.Messages == 0 {
-			j.stop(r, "nothing of this source has ever arrived", "check at the monitor that its HL7 export goes to the gateway's address and port")
+			j.stop(r, "nothing of this source has ever arrived", exportMend)
 		}
 	}
 }
