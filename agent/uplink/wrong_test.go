@@ -97,12 +97,15 @@ func (c *counterpart) check(id buffer.ID) error {
 }
 
 // onAFakeClock runs an agent whose connections go to what serve gives for each; watch ends it.
-func onAFakeClock(t *testing.T, serve func(n int64, far net.Conn), watch func(a *agent, connections *atomic.Int64)) {
+func onAFakeClock(t *testing.T, serve func(n int64, far net.Conn), watch func(a *agent, connections *atomic.Int64), tune ...func(t *timing)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		h := &hospital{t: t, ca: newAuthority(t, "root"), journal: newMemJournal(t), addr: "server:1"}
 		a := newAgent(t, h)
 		a.timing = defaultTiming
+		for _, change := range tune {
+			change(&a.timing)
+		}
 		a.cfg.Down = nil
 		var count atomic.Int64
 		a.open = func(context.Context, string, tls.Certificate) (net.Conn, error) {
@@ -294,8 +297,9 @@ func TestASlowServerIsWaitedFor(t *testing.T) {
 // 3.1.1 wants it; the connections become few, and the other lanes flow.
 func TestALaneThatIsRefusedRests(t *testing.T) {
 	server := newCounterpart(t)
-	refuse := true
-	var refusals int
+	var refuse atomic.Bool
+	refuse.Store(true)
+	var refusals atomic.Int64
 	server.puback = nil
 	onAFakeClock(t, func(_ int64, far net.Conn) {
 		defer far.Close()
@@ -312,8 +316,8 @@ func TestALaneThatIsRefusedRests(t *testing.T) {
 				out = answer(0x90, p.MessageID, 0)
 			case *packets.PublishPacket:
 				h, err := seal.CheckFrame(p.Payload)
-				if err == nil && h.Lane == telemetry.LaneWaveform && refuse {
-					refusals++
+				if err == nil && h.Lane == telemetry.LaneWaveform && refuse.Load() {
+					refusals.Add(1)
 					body := must(telemetry.EncodeRefusal(telemetry.Refusal{Epoch: h.Epoch, Lane: h.Lane, Number: h.Number, Reason: "lane is not allowed to this gateway"}))(t)
 					doc := packets.NewControlPacket(packets.Publish).(*packets.PublishPacket)
 					doc.TopicName, doc.Payload = telemetry.DownTopic(gateway, telemetry.DocRefused), body
@@ -344,16 +348,17 @@ func TestALaneThatIsRefusedRests(t *testing.T) {
 				late++
 			}
 		}
-		if n := connections.Load(); n > 30 || refusals < 4 || a.buf.count(parked) != refusals {
-			t.Errorf("%d connections in an hour, %d refusals, %d parked", n, refusals, a.buf.count(parked))
+		// A refusal can be lost with its connection; its batch is sent again then.
+		if n, p := connections.Load(), a.buf.count(parked); n > 30 || p < 4 || p > int(refusals.Load()) {
+			t.Errorf("%d connections in an hour, %d refusals, %d parked", n, refusals.Load(), p)
 		}
 		if late > 60 {
 			t.Errorf("vitals were more than five seconds late for %d of 3600 seconds", late)
 		}
-		refuse = false
+		refuse.Store(false)
 		time.Sleep(10 * time.Minute)
-		if n := a.buf.count(acked); n != vitals+1000-refusals {
-			t.Errorf("%d acknowledged; want all %d but those refused", n, vitals+1000-refusals)
+		if n, want := a.buf.count(acked), vitals+1000-a.buf.count(parked); n != want {
+			t.Errorf("%d acknowledged; want all %d but those parked", n, want)
 		}
 	})
 }
@@ -367,7 +372,6 @@ func TestConnectionsLeaveNothing(t *testing.T) {
 		good.serve(far)
 	}
 	onAFakeClock(t, func(_ int64, far net.Conn) { kick(far) }, func(a *agent, connections *atomic.Int64) {
-		a.timing.least, a.timing.most = 150*time.Millisecond, 300*time.Millisecond
 		a.buf.check = good.check
 		p := a.ward.period()
 		measure := func(upTo int64) (goroutines int, heap uint64) {
@@ -388,5 +392,5 @@ func TestConnectionsLeaveNothing(t *testing.T) {
 			t.Errorf("after 500 connections %d goroutines and %d KB, after 5000 %d and %d KB", g1, h1>>10, g2, h2>>10)
 		}
 		t.Logf("after 500 connections %d goroutines and %d KB, after 5000 %d and %d KB", g1, h1>>10, g2, h2>>10)
-	})
+	}, func(t *timing) { t.least, t.most = 150*time.Millisecond, 300*time.Millisecond })
 }
