@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"unicode/utf8"
 
 	"wardlink/agent"
 	"wardlink/agent/doctor"
@@ -67,6 +68,9 @@ func printReport(out io.Writer, r doctor.Report, odd bool, pen ink, width int) e
 			former, subject = subject, "  "+f.Step
 		} else {
 			former = subject
+		}
+		if utf8.RuneCountInString(subject) > 16 { // on a line of its own, so that what was found stays in its column
+			subject += fmt.Sprintf("\n%-16s", "")
 		}
 		if _, err := fmt.Fprintf(out, "%-16s %s  %s\n", subject, pen.level(f.Level, label[f.Level]), wrap(f.Found, 24, width)); err != nil {
 			return err
