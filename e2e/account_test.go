@@ -117,7 +117,7 @@ func TestAccountBalances(t *testing.T) {
 		t.Errorf("%d epochs for three starts: %+v", len(epochs), a)
 	}
 	page := string(h.must("wardlink", "--operator", h.operator(), "account", "--check"))
-	if !strings.Contains(page, "icu-7    vitals         3          3       3        0     0         0       0     0     0           0  ") {
+	if !strings.Contains(page, "icu-7    vitals         3          3       3        0     0         0       0     0     0           0  ") || !strings.HasSuffix(page, "\nevery row balances\n") {
 		t.Errorf("the page:\n%s", page)
 	}
 }

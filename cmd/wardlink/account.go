@@ -28,7 +28,7 @@ The gateway's own sealed reports say what it assigned, holds, lost (evicted or d
 that comes after it was called lost counts as journaled. "<=" marks an upper bound: the gateway names numbers besides, or assigned them after its
 newest report. DIFFERENCE is what nobody accounts for. --json prints the rows of each epoch, a start of the gateway's agent, too.
 
-With --check the command ends with 1 unless every row balances, exactly or by an upper bound, and names each that does not.`,
+With --check the command says so if every row balances, exactly or by an upper bound; else it names each that does not, and ends with 1.`,
 		Example: `  wardlink account
   wardlink account icu-7 --epochs
   wardlink account --check || wardlink alerts
@@ -63,7 +63,10 @@ With --check the command ends with 1 unless every row balances, exactly or by an
 			if len(doubts) > 0 {
 				return errSaid
 			}
-			return nil
+			if !t.json && len(accounts) > 0 {
+				_, err = fmt.Fprintln(t.out, "every row balances")
+			}
+			return err
 		},
 	}
 	c.Flags().BoolVar(&epochs, "epochs", false, "a row for each epoch, a start of the gateway's agent")
