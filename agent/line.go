@@ -30,8 +30,16 @@ func (s SourceConfig) isLine() bool { return s.Socket != "" }
 
 // checkLine does not look names up: a user may be made after the configuration was written.
 func (s SourceConfig) checkLine() error {
-	if s.MLLP != "" || len(s.Allow) > 0 || s.UniqueIDs != nil || len(s.Bindings) > 0 || s.TLS != nil || s.Limits.PerAddress != 0 {
-		return errors.New("socket: a source has either an mllp address, with allow, unique_ids, bindings, tls and limits.per_address, or a socket; make it two sources")
+	if s.MLLP != "" || len(s.Allow) > 0 || s.UniqueIDs != nil || s.TLS != nil || s.Limits.PerAddress != 0 {
+		return errors.New("socket: a source has either an mllp address, with allow, unique_ids, tls and limits.per_address, or a socket; make it two sources")
+	}
+	for i, b := range s.Bindings {
+		if b.Device == "" || b.ID != "" {
+			return fmt.Errorf("bindings[%d]: expected a device and its bed, such as {device: pump-3, bed: ICU-7}; on a socket a binding has nothing else to go by", i)
+		}
+	}
+	if _, err := s.bindings(nil); err != nil {
+		return err
 	}
 	if _, err := s.limits(); err != nil {
 		return err
@@ -70,9 +78,13 @@ func (a *Agent) openLine(s SourceConfig, zone *time.Location) (source.Source, er
 	if err != nil {
 		return nil, err
 	}
+	bindings, err := s.bindings(nil)
+	if err != nil {
+		return nil, err
+	}
 	cfg := source.LineConfig{
-		Limits: limits,
-		ID:     s.ID, Socket: source.Socket{Path: s.Socket, Mode: mode, Group: -1}, Zone: zone, Log: a.log,
+		Limits: limits, Bindings: bindings,
+		ID: s.ID, Socket: source.Socket{Path: s.Socket, Mode: mode, Group: -1}, Zone: zone, Log: a.log,
 		Accept:   func(ctx context.Context, d source.Delivery) error { return a.intake.accept(ctx, d, true) },
 		MaxConns: s.Limits.Connections,
 	}

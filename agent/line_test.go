@@ -83,6 +83,8 @@ func TestLineSourceConfig(t *testing.T) {
 		`socket: x.sock`: "absolute path", `socket: /run/x, mllp: "127.0.0.1:1"`: "either", `socket: /run/x, mode: "8"`: "mode", `socket: /run/x, mode: "0060"`: "mode",
 		`socket: /run/x, unique_ids: false`: "either", `socket: /run/x, time_zone: Mars/Olympus`: "time_zone", `mllp: "127.0.0.1:1", users: [root]`: "socket",
 		`socket: /run/x}, {id: other, socket: /run/x`: "already", `sock: /run/x`: "sock", `mode: "0660"`: "socket",
+		`socket: /run/x, bindings: [{address: 10.1.2.3, bed: B}]`: "bindings[0]: expected a device", `socket: /run/x, bindings: [{device: p, bed: B, id: p}]`: "bindings[0]: expected a device",
+		`socket: /run/x, bindings: [{device: p}]`: "bed:",
 	} {
 		if _, err := ParseConfig(fmt.Appendf(nil, base, keys)); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v", keys, err)

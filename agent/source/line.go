@@ -24,6 +24,8 @@ type LineConfig struct {
 	Log    *slog.Logger   // nil discards
 	Limits Limits         // PerAddress has no meaning here
 
+	Bindings []Binding // by Device alone
+
 	MaxConns                                                              int
 	MaxMessage                                                            int
 	IdleTimeout, FrameTimeout, WriteTimeout, StopTimeout, Backoff, Reopen time.Duration
@@ -53,7 +55,7 @@ func NewLine(cfg LineConfig) (*Line, error) {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	common := Config{
-		ID: cfg.ID, Listen: cfg.Socket.Path, Zone: cfg.Zone, Accept: cfg.Accept, Log: cfg.Log.With("source", cfg.ID), MaxConns: cfg.MaxConns, MaxMessage: cfg.MaxMessage, Limits: cfg.Limits,
+		ID: cfg.ID, Listen: cfg.Socket.Path, Zone: cfg.Zone, Accept: cfg.Accept, Log: cfg.Log.With("source", cfg.ID), MaxConns: cfg.MaxConns, MaxMessage: cfg.MaxMessage, Limits: cfg.Limits, Bindings: cfg.Bindings,
 		IdleTimeout: cfg.IdleTimeout, FrameTimeout: cfg.FrameTimeout, WriteTimeout: cfg.WriteTimeout, StopTimeout: cfg.StopTimeout,
 		Backoff: cfg.Backoff, Reopen: cfg.Reopen,
 	}
@@ -158,6 +160,7 @@ func (c *lineConn) message(ctx context.Context, raw []byte) (goesOn bool, refuse
 	if errors.As(err, &refused) {
 		return c.refuse(id, refused, cbor), refused
 	}
+	c.s.bindings.bind(&m, nil, false)
 	if len(m.Problems) > 0 {
 		c.s.meter.notUnderstood.Add(1)
 	}

@@ -132,6 +132,27 @@ func TestLineIsAnsweredOnlyAfterAccept(t *testing.T) {
 	}, func() string { return fmt.Sprintf("%+v", l.Stats()) })
 }
 
+// A device behind a socket is bound to a bed as one behind a port is, by what it calls itself.
+func TestLineBindsDevicesToBeds(t *testing.T) {
+	got := make(chan Delivery, 1)
+	l, _ := startLine(t, LineConfig{
+		Bindings: []Binding{{Device: "pump-3", Bed: "ICU-7"}, {Device: "vent-9", Bed: "ICU-8"}},
+		Accept:   func(_ context.Context, d Delivery) error { got <- d; return nil },
+	})
+	f := feed(t, l)
+	f.send(`{"id":"a","device":"pump-3","observations":[{"code":150456,"value":97},{"code":150456,"value":96,"device":"vent-9"},{"code":150456,"value":95,"device":"other"}]}` + "\n")
+	d := <-got
+	for i, bed := range []string{"ICU-7", "ICU-8", ""} {
+		if o := d.Message.Observations[i]; o.Bed != bed {
+			t.Errorf("the reading of %q is of bed %q; want %q", o.Device, o.Bed, bed)
+		}
+	}
+	f.answer()
+	if st := l.Stats(); len(st.Beds) != 2 || st.Beds[0].Received != 1 || st.Beds[1].Received != 1 {
+		t.Errorf("%+v", st.Beds)
+	}
+}
+
 func waitFor(t *testing.T, ok func() bool, what func() string) {
 	t.Helper()
 	for end := time.Now().Add(patience); !ok(); time.Sleep(time.Millisecond) {

@@ -83,6 +83,7 @@ defaults:
       group: ""                       # that it is given to, a name or a number; the agent's user is a member
       users: []                       # who may send, names or numbers, and
       groups: []                      # primary groups; both empty: whoever can open the socket
+      bindings: []                    # of what devices call themselves to beds, such as [{device: pump-3, bed: ICU-7}]
 `
 
 type command func(ctx context.Context, args []string, stdout, stderr io.Writer) error
