@@ -31,8 +31,8 @@ func rest(ctx context.Context) {
 // giveBack takes the program's own pages out of the process's memory. What runs all the time comes back at once, by some hundred minor
 // faults (less than a millisecond); the rest, half of the program and more, stays in the kernel's cache as long as nobody needs the room.
 //
-// A kernel that keeps the program in its cache in pieces of 2 MB maps such a piece for one byte of it, and all of the program would be back at
-// once: it is told not to. (One of 2025 still maps whole pieces, page by page; they are that large only until the file is read from the disk again.)
+// A kernel that keeps the program in its cache in large pieces may map a whole piece for one byte of it, and all of the program would be back at
+// once: it is told not to. Not every kernel listens.
 func giveBack() {
 	program, err := os.Readlink("/proc/self/exe")
 	if err != nil {
