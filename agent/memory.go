@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"io"
 	"os"
 	"strconv"
 	"strings"
@@ -39,12 +40,12 @@ func giveBack() {
 		return
 	}
 	maps, err := os.ReadFile("/proc/self/maps")
-	if err != nil {
+	if err != nil || !fixed(program) {
 		return
 	}
 	for line := range strings.Lines(string(maps)) {
 		f := strings.Fields(line)
-		// Only what nobody can have written to: a private page that was written to would come back as it is in the file.
+		// Only what nobody can have written to (see fixed): a private page that was written to would come back as it is in the file.
 		if len(f) < 6 || f[5] != program || !strings.HasPrefix(f[1], "r-") || f[1][3] != 'p' {
 			continue
 		}
@@ -57,4 +58,17 @@ func giveBack() {
 			}
 		}
 	}
+}
+
+// fixed tells whether a program runs at the addresses that it was linked for (ELF: e_type is ET_EXEC). One that is moved at its start has pages
+// that were written to then and are read-only now.
+func fixed(program string) bool {
+	f, err := os.Open(program)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	var head [18]byte
+	_, err = io.ReadFull(f, head[:])
+	return err == nil && head[16]+head[17] == 2 // whichever the order of bytes; ET_DYN is 3
 }
