@@ -58,8 +58,8 @@ func TestDoctor(t *testing.T) {
 
 	code, r := b.doctor()
 	for _, f := range r.Findings {
-		// This machine's clock, its disk and its load are what they are.
-		if f.Level != "well" && f.Area != "clock" && f.Area != "disk" {
+		// This machine's clock, its disk and its load are what they are, and the monitor's messages are of a fixed day.
+		if f.Level != "well" && f.Area != "clock" && f.Area != "disk" && !strings.Contains(f.Found, "its clock is") {
 			t.Errorf("all is well, but %+v", f)
 		}
 	}
