@@ -2,10 +2,13 @@
 package e2e
 
 import (
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
+	"strconv"
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
@@ -18,6 +21,11 @@ var bin string
 
 func TestMain(m *testing.M) {
 	syscalltest.Main()
+	// Most of a test here is waiting for programs and disks.
+	flag.Parse()
+	if p := flag.Lookup("test.parallel"); p.Value.String() == strconv.Itoa(runtime.GOMAXPROCS(0)) && runtime.GOMAXPROCS(0) < 4 {
+		_ = p.Value.Set("4")
+	}
 	os.Exit(run(m))
 }
 
