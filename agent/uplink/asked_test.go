@@ -46,12 +46,12 @@ func TestAHintIsObeyedWithinBounds(t *testing.T) {
 		"nothing":                       {hinting(hint(0)), false, 25, 110},        // is none: the backoff
 		"garbage":                       {hinting([]byte("later")), false, 25, 110},
 		"a month, and an alarm":         {hinting(hint(1<<32 - 1)), true, 400, 600}, // 15 s in the mean
-		"a second, and an alarm":        {hinting(hint(1000)), true, 1000, 4400},    // as without a hint
+		"a second, and an alarm":        {hinting(hint(1000)), true, 2000, 4400},    // as without a hint
 		"a millisecond":                 {hinting(hint(1)), false, 25, 110},         // nobody is asked to hurry
-		"a millisecond, and an alarm":   {hinting(hint(1)), true, 1000, 4400},
+		"a millisecond, and an alarm":   {hinting(hint(1)), true, 2000, 4400},
 		"unavailable":                   {unavailable, false, 25, 110},
 		"unavailable, and an alarm":     {unavailable, true, 400, 600},
-		"no hint, and an alarm as ever": {admitThen(0), true, 1000, 4400}, // 2.5 s in the mean, and some for a connection that is closed in the middle of its beginning
+		"no hint, and an alarm as ever": {admitThen(0), true, 2000, 4400}, // 2.5 s in the mean
 	} {
 		t.Run(name, func(t *testing.T) {
 			if n := attempts(t, 2*time.Hour, c.urgent, c.serve); n < c.least || n > c.top {

@@ -132,7 +132,17 @@ func (l *link) connect(ctx context.Context) error {
 	}
 	l.up = true
 	go l.publisher()
-	l.flight = append(l.flight, flight{token: l.client.Subscribe(telemetry.DownFilter(l.t.gateway), 0, nil), at: time.Now()})
+	// Of a connection that ended just as it was admitted paho's Subscribe knows nothing, and waits its write timeout, a minute. So may its
+	// goroutine; the pump sees the end at once.
+	subscribed := make(chan paho.Token, 1)
+	go func() { subscribed <- l.client.Subscribe(telemetry.DownFilter(l.t.gateway), 0, nil) }()
+	select {
+	case token := <-subscribed:
+		l.flight = append(l.flight, flight{token: token, at: time.Now()})
+	case <-l.guard.gone:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 	return nil
 }
 
