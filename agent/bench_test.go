@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"wardlink/agent/source"
+	"wardlink/enroll/enrolltest"
 	"wardlink/telemetry/hl7"
 	"wardlink/telemetry/seal"
 )
@@ -36,7 +37,7 @@ func benchmarkMLLP(b *testing.B, conns int) {
 	}
 	dir := b.TempDir()
 	path := filepath.Join(dir, "kit.json")
-	if err := os.WriteFile(path, kitFor(b, "ward.example", private.Public()), 0o600); err != nil {
+	if err := os.WriteFile(path, enrolltest.Kit(b, "ward.example", "127.0.0.1:1", private.Public()), 0o600); err != nil {
 		b.Fatal(err)
 	}
 	a, err := New(Config{

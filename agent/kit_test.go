@@ -2,24 +2,15 @@ package agent
 
 import (
 	"bytes"
-	"crypto/ecdsa"
-	"crypto/ed25519"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/x509"
-	"crypto/x509/pkix"
 	"log/slog"
-	"math/big"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
-	"time"
-
-	"golang.org/x/mod/sumdb/note"
 
 	"wardlink/enroll"
+	"wardlink/enroll/enrolltest"
 	"wardlink/internal/durable"
 	"wardlink/telemetry/seal"
 )
@@ -31,43 +22,7 @@ func kitBytes(t *testing.T, domain string) []byte {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return kitFor(t, domain, key.Public())
-}
-
-// kitFor is the kit of a hospital that has the given records key.
-func kitFor(t testing.TB, domain string, records seal.PublicKey) []byte {
-	t.Helper()
-	caKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	tmpl := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "root"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, &caKey.PublicKey, caKey)
-	if err != nil {
-		t.Fatal(err)
-	}
-	root, err := x509.ParseCertificate(der)
-	if err != nil {
-		t.Fatal(err)
-	}
-	config, _, err := ed25519.GenerateKey(rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, verifier, err := note.GenerateKey(rand.Reader, "ward.example/log/1")
-	if err != nil {
-		t.Fatal(err)
-	}
-	kit, err := enroll.Kit{
-		TrustDomain: domain, Servers: []string{"127.0.0.1:1"}, Roots: []*x509.Certificate{root}, RecordsKey: records, ConfigKey: config, LogKey: verifier,
-	}.Marshal()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return kit
+	return enrolltest.Kit(t, domain, "127.0.0.1:1", key.Public())
 }
 
 func put(t *testing.T, path string, data []byte) {

@@ -16,6 +16,7 @@ import (
 
 	"wardlink/agent/source"
 	"wardlink/buffer"
+	"wardlink/enroll/enrolltest"
 	"wardlink/telemetry"
 	"wardlink/telemetry/seal"
 )
@@ -28,7 +29,7 @@ type bedside struct {
 
 func newBedside(t *testing.T, state string, key seal.PrivateKey) *bedside {
 	t.Helper()
-	kit := kitFor(t, "ward.example", key.Public())
+	kit := enrolltest.Kit(t, "ward.example", "127.0.0.1:1", key.Public())
 	if err := os.MkdirAll(state, 0o700); err != nil {
 		t.Fatal(err)
 	}

@@ -22,6 +22,7 @@ import (
 
 	"wardlink/agent/source"
 	"wardlink/buffer"
+	"wardlink/enroll/enrolltest"
 	"wardlink/internal/mounttest"
 	"wardlink/telemetry"
 	"wardlink/telemetry/hl7"
@@ -45,7 +46,7 @@ type box struct {
 func newBox(t *testing.T, dir string) *box {
 	t.Helper()
 	b := &box{T: t, dir: dir, key: newKey(t)}
-	if err := os.WriteFile(filepath.Join(dir, "kit.json"), kitFor(t, "ward.test", b.key.Public()), 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, "kit.json"), enrolltest.Kit(t, "ward.test", "127.0.0.1:1", b.key.Public()), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	b.cfg = Config{Kit: filepath.Join(dir, "kit.json"), State: filepath.Join(dir, "state"), TPM: "/nowhere/tpmrm0", Log: "text",

@@ -4,16 +4,9 @@ package cross
 
 import (
 	"bytes"
-	"crypto/ecdsa"
-	"crypto/ed25519"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"math/big"
 	"net"
 	"os"
 	"os/exec"
@@ -22,9 +15,7 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/mod/sumdb/note"
-
-	"wardlink/enroll"
+	"wardlink/enroll/enrolltest"
 	"wardlink/telemetry/seal"
 )
 
@@ -128,40 +119,13 @@ func configWithoutTPM(t *testing.T) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	config, _, err := ed25519.GenerateKey(rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, log, err := note.GenerateKey(rand.Reader, "ward.test/log/1")
-	if err != nil {
-		t.Fatal(err)
-	}
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "root"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	root, err := x509.ParseCertificate(der)
-	if err != nil {
-		t.Fatal(err)
-	}
 	closed, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	server := closed.Addr().String()
 	_ = closed.Close()
-	kit, err := enroll.Kit{TrustDomain: "ward.test", Servers: []string{server}, Roots: []*x509.Certificate{root}, RecordsKey: records.Public(), ConfigKey: config, LogKey: log}.Marshal()
-	if err != nil {
-		t.Fatal(err)
-	}
+	kit := enrolltest.Kit(t, "ward.test", server, records.Public())
 	if err := os.WriteFile(filepath.Join(dir, "kit.json"), kit, 0o600); err != nil {
 		t.Fatal(err)
 	}

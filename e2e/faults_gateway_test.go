@@ -3,17 +3,10 @@ package e2e
 import (
 	"bufio"
 	"context"
-	"crypto/ecdsa"
-	"crypto/ed25519"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"math/big"
 	"net"
 	"os"
 	"os/exec"
@@ -24,9 +17,8 @@ import (
 	"time"
 
 	"go.etcd.io/bbolt"
-	"golang.org/x/mod/sumdb/note"
 
-	"wardlink/enroll"
+	"wardlink/enroll/enrolltest"
 	"wardlink/internal/child"
 	"wardlink/internal/syscalltest"
 	"wardlink/telemetry"
@@ -77,37 +69,7 @@ func loneKit(t *testing.T) (seal.PrivateKey, []byte) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	caKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	tmpl := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "root"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, &caKey.PublicKey, caKey)
-	if err != nil {
-		t.Fatal(err)
-	}
-	root, err := x509.ParseCertificate(der)
-	if err != nil {
-		t.Fatal(err)
-	}
-	config, _, err := ed25519.GenerateKey(rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, verifier, err := note.GenerateKey(rand.Reader, "ward.example/log/1")
-	if err != nil {
-		t.Fatal(err)
-	}
-	kit, err := enroll.Kit{
-		TrustDomain: "ward.example", Servers: []string{"127.0.0.1:1"}, Roots: []*x509.Certificate{root}, RecordsKey: records.Public(), ConfigKey: config, LogKey: verifier,
-	}.Marshal()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return records, kit
+	return records, enrolltest.Kit(t, "ward.example", "127.0.0.1:1", records.Public())
 }
 
 // start starts the agent, as the service manager does at boot and whenever it ended.
