@@ -45,7 +45,7 @@ const (
 	blowHole   = "hole"
 )
 
-// killEvery is how often a kill falls at the least, cuts of the network not counted: when chance gave fewer, the next blow is one. A SIGKILL is
+// killEvery is how often a kill falls on average at the least, cuts of the network not counted: when chance gave fewer, the next blow is one. A SIGKILL is
 // what shows that nothing is acknowledged before it is durable; a cut shows less.
 const killEvery = 2 * time.Second
 

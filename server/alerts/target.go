@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"sync"
 	"time"
+
 	"wardlink/internal/refusal"
 )
 

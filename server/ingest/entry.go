@@ -18,14 +18,13 @@ type bearer struct {
 	verdict string
 }
 
-// judge says why a whole frame may not be committed, "" when it may: lanes are those allowed to its gateway, brought the sealing records
-// that came with it or before it.
-func judge(frame seal.Header, lanes uint8, brought map[[16]byte]sealing) (reason string) {
-	s, ok := brought[frame.Sealing]
+// judge says why a whole frame may not be committed, "" when it may: lanes are those allowed to its gateway, s is its sealing record if that
+// was brought, with it or before it.
+func judge(frame seal.Header, lanes uint8, s sealing, brought bool) (reason string) {
 	switch {
 	case lanes>>frame.Lane&1 == 0:
 		return reasonLane
-	case !ok:
+	case !brought:
 		return reasonSealing
 	case s.epoch != frame.Epoch || s.key != frame.Key:
 		return reasonSealingEpoch

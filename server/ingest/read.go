@@ -143,7 +143,8 @@ func (c *session) batch(p publish, lane telemetry.Lane) error {
 		r.reason = reasonFrameLane
 		return r
 	}
-	if r.reason = judge(frame, uint8(c.lanes.Load()), c.sealings); r.reason != "" {
+	s, brought := c.sealings[frame.Sealing]
+	if r.reason = judge(frame, uint8(c.lanes.Load()), s, brought); r.reason != "" {
 		return r
 	}
 	return c.commitBatch(p, frame)

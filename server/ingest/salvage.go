@@ -118,8 +118,9 @@ func (s *Salvage) Bring(ctx context.Context, c Card) (Brought, error) {
 
 // proven is a sealing record that is the gateway's.
 type proven struct {
-	sealing
-	signed  []byte
+	payload []byte // the signed record
+	signed  seal.Signed
+	record  seal.Record
 	verdict string
 	used    bool
 }
@@ -169,7 +170,7 @@ func (a *act) take(ctx context.Context, data []byte, signed seal.Signed, record 
 	if err != nil {
 		return err
 	}
-	p := proven{sealing: sealing{epoch: record.Epoch, key: record.Key}, signed: data, verdict: audit.Salvaged}
+	p := proven{payload: data, signed: signed, record: record, verdict: audit.Salvaged}
 	if former {
 		p.verdict = audit.SalvagedFormer
 	}
@@ -227,11 +228,8 @@ func (a *act) recall(ctx context.Context, id [16]byte) error {
 }
 
 func (a *act) reason(frame seal.Header) string {
-	brought := map[[16]byte]sealing{}
-	if p, ok := a.brought[frame.Sealing]; ok {
-		brought[frame.Sealing] = p.sealing
-	}
-	reason := judge(frame, a.lanes, brought)
+	p, brought := a.brought[frame.Sealing]
+	reason := judge(frame, a.lanes, sealing{epoch: p.record.Epoch, key: p.record.Key}, brought)
 	if reason == reasonSealing {
 		reason = reasonUnproven
 		if why := a.refused[frame.Sealing]; why != "" {
@@ -282,14 +280,10 @@ func (a *act) commit(ctx context.Context) error {
 	entries := []journal.Entry{{ID: ev.ID, Kind: journal.KindEvent, Head: head}}
 	for _, id := range a.order {
 		p := a.brought[id]
-		signed, record, err := parseSealing(p.signed)
-		if err != nil {
-			return err
-		}
 		e, err := sealingEntry(audit.Event{
 			ID: a.Journal.NextID(), Type: audit.SealingBrought, Time: a.now.UnixMilli(), Actor: a.card.Actor, Peer: a.card.Peer, Session: a.event,
 			Target: a.card.Gateway, Outcome: audit.Success,
-		}, signed, record, p.signed)
+		}, p.signed, p.record, p.payload)
 		if err != nil {
 			return err
 		}

@@ -226,50 +226,18 @@ func (r *Records) arriveApart(tx *sql.Tx, stream int64, a arrival) error {
 	return err
 }
 
-// account is all that is known of one stream's numbers.
-type account struct {
-	runs              []telemetry.Span // journaled, ascending
-	told              []telemetry.Span // accounted for by reports, in no order
-	held, void, lost  telemetry.Spans  // the same, by what was said
-	assigned, covered uint64
-	from              uint64 // numbers below are not looked at
-}
-
-func (a *account) set(kind int) *telemetry.Spans {
-	switch kind {
-	case setHeld:
-		return &a.held
-	case setVoid:
-		return &a.void
-	}
-	return &a.lost
-}
-
-// high is 1 more than the greatest journaled number.
-func (a *account) high() uint64 {
-	if len(a.runs) == 0 {
-		return 0
-	}
-	return a.runs[len(a.runs)-1].Last + 1
-}
-
-// ledger is the same, for the account of the stream.
-func (a *account) ledger() *Ledger {
-	return &Ledger{Journaled: a.runs, Held: a.held, Void: a.void, Lost: a.lost, Assigned: a.assigned, Covered: a.covered, Former: a.from}
-}
-
 // gaps are the numbers that nobody accounts for, those that are firm apart from the others.
-func (a *account) gaps() (out []gapRow) {
-	end := max(a.high(), a.assigned)
-	if a.from >= end {
+func (l *Ledger) gaps() (out []gapRow) {
+	end := max(high(l.Journaled), l.Assigned)
+	if l.Former >= end {
 		return nil
 	}
-	for _, g := range subtract([]telemetry.Span{{First: a.from, Last: end - 1}}, append(slices.Clone(a.runs), a.told...)) {
-		if g.First < a.covered && g.Last >= a.covered {
-			out = append(out, gapRow{Span: telemetry.Span{First: g.First, Last: a.covered - 1}, firm: true})
-			g.First = a.covered
+	for _, g := range subtract([]telemetry.Span{{First: l.Former, Last: end - 1}}, slices.Concat(l.Journaled, l.Held.Runs, l.Void.Runs, l.Lost.Runs)) {
+		if g.First < l.Covered && g.Last >= l.Covered {
+			out = append(out, gapRow{Span: telemetry.Span{First: g.First, Last: l.Covered - 1}, firm: true})
+			g.First = l.Covered
 		}
-		out = append(out, gapRow{Span: g, firm: g.First < a.covered})
+		out = append(out, gapRow{Span: g, firm: g.First < l.Covered})
 	}
 	return out
 }
@@ -310,29 +278,26 @@ func subtract(from, set []telemetry.Span) (out []telemetry.Span) {
 
 // recount makes a stream's gaps anew. A gap that was known keeps the time it was noticed.
 func (r *Records) recount(tx *sql.Tx, stream int64) error {
-	a, err := readAccount(tx, stream)
+	l, err := readLedger(tx, stream)
 	if err != nil {
 		return err
 	}
-	known, err := gapRows(tx, stream, a.from)
+	known, err := gapRows(tx, stream, l.Former)
 	if err != nil {
 		return err
 	}
-	fresh := a.gaps()
+	fresh := l.gaps()
 	datesOf(fresh, known, r.now().UnixMilli())
 	if err := changeGaps(tx, stream, known, fresh); err != nil {
 		return err
 	}
-	n, above := len(a.lost.Runs), false
-	if n > 0 {
-		above = a.lost.Runs[n-1].Last >= a.high()
-	}
-	b := a.ledger().Balance()
+	b := l.Balance()
 	if err := r.keepLoss(tx, stream, &b); err != nil {
 		return err
 	}
-	if n := len(a.runs); n > 0 {
-		r.in.keepTop(stream, topRun{first: a.runs[n-1].First, last: a.runs[n-1].Last, gaps: len(fresh) > 0 || above})
+	if n := len(l.Journaled); n > 0 {
+		top := l.Journaled[n-1]
+		r.in.keepTop(stream, topRun{first: top.First, last: top.Last, gaps: len(fresh) > 0 || high(l.Lost.Runs) > high(l.Journaled)})
 	}
 	return nil
 }
@@ -381,34 +346,33 @@ func changeGaps(tx *sql.Tx, stream int64, known, fresh []gapRow) error {
 	return nil
 }
 
-func readAccount(tx *sql.Tx, stream int64) (a account, err error) {
-	err = tx.QueryRow("SELECT assigned, covered FROM account_streams WHERE stream = $1", stream).Scan(&a.assigned, &a.covered)
+// readLedger reads what is known of one stream's numbers: neither whose they are nor the states of its batches.
+func readLedger(tx *sql.Tx, stream int64) (l Ledger, err error) {
+	err = tx.QueryRow("SELECT assigned, covered FROM account_streams WHERE stream = $1", stream).Scan(&l.Assigned, &l.Covered)
 	if err != nil && !errors.Is(err, sql.ErrNoRows) {
-		return a, err
+		return l, err
 	}
-	if a.runs, err = spansOf(tx, "SELECT first, last FROM account_runs WHERE stream = $1 ORDER BY first DESC LIMIT $2", stream, maxRuns); err != nil {
-		return a, err
+	if l.Journaled, err = spansOf(tx, "SELECT first, last FROM account_runs WHERE stream = $1 ORDER BY first DESC LIMIT $2", stream, maxRuns); err != nil {
+		return l, err
 	}
-	slices.Reverse(a.runs)
-	if len(a.runs) == maxRuns {
-		a.from = a.runs[0].First
+	slices.Reverse(l.Journaled)
+	if len(l.Journaled) == maxRuns {
+		l.Former = l.Journaled[0].First
 	}
 	rows, err := tx.Query("SELECT kind, first, last, upper FROM account_sets WHERE stream = $1 ORDER BY kind, first", stream)
 	if err != nil {
-		return a, err
+		return l, err
 	}
 	for rows.Next() {
 		var kind int
 		var run telemetry.Span
 		var upper bool
 		if err := rows.Scan(&kind, &run.First, &run.Last, &upper); err != nil {
-			return a, errors.Join(err, rows.Close())
+			return l, errors.Join(err, rows.Close())
 		}
-		set := a.set(kind)
-		set.Runs, set.Upper = append(set.Runs, run), set.Upper || upper
-		a.told = append(a.told, run)
+		l.tell(kind, run, upper)
 	}
-	return a, errors.Join(rows.Err(), rows.Close())
+	return l, errors.Join(rows.Err(), rows.Close())
 }
 
 func spansOf(tx *sql.Tx, query string, args ...any) (out []telemetry.Span, err error) {

@@ -182,8 +182,7 @@ func readLedgers(ctx context.Context, tx *sql.Tx, gateway string) (ledgers map[i
 			return err
 		}
 		if l := ledgers[id]; l != nil {
-			set := map[int]*telemetry.Spans{setHeld: &l.Held, setVoid: &l.Void, setLost: &l.Lost}[kind]
-			set.Runs, set.Upper = append(set.Runs, run), set.Upper || upper
+			l.tell(kind, run, upper)
 		}
 		return nil
 	}
@@ -212,6 +211,18 @@ func readLedgers(ctx context.Context, tx *sql.Tx, gateway string) (ledgers map[i
 			WHERE s.gateway = $1 ORDER BY r.stream, r.first`, gateway),
 	)
 	return ledgers, order, err
+}
+
+// tell adds a run of what reports said of one kind, above the others of that kind; upper makes the kind's an upper bound.
+func (l *Ledger) tell(kind int, run telemetry.Span, upper bool) {
+	set := &l.Lost
+	switch kind {
+	case setHeld:
+		set = &l.Held
+	case setVoid:
+		set = &l.Void
+	}
+	set.Runs, set.Upper = append(set.Runs, run), set.Upper || upper
 }
 
 // add appends a run that lies above the others. Of more than maxRuns only the newest are looked at: whoever leaves out every other number
