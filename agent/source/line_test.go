@@ -18,7 +18,7 @@ import (
 	"wardlink/telemetry"
 )
 
-// startLine runs a line socket. Its end is part of every test.
+// startLine serves a line socket.
 func startLine(t *testing.T, cfg LineConfig) (*Line, context.CancelFunc) {
 	t.Helper()
 	cfg.ID = "pump"
@@ -32,24 +32,7 @@ func startLine(t *testing.T, cfg LineConfig) (*Line, context.CancelFunc) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- l.Run(ctx) }()
-	t.Cleanup(func() {
-		cancel()
-		select {
-		case err := <-done:
-			if err != nil {
-				t.Errorf("Run: %v", err)
-			}
-		case <-time.After(patience):
-			t.Error("Run does not end")
-		}
-		if n := l.Stats().Connections; n != 0 {
-			t.Errorf("%d connections are left", n)
-		}
-	})
-	return l, cancel
+	return l, serve(t, l)
 }
 
 // feeder is the far end of a line socket.

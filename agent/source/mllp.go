@@ -28,7 +28,7 @@ type Config struct {
 	// when the device wants none): from then on the same bytes are a new message, not a resend.
 	Acknowledged func(source string, digest [32]byte)
 
-	Bindings []Binding // of devices to beds; CheckBindings has found no fault with them
+	Bindings []Binding // of devices to beds; CheckBindings must find no fault with them
 	Limits   Limits    // of what all devices together may bring
 	TLS      *TLS      // nil: devices do not speak TLS
 

@@ -21,12 +21,6 @@ import (
 	"wardlink/telemetry/hl7"
 )
 
-// patience bounds every wait of these tests; a wait that is meant to end in nothing takes silence.
-const (
-	patience = 10 * time.Second
-	silence  = 100 * time.Millisecond
-)
-
 // oru is a message in original mode with the control id given.
 func oru(id string) []byte {
 	return []byte("MSH|^~\\&|MON|WARD|||20260102030405+0000||ORU^R01^ORU_R01|" + id + "|P|2.6\rPID|||CANARY-1\rOBX|1|NM|147842^^MDC||80|bpm|||||F\r")
@@ -40,7 +34,7 @@ func frame(msg []byte) []byte {
 	return b.Bytes()
 }
 
-// start runs a source on a free port of loopback. Its end is part of every test: Run must return nil, in time.
+// start serves a source on a free port of loopback.
 func start(t *testing.T, cfg Config) (*MLLP, context.CancelFunc) {
 	t.Helper()
 	if cfg.ID == "" {
@@ -53,24 +47,7 @@ func start(t *testing.T, cfg Config) (*MLLP, context.CancelFunc) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- s.Run(ctx) }()
-	t.Cleanup(func() {
-		cancel()
-		select {
-		case err := <-done:
-			if err != nil {
-				t.Errorf("Run: %v", err)
-			}
-		case <-time.After(patience):
-			t.Error("Run does not end")
-		}
-		if n := s.Stats().Connections; n != 0 {
-			t.Errorf("%d connections are left", n)
-		}
-	})
-	return s, cancel
+	return s, serve(t, s)
 }
 
 // device is the far end of a connection.
@@ -133,19 +110,6 @@ func (d device) closed() {
 		d.Fatalf("%q, %v; want the connection's end", b, err)
 	}
 }
-
-// eventually waits for a condition that another goroutine brings about.
-func eventually(t *testing.T, what string, ok func() bool) {
-	t.Helper()
-	for end := time.Now().Add(patience); !ok(); {
-		if time.Now().After(end) {
-			t.Fatal(what)
-		}
-		wait(context.Background(), time.Millisecond)
-	}
-}
-
-func take(context.Context, Delivery) error { return nil }
 
 func TestAcknowledgedOnlyAfterAccept(t *testing.T) {
 	got, release := make(chan Delivery), make(chan error)

@@ -56,9 +56,9 @@ type Stats struct {
 	Received      uint64    `json:"received"`       // whole messages read
 	Acknowledged  uint64    `json:"acknowledged"`   // messages whose acknowledgement was written (counted just after), or that wanted none
 	NotUnderstood uint64    `json:"not_understood"` // messages that travel on with their bytes as they came, since not all of them was understood
-	Refused       uint64    `json:"refused"`        // answered AR or CR: no frame, no MSH, or over-long
+	Refused       uint64    `json:"refused"`        // answered AR or CR: no frame, no MSH, or over-long; by a line socket, every answer "error"
 	Failed        uint64    `json:"failed"`         // not acknowledged because Accept failed
-	NotAllowed    uint64    `json:"not_allowed"`    // connections from addresses outside the allow list
+	NotAllowed    uint64    `json:"not_allowed"`    // connections from addresses outside the allow list, or of users that are not listed
 	OverLimit     uint64    `json:"over_limit"`     // connections beyond MaxConns
 	LastReceived  time.Time `json:"last_received"`  // of the last whole message; zero before the first
 	LastMinute    uint64    `json:"last_minute"`    // whole messages within the last minute
