@@ -3,6 +3,8 @@ package hl7
 import (
 	"strings"
 	"time"
+
+	"wardlink/telemetry/reading"
 )
 
 // parseTime reads HL7's DTM, YYYYMMDDHHMM[SS[.F...]][+ZZZZ], into Unix milliseconds; digits past the millisecond are cut off. A
@@ -55,32 +57,9 @@ func parseTime(s string, zone *time.Location) (ms int64, unsure, ok bool) {
 	local := time.Date(part[0], time.Month(part[1]), part[2], part[3], part[4], part[5], 0, time.UTC).Unix()
 	east := int64(offset)
 	if !zoned {
-		east, unsure = offsetOf(local, zone)
+		east, unsure = reading.OffsetOf(local, zone)
 	}
 	return (local-east)*1000 + int64(milli), unsure, true
-}
-
-// offsetOf is how many seconds east of UTC a zone is at a local time, given as if it were UTC's. A zone's clocks are set at most once within
-// the two days around it.
-func offsetOf(local int64, zone *time.Location) (east int64, unsure bool) {
-	before, after := eastAt(local-86400, zone), eastAt(local+86400, zone)
-	if before == after {
-		return before, false
-	}
-	first, second := eastAt(local-before, zone) == before, eastAt(local-after, zone) == after
-	switch {
-	case first == second: // twice, or never
-		return before, true
-	case first:
-		return before, false
-	}
-	return after, false
-}
-
-// eastAt is the zone's offset at an instant.
-func eastAt(unix int64, zone *time.Location) int64 {
-	_, offset := time.Unix(unix, 0).In(zone).Zone()
-	return int64(offset)
 }
 
 // cutZone takes the zone off a DTM: seconds east of UTC. ok is false for a zone that is none.

@@ -1,6 +1,9 @@
 package line
 
-import "strconv"
+import (
+	"encoding/binary"
+	"strconv"
+)
 
 // OK is the acknowledgement of a message that is sealed and on disk, in the form in which the message came: {"ok":id}, with a line feed
 // behind JSON.
@@ -68,11 +71,9 @@ func appendHead(b []byte, major byte, n uint64) []byte {
 	case n < 1<<8:
 		return append(b, major|24, byte(n))
 	case n < 1<<16:
-		return append(b, major|25, byte(n>>8), byte(n))
+		return binary.BigEndian.AppendUint16(append(b, major|25), uint16(n))
+	case n < 1<<32:
+		return binary.BigEndian.AppendUint32(append(b, major|26), uint32(n))
 	}
-	b = append(b, major|27)
-	for shift := 56; shift >= 0; shift -= 8 {
-		b = append(b, byte(n>>shift))
-	}
-	return b
+	return binary.BigEndian.AppendUint64(append(b, major|27), n)
 }

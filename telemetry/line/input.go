@@ -237,7 +237,7 @@ const tagDecimal = 4 // RFC 8949, 3.4.4: an array of exponent and mantissa
 
 func (in *input) peekCBOR() kind {
 	at := in.at
-	head, n := in.headCBOR()
+	head, _ := in.headCBOR()
 	in.at = at
 	switch head >> 5 {
 	case 0, 1, 6:
@@ -256,7 +256,6 @@ func (in *input) peekCBOR() kind {
 			return kindNumber
 		}
 	}
-	_ = n
 	return kindOther
 }
 

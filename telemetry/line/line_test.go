@@ -135,6 +135,22 @@ func TestTimes(t *testing.T) {
 			t.Errorf("%s: at %d, marks %d", text, o.At, o.Marks)
 		}
 	}
+	// When clocks are set: of a local time that the zone has twice the earlier, and marked; which of the two a device can say.
+	for text, want := range map[string]struct {
+		at    string
+		marks telemetry.Marks
+	}{
+		"2026-03-29T02:30:00": {"2026-03-29T01:30:00Z", telemetry.MarkTimeUnsure}, "2026-03-29 03:00:00": {"2026-03-29T01:00:00Z", 0}, "2026-10-25T01:59:59": {"2026-10-24T23:59:59Z", 0},
+		"2026-10-25 02:30:00": {"2026-10-25T00:30:00Z", telemetry.MarkTimeUnsure}, "2026-10-25T02:30:00+01:00": {"2026-10-25T01:30:00Z", 0},
+	} {
+		m, _, err := Understand([]byte(`{"id":1,"time":"`+text+`","observations":[{"code":"MDC_TEMP","value":37,"unit":"Cel"}]}`), Options{Zone: berlin})
+		if err != nil || len(m.Problems) > 0 {
+			t.Fatalf("%s: %v %v", text, m.Problems, err)
+		}
+		if o := m.Observations[0]; time.UnixMilli(o.At).UTC().Format(time.RFC3339) != want.at || o.Marks != want.marks || o.Time != text {
+			t.Errorf("%s: at %s, marks %d", text, time.UnixMilli(o.At).UTC().Format(time.RFC3339), o.Marks)
+		}
+	}
 	m, _ := understand(t, `{"id":1,"observations":[{"code":"MDC_TEMP","value":37,"unit":"Cel"}]}`)
 	if o := m.Observations[0]; o.Marks != telemetry.MarkTimeUnread || m.Raw != nil {
 		t.Errorf("without a clock: marks %d, raw %q", o.Marks, m.Raw)
@@ -313,7 +329,7 @@ func TestReaderTellsWhereNothingFollows(t *testing.T) {
 }
 
 func TestAnswers(t *testing.T) {
-	for _, id := range []ID{{}, {"a\"\\ü", false}, {"7", true}, {"7", false}, {"-7", true}, {"123456789012345678", true}, {strings.Repeat("x", 200), false}} {
+	for _, id := range []ID{{}, {"a\"\\ü", false}, {"7", true}, {"7", false}, {"-7", true}, {"123456789012345678", true}, {"255", true}, {"65535", true}, {"65536", true}, {"-4294967296", true}, {"4294967296", true}, {strings.Repeat("x", 200), false}} {
 		var want any
 		if err := json.Unmarshal(quoteID(nil, id), &want); err != nil {
 			t.Fatal(err)
@@ -335,6 +351,9 @@ func TestAnswers(t *testing.T) {
 			v := got["ok"]
 			if got["error"] != nil {
 				v = got["id"]
+			}
+			if shortest, err := cbor.Marshal(map[string]any{"ok": v}); err != nil || got["error"] == nil && !bytes.Equal(answer, shortest) {
+				t.Errorf("%x; its shortest form is %x, %v", answer, shortest, err)
 			}
 			if text := fmt.Sprint(v); id.Text != "" && text != id.Text || id.Text == "" && v != nil {
 				t.Errorf("%x: %v", answer, got)

@@ -95,9 +95,10 @@ type understanding struct {
 
 // clock is a time as sent and as read.
 type clock struct {
-	text string
-	at   int64
-	ok   bool
+	text   string
+	at     int64
+	unsure bool // its zone has that local time twice or never
+	ok     bool
 }
 
 // problem notes what was not understood: a place and a constant, never a value.
@@ -229,9 +230,16 @@ func (u *understanding) clock(f *fields, where string) clock {
 		spelled, leap = text[:i]+":59"+text[i+3:], time.Second // as in HL7: a leap second is the next minute's first
 	}
 	// A T and a zone are the standard's; a blank and none are what is written where people do not read it.
-	for _, layout := range []string{time.RFC3339Nano, "2006-01-02T15:04:05", "2006-01-02 15:04:05Z07:00", "2006-01-02 15:04:05"} {
-		if t, err := time.ParseInLocation(layout, spelled, u.zone); err == nil {
-			return clock{text, t.Add(leap).UnixMilli(), true}
+	for _, layout := range []string{time.RFC3339Nano, "2006-01-02 15:04:05Z07:00"} {
+		if t, err := time.Parse(layout, spelled); err == nil {
+			return clock{text: text, at: t.Add(leap).UnixMilli(), ok: true}
+		}
+	}
+	for _, layout := range []string{"2006-01-02T15:04:05", "2006-01-02 15:04:05"} {
+		if t, err := time.Parse(layout, spelled); err == nil {
+			t = t.Add(leap)
+			east, unsure := reading.OffsetOf(t.Unix(), u.zone)
+			return clock{text: text, at: t.UnixMilli() - east*1000, unsure: unsure, ok: true}
 		}
 	}
 	u.problem(where+".time", "cannot be read; expected RFC 3339, as in 2026-11-22T14:30:00.250+01:00")
@@ -325,6 +333,9 @@ func (u *understanding) head(f *fields, i uint32, where string, quiet bool) tele
 	c := u.clock(f, where)
 	if o.Time, o.At = c.text, c.at; !c.ok {
 		o.Marks |= telemetry.MarkTimeUnread // no problem: a device need not have a clock
+	}
+	if c.unsure {
+		o.Marks |= telemetry.MarkTimeUnsure
 	}
 	o.Unit.UCUM, _ = codes.UnitOf(o.Unit.Sent)
 	return o
