@@ -37,7 +37,7 @@ func (c ClockChallenge) String() string { return grouped(c[:]) }
 
 // ParseClockChallenge reads what String writes, also in lower case and with other gaps.
 func ParseClockChallenge(text string) (c ClockChallenge, err error) {
-	data, err := ungrouped(text, maxClockToken)
+	data, err := ungrouped(text)
 	if err != nil || len(data) != len(c) {
 		return c, errors.New("challenge: expected the 16 letters that 'wardlink-agent clock' shows on the gateway, such as ABCD-EFGH-IJKL-MNOP")
 	}
@@ -67,7 +67,7 @@ func SignClockToken(gateway string, c ClockChallenge, now time.Time, key ed25519
 // VerifyClockToken is the one decision whether a token sets a gateway's floor back, and to what: signed by the config key as such, for this
 // gateway and this challenge. The caller never takes a challenge twice.
 func VerifyClockToken(token string, key ed25519.PublicKey, gateway string, c ClockChallenge) (time.Time, error) {
-	data, err := ungrouped(token, maxClockToken)
+	data, err := ungrouped(token)
 	if err != nil || len(data) != clockTokenLen {
 		return time.Time{}, fmt.Errorf("clock token: expected the %d letters that 'wardlink clock token' prints; is some of it missing?", (clockTokenLen*8+4)/5)
 	}
@@ -96,9 +96,9 @@ func grouped(data []byte) string {
 }
 
 // ungrouped reads them. What cannot be a letter of base32 and is taken for one by people is what it looks like.
-func ungrouped(text string, most int) ([]byte, error) {
-	if len(text) > most {
-		return nil, fmt.Errorf("%d characters; at most %d", len(text), most)
+func ungrouped(text string) ([]byte, error) {
+	if len(text) > maxClockToken {
+		return nil, fmt.Errorf("%d characters; at most %d", len(text), maxClockToken)
 	}
 	text = strings.Map(func(r rune) rune {
 		switch r {
