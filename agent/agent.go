@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"wardlink/agent/card"
 	"wardlink/agent/egress"
 	"wardlink/agent/uplink"
 	"wardlink/buffer"
@@ -163,7 +164,7 @@ func (a *Agent) prepare() error {
 	if a.intake, err = newIntake(a.buf, a.kit.RecordsKey, epoch, clk, a.log); err != nil {
 		return err
 	}
-	if a.seals, err = openSealings(filepath.Join(a.cfg.State, "sealings"), a.buf.Sealing, a.log); err != nil {
+	if a.seals, err = openSealings(filepath.Join(a.cfg.State, card.SealingsName), a.buf.Sealing, a.log); err != nil {
 		return err
 	}
 	if a.config, err = openConfigStore(filepath.Join(a.cfg.State, "config"), a.kit.ConfigKey, func() int64 { return clk.now().UnixMilli() }, a.log); err != nil {
