@@ -84,6 +84,7 @@ defaults:
       users: []                       # who may send, names or numbers, and
       groups: []                      # primary groups; both empty: whoever can open the socket
       bindings: []                    # of what devices call themselves to beds, such as [{device: pump-3, bed: ICU-7}]
+                                      # time_zone and limits, but for per_address, as above
 `
 
 type command func(ctx context.Context, args []string, stdout, stderr io.Writer) error

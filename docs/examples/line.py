@@ -15,6 +15,8 @@ for n, bpm in enumerate(sys.stdin):
                 s.sendall(line)
                 answer = s.makefile("rb").readline()
         except OSError:
+            answer = b""
+        if not answer.endswith(b"\n"):
             time.sleep(1)  # no answer: it is not on disk, so the same bytes again
     if b'"error"' in answer:
         sys.exit(answer.decode())
