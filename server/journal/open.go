@@ -122,7 +122,7 @@ func (j *Journal) loadFiles() error {
 			err = j.loadSeg(s, first)
 		}
 		if err != nil {
-			if transient(err) || errors.Is(err, errUnflushed) || errors.Is(err, durable.ErrNewer) {
+			if transient(err) || errors.Is(err, errUnflushed) || errors.Is(err, durable.ErrNewer) || refusedByDisk(err) && !errors.Is(err, syscall.EIO) {
 				return fmt.Errorf("%s: %w", path, err)
 			}
 			j.setAside(path, err)
@@ -135,8 +135,8 @@ func (j *Journal) loadFiles() error {
 	return nil
 }
 
-// A start asks a disk that does not answer this often, with this much time between. What it cannot read then is set aside, as in a running
-// journal; what it reads and cannot flush is whole, and stops the start.
+// A start asks a disk that does not answer this often, with this much time between. What it cannot read then (EIO) is set aside, as in a running
+// journal; what it reads and cannot flush is whole, and stops the start, as does whatever else the kernel says, such as that it has no lock for it.
 const (
 	openTries = 3
 	openPause = time.Second
