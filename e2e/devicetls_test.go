@@ -2,73 +2,36 @@ package e2e
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
-	"encoding/pem"
 	"fmt"
-	"math/big"
 	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"wardlink/internal/certtest"
 )
 
 // devicePKI is the hospital's PKI for devices: it has nothing to do with the gateways' own.
 type devicePKI struct {
 	*testing.T
-	ca  *x509.Certificate
-	key *ecdsa.PrivateKey
+	*certtest.Authority
 }
 
-// issue makes a certificate, PEM, and its key, PEM. The first one is the CA's own.
-func (p *devicePKI) issue(name string, from, to time.Duration) (cert, key []byte) {
+// issue makes a certificate for one name, which a device shows, or a gateway.
+func (p *devicePKI) issue(name string, from, to time.Duration) tls.Certificate {
 	p.Helper()
-	own, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		p.Fatal(err)
-	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: name}, DNSNames: []string{name},
-		NotBefore: time.Now().Add(from), NotAfter: time.Now().Add(to), ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth},
-	}
-	parent, signer := p.ca, p.key
-	if parent == nil {
-		template.IsCA, template.BasicConstraintsValid, template.KeyUsage = true, true, x509.KeyUsageCertSign
-		parent, signer = template, own
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, parent, &own.PublicKey, signer)
-	if err != nil {
-		p.Fatal(err)
-	}
-	if p.ca == nil {
-		if p.ca, err = x509.ParseCertificate(der); err != nil {
-			p.Fatal(err)
-		}
-		p.key = own
-	}
-	pkcs8, err := x509.MarshalPKCS8PrivateKey(own)
-	if err != nil {
-		p.Fatal(err)
-	}
-	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8})
+	return p.Issue(&x509.Certificate{Subject: pkix.Name{CommonName: name}, DNSNames: []string{name}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth}}, from, to)
 }
 
 // monitor sends a message over TLS under a certificate of its own, and gives the answer.
 func (p *devicePKI) monitor(addr, name string, from, to time.Duration, text string) (string, error) {
 	p.Helper()
-	pair, err := tls.X509KeyPair(p.issue(name, from, to))
-	if err != nil {
-		p.Fatal(err)
-	}
-	roots := x509.NewCertPool()
-	roots.AddCert(p.ca)
-	c, err := tls.DialWithDialer(&net.Dialer{Timeout: 20 * time.Second}, "tcp", addr, &tls.Config{RootCAs: roots, ServerName: "gateway.ward", Certificates: []tls.Certificate{pair}})
+	c, err := tls.DialWithDialer(&net.Dialer{Timeout: 20 * time.Second}, "tcp", addr, &tls.Config{RootCAs: p.Pool(), ServerName: "gateway.ward", Certificates: []tls.Certificate{p.issue(name, from, to)}})
 	if err != nil {
 		return "", err
 	}
@@ -87,11 +50,10 @@ func (p *devicePKI) monitor(addr, name string, from, to time.Duration, text stri
 func TestDevicesWithCertificates(t *testing.T) {
 	t.Parallel()
 	w := wardOf(t, initHospital(t))
-	pki := &devicePKI{T: t}
-	ca, _ := pki.issue("devices", -time.Hour, 24*time.Hour)
+	pki := &devicePKI{t, certtest.New(t, "devices", -time.Hour, 24*time.Hour)}
 	files := func() {
-		cert, key := pki.issue("gateway.ward", -time.Hour, 90*24*time.Hour)
-		for name, data := range map[string][]byte{"ca.pem": ca, "devices.pem": cert, "devices.key": key} {
+		cert, key := pki.Files(pki.issue("gateway.ward", -time.Hour, 90*24*time.Hour))
+		for name, data := range map[string][]byte{"ca.pem": pki.PEM(), "devices.pem": cert, "devices.key": key} {
 			if err := os.WriteFile(filepath.Join(w.box.dir, name), data, 0o600); err != nil {
 				t.Fatal(err)
 			}

@@ -2,17 +2,13 @@ package doctor
 
 import (
 	"context"
-	"crypto/ecdsa"
 	"crypto/ed25519"
-	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
-	"encoding/pem"
 	"fmt"
 	"io"
-	"math/big"
 	"net"
 	"net/http"
 	"net/url"
@@ -27,6 +23,7 @@ import (
 
 	"wardlink/agent"
 	"wardlink/enroll"
+	"wardlink/internal/certtest"
 	"wardlink/telemetry/seal"
 )
 
@@ -40,7 +37,7 @@ func TestMain(m *testing.M) {
 	}
 	public = newAuthority(fatal{}, "Example Public CA")
 	file := filepath.Join(dir, "roots.pem")
-	if err := os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: public.cert.Raw}), 0o600); err != nil {
+	if err := os.WriteFile(file, public.PEM(), 0o600); err != nil {
 		panic(err)
 	}
 	os.Setenv("SSL_CERT_FILE", file)
@@ -56,55 +53,20 @@ type fatal struct{}
 func (fatal) Helper()           {}
 func (fatal) Fatal(args ...any) { panic(fmt.Sprint(args...)) }
 
-// failing is what an authority needs of a test.
-type failing interface {
-	Helper()
-	Fatal(args ...any)
-}
-
 // authority is a CA of a test.
 type authority struct {
-	t    failing
-	cert *x509.Certificate
-	key  *ecdsa.PrivateKey
+	*certtest.Authority
+	t certtest.Failing
 }
 
-func newAuthority(t failing, name string) *authority {
+func newAuthority(t certtest.Failing, name string) *authority {
 	t.Helper()
-	a := &authority{t: t}
-	template := &x509.Certificate{Subject: pkix.Name{CommonName: name}, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
-		NotBefore: time.Now().Add(-48 * time.Hour), NotAfter: time.Now().Add(48 * time.Hour)}
-	a.key, a.cert = a.make(template, nil)
-	return a
-}
-
-func (a *authority) make(template, parent *x509.Certificate) (*ecdsa.PrivateKey, *x509.Certificate) {
-	a.t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	signer := a.key
-	if parent == nil {
-		parent, signer = template, key
-	}
-	if template.SerialNumber, err = rand.Int(rand.Reader, big.NewInt(1<<62)); err != nil {
-		a.t.Fatal(err)
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, parent, &key.PublicKey, signer)
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	cert, err := x509.ParseCertificate(der)
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	return key, cert
+	return &authority{certtest.New(t, name, -48*time.Hour, 48*time.Hour), t}
 }
 
 // issue makes a certificate; id is a SPIFFE id, or "" for that of a web server.
 func (a *authority) issue(id string, from, until time.Duration) tls.Certificate {
-	template := &x509.Certificate{Subject: pkix.Name{CommonName: "ingest.test"}, DNSNames: []string{"ingest.test"}, NotBefore: time.Now().Add(from), NotAfter: time.Now().Add(until),
+	template := &x509.Certificate{Subject: pkix.Name{CommonName: "ingest.test"}, DNSNames: []string{"ingest.test"},
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}}
 	if id != "" {
 		u, err := url.Parse(id)
@@ -113,8 +75,7 @@ func (a *authority) issue(id string, from, until time.Duration) tls.Certificate 
 		}
 		template.URIs = []*url.URL{u}
 	}
-	key, cert := a.make(template, a.cert)
-	return tls.Certificate{Certificate: [][]byte{cert.Raw}, PrivateKey: key, Leaf: cert}
+	return a.Issue(template, from, until)
 }
 
 const ingest = "spiffe://ward.test/service/ingest"
@@ -134,7 +95,7 @@ func kitOf(t *testing.T, root *authority, servers ...string) enroll.Kit {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return enroll.Kit{TrustDomain: "ward.test", Servers: servers, Roots: []*x509.Certificate{root.cert}, RecordsKey: records.Public(), ConfigKey: config, LogKey: log}
+	return enroll.Kit{TrustDomain: "ward.test", Servers: servers, Roots: []*x509.Certificate{root.Cert}, RecordsKey: records.Public(), ConfigKey: config, LogKey: log}
 }
 
 // listen serves each connection of a free port by f.
@@ -301,10 +262,8 @@ func TestAuthorisation(t *testing.T) {
 		"believed": {root, agent.Well, "believes this gateway's certificate"},
 		"refused":  {newAuthority(t, "Other Root"), agent.Stops, "refuses this gateway's certificate"},
 	} {
-		pool := x509.NewCertPool()
-		pool.AddCert(c.clients.cert)
 		server := web(t, &tls.Config{Certificates: []tls.Certificate{root.issue(ingest, -time.Hour, time.Hour)}, NextProtos: []string{"mqtt", "http/1.1"},
-			ClientAuth: tls.VerifyClientCertIfGiven, ClientCAs: pool}, time.Now())
+			ClientAuth: tls.VerifyClientCertIfGiven, ClientCAs: c.clients.Pool()}, time.Now())
 		closed := "127.0.0.1:1"
 		kit := kitOf(t, root, server, closed)
 		got := agent.ProbeAuthorisation(t.Context(), nil, kit, root.issue("spiffe://ward.test/gateway/bed-7", -time.Hour, time.Hour))

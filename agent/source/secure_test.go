@@ -2,14 +2,9 @@ package source
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
-	"encoding/pem"
-	"math/big"
 	"net"
 	"os"
 	"path/filepath"
@@ -17,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"wardlink/internal/certtest"
 	"wardlink/internal/spiffe"
 	"wardlink/telemetry"
 	"wardlink/telemetry/hl7"
@@ -24,68 +20,27 @@ import (
 
 // authority is a CA of the hospital's biomedical engineers.
 type authority struct {
-	t    testing.TB
-	cert *x509.Certificate
-	key  *ecdsa.PrivateKey
+	*certtest.Authority
+	t testing.TB
 }
 
 func newAuthority(t testing.TB) *authority {
-	a := &authority{t: t}
-	a.cert, a.key = a.make(&x509.Certificate{
-		Subject: pkix.Name{CommonName: "devices"}, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
-		NotBefore: time.Now().Add(-10000 * time.Hour), NotAfter: time.Now().Add(10000 * time.Hour),
-	})
-	return a
+	return &authority{certtest.New(t, "devices", -10000*time.Hour, 10000*time.Hour), t}
 }
 
-func (a *authority) make(template *x509.Certificate) (*x509.Certificate, *ecdsa.PrivateKey) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	template.SerialNumber = big.NewInt(time.Now().UnixNano())
-	parent, signer := a.cert, a.key
-	if parent == nil {
-		parent, signer = template, key
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, parent, &key.PublicKey, signer)
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	cert, err := x509.ParseCertificate(der)
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	return cert, key
-}
-
-// device is a certificate for a name that began and ends some hours from now.
+// device is a certificate for a name that begins and ends so long from now.
 func (a *authority) device(name string, from, to time.Duration) tls.Certificate {
-	cert, key := a.make(&x509.Certificate{
-		Subject: pkix.Name{CommonName: "monitor"}, DNSNames: []string{name}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
-		NotBefore: time.Now().Add(from), NotAfter: time.Now().Add(to),
-	})
-	return tls.Certificate{Certificate: [][]byte{cert.Raw}, PrivateKey: key}
-}
-
-func (a *authority) pem() []byte {
-	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: a.cert.Raw})
+	return a.Issue(&x509.Certificate{Subject: pkix.Name{CommonName: "monitor"}, DNSNames: []string{name}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}, from, to)
 }
 
 // gateway writes the certificate that devices see, its key and the CA into a directory.
 func (a *authority) gateway(dir string, to time.Duration) TLS {
-	cert, key := a.make(&x509.Certificate{
-		Subject: pkix.Name{CommonName: "gw"}, DNSNames: []string{"gw-1.ward.example"}, NotBefore: time.Now().Add(-9000 * time.Hour), NotAfter: time.Now().Add(to),
-	})
-	der, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		a.t.Fatal(err)
-	}
+	cert, key := a.Files(a.Issue(&x509.Certificate{Subject: pkix.Name{CommonName: "gw"}, DNSNames: []string{"gw-1.ward.example"}}, -9000*time.Hour, to))
 	c := TLS{Certificate: filepath.Join(dir, "devices.pem"), Key: filepath.Join(dir, "devices.key"), ClientCA: filepath.Join(dir, "ca.pem")}
 	for path, data := range map[string][]byte{
-		c.Certificate: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw}),
-		c.Key:         pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}),
-		c.ClientCA:    a.pem(),
+		c.Certificate: cert,
+		c.Key:         key,
+		c.ClientCA:    a.PEM(),
 	} {
 		if err := os.WriteFile(path, data, 0o600); err != nil {
 			a.t.Fatal(err)
@@ -96,9 +51,7 @@ func (a *authority) gateway(dir string, to time.Duration) TLS {
 
 // client is a device's side: it trusts the authority, and shows what it is given.
 func (a *authority) client(certs ...tls.Certificate) *tls.Config {
-	roots := x509.NewCertPool()
-	roots.AddCert(a.cert)
-	return &tls.Config{RootCAs: roots, ServerName: "gw-1.ward.example", Certificates: certs}
+	return &tls.Config{RootCAs: a.Pool(), ServerName: "gw-1.ward.example", Certificates: certs}
 }
 
 // exchange sends one message over TLS and gives the answer, or why there is none.
@@ -241,7 +194,7 @@ func TestTLSFiles(t *testing.T) {
 		"gone":   {func() { remove(t, c.Certificate) }, "put the file there"},
 		"torn":   {func() { write(t, c.Certificate, "-----BEGIN CERTIFICATE-----\nMII") }, "write both again"},
 		"no CA":  {func() { write(t, c.ClientCA, "nothing") }, "tls.client_ca: " + c.ClientCA},
-		"no key": {func() { write(t, c.Key, string(a.pem())) }, "write both again"},
+		"no key": {func() { write(t, c.Key, string(a.PEM())) }, "write both again"},
 		"folder": {func() { remove(t, c.Key); mkdir(t, c.Key) }, "no regular file"},
 	} {
 		harm.do()

@@ -1,5 +1,5 @@
 // Package reading judges what a device says it has measured, whatever the format it says it in: which code is meant, whether there is a
-// reading at all, and whether it can be true. Nothing is refused or dropped by it; marks and problems are all that it gives.
+// reading at all, whether it can be true, and when a local time was. Nothing is refused or dropped by it; marks and problems are all that it gives.
 package reading
 
 import (
