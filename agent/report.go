@@ -98,10 +98,11 @@ func (r *reporter) acknowledged(number uint64) bool { return r.proof.Load() > nu
 // arrived notes what the hospital has acknowledged.
 func (r *reporter) arrived(ids []buffer.ID) {
 	for _, id := range ids {
-		if telemetry.Lane(id.Lane) == telemetry.LaneSelf && id.Epoch == r.agent.intake.epoch {
-			r.told(id.Number)
+		if telemetry.Lane(id.Lane) != telemetry.LaneSelf || id.Epoch != r.agent.intake.epoch {
+			continue
 		}
-		if telemetry.Lane(id.Lane) == telemetry.LaneSelf && id.Epoch == r.agent.intake.epoch && id.Number >= r.proof.Load() {
+		r.told(id.Number)
+		if id.Number >= r.proof.Load() {
 			r.proof.Store(id.Number + 1) // the uplink's goroutine alone comes here
 		}
 	}

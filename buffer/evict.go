@@ -82,7 +82,7 @@ func (b *Buffer) lacking(l *lane, stock bool) int64 {
 	return need
 }
 
-// owned is a segment's size when the lane has one to write to, else the bytes of its files.
+// owned is the bytes of the lane's files. Under mu.
 func (l *lane) owned() (n int64) {
 	for _, s := range l.segs {
 		n += s.disk // of the one that is written: all of its size

@@ -35,6 +35,26 @@ func ledger(b *Buffer, lane uint8) (held, lost, evicted uint64, upper bool) {
 	return held, lost, evicted, upper
 }
 
+// reports appends reports as an agent does: each is durable, and the former one withdrawn.
+type reports struct {
+	b           *Buffer
+	epoch, size int
+	made        uint64
+	unsent      ID
+}
+
+// report is a Config.Report.
+func (r *reports) report() error {
+	it := itemOf(r.epoch, 2, r.made, r.size)
+	r.made++
+	if err := r.b.Append([]Item{it}); err != nil {
+		return err
+	}
+	r.b.Withdraw(r.unsent)
+	r.unsent = it.ID
+	return nil
+}
+
 func mustAppend(t testing.TB, b *Buffer, items ...Item) {
 	t.Helper()
 	if err := b.Append(items); err != nil {
@@ -103,23 +123,12 @@ func TestAFullBufferGoesOn(t *testing.T) {
 func TestSelfIsNeverEvicted(t *testing.T) {
 	c := evicting(t, 5)
 	b := mustOpen(t, c)
-	number := uint64(0)
-	var unsent ID
-	c.Report = func() error { // as the agent does: durable, and the former withdrawn
-		it := itemOf(1, 2, number, 3000)
-		number++
-		if err := b.Append([]Item{it}); err != nil {
-			return err
-		}
-		b.Withdraw(unsent)
-		unsent = it.ID
-		return nil
-	}
-	b.c.Report = c.Report
+	r := &reports{b: b, epoch: 1, size: 3000}
+	b.c.Report = r.report
 	for n := range uint64(600) {
 		mustAppend(t, b, itemOf(1, 1, n, 9000), itemOf(1, 0, n, 9000))
 		if n%3 == 0 {
-			if err := c.Report(); err != nil {
+			if err := r.report(); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -127,10 +136,10 @@ func TestSelfIsNeverEvicted(t *testing.T) {
 	if st := b.Stats(); st.Lanes[2].Waiting != 1 || st.Lanes[2].Evicted != 0 || !b.stocked {
 		t.Fatalf("%+v, reserve %t", st.Lanes[2], b.stocked)
 	}
-	if number < 210 {
-		t.Fatalf("%d reports; nobody told of evictions", number)
+	if r.made < 210 {
+		t.Fatalf("%d reports; nobody told of evictions", r.made)
 	}
-	if err := b.Append([]Item{itemOf(1, 2, number, 10), itemOf(1, 1, 9999, 10)}); !errors.Is(err, ErrInvalid) {
+	if err := b.Append([]Item{itemOf(1, 2, r.made, 10), itemOf(1, 1, 9999, 10)}); !errors.Is(err, ErrInvalid) {
 		t.Fatalf("a report beside vitals: %v", err)
 	}
 }

@@ -230,20 +230,26 @@ func tornCommit(t *testing.T, dir string) (before, after []byte, pages []int) {
 	if err := errors.Join(b.Close(), os.RemoveAll(dir), os.CopyFS(dir, os.DirFS(copyOf))); err != nil {
 		t.Fatal(err)
 	}
-	meta := -1
+	pages = written(before, after)
+	if n := len(pages); n < 4 || pages[n-1] >= 2 || pages[n-2] < 2 {
+		t.Fatalf("the commit wrote pages %v; expected one meta page, the last", pages)
+	}
+	return before, after, pages
+}
+
+// written are the pages in which a file differs before and after a commit, in the order of bbolt's writing: the meta page (0 or 1) last.
+func written(before, after []byte) (pages []int) {
+	var meta []int
 	for i := range len(after) / segment.PageSize {
 		switch at := i * segment.PageSize; {
 		case bytes.Equal(before[at:at+segment.PageSize], after[at:at+segment.PageSize]):
 		case i < 2:
-			meta = i
+			meta = append(meta, i)
 		default:
 			pages = append(pages, i)
 		}
 	}
-	if len(pages) < 3 || meta < 0 {
-		t.Fatalf("the commit wrote pages %v, meta page %d", pages, meta)
-	}
-	return before, after, append(pages, meta)
+	return append(pages, meta...)
 }
 
 func childTorn(dir, list string) {
@@ -252,19 +258,7 @@ func childTorn(dir, list string) {
 	if err := errors.Join(err, aerr); err != nil {
 		childDie(err)
 	}
-	var pages []int
-	meta := -1
-	for i := range len(after) / segment.PageSize {
-		at := i * segment.PageSize
-		if !bytes.Equal(before[at:at+segment.PageSize], after[at:at+segment.PageSize]) {
-			if i < 2 {
-				meta = i
-			} else {
-				pages = append(pages, i)
-			}
-		}
-	}
-	pages = append(pages, meta)
+	pages := written(before, after)
 	own, err := os.MkdirTemp("", "wl-torn")
 	if err != nil {
 		childDie(err)
