@@ -23,31 +23,17 @@ import (
 func attempts(t *testing.T, span time.Duration, urgent bool, serve func(conn net.Conn)) (n int64) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		h := &hospital{t: t, ca: newAuthority(t, "root"), journal: newMemJournal(t), addr: "server:1"}
-		a := newAgent(t, h)
-		a.timing = defaultTiming
+		a := newFakeClockAgent(t)
 		a.buf.urgent = urgent
-		var count atomic.Int64
-		a.open = func(context.Context, string, tls.Certificate) (net.Conn, error) {
-			count.Add(1)
-			if serve == nil {
-				return nil, errors.New("refused")
-			}
-			near, far := net.Pipe()
-			go serve(far)
-			return near, nil
+		var each func(int64, net.Conn)
+		if serve != nil {
+			each = func(_ int64, far net.Conn) { serve(far) }
 		}
-		ctx, cancel := context.WithCancel(t.Context())
-		ran := make(chan error, 1)
-		go func() { ran <- a.Run(ctx) }()
-		time.Sleep(span)
-		n = count.Load()
-		cancel()
-		if err := <-ran; err != nil {
-			t.Error(err)
-		}
-		time.Sleep(time.Minute) // paho's goroutines end by their own deadlines
-		synctest.Wait()
+		count := a.connect(each)
+		a.during(t, func() {
+			time.Sleep(span)
+			n = count.Load()
+		})
 	})
 	return n
 }
@@ -94,35 +80,16 @@ func TestAStableConnectionResetsTheBackoff(t *testing.T) {
 // TestAFlappingLineIsUsed: connections that are cut after a few seconds, each of which delivered something, are not waited for longer
 // and longer; those that delivered nothing are (TestKickedIsNotAHotLoop).
 func TestAFlappingLineIsUsed(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		h := &hospital{t: t, ca: newAuthority(t, "root"), journal: newMemJournal(t), addr: "server:1"}
-		a := newAgent(t, h)
-		a.timing = defaultTiming
+	onAFakeClock(t, func(_ int64, far net.Conn) { acknowledgeFor(far, 3*time.Second) }, func(a *agent, connections *atomic.Int64) {
 		a.buf.check = func(buffer.ID) error { return nil }
-		var count atomic.Int64
-		a.open = func(context.Context, string, tls.Certificate) (net.Conn, error) {
-			count.Add(1)
-			near, far := net.Pipe()
-			go acknowledgeFor(far, 3*time.Second)
-			return near, nil
-		}
-		ctx, cancel := context.WithCancel(t.Context())
-		ran := make(chan error, 1)
-		go func() { ran <- a.Run(ctx) }()
 		p := a.ward.period()
 		for range 600 {
 			a.buf.add(a.ward.batches(p, telemetry.LaneVitals, 1, 10)...)
 			time.Sleep(time.Second)
 		}
-		if n := count.Load(); n < 95 || n > 180 { // 3 s and a wait of 2 s in the mean
+		if n := connections.Load(); n < 95 || n > 180 { // 3 s and a wait of 2 s in the mean
 			t.Errorf("%d connections in ten minutes", n)
 		}
-		cancel()
-		if err := <-ran; err != nil {
-			t.Error(err)
-		}
-		time.Sleep(time.Minute) // paho's goroutines end by their own deadlines
-		synctest.Wait()
 	})
 }
 
@@ -159,11 +126,37 @@ func TestAnAlarmCapsTheBackoff(t *testing.T) {
 	}
 }
 
+// TestALossAtTheBeginningHoldsNobodyUp: a connection that is lost between CONNACK and SUBSCRIBE is left at once, and an alarm waits no longer.
+func TestALossAtTheBeginningHoldsNobodyUp(t *testing.T) {
+	var mu sync.Mutex
+	var latest time.Time
+	var longest time.Duration
+	onAFakeClock(t, func(_ int64, far net.Conn) {
+		mu.Lock()
+		if now := time.Now(); !latest.IsZero() {
+			longest, latest = max(longest, now.Sub(latest)), now
+		} else {
+			latest = now
+		}
+		mu.Unlock()
+		admitThen(0)(far)
+	}, func(a *agent, connections *atomic.Int64) {
+		a.buf.mu.Lock()
+		a.buf.urgent = true
+		a.buf.mu.Unlock()
+		time.Sleep(2 * time.Hour)
+		mu.Lock()
+		defer mu.Unlock()
+		if n := connections.Load(); n < 1000 || longest > 10*time.Second {
+			t.Errorf("%d connections, and between two of them %s", n, longest)
+		}
+	})
+}
+
 // TestAnAlarmShortensAWait: an alarm that comes in the middle of a long wait does not sit it out.
 func TestAnAlarmShortensAWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h := &hospital{t: t, ca: newAuthority(t, "root"), journal: newMemJournal(t), addr: "server:1"}
-		a := newAgent(t, h)
+		a := newFakeClockAgent(t)
 		wait := backoff{timing: defaultTiming, tries: 30}
 		go func() {
 			time.Sleep(50 * time.Millisecond)
@@ -185,10 +178,7 @@ func TestAnAlarmShortensAWait(t *testing.T) {
 // The same certificate, seen again and again, shortens nothing.
 func TestANewCertificateShortensAWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h := &hospital{t: t, ca: newAuthority(t, "root"), journal: newMemJournal(t), addr: "server:1"}
-		a := newAgent(t, h)
-		a.timing = defaultTiming
-		renewed := newAgent(t, h).cert
+		a, renewed := newFakeClockAgent(t), newFakeClockAgent(t).cert
 		var mu sync.Mutex
 		var shown [][]byte
 		attempts := func() (n int, last []byte) {
@@ -205,59 +195,47 @@ func TestANewCertificateShortensAWait(t *testing.T) {
 			shown = append(shown, cert.Certificate[0])
 			return nil, errors.New("expired")
 		}
-		ctx, cancel := context.WithCancel(t.Context())
-		ran := make(chan error, 1)
-		go func() { ran <- a.Run(ctx) }()
-		time.Sleep(6 * time.Hour)
-		// Right after an attempt, so that a long wait lies ahead: the mean is two and a half minutes.
-		before, _ := attempts()
-		for n := before; n == before; before, _ = attempts() {
-			time.Sleep(time.Millisecond)
-		}
-		if before > 320 {
-			t.Errorf("%d attempts in 6 hours with one certificate", before)
-		}
-		a.renew(renewed)
-		time.Sleep(a.timing.identity + a.timing.least)
-		after, last := attempts()
-		if after == before || !bytes.Equal(last, renewed.Certificate[0]) {
-			t.Errorf("the new certificate was not tried within %v", a.timing.identity+a.timing.least)
-		}
-		time.Sleep(6 * time.Hour)
-		if n, _ := attempts(); n-after > 320 {
-			t.Errorf("%d attempts in 6 hours with a new certificate that is refused too", n)
-		}
-		cancel()
-		<-ran
+		a.during(t, func() {
+			time.Sleep(6 * time.Hour)
+			// Right after an attempt, so that a long wait lies ahead: the mean is two and a half minutes.
+			before, _ := attempts()
+			for n := before; n == before; before, _ = attempts() {
+				time.Sleep(time.Millisecond)
+			}
+			if before > 320 {
+				t.Errorf("%d attempts in 6 hours with one certificate", before)
+			}
+			a.renew(renewed)
+			time.Sleep(a.timing.identity + a.timing.least)
+			after, last := attempts()
+			if after == before || !bytes.Equal(last, renewed.Certificate[0]) {
+				t.Errorf("the new certificate was not tried within %v", a.timing.identity+a.timing.least)
+			}
+			time.Sleep(6 * time.Hour)
+			if n, _ := attempts(); n-after > 320 {
+				t.Errorf("%d attempts in 6 hours with a new certificate that is refused too", n)
+			}
+		})
 	})
 }
 
 func TestMissingIdentityIsLookedForEverySecond(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h := &hospital{t: t, ca: newAuthority(t, "root"), journal: newMemJournal(t), addr: "server:1"}
-		a := newAgent(t, h)
-		a.timing = defaultTiming
+		a := newFakeClockAgent(t)
 		cert := a.cert
 		a.cert = tls.Certificate{}
-		var opened atomic.Int64
-		a.open = func(context.Context, string, tls.Certificate) (net.Conn, error) {
-			opened.Add(1)
-			return nil, errors.New("refused")
-		}
-		ctx, cancel := context.WithCancel(t.Context())
-		ran := make(chan error, 1)
-		go func() { ran <- a.Run(ctx) }()
-		time.Sleep(time.Hour)
-		if n := opened.Load(); n != 0 {
-			t.Errorf("%d connections without an identity", n)
-		}
-		a.renew(cert)
-		time.Sleep(1100 * time.Millisecond)
-		if n := opened.Load(); n == 0 {
-			t.Error("no attempt within a second of the enrolment")
-		}
-		cancel()
-		<-ran
+		opened := a.connect(nil)
+		a.during(t, func() {
+			time.Sleep(time.Hour)
+			if n := opened.Load(); n != 0 {
+				t.Errorf("%d connections without an identity", n)
+			}
+			a.renew(cert)
+			time.Sleep(1100 * time.Millisecond)
+			if n := opened.Load(); n == 0 {
+				t.Error("no attempt within a second of the enrolment")
+			}
+		})
 	})
 }
 

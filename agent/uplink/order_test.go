@@ -18,9 +18,8 @@ import (
 // twoServers runs an agent whose first server is what first makes of a connection; the second is always well.
 func twoServers(t *testing.T, first func(far net.Conn) error, watch func(a *agent, tried *atomic.Int64), change ...func(a *agent)) {
 	synctest.Test(t, func(t *testing.T) {
-		h := &hospital{t: t, ca: newAuthority(t, "root"), journal: newMemJournal(t), addr: "first:1"}
-		a := newAgent(t, h)
-		a.timing, a.cfg.Way, a.cfg.Servers = defaultTiming, egress.New(nil), []string{"first:1", "second:1"}
+		a := newFakeClockAgent(t)
+		a.cfg.Way, a.cfg.Servers = egress.New(nil), []string{"first:1", "second:1"}
 		a.buf.check = func(buffer.ID) error { return nil }
 		for _, f := range change {
 			f(a)
@@ -39,16 +38,7 @@ func twoServers(t *testing.T, first func(far net.Conn) error, watch func(a *agen
 			}
 			return near, nil
 		}
-		ctx, cancel := context.WithCancel(t.Context())
-		ran := make(chan error, 1)
-		go func() { ran <- a.Run(ctx) }()
-		watch(a, &tried)
-		cancel()
-		if err := <-ran; err != nil {
-			t.Error(err)
-		}
-		time.Sleep(time.Minute) // paho's goroutines end by their own deadlines
-		synctest.Wait()
+		a.during(t, func() { watch(a, &tried) })
 	})
 }
 

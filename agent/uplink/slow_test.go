@@ -74,9 +74,7 @@ func TestASlowLineIsNotADeadOne(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				h := &hospital{t: t, ca: newAuthority(t, "root"), journal: newMemJournal(t), addr: "server:1"}
-				a := newAgent(t, h)
-				a.timing = defaultTiming
+				a := newFakeClockAgent(t)
 				a.buf.check = func(buffer.ID) error { return nil }
 				var count atomic.Int64
 				a.open = func(context.Context, string, tls.Certificate) (net.Conn, error) {
@@ -85,35 +83,26 @@ func TestASlowLineIsNotADeadOne(t *testing.T) {
 					go acknowledgeFor(far, 100*time.Hour)
 					return near, nil
 				}
-				ctx, cancel := context.WithCancel(t.Context())
-				ran := make(chan error, 1)
-				go func() { ran <- a.Run(ctx) }()
-				defer func() {
-					cancel()
-					if err := <-ran; err != nil {
-						t.Error(err)
-					}
-					time.Sleep(5 * time.Minute) // paho's goroutines end by their own deadlines
-					synctest.Wait()
-				}()
-				p := a.ward.period()
-				a.buf.add(a.ward.batches(p, telemetry.LaneVitals, c.batches, c.size)...)
-				within := func(what string, limit time.Duration, ok func() bool) {
-					for began := time.Now(); !ok(); time.Sleep(100 * time.Millisecond) {
-						if time.Since(began) > limit {
-							t.Fatalf("%s took more than %s; %+v", what, limit, a.Status())
+				a.during(t, func() {
+					p := a.ward.period()
+					a.buf.add(a.ward.batches(p, telemetry.LaneVitals, c.batches, c.size)...)
+					within := func(what string, limit time.Duration, ok func() bool) {
+						for began := time.Now(); !ok(); time.Sleep(100 * time.Millisecond) {
+							if time.Since(began) > limit {
+								t.Fatalf("%s took more than %s; %+v", what, limit, a.Status())
+							}
 						}
 					}
-				}
-				all := 2*time.Duration(c.batches*c.size/c.rate)*time.Second + time.Minute
-				within("half of the backlog", all, func() bool { return a.buf.count(acked) >= c.batches/2 })
-				alarm := a.ward.batches(p, telemetry.LaneAlarm, 1, 200)
-				a.buf.urge(alarm[0])
-				within("an alarm", c.within, func() bool { return a.buf.fateOf(alarm[0].ID) == acked })
-				within("all", all, func() bool { return a.buf.count(acked) > c.batches })
-				if s := a.Status(); s.Published != uint64(c.batches)+1 || count.Load() != 1 {
-					t.Errorf("%d publishes of %d batches over %d connections; %s", s.Published, c.batches+1, count.Load(), s.LastError)
-				}
+					all := 2*time.Duration(c.batches*c.size/c.rate)*time.Second + time.Minute
+					within("half of the backlog", all, func() bool { return a.buf.count(acked) >= c.batches/2 })
+					alarm := a.ward.batches(p, telemetry.LaneAlarm, 1, 200)
+					a.buf.urge(alarm[0])
+					within("an alarm", c.within, func() bool { return a.buf.fateOf(alarm[0].ID) == acked })
+					within("all", all, func() bool { return a.buf.count(acked) > c.batches })
+					if s := a.Status(); s.Published != uint64(c.batches)+1 || count.Load() != 1 {
+						t.Errorf("%d publishes of %d batches over %d connections; %s", s.Published, c.batches+1, count.Load(), s.LastError)
+					}
+				})
 			})
 		})
 	}

@@ -13,6 +13,7 @@ import (
 	"wardlink/audit"
 	"wardlink/internal/spiffe"
 	"wardlink/telemetry"
+	"wardlink/telemetry/seal"
 )
 
 func TestDrainsTheBuffer(t *testing.T) {
@@ -154,19 +155,26 @@ func TestSealingThatCannotBeHadHoldsOnlyItsOwn(t *testing.T) {
 	eventually(t, "all are acknowledged", func() bool { return a.buf.count(acked) == 201 })
 }
 
-func TestRenewalMakesBeforeItBreaks(t *testing.T) {
+// renewedInFlight is an agent with ten batches acknowledged, and ten in flight that the journal holds back, whose certificate is then renewed.
+func renewedInFlight(t *testing.T, tune func(*timing)) (*hospital, *agent, *seal.Period) {
+	t.Helper()
 	h := newHospital(t)
 	h.start()
 	a := newAgent(t, h)
-	a.timing.identity = 5 * time.Millisecond
+	tune(&a.timing)
 	p := a.ward.period()
 	a.start()
 	a.buf.add(a.ward.batches(p, telemetry.LaneVitals, 10, 50)...)
 	eventually(t, "the first batches are acknowledged", func() bool { return a.buf.count(acked) == 10 })
 	h.journal.set(func() { h.journal.held = true })
 	a.buf.add(a.ward.batches(p, telemetry.LaneVitals, 10, 50)...)
-	eventually(t, "publishes are in flight", func() bool { return h.journal.queued() == 10 })
+	eventually(t, "publishes are in flight", func() bool { return h.journal.publishes() == 10 })
 	a.renew(h.ca.gateway())
+	return h, a, p
+}
+
+func TestRenewalMakesBeforeItBreaks(t *testing.T) {
+	h, a, p := renewedInFlight(t, func(w *timing) { w.identity = 5 * time.Millisecond })
 	h.journal.set(func() { h.journal.held = false })
 	eventually(t, "the new session", func() bool { return a.Status().Connects == 2 })
 	a.buf.add(a.ward.batches(p, telemetry.LaneVitals, 10, 50)...)

@@ -377,18 +377,7 @@ func TestABadNetworkLeavesNothing(t *testing.T) {
 // TestARenewalDoesNotWaitForPUBACKsForEver: what the old connection's server does not acknowledge within the drain goes over the new one, and is in
 // the account once, however often it was journaled.
 func TestARenewalDoesNotWaitForPUBACKsForEver(t *testing.T) {
-	h := newHospital(t)
-	h.start()
-	a := newAgent(t, h)
-	a.timing.drain = 100 * time.Millisecond
-	p := a.ward.period()
-	a.start()
-	a.buf.add(a.ward.batches(p, telemetry.LaneVitals, 10, 50)...)
-	eventually(t, "the first batches are acknowledged", func() bool { return a.buf.count(acked) == 10 })
-	h.journal.set(func() { h.journal.held = true })
-	a.buf.add(a.ward.batches(p, telemetry.LaneVitals, 10, 50)...)
-	eventually(t, "publishes are in flight", func() bool { return h.journal.publishes() == 10 })
-	a.renew(h.ca.gateway())
+	h, a, p := renewedInFlight(t, func(w *timing) { w.drain = 100 * time.Millisecond })
 	eventually(t, "the old connection is left", func() bool { return !a.Status().Connected })
 	h.journal.set(func() { h.journal.held = false })
 	eventually(t, "the new session", func() bool { return a.Status().Connects == 2 })

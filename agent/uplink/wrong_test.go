@@ -2,8 +2,6 @@ package uplink
 
 import (
 	"bytes"
-	"context"
-	"crypto/tls"
 	"fmt"
 	"io"
 	"net"
@@ -11,7 +9,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/eclipse/paho.mqtt.golang/packets"
@@ -94,43 +91,6 @@ func (c *counterpart) check(id buffer.ID) error {
 		return fmt.Errorf("batch %d/%d counts as acknowledged and was not", id.Lane, id.Number)
 	}
 	return nil
-}
-
-// onAFakeClock runs an agent whose connections go to what serve gives for each; watch ends it.
-func onAFakeClock(t *testing.T, serve func(n int64, far net.Conn), watch func(a *agent, connections *atomic.Int64), tune ...func(t *timing)) {
-	t.Helper()
-	synctest.Test(t, func(t *testing.T) {
-		h := &hospital{t: t, ca: newAuthority(t, "root"), journal: newMemJournal(t), addr: "server:1"}
-		a := newAgent(t, h)
-		a.timing = defaultTiming
-		for _, change := range tune {
-			change(&a.timing)
-		}
-		a.cfg.Down = nil
-		var count atomic.Int64
-		a.open = func(context.Context, string, tls.Certificate) (net.Conn, error) {
-			near, far := net.Pipe()
-			go serve(count.Add(1), far)
-			return near, nil
-		}
-		ctx, cancel := context.WithCancel(t.Context())
-		ran := make(chan error, 1)
-		go func() { ran <- a.Run(ctx) }()
-		watch(a, &count)
-		began := time.Now()
-		cancel()
-		if err := <-ran; err != nil {
-			t.Error(err)
-		}
-		if took := time.Since(began); took > 2*defaultTiming.drain {
-			t.Errorf("the end took %s", took)
-		}
-		if n := a.buf.count(taken); n != 0 {
-			t.Errorf("%d batches are still taken after the end", n)
-		}
-		time.Sleep(5 * time.Minute) // paho's goroutines end by their own deadlines
-		synctest.Wait()
-	})
 }
 
 // TestAServerThatAnswersWrongly, slowly or never, at whatever point: nothing counts as acknowledged that was not, no connection hangs for
