@@ -290,3 +290,25 @@ func TestAFormerEpochsLastWord(t *testing.T) {
 	k.report(0, telemetry.Report{At: telemetry.Stamp{Mono: 7}, Lanes: left})
 	f.wantBalance("its last one is parked", "gw-3", "3 = 2 (2 0 0) + 0 + 0 + 0 + 0, 1", false)
 }
+
+// TestABatchLeftByACrashIsStoredOnce: the server stopped while it opened a batch that it had not acknowledged, and so its gateway sent it again:
+// it stands in the journal twice, and is met as left by the crash in one pass.
+func TestABatchLeftByACrashIsStoredOnce(t *testing.T) {
+	f := setup(t)
+	g := f.gateway("gw-1").enrol().bring("gw-1")
+	frame := g.sealBatch(message("P1", 1, "72"))
+	g.publish("gw-1", frame)
+	g.publish("gw-1", frame)
+	g.report(0, vitalsLane(1, telemetry.LaneReport{}))
+	f.settled()
+	f.wantBalance("no crash", "gw-1", "1 = 1 (1 0 0) + 0 + 0 + 0 + 0, 0", true)
+	stream := "(SELECT id FROM streams WHERE lane = 1)"
+	f.exec("UPDATE batches SET state = 1 WHERE stream = "+stream, "UPDATE account_stored SET stored = 0 WHERE stream = "+stream, "UPDATE records_totals SET seq = 0")
+	f.wantBalance("left by a crash", "gw-1", "1 = 1 (1 0 0) + 0 + 0 + 0 + 0, 0", true)
+	if got := f.values("P1", 10); len(got) != 1 {
+		t.Errorf("values %v", got)
+	}
+	if n := f.count("SELECT attempts FROM batches WHERE stream = " + stream); n != 2 {
+		t.Errorf("opened %d times", n)
+	}
+}

@@ -59,7 +59,7 @@ func (u *unavailable) Unwrap() error { return u.error }
 func (r *Records) intake(ctx context.Context, entries []journal.Entry) (todo []*work, err error) {
 	err = r.write(ctx, func(tx *sql.Tx) error {
 		todo = nil
-		ours := make(map[[32]byte]bool) // a batch published twice within entries is not one left by a crash
+		ours := make(map[[32]byte]bool) // taken in this pass: a batch published twice within entries is not one left by a crash, nor two of them
 		for i := range entries {
 			e := &entries[i]
 			switch e.Kind {
@@ -142,6 +142,7 @@ func (r *Records) takeAgain(tx *sql.Tx, e *journal.Entry, w *work, ours map[[32]
 	if state != stateOpening || ours[w.key()] {
 		return nil, nil
 	}
+	ours[w.key()] = true // who sent it again after the crash stands behind it here, and it is to be stored once
 	w.again, w.counted, w.attempts = true, false, attempts
 	return w, nil
 }
