@@ -17,18 +17,18 @@ build: ## the three programs, into bin/
 demo: need build ## monitor, gateway, server on a bad day: kills, a cut network, attacks, proof; half a minute after the build
 	bin/wardlink demo
 
-test: need ## all tests, with a real TPM emulator (at most 8 minutes)
+test: need ## all tests, with a real TPM emulator; some 5 minutes on two cores, and none of its parts may take more than 8
 	@scripts/need qemu-arm-static:qemu-user-static socat:socat python3:python3
 	@scripts/recording --say
 	go test -timeout 8m ./...
 
-check: need build lint race emulated packages-test ## the long checks: lint, race detector, ARM, packages, a minute of chaos, former agents, a real recording where there is one
+check: need build lint race emulated packages-test ## the long checks: lint, race detector, ARM, packages, a minute of chaos, former agents, a real recording where there is one; some 25 minutes
 	bin/wardlink demo --chaos 60 --gateways 3
 	scripts/faults 150
 	scripts/older
 	scripts/recording
 
-faults: need ## every call by which an agent or a server writes fails, or is its last; power cuts, torn and rotten files: tables, ten minutes
+faults: need ## every call by which an agent or a server writes fails, or is its last; power cuts, torn and rotten files: tables; some ten minutes
 	scripts/faults
 
 race: ## the concurrent packages under the race detector
@@ -50,7 +50,7 @@ repro: ## every program twice, in two directories: are the bytes the same? Some 
 	cross/repro
 
 # One test is left out: the system calls that it would watch are the emulator's.
-emulated: need ## what must hold on 32 bits, run as the oldest Raspberry Pi would
+emulated: need ## what must hold on 32 bits, run as the oldest Raspberry Pi would; some 6 minutes
 	@scripts/need qemu-arm-static:qemu-user-static
 	GOARCH=arm GOARM=6 go test -timeout 15m -skip '^TestFaultsOfAnEviction$$' -exec $(CURDIR)/cross/emulate ./buffer/... ./telemetry/... ./internal/durable
 
