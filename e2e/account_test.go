@@ -4,8 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
-	"os"
 	"os/exec"
 	"strings"
 	"testing"
@@ -18,14 +16,7 @@ import (
 // reportsOften has the box's agent report of itself every second from its next start on, so that balanced need not wait for a minute.
 func (b *box) reportsOften() {
 	b.t.Helper()
-	f, err := os.OpenFile(b.config(), os.O_APPEND|os.O_WRONLY, 0)
-	if err != nil {
-		b.t.Fatal(err)
-	}
-	_, err = f.WriteString("report_every: 1s\n")
-	if err := errors.Join(err, f.Close()); err != nil {
-		b.t.Fatal(err)
-	}
+	b.configure("report_every: 1s\n")
 }
 
 // accounted asks for a gateway's account with the real tool, and holds the tool to its word: it ends with 1 exactly when a row does not balance.
@@ -120,13 +111,4 @@ func TestAccountBalances(t *testing.T) {
 	if !strings.Contains(page, "icu-7    vitals         3          3       3        0     0         0       0     0     0           0  ") || !strings.HasSuffix(page, "\nevery row balances\n") {
 		t.Errorf("the page:\n%s", page)
 	}
-}
-
-// awaitIdle waits until the hospital has all that the box took in.
-func (b *box) awaitIdle() {
-	b.t.Helper()
-	b.await("delivery", func(ctx context.Context) (bool, error) {
-		s, err := b.status(ctx)
-		return err == nil && s.Uplink.Connected && s.waiting() == 0, nil
-	})
 }

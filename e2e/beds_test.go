@@ -6,7 +6,6 @@ import (
 	"context"
 	"fmt"
 	"net"
-	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -44,35 +43,8 @@ func unnamed(control, application string, value int) string {
 		"OBX|1|NM|147842^MDC_ECG_HEART_RATE^MDC|1.5.1.1|%d|264864^MDC_DIM_BEAT_PER_MIN^MDC|||||R\r\x1c\r", application, control, value)
 }
 
-// TestBedsAndBrokenSenders: several devices share one port and name no patient; the hospital finds each reading by its bed, trace follows
-// the device, and what broken senders do besides costs no message: the account balances.
-func TestBedsAndBrokenSenders(t *testing.T) {
-	t.Parallel()
-	w := wardOf(t, initHospital(t))
-	text, err := os.ReadFile(w.box.config())
-	if err != nil {
-		t.Fatal(err)
-	}
-	source := fmt.Sprintf("sources: [{id: bed-1, mllp: %q}]", w.box.mllp)
-	bound := strings.Replace(string(text), source, fmt.Sprintf("sources: [{id: bed-1, mllp: %q, allow: [127.0.0.0/8], limits: {connections: 40, per_address: 30}, bindings: [\n"+
-		"  {address: 127.0.0.2, bed: ICU-2, id: icu-2}, {msh3: CMS-3, bed: ICU-3}, {msh3: CMS-2, bed: ICU-9}]}]", w.box.mllp), 1)
-	if bound == string(text) {
-		t.Fatal("the box's configuration is another one")
-	}
-	if err := os.WriteFile(w.box.config(), []byte(bound), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	w.box.reportsOften()
-	w.box.start()
-	w.register()
-	w.box.awaitIdle()
-
-	for _, c := range []struct{ from, control, application string }{{"127.0.0.2", "A1", "MON"}, {"127.0.0.1", "A2", "CMS-3"}, {"127.0.0.2", "A3", "CMS-2"}, {"127.0.0.1", "A4", "MON"}} {
-		if a := w.box.bedside(c.from, unnamed(c.control, c.application, 70+int(c.control[1]-'0')), 1); !strings.Contains(a, "MSA|AA|"+c.control) {
-			t.Fatalf("%s is answered %q", c.control, a)
-		}
-	}
-	// Broken ones, all at once, beside a device that sends as it should.
+// brokenSenders begin to send, all at once, what no device may; the group is done when they are.
+func (b *box) brokenSenders() *sync.WaitGroup {
 	var broken sync.WaitGroup
 	for i, bad := range []string{
 		"no frame at all", "\v", "\v" + strings.Repeat("x", 200_000), "\vMSH|^~\\&|half", "\x16\x03\x01\x02\x00", "\vMSH\x1cx\v\x1c\r\v\v\v",
@@ -80,7 +52,7 @@ func TestBedsAndBrokenSenders(t *testing.T) {
 	} {
 		for k := range 3 {
 			broken.Go(func() {
-				c, err := (&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, byte(10+i))}}).Dial("tcp", w.box.mllp)
+				c, err := (&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, byte(10+i))}}).Dial("tcp", b.mllp)
 				if err != nil {
 					return
 				}
@@ -92,6 +64,27 @@ func TestBedsAndBrokenSenders(t *testing.T) {
 			})
 		}
 	}
+	return &broken
+}
+
+// TestBedsAndBrokenSenders: several devices share one port and name no patient; the hospital finds each reading by its bed, trace follows
+// the device, and what broken senders do besides costs no message: the account balances.
+func TestBedsAndBrokenSenders(t *testing.T) {
+	t.Parallel()
+	w := wardOf(t, initHospital(t))
+	w.box.rewrite(fmt.Sprintf("sources: [{id: bed-1, mllp: %q}]", w.box.mllp), fmt.Sprintf("sources: [{id: bed-1, mllp: %q, allow: [127.0.0.0/8], limits: {connections: 40, per_address: 30}, bindings: [\n"+
+		"  {address: 127.0.0.2, bed: ICU-2, id: icu-2}, {msh3: CMS-3, bed: ICU-3}, {msh3: CMS-2, bed: ICU-9}]}]", w.box.mllp))
+	w.box.reportsOften()
+	w.box.start()
+	w.register()
+	w.box.awaitIdle()
+
+	for _, c := range []struct{ from, control, application string }{{"127.0.0.2", "A1", "MON"}, {"127.0.0.1", "A2", "CMS-3"}, {"127.0.0.2", "A3", "CMS-2"}, {"127.0.0.1", "A4", "MON"}} {
+		if a := w.box.bedside(c.from, unnamed(c.control, c.application, 70+int(c.control[1]-'0')), 1); !strings.Contains(a, "MSA|AA|"+c.control) {
+			t.Fatalf("%s is answered %q", c.control, a)
+		}
+	}
+	broken := w.box.brokenSenders() // beside a device that sends as it should
 	for i := range 20 {
 		control := fmt.Sprintf("B%d", i)
 		if a := w.box.bedside("127.0.0.2", unnamed(control, "MON", 100+i), 1); !strings.Contains(a, "MSA|AA|"+control) {

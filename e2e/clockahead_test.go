@@ -95,6 +95,12 @@ func (h *hospital) vouched(at time.Time) {
 	}
 }
 
+// token is the hospital's token for a gateway's challenge.
+func (h *hospital) token(gateway, challenge string) (string, error) {
+	out, err := child.Output(context.Background(), program("wardlink"), "--operator", h.operator(), "clock", "token", gateway, challenge)
+	return strings.TrimSpace(string(out)), err
+}
+
 // TestAServerTenYearsAhead and then right again. An operator had said that its clock is right, so the gateway's floor is ten years ahead: a start
 // refuses the server's certificate, keeps what its monitors send, and once the server vouches for the right time it delivers, without
 // anybody at the gateway. The floor that stays is set back by a token, once.
@@ -141,54 +147,21 @@ func TestAServerTenYearsAhead(t *testing.T) {
 	if out := string(b.must("wardlink-agent", "clock", "--config", b.config())); !strings.Contains(out, "wardlink clock token GATEWAY "+c.Challenge) {
 		t.Errorf("the clock says nothing of a token:\n%s", out)
 	}
-	token := func(challenge string) (string, error) {
-		out, err := child.Output(context.Background(), program("wardlink"), "--operator", h.operator(), "clock", "token", "icu-7", challenge)
-		return strings.TrimSpace(string(out)), err
-	}
-	if _, err := token(c.Challenge); err == nil || !strings.Contains(err.Error(), "clock confirm") {
+	if _, err := h.token("icu-7", c.Challenge); err == nil || !strings.Contains(err.Error(), "clock confirm") {
 		t.Errorf("a server in doubt makes a token: %v", err)
 	}
 
 	h.must("wardlink", "--operator", h.operator(), "clock", "confirm")
-	b.await("delivery", func(ctx context.Context) (bool, error) {
-		s, err := b.status(ctx)
-		return err == nil && s.Uplink.Connected && s.waiting() == 0, nil
-	})
+	b.awaitIdle()
 	if c = b.clock(); !c.Trusted || time.Until(c.Now).Abs() > time.Minute || !c.Ahead {
 		t.Errorf("%+v; expected the right time, and a floor that is still ahead", c)
 	}
 
-	// The floor goes back by a token for this gateway's challenge, and by no other.
-	text, err := token(c.Challenge)
-	if err != nil {
-		t.Fatal(err)
-	}
-	reset := func(token string) error {
-		_, err := child.Output(context.Background(), program("wardlink-agent"), "clock", "reset", "--token", token, "--config", b.config())
-		return err
-	}
-	for what, wrong := range map[string]string{"half of it": text[:70], "another": strings.Repeat("A", len(text)), "none": "x"} {
-		if err := reset(wrong); err == nil || !strings.Contains(err.Error(), "clock token") {
-			t.Errorf("%s: %v", what, err)
-		}
-	}
-	if err := reset(strings.ToLower(text)); err != nil {
-		t.Fatal(err)
-	}
-	if err := reset(text); err == nil {
-		t.Error("the token counts twice")
-	}
-	b.await("the time", func(context.Context) (bool, error) { return b.clock().Trusted, nil })
-	if c = b.clock(); time.Until(c.Floor) > time.Minute || c.Ahead || time.Until(c.Now).Abs() > time.Minute {
-		t.Errorf("after the token: %+v", c)
-	}
+	b.setBackFloor("icu-7", c.Challenge)
 	b.agent.Stop()
 	b.start()
 	b.send("W3")
-	b.await("delivery", func(ctx context.Context) (bool, error) {
-		s, err := b.status(ctx)
-		return err == nil && s.Uplink.Connected && s.waiting() == 0, nil
-	})
+	b.awaitIdle()
 	if c = b.clock(); time.Until(c.Floor) > time.Minute || c.Ahead {
 		t.Errorf("the next start: %+v", c)
 	}
@@ -196,5 +169,33 @@ func TestAServerTenYearsAhead(t *testing.T) {
 	out := h.must("wardlink", "audit", "list", "--json", "--dir", h.server(), "--type", "clock.token")
 	if n := strings.Count(string(out), `"clock.token"`); n != 2 || !strings.Contains(string(out), "denied") || !strings.Contains(string(out), "icu-7") {
 		t.Errorf("%d events of tokens:\n%s", n, out)
+	}
+}
+
+// setBackFloor: the floor goes back by a token for this gateway's challenge, once, and by no other.
+func (b *box) setBackFloor(gateway, challenge string) {
+	b.t.Helper()
+	text, err := b.token(gateway, challenge)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	reset := func(token string) error {
+		_, err := child.Output(context.Background(), program("wardlink-agent"), "clock", "reset", "--token", token, "--config", b.config())
+		return err
+	}
+	for what, wrong := range map[string]string{"half of it": text[:70], "another": strings.Repeat("A", len(text)), "none": "x"} {
+		if err := reset(wrong); err == nil || !strings.Contains(err.Error(), "clock token") {
+			b.t.Errorf("%s: %v", what, err)
+		}
+	}
+	if err := reset(strings.ToLower(text)); err != nil {
+		b.t.Fatal(err)
+	}
+	if err := reset(text); err == nil {
+		b.t.Error("the token counts twice")
+	}
+	b.await("the time", func(context.Context) (bool, error) { return b.clock().Trusted, nil })
+	if c := b.clock(); time.Until(c.Floor) > time.Minute || c.Ahead || time.Until(c.Now).Abs() > time.Minute {
+		b.t.Errorf("after the token: %+v", c)
 	}
 }

@@ -50,19 +50,12 @@ func TestClocksThatAreWrong(t *testing.T) {
 	for _, b := range []*box{ahead, back} {
 		b.reportsOften()
 	}
-	delivered := func(b *box) {
-		t.Helper()
-		b.await("delivery of "+b.name, func(ctx context.Context) (bool, error) {
-			s, err := b.status(ctx)
-			return err == nil && s.Uplink.Connected && s.waiting() == 0, nil
-		})
-	}
 
 	// Ten years ahead, from the first boot on.
 	ahead.boot(func() time.Time { return time.Now().AddDate(10, 0, 0) })
 	before, after := ahead.timelessOf("A1", "101")
 	w.register()
-	delivered(ahead)
+	ahead.awaitIdle()
 	c := ahead.clock()
 	if !c.Trusted || c.Offset == nil || time.Duration(-*c.Offset)*time.Millisecond < 3650*24*time.Hour || time.Until(c.Now).Abs() > 5*time.Second || time.Until(c.Floor) > time.Minute {
 		t.Errorf("%+v; expected the hospital's time, and a floor that the wall clock has not raised", c)
@@ -74,7 +67,7 @@ func TestClocksThatAreWrong(t *testing.T) {
 	var shift atomic.Int64
 	back.boot(func() time.Time { return time.Now().Add(time.Duration(shift.Load())) })
 	back.enter("icu-8")
-	delivered(back)
+	back.awaitIdle()
 	h.proc.Stop()
 	firstBefore, firstAfter := back.timelessOf("B1", "110")
 	back.await("a look at the clock", func(context.Context) (bool, error) { return back.clock().Boot != "", nil })
@@ -85,7 +78,7 @@ func TestClocksThatAreWrong(t *testing.T) {
 	}
 	secondBefore, secondAfter := back.timelessOf("B2", "111")
 	h.run()
-	delivered(back)
+	back.awaitIdle()
 	w.awaitObservations(3)
 	first, second := w.repairedBetween("110", firstBefore, firstAfter), w.repairedBetween("111", secondBefore, secondAfter)
 	if !first.Before(second) {

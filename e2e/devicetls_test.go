@@ -61,16 +61,8 @@ func TestDevicesWithCertificates(t *testing.T) {
 	}
 	files()
 	secure := freeAddr(t)
-	text, err := os.ReadFile(w.box.config())
-	if err != nil {
-		t.Fatal(err)
-	}
-	at := strings.Index(string(text), "sources: [")
-	config := string(text[:at]) + fmt.Sprintf("sources:\n  - {id: bed-1, mllp: %q}\n  - id: icu\n    mllp: %q\n    tls: {certificate: %[3]s/devices.pem, key: %[3]s/devices.key, client_ca: %[3]s/ca.pem}\n"+
-		"    bindings: [{certificate: monitor-7.icu, bed: ICU-7, id: icu-7}]\n", w.box.mllp, secure, w.box.dir)
-	if err := os.WriteFile(w.box.config(), []byte(config), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	w.box.rewrite(fmt.Sprintf("sources: [{id: bed-1, mllp: %q}]\n", w.box.mllp), fmt.Sprintf("sources:\n  - {id: bed-1, mllp: %q}\n  - id: icu\n    mllp: %q\n    tls: {certificate: %[3]s/devices.pem, key: %[3]s/devices.key, client_ca: %[3]s/ca.pem}\n"+
+		"    bindings: [{certificate: monitor-7.icu, bed: ICU-7, id: icu-7}]\n", w.box.mllp, secure, w.box.dir))
 	w.box.reportsOften()
 	w.box.start()
 	w.register()

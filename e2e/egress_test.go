@@ -210,10 +210,7 @@ func TestThroughAProxy(t *testing.T) {
 	step(r, "stops", "has mode 0644")
 	secret("icu:"+password, 0o600) // and the running agent goes on with it
 	b.send("M2")
-	b.await("delivery", func(ctx context.Context) (bool, error) {
-		s, err := b.status(ctx)
-		return err == nil && s.Uplink.Connected && s.waiting() == 0, nil
-	})
+	b.awaitIdle()
 
 	log, err := os.ReadFile(filepath.Join(b.dir, "agent.log"))
 	if err != nil {

@@ -48,14 +48,7 @@ func TestAFullBufferIsAccountedFor(t *testing.T) {
 	h := newHospital(t)
 	b := h.newBox("box", h.kit())
 	b.reportsOften()
-	f, err := os.OpenFile(b.config(), os.O_APPEND|os.O_WRONLY, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	fmt.Fprintf(f, "buffer: {cap: 64MB}\n")
-	if err := f.Close(); err != nil {
-		t.Fatal(err)
-	}
+	b.configure("buffer: {cap: 64MB}\n")
 	// A file of another run that nobody removes takes most of the room, so that the rest is full soon.
 	b.deliverAs("icu-9")
 	b.agent.Stop()

@@ -7,10 +7,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"net"
-	"os"
 	"strings"
 	"testing"
 	"time"
@@ -92,14 +90,8 @@ func TestAccountOfAnEviction(t *testing.T) {
 	t.Parallel()
 	h := newHospital(t)
 	b := h.newBox("box", h.kit())
-	f, err := os.OpenFile(b.config(), os.O_APPEND|os.O_WRONLY, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, err = io.WriteString(f, "report_every: 1s\nbuffer: {cap: 64MB}\n")
-	if err := errors.Join(err, f.Close()); err != nil {
-		t.Fatal(err)
-	}
+	b.reportsOften()
+	b.configure("buffer: {cap: 64MB}\n")
 	b.deliverAs("icu-7")
 	h.balanced(t, "icu-7")
 	h.proc.Stop()

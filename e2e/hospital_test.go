@@ -1,9 +1,11 @@
 package e2e
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -163,6 +165,31 @@ func (h *hospital) newBox(name, kit string) *box {
 func (b *box) config() string { return filepath.Join(b.dir, "agent.yaml") }
 func (b *box) state() string  { return filepath.Join(b.dir, "state") }
 
+// configure adds keys to the box's configuration.
+func (b *box) configure(yaml string) {
+	b.t.Helper()
+	f, err := os.OpenFile(b.config(), os.O_APPEND|os.O_WRONLY, 0)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	_, err = f.WriteString(yaml)
+	if err := errors.Join(err, f.Close()); err != nil {
+		b.t.Fatal(err)
+	}
+}
+
+// rewrite changes the text of the box's configuration.
+func (b *box) rewrite(old, new string) {
+	b.t.Helper()
+	text, err := os.ReadFile(b.config())
+	if err != nil || !bytes.Contains(text, []byte(old)) {
+		b.t.Fatalf("%v: no %q in\n%s", err, old, text)
+	}
+	if err := os.WriteFile(b.config(), bytes.Replace(text, []byte(old), []byte(new), 1), 0o600); err != nil {
+		b.t.Fatal(err)
+	}
+}
+
 func (b *box) start() {
 	b.t.Helper()
 	var err error
@@ -226,6 +253,12 @@ func (b *box) deliver() {
 	b.t.Helper()
 	b.start()
 	b.send("M1")
+	b.awaitIdle()
+}
+
+// awaitIdle waits until the hospital has all that the box took in.
+func (b *box) awaitIdle() {
+	b.t.Helper()
 	b.await("delivery", func(ctx context.Context) (bool, error) {
 		s, err := b.status(ctx)
 		return err == nil && s.Uplink.Connected && s.waiting() == 0, nil

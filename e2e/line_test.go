@@ -21,14 +21,7 @@ func TestDevicesAttachByLine(t *testing.T) {
 	t.Parallel()
 	w := wardOf(t, initHospital(t))
 	socket := filepath.Join(w.box.dir, "v.sock")
-	config, err := os.ReadFile(w.box.config())
-	if err != nil {
-		t.Fatal(err)
-	}
-	config = []byte(strings.Replace(string(config), "sources: [", fmt.Sprintf("sources: [{id: vendors, socket: %q}, ", socket), 1))
-	if err := os.WriteFile(w.box.config(), config, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	w.box.rewrite("sources: [", fmt.Sprintf("sources: [{id: vendors, socket: %q}, ", socket))
 	w.box.reportsOften()
 	example := filepath.Join(w.hospital.dir, "example")
 	if out, err := exec.Command("go", "build", "-o", example, "../docs/examples/line.go").CombinedOutput(); err != nil {

@@ -1,4 +1,5 @@
-// Package e2e tests the real programs together: nothing in here links what it checks, but for the codec that makes a control.
+// Package e2e tests the real programs together: what is tested runs as a program; packages of the house only read what it said or left,
+// and make what stands in for a part that a test cannot have.
 package e2e
 
 import (

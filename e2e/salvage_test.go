@@ -121,24 +121,7 @@ func TestSalvage(t *testing.T) {
 	if said, code, errs := w.salvaged("--dry-run", b.state()); code != 1 || !strings.Contains(errs, "in use") {
 		t.Errorf("while the agent runs: %d %q %+v", code, errs, said)
 	}
-	// The board signs its sealing periods with no hospital in reach, and says what it took in.
-	tries, reports := 0, uint64(0)
-	w.awaitAlone("the signatures and a report", func() bool {
-		tries++
-		said, code, _ := w.salvaged("--dry-run", copied(t, b.state(), fmt.Sprintf("look-%d", tries)))
-		if code != 0 || said.Gateway != "icu-7" || said.Unsigned > 0 {
-			return false
-		}
-		for _, l := range said.Lanes {
-			if l.Lane == "self" {
-				if reports == 0 {
-					reports = l.Found
-				}
-				return l.Found >= reports+2 // the second one was begun after the last message
-			}
-		}
-		return false
-	})
+	w.awaitSignatures()
 	b.agent.Kill()
 	b.tpm.Stop()
 	w.hospital.run()
@@ -181,6 +164,28 @@ func TestSalvage(t *testing.T) {
 	w.balancedWithoutIt()
 	w.salvageRefused(card)
 	w.salvageIsProven(sent)
+}
+
+// awaitSignatures waits until the board, with no hospital in reach, has signed its sealing periods and said what it took in until now.
+func (w *ward) awaitSignatures() {
+	w.Helper()
+	tries, reports := 0, uint64(0)
+	w.awaitAlone("the signatures and a report", func() bool {
+		tries++
+		said, code, _ := w.salvaged("--dry-run", copied(w.T, w.box.state(), fmt.Sprintf("look-%d", tries)))
+		if code != 0 || said.Gateway != "icu-7" || said.Unsigned > 0 {
+			return false
+		}
+		for _, l := range said.Lanes {
+			if l.Lane == "self" {
+				if reports == 0 {
+					reports = l.Found
+				}
+				return l.Found >= reports+2 // the second one was begun after the last message
+			}
+		}
+		return false
+	})
 }
 
 // awaitAlone is await while the server is down.

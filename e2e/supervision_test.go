@@ -20,18 +20,6 @@ import (
 	"wardlink/internal/child"
 )
 
-// rewrite changes the text of the box's configuration.
-func (b *box) rewrite(old, new string) {
-	b.t.Helper()
-	text, err := os.ReadFile(b.config())
-	if err != nil || !bytes.Contains(text, []byte(old)) {
-		b.t.Fatalf("%v: no %q in\n%s", err, old, text)
-	}
-	if err := os.WriteFile(b.config(), bytes.Replace(text, []byte(old), []byte(new), 1), 0o600); err != nil {
-		b.t.Fatal(err)
-	}
-}
-
 // hangup is what systemctl reload does; it gives what the agent says of it.
 func (b *box) hangup(ok func(agent.ReloadStatus) bool) (s agent.Status) {
 	b.t.Helper()
@@ -168,10 +156,7 @@ func TestSupervision(t *testing.T) {
 	b.send("M3")
 	b.mllp = first
 	b.send("M4")
-	b.await("delivery", func(ctx context.Context) (bool, error) {
-		s, err := b.status(ctx)
-		return err == nil && s.waiting() == 0, nil
-	})
+	b.awaitIdle()
 	if n := b.scrape(metrics)["wardlink_agent_source_received_total"]; n["bed-1"] != 3 || n["bed-2"] != 1 {
 		t.Errorf("received %v", n)
 	}

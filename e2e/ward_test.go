@@ -257,11 +257,7 @@ func (w *ward) backlog(ctx context.Context) int {
 	if err != nil {
 		return -1
 	}
-	n := 0
-	for _, l := range s.Buffer.Lanes {
-		n += l.Waiting
-	}
-	return n
+	return s.waiting()
 }
 
 func (w *ward) awaitDelivered() {

@@ -18,7 +18,7 @@ func size(s *stage, _ plan) ([]row, error) {
 	if err != nil {
 		return nil, err
 	}
-	return []row{{"agent's program on this machine, with its symbols", mb(info.Size()), "linux/arm64, stripped: <= 10 MB (make cross)"}}, nil
+	return []row{{"agent's program as it is measured here, on this machine", mb(info.Size()), "linux/arm64, stripped: <= 10 MB (make cross)"}}, nil
 }
 
 // starts measures from exec to the first acknowledgement, which stands behind an fsync; there is neither TPM nor network.

@@ -63,7 +63,7 @@ func written(dir string) (bytes int64, ok bool) {
 	return 0, false
 }
 
-// median of what is measured; at is 0.5 for it, 0.99 for the 99th percentile.
+// quantile of what was measured: at is 0.5 for the median, 0.99 for the 99th percentile.
 func quantile[T int64 | float64](values []T, at float64) T {
 	if len(values) == 0 {
 		return 0
