@@ -87,7 +87,9 @@ func TestFaultsOfAnEviction(t *testing.T) {
 		}
 	}
 	wg.Wait()
-	t.Logf("%d calls, %d cases", len(all), cases)
+	if !t.Failed() {
+		told(t, fmt.Sprintf("a call, of %d", len(all)), cases, nil)
+	}
 }
 
 // evictUnder runs childEvict on a copy of base, gives the n-th call a verdict, and looks at what is left. It gives the calls.
