@@ -16,22 +16,7 @@ func TestKnownAsksTheDisk(t *testing.T) {
 		t.Fatal(err)
 	}
 	b := mustOpen(t, c)
-	var some []Seen
-	number := uint64(0)
-	for len(b.lanes[1].segs) < 80 {
-		lane := uint8(1)
-		if number%7 == 0 {
-			lane = 0 // long files with few messages, between the others
-		}
-		it := itemOf(1, lane, number, 10)
-		it.Frame = frameOf(it.ID, 4000)
-		for i := range number % 500 {
-			it.Seen = append(it.Seen, Seen{Digest: sha256.Sum256(append(numberKey(number), byte(i), byte(i>>8))), Mask: 1 << lane})
-		}
-		mustAppend(t, b, it)
-		some = append(some, it.Seen[0], it.Seen[len(it.Seen)-1])
-		number++
-	}
+	some, number := manySegments(t, b)
 	ask := func(when string, waits func(i int) bool) {
 		t.Helper()
 		for i := 0; i < len(some); i += 5 {
@@ -74,7 +59,52 @@ func TestKnownAsksTheDisk(t *testing.T) {
 		t.Fatalf("%d groups", n)
 	}
 
-	// What was delivered goes, and the room of its groups with it.
+	gone := dropSegments(t, b, some)
+	rest := func(i int) bool { return !gone[i] }
+	ask("70 segments dropped", rest)
+
+	spoil(t, b, some, ask, rest)
+	if err := b.Close(); err != nil {
+		t.Fatal(err)
+	}
+
+	b = mustOpen(t, c)
+	b.sieve.close()
+	b.sieve.lacking = true
+	for i := range uint64(40) {
+		for first := len(b.lanes[2].segs); len(b.lanes[2].segs) <= first; number++ {
+			it := itemOf(2, 2, number, 9000)
+			if mustAppend(t, b, it); i > 30 {
+				some = append(some, it.Seen[0])
+			}
+		}
+	}
+	ask("never written", rest)
+}
+
+// manySegments appends until vitals have 80 segments, and gives two messages of each batch: batch n's are 2n and 2n+1.
+func manySegments(t *testing.T, b *Buffer) (some []Seen, number uint64) {
+	t.Helper()
+	for len(b.lanes[1].segs) < 80 {
+		lane := uint8(1)
+		if number%7 == 0 {
+			lane = 0 // long files with few messages, between the others
+		}
+		it := itemOf(1, lane, number, 10)
+		it.Frame = frameOf(it.ID, 4000)
+		for i := range number % 500 {
+			it.Seen = append(it.Seen, Seen{Digest: sha256.Sum256(append(numberKey(number), byte(i), byte(i>>8))), Mask: 1 << lane})
+		}
+		mustAppend(t, b, it)
+		some = append(some, it.Seen[0], it.Seen[len(it.Seen)-1])
+		number++
+	}
+	return some, number
+}
+
+// dropSegments has 70 segments of vitals delivered and deleted, and the room of their groups with them. It gives which of some are gone.
+func dropSegments(t *testing.T, b *Buffer, some []Seen) map[int]bool {
+	t.Helper()
 	gone, before := map[int]bool{}, b.Stats().Disk
 	files := int64(0)
 	takeAll(t, b)
@@ -97,9 +127,12 @@ func TestKnownAsksTheDisk(t *testing.T) {
 	if after := b.Stats().Disk; before-after <= files || len(b.lanes[1].segs) > 12 {
 		t.Errorf("%d bytes and %d segments are left of %d; the files alone had %d", after, len(b.lanes[1].segs), before, files)
 	}
-	rest := func(i int) bool { return !gone[i] }
-	ask("70 segments dropped", rest)
+	return gone
+}
 
+// spoil has the file of coarse filters lie in each way, and then fail, and asks each time.
+func spoil(t *testing.T, b *Buffer, some []Seen, ask func(when string, waits func(i int) bool), rest func(i int) bool) {
+	t.Helper()
 	size, err := b.sieve.file.Stat()
 	if err != nil {
 		t.Fatal(err)
@@ -129,22 +162,6 @@ func TestKnownAsksTheDisk(t *testing.T) {
 		t.Fatal(err)
 	}
 	ask("not readable", rest)
-	if err := b.Close(); err != nil {
-		t.Fatal(err)
-	}
-
-	b = mustOpen(t, c)
-	b.sieve.close()
-	b.sieve.lacking = true
-	for i := range uint64(40) {
-		for first := len(b.lanes[2].segs); len(b.lanes[2].segs) <= first; number++ {
-			it := itemOf(2, 2, number, 9000)
-			if mustAppend(t, b, it); i > 30 {
-				some = append(some, it.Seen[0])
-			}
-		}
-	}
-	ask("never written", rest)
 }
 
 // lane is the one lane that the test gives a message.

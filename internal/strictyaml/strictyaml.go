@@ -12,8 +12,8 @@ import (
 )
 
 // Decode reads YAML into the struct that v points to; keys that it does not know are errors. Nil for an empty text. An error names line,
-// column and key, and what an unknown key may have been meant for, and never shows what stands there where that could hold credentials, mistyped as a key or in the wrong place: errors
-// end in logs and on screens.
+// column and key, and what an unknown key may have been meant for. It never shows what stands there where that could hold credentials,
+// mistyped as a key or in the wrong place: errors end in logs and on screens.
 func Decode(data []byte, v any) (err error) {
 	defer func() {
 		if recover() != nil { // the decoder does not survive every text, such as a tag without a value
