@@ -216,7 +216,7 @@ func scanVersion(scan func(...any) error) (v Version, err error) {
 // newest is the wanted version of a target; its Version is 0 when there is none.
 func (c *Configs) newest(ctx context.Context, t Target) (Version, error) {
 	v, err := scanVersion(c.DB.QueryRow(ctx, "SELECT "+versionColumns+" FROM config_versions WHERE site = $1 AND target = $2 ORDER BY version DESC LIMIT 1",
-		t.Site, t.Name).Scan)
+		sqldb.Flag(t.Site), t.Name).Scan)
 	if errors.Is(err, sql.ErrNoRows) {
 		return Version{}, nil
 	}
@@ -228,7 +228,7 @@ func (c *Configs) newest(ctx context.Context, t Target) (Version, error) {
 
 // Versions are those of a target, the newest first.
 func (c *Configs) Versions(ctx context.Context, t Target, limit int) (out []Version, err error) {
-	rows, err := c.DB.Query(ctx, "SELECT "+versionColumns+" FROM config_versions WHERE site = $1 AND target = $2 ORDER BY version DESC LIMIT $3", t.Site, t.Name, limit)
+	rows, err := c.DB.Query(ctx, "SELECT "+versionColumns+" FROM config_versions WHERE site = $1 AND target = $2 ORDER BY version DESC LIMIT $3", sqldb.Flag(t.Site), t.Name, limit)
 	if err != nil {
 		return nil, fmt.Errorf("configuration of %s: %w", t, err)
 	}
@@ -267,7 +267,7 @@ func (c *Configs) issue(ctx context.Context, t Target, conf enroll.Configuration
 	digest := digestOf(conf)
 	v := Version{Version: conf.Version, Settings: conf.Settings, Issued: time.UnixMilli(conf.Issued).UTC(), Actor: ev.Actor.ID, digest: digest[:], document: doc}
 	err = c.DB.Write(ctx, func(tx *sql.Tx) error {
-		now, err := scanVersion(tx.QueryRow("SELECT "+versionColumns+" FROM config_versions WHERE site = $1 AND target = $2 ORDER BY version DESC LIMIT 1", t.Site, t.Name).Scan)
+		now, err := scanVersion(tx.QueryRow("SELECT "+versionColumns+" FROM config_versions WHERE site = $1 AND target = $2 ORDER BY version DESC LIMIT 1", sqldb.Flag(t.Site), t.Name).Scan)
 		if err != nil && !errors.Is(err, sql.ErrNoRows) {
 			return err
 		}
@@ -279,11 +279,11 @@ func (c *Configs) issue(ctx context.Context, t Target, conf enroll.Configuration
 			return errMoved
 		}
 		if _, err := tx.Exec("INSERT INTO config_versions (site, target, "+versionColumns+") VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
-			t.Site, t.Name, int64(v.Version), string(settings), v.digest, doc, conf.Issued, v.Actor); err != nil {
+			sqldb.Flag(t.Site), t.Name, int64(v.Version), string(settings), v.digest, doc, conf.Issued, v.Actor); err != nil {
 			return err
 		}
 		if _, err := tx.Exec(`DELETE FROM config_versions WHERE site = $1 AND target = $2 AND version <=
-			(SELECT version FROM config_versions WHERE site = $1 AND target = $2 ORDER BY version DESC LIMIT 1 OFFSET $3)`, t.Site, t.Name, keptVersions); err != nil {
+			(SELECT version FROM config_versions WHERE site = $1 AND target = $2 ORDER BY version DESC LIMIT 1 OFFSET $3)`, sqldb.Flag(t.Site), t.Name, keptVersions); err != nil {
 			return err
 		}
 		ev.Type, ev.Target, ev.Outcome = audit.ConfigIssued, t.String(), audit.Success

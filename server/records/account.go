@@ -339,7 +339,7 @@ func changeGaps(tx *sql.Tx, stream int64, known, fresh []gapRow) error {
 			continue
 		}
 		if _, err := tx.Exec("INSERT INTO account_gaps (stream, first, last, since, firm) VALUES ($1, $2, $3, $4, $5)",
-			stream, int64(g.First), int64(g.Last), g.since, g.firm); err != nil {
+			stream, int64(g.First), int64(g.Last), g.since, sqldb.Flag(g.firm)); err != nil {
 			return err
 		}
 	}

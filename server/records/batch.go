@@ -256,7 +256,7 @@ func (r *Records) uncount(ctx context.Context, todo []*work) {
 			if !w.counted {
 				continue
 			}
-			if _, err := tx.Exec("UPDATE batches SET attempts = MAX(attempts - 1, 0) WHERE stream = $1 AND number = $2 AND state = $3",
+			if _, err := tx.Exec("UPDATE batches SET attempts = CASE WHEN attempts > 0 THEN attempts - 1 ELSE 0 END WHERE stream = $1 AND number = $2 AND state = $3",
 				w.stream, int64(w.number), stateOpening); err != nil {
 				return err
 			}

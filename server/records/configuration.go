@@ -135,8 +135,9 @@ func (r *Records) ConfigStates(ctx context.Context, gateway string) (map[string]
 	if err := rows.Err(); err != nil {
 		return nil, fmt.Errorf("configurations: %w", err)
 	}
-	steps, err := r.db.Query(ctx, `SELECT gateway, site, version, MAX(step), reason, received FROM config_steps WHERE $1 = '' OR gateway = $1
-		GROUP BY gateway, site, version ORDER BY gateway, site, version`, gateway)
+	steps, err := r.db.Query(ctx, `SELECT s.gateway, s.site, s.version, s.step, s.reason, s.received FROM config_steps s WHERE ($1 = '' OR s.gateway = $1)
+		AND s.step = (SELECT MAX(m.step) FROM config_steps m WHERE m.gateway = s.gateway AND m.site = s.site AND m.version = s.version)
+		ORDER BY s.gateway, s.site, s.version`, gateway)
 	if err != nil {
 		return nil, fmt.Errorf("configurations: %w", err)
 	}

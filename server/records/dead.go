@@ -60,7 +60,7 @@ func (f BatchFilter) where() (string, []any) {
 		and("b.number = $%d", int64(*f.Number))
 	}
 	if f.Reason != "" {
-		and("instr(b.reason, $%d) > 0", f.Reason)
+		and("replace(b.reason, $%d, '') <> b.reason", f.Reason)
 	}
 	return clause, args
 }
@@ -164,11 +164,8 @@ func (r *Records) Reopen(ctx context.Context, actor audit.Actor, peer string, f 
 	}
 	err = r.db.Write(ctx, func(tx *sql.Tx) error {
 		noRoom := out.NoRoom
-		res, err := tx.Exec("INSERT INTO reopenings (asked, actor, no_room, gone) VALUES ($1, $2, 0, 0)", r.now().UnixMilli(), actor.ID)
-		if err != nil {
-			return err
-		}
-		if out.ID, err = res.LastInsertId(); err != nil {
+		if err := tx.QueryRow("INSERT INTO reopenings (asked, actor, no_room, gone) VALUES ($1, $2, 0, 0) RETURNING id", r.now().UnixMilli(), actor.ID).
+			Scan(&out.ID); err != nil {
 			return err
 		}
 		out.Batches = 0
@@ -351,7 +348,7 @@ func (r *Records) keepFrame(tx *sql.Tx, gateway string, stream, number int64, fr
 	var have bool
 	var used, total int64
 	if err := tx.QueryRow(`SELECT EXISTS (SELECT 1 FROM batch_frames WHERE stream = $1 AND number = $2),
-		COALESCE((SELECT bytes FROM frames_kept WHERE gateway = $3), 0), COALESCE((SELECT SUM(bytes) FROM frames_kept), 0)`,
+		COALESCE((SELECT bytes FROM frames_kept WHERE gateway = $3), 0), CAST(COALESCE((SELECT SUM(bytes) FROM frames_kept), 0) AS BIGINT)`,
 		stream, number, gateway).Scan(&have, &used, &total); err != nil || have {
 		return have, err
 	}

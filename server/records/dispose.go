@@ -111,7 +111,7 @@ func (r *Records) deleteWaveforms(ctx context.Context, cutoff int64) error {
 		const over = " FROM waveforms WHERE journaled < $1 ORDER BY journaled LIMIT $2"
 		total := disposed{detail: map[string]int64{}}
 		var samples int64
-		if err := tx.QueryRow("SELECT COUNT(*), COALESCE(SUM(count), 0), COALESCE(MIN(journaled), 0), COALESCE(MAX(journaled), 0) FROM (SELECT count, journaled"+over+")",
+		if err := tx.QueryRow("SELECT COUNT(*), CAST(COALESCE(SUM(x.count), 0) AS BIGINT), COALESCE(MIN(x.journaled), 0), COALESCE(MAX(x.journaled), 0) FROM (SELECT count, journaled"+over+") x",
 			cutoff, disposeRows/4).Scan(&total.count, &samples, &total.first, &total.last); err != nil {
 			return err
 		}
@@ -476,7 +476,7 @@ func (r *Records) disposeFiles(ctx context.Context, cutoff int64) (done bool, er
 	}
 	return false, r.db.Write(ctx, func(tx *sql.Tx) error {
 		_, err := tx.Exec(`INSERT INTO retention_classes (class, oldest, checked, disposal, disposed) VALUES ($1, 0, 0, $2, 1)
-			ON CONFLICT (class) DO UPDATE SET disposal = excluded.disposal, disposed = disposed + 1`, ClassJournal, r.now().UnixMilli())
+			ON CONFLICT (class) DO UPDATE SET disposal = excluded.disposal, disposed = retention_classes.disposed + 1`, ClassJournal, r.now().UnixMilli())
 		return err
 	})
 }

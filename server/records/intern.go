@@ -126,10 +126,7 @@ func intern[K comparable](in *interner, tx *sql.Tx, c *cache[K], key K, find str
 	var id int64
 	err := in.row(tx, find, findArgs...).Scan(&id)
 	if errors.Is(err, sql.ErrNoRows) {
-		var res sql.Result
-		if res, err = in.exec(tx, insert, insertArgs...); err == nil {
-			id, err = res.LastInsertId()
-		}
+		err = in.row(tx, insert, insertArgs...).Scan(&id)
 	}
 	if err != nil {
 		return 0, err
@@ -152,19 +149,19 @@ func intern[K comparable](in *interner, tx *sql.Tx, c *cache[K], key K, find str
 
 const (
 	findStream    = "SELECT id FROM streams WHERE gateway = $1 AND epoch = $2 AND lane = $3"
-	insertStream  = "INSERT INTO streams (gateway, epoch, lane) VALUES ($1, $2, $3)"
+	insertStream  = "INSERT INTO streams (gateway, epoch, lane) VALUES ($1, $2, $3) RETURNING id"
 	findSource    = "SELECT id FROM sources WHERE gateway = $1 AND source = $2"
-	insertSource  = "INSERT INTO sources (gateway, source) VALUES ($1, $2)"
+	insertSource  = "INSERT INTO sources (gateway, source) VALUES ($1, $2) RETURNING id"
 	findBoot      = "SELECT id FROM boots WHERE gateway = $1 AND boot = $2"
-	insertBoot    = "INSERT INTO boots (gateway, boot) VALUES ($1, $2)"
+	insertBoot    = "INSERT INTO boots (gateway, boot) VALUES ($1, $2) RETURNING id"
 	findOrigin    = "SELECT id FROM origins WHERE hash = $1"
-	insertOrigin  = "INSERT INTO origins (hash, type, sender, processing, location, visit) VALUES ($1, $2, $3, $4, $5, $6)"
+	insertOrigin  = "INSERT INTO origins (hash, type, sender, processing, location, visit) VALUES ($1, $2, $3, $4, $5, $6) RETURNING id"
 	findSubject   = "SELECT id FROM subjects WHERE patient = $1"
-	insertSubject = "INSERT INTO subjects (patient, system, authority, value) VALUES ($1, $2, $3, $4)"
+	insertSubject = "INSERT INTO subjects (patient, system, authority, value) VALUES ($1, $2, $3, $4) RETURNING id"
 	findSeries    = "SELECT id FROM series WHERE subject = $1 AND mdc = $2 AND ucum = $3 AND code_system = $4 AND code = $5 AND kind = $6"
-	insertSeries  = "INSERT INTO series (subject, mdc, ucum, code_system, code, kind) VALUES ($1, $2, $3, $4, $5, $6)"
+	insertSeries  = "INSERT INTO series (subject, mdc, ucum, code_system, code, kind) VALUES ($1, $2, $3, $4, $5, $6) RETURNING id"
 	findForm      = "SELECT id FROM forms WHERE hash = $1"
-	insertForm    = "INSERT INTO forms (hash, type, code_name, unit, sub_id, limits, device, status, flags, bed) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"
+	insertForm    = "INSERT INTO forms (hash, type, code_name, unit, sub_id, limits, device, status, flags, bed) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) RETURNING id"
 )
 
 var internQueries = []string{

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"wardlink/audit"
+	"wardlink/server/sqldb"
 	"wardlink/telemetry"
 )
 
@@ -35,7 +36,7 @@ func (r *Records) keepLoss(tx *sql.Tx, stream int64, b *Balance) error {
 	if _, err := tx.Exec(`INSERT INTO account_losses (stream, lost, upper, first, last, noticed) VALUES ($1, $2, $3, $4, $5, $6)
 		ON CONFLICT (stream) DO UPDATE SET lost = excluded.lost, upper = excluded.upper, first = excluded.first, last = excluded.last,
 		noticed = CASE WHEN excluded.lost > account_losses.lost THEN excluded.noticed ELSE account_losses.noticed END`,
-		stream, int64(now.lost), now.upper, int64(now.first), int64(now.last), r.now().UnixMilli()); err != nil {
+		stream, int64(now.lost), sqldb.Flag(now.upper), int64(now.first), int64(now.last), r.now().UnixMilli()); err != nil {
 		return err
 	}
 	if now.lost == former.lost {
@@ -158,14 +159,14 @@ func (r *Records) LossesByGateway(ctx context.Context, after time.Time, limit in
 }
 
 // Each lane's bit once: a sum of distinct powers of two.
-const lossesByGateway = `SELECT gateway, SUM(lost), MAX(upper), MAX(noticed), SUM(1 << lane) FROM (
-		SELECT s.gateway, s.lane, SUM(l.lost) AS lost, MAX(l.upper) AS upper, MAX(l.noticed) AS noticed
+const lossesByGateway = `SELECT x.gateway, CAST(SUM(x.lost) AS BIGINT), MAX(x.upper), MAX(x.noticed), SUM(1 << CAST(x.lane AS INTEGER)) FROM (
+		SELECT s.gateway, s.lane, CAST(SUM(l.lost) AS BIGINT) AS lost, MAX(l.upper) AS upper, MAX(l.noticed) AS noticed
 		FROM account_losses l CROSS JOIN streams s WHERE s.id = l.stream AND l.noticed > $1 AND l.lost > 0 GROUP BY s.gateway, s.lane
-	) GROUP BY gateway ORDER BY gateway LIMIT $2`
+	) x GROUP BY x.gateway ORDER BY x.gateway LIMIT $2`
 
 // LossesOf counts what a gateway's streams lost that grew after a time, lane self left out: a report is no data.
 func (s *Store) LossesOf(ctx context.Context, gateway string, after time.Time) (lost uint64, err error) {
-	err = s.db.QueryRow(ctx, `SELECT COALESCE(SUM(l.lost), 0) FROM streams s JOIN account_losses l ON l.stream = s.id
+	err = s.db.QueryRow(ctx, `SELECT CAST(COALESCE(SUM(l.lost), 0) AS BIGINT) FROM streams s JOIN account_losses l ON l.stream = s.id
 		WHERE s.gateway = $1 AND s.lane <> $2 AND l.noticed > $3`, gateway, int64(telemetry.LaneSelf), after.UnixMilli()).Scan(&lost)
 	if err != nil {
 		return 0, fmt.Errorf("records: losses of %s: %w", gateway, err)

@@ -341,8 +341,8 @@ func (r *Records) Stats(ctx context.Context) (s Stats, err error) {
 	err = r.db.QueryRow(ctx, `SELECT t.batches, t.messages, t.observations,
 		(SELECT COUNT(*) FROM batches WHERE state <> 2 AND state IN (0, 1)),
 		(SELECT COUNT(*) FROM batches WHERE state <> 2 AND state = 3),
-		(SELECT COUNT(*) FROM batch_conflicts), (SELECT COALESCE(SUM(last - first + 1), 0) FROM journal_gaps), t.parts,
-		w.chunks, w.samples, (SELECT COUNT(*) FROM frames_unkept), (SELECT COALESCE(SUM(bytes), 0) FROM frames_kept)
+		(SELECT COUNT(*) FROM batch_conflicts), (SELECT CAST(COALESCE(SUM(last - first + 1), 0) AS BIGINT) FROM journal_gaps), t.parts,
+		w.chunks, w.samples, (SELECT COUNT(*) FROM frames_unkept), (SELECT CAST(COALESCE(SUM(bytes), 0) AS BIGINT) FROM frames_kept)
 		FROM records_totals t, waveforms_totals w`).Scan(&s.Batches, &s.Messages, &s.Observations, &s.Pending, &s.Dead, &s.Conflicts, &s.Missing, &s.Parts,
 		&s.Waveforms, &s.Samples,
 		&s.DeadUnkept, &s.KeptBytes)

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"wardlink/server/sqldb"
 	"wardlink/telemetry"
 )
 
@@ -227,7 +228,7 @@ func storeLane(tx *sql.Tx, stream int64, l *telemetry.LaneReport, newest, own, c
 		}
 	}
 	if _, err := tx.Exec(`INSERT INTO account_streams (stream, assigned, covered) VALUES ($1, $2, $3)
-		ON CONFLICT (stream) DO UPDATE SET assigned = MAX(account_streams.assigned, excluded.assigned), covered = MAX(account_streams.covered, excluded.covered)`,
+		ON CONFLICT (stream) DO UPDATE SET assigned = `+sqldb.Raised("account_streams", "assigned")+", covered = "+sqldb.Raised("account_streams", "covered"),
 		stream, int64(l.Assigned), int64(covered)); err != nil {
 		return err
 	}
@@ -275,7 +276,7 @@ func addSet(tx *sql.Tx, stream int64, kind int, set telemetry.Spans) error {
 func putSet(tx *sql.Tx, stream int64, kind int, set telemetry.Spans) error {
 	for _, s := range set.Runs {
 		if _, err := tx.Exec("INSERT INTO account_sets (stream, kind, first, last, upper) VALUES ($1, $2, $3, $4, $5)",
-			stream, kind, int64(s.First), int64(s.Last), set.Upper); err != nil {
+			stream, kind, int64(s.First), int64(s.Last), sqldb.Flag(set.Upper)); err != nil {
 			return err
 		}
 	}
@@ -286,7 +287,7 @@ func putSet(tx *sql.Tx, stream int64, kind int, set telemetry.Spans) error {
 // of which nothing had arrived before the report's own is not taken for a former one: it may be a later one, whose first report is still
 // to come.
 func (r *Records) coverFormer(tx *sql.Tx, stream int64, o *opened) error {
-	if _, err := tx.Exec(`UPDATE account_streams SET covered = MAX(covered, assigned) WHERE stream = $1
+	if _, err := tx.Exec(`UPDATE account_streams SET covered = `+sqldb.Greater("covered", "assigned")+` WHERE stream = $1
 		AND stream NOT IN (SELECT id FROM streams WHERE epoch = $2)`, stream, o.epoch[:]); err != nil {
 		return err
 	}
@@ -294,7 +295,7 @@ func (r *Records) coverFormer(tx *sql.Tx, stream int64, o *opened) error {
 		SELECT r.stream, 0, MAX(r.last) + 1 FROM account_runs r JOIN streams s ON s.id = r.stream
 		WHERE r.stream = $1 AND s.epoch <> $2 GROUP BY r.stream HAVING MIN(r.since) <=
 			(SELECT MIN(o.since) FROM account_runs o JOIN streams q ON q.id = o.stream WHERE q.gateway = $3 AND q.epoch = $2)
-		ON CONFLICT (stream) DO UPDATE SET covered = MAX(account_streams.covered, account_streams.assigned, excluded.covered)`,
+		ON CONFLICT (stream) DO UPDATE SET covered = `+sqldb.Greater("account_streams.covered", "account_streams.assigned", "excluded.covered"),
 		stream, o.epoch[:], o.gateway)
 	return err
 }

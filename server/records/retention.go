@@ -246,7 +246,7 @@ func (r *Records) closeRun(tx *sql.Tx, class Class) error {
 		return err
 	}
 	if _, err := tx.Exec(`INSERT INTO retention_classes (class, oldest, checked, disposal, disposed) VALUES ($1, 0, 0, $2, $3)
-		ON CONFLICT (class) DO UPDATE SET disposal = excluded.disposal, disposed = disposed + excluded.disposed`, class, r.now().UnixMilli(), run.count); err != nil {
+		ON CONFLICT (class) DO UPDATE SET disposal = excluded.disposal, disposed = retention_classes.disposed + excluded.disposed`, class, r.now().UnixMilli(), run.count); err != nil {
 		return err
 	}
 	return r.outbox.Add(tx, disposedEvent(class, cutoff, "retention", run))

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"time"
 
+	"wardlink/server/sqldb"
 	"wardlink/telemetry"
 )
 
@@ -81,20 +82,20 @@ func (st *stations) message(source, id, subject int64, bedded bool, received, re
 	}
 }
 
-const (
+var (
 	addLane = `INSERT INTO lane_stations (gateway, lane, journaled, journaled_at, stored, stored_at) VALUES ($1, $2, $3, $4, $5, $6)
 		ON CONFLICT (gateway, lane) DO UPDATE SET journaled = lane_stations.journaled + excluded.journaled,
-		journaled_at = MAX(lane_stations.journaled_at, excluded.journaled_at), stored = lane_stations.stored + excluded.stored,
-		stored_at = MAX(lane_stations.stored_at, excluded.stored_at)`
+		journaled_at = ` + sqldb.Raised("lane_stations", "journaled_at") + `, stored = lane_stations.stored + excluded.stored,
+		stored_at = ` + sqldb.Raised("lane_stations", "stored_at")
 	addStored = `INSERT INTO account_stored (stream, stored) VALUES ($1, $2) ON CONFLICT (stream) DO UPDATE SET stored = account_stored.stored + excluded.stored`
 	addSource = `INSERT INTO source_stations (source, messages, message_at, identified, identified_at, anonymous, anonymous_at, readings, reading_at, last,
 		bedded, bedded_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
 		ON CONFLICT (source) DO UPDATE SET messages = source_stations.messages + excluded.messages,
-		message_at = MAX(source_stations.message_at, excluded.message_at), identified = source_stations.identified + excluded.identified,
-		identified_at = MAX(source_stations.identified_at, excluded.identified_at), anonymous = source_stations.anonymous + excluded.anonymous,
-		anonymous_at = MAX(source_stations.anonymous_at, excluded.anonymous_at), readings = source_stations.readings + excluded.readings,
-		reading_at = MAX(source_stations.reading_at, excluded.reading_at), last = MAX(source_stations.last, excluded.last),
-		bedded = source_stations.bedded + excluded.bedded, bedded_at = MAX(source_stations.bedded_at, excluded.bedded_at)`
+		message_at = ` + sqldb.Raised("source_stations", "message_at") + `, identified = source_stations.identified + excluded.identified,
+		identified_at = ` + sqldb.Raised("source_stations", "identified_at") + `, anonymous = source_stations.anonymous + excluded.anonymous,
+		anonymous_at = ` + sqldb.Raised("source_stations", "anonymous_at") + `, readings = source_stations.readings + excluded.readings,
+		reading_at = ` + sqldb.Raised("source_stations", "reading_at") + `, last = ` + sqldb.Raised("source_stations", "last") + `,
+		bedded = source_stations.bedded + excluded.bedded, bedded_at = ` + sqldb.Raised("source_stations", "bedded_at")
 )
 
 func (r *Records) addStations(tx *sql.Tx, st *stations) error {

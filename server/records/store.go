@@ -5,7 +5,6 @@ import (
 	"context"
 	"database/sql"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"math"
@@ -192,12 +191,13 @@ func matching(ctx context.Context, tx *sql.Tx, q *Query) (ids []walked, err erro
 	subjects := "SELECT 0"
 	var args []any
 	if !q.NoPatient {
-		patients, err := json.Marshal(q.Patients)
-		if err != nil {
-			return nil, err
+		if len(q.Patients) == 0 {
+			return nil, nil
 		}
-		subjects = "SELECT id FROM subjects WHERE patient IN (SELECT value FROM json_each($1))"
-		args = append(args, string(patients))
+		subjects = "SELECT id FROM subjects WHERE patient IN (" + sqldb.Parameters(1, len(q.Patients)) + ")"
+		for _, p := range q.Patients {
+			args = append(args, p)
+		}
 	}
 	rows, err := tx.QueryContext(ctx, "SELECT id, mdc, ucum, code_system, code, kind FROM series WHERE kind <> 2 AND subject IN ("+subjects+")", args...)
 	if err != nil {

@@ -114,7 +114,7 @@ const (
 	storeBatch    = "UPDATE batches SET state = 2, attempts = $1, reason = '' WHERE stream = $2 AND number = $3 AND state <> 2"
 	dropFrame     = "DELETE FROM batch_frames WHERE stream = $1 AND number = $2"
 	insertMessage = `INSERT INTO messages (key, source, digest, copy, stream, number, boot, subject, origin, control, sent_at, time, wall, mono, journaled, lane, aged)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17) ON CONFLICT (key) DO NOTHING`
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17) ON CONFLICT (key) DO NOTHING RETURNING id`
 	findMessage       = "SELECT id, time FROM messages WHERE key = $1"
 	insertObservation = `INSERT INTO observations (message, idx, series, form, at, value, time, marks)
 		VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT (message, idx) DO NOTHING`
@@ -275,30 +275,24 @@ func (r *Records) storeMessage(tx *sql.Tx, o *opened, boot int64, m *telemetry.M
 		aged = o.aged
 	}
 	key := messageKey(o.gateway, m.Source, m.Digest, m.Copy)
-	res, err := r.in.exec(tx, insertMessage, key[:], source, m.Digest[:], int64(m.Copy), o.stream, int64(o.number), boot, subject, origin,
-		m.ControlID, m.SentAt, first, m.Received.Wall, m.Received.Mono, o.received, int64(o.lane), aged)
-	if err != nil {
-		return err
-	}
-	n, err := res.RowsAffected()
-	if err != nil {
-		return err
-	}
 	readings := total.observations + total.waveforms
 	var id int64
-	if n > 0 {
-		total.messages++
-		id, err = res.LastInsertId()
-	} else {
+	err = r.in.row(tx, insertMessage, key[:], source, m.Digest[:], int64(m.Copy), o.stream, int64(o.number), boot, subject, origin,
+		m.ControlID, m.SentAt, first, m.Received.Wall, m.Received.Mono, o.received, int64(o.lane), aged).Scan(&id)
+	fresh := err == nil
+	if errors.Is(err, sql.ErrNoRows) {
 		err = r.in.row(tx, findMessage, key[:]).Scan(&id, &first)
 	}
 	if err != nil {
 		return err
 	}
+	if fresh {
+		total.messages++
+	}
 	if m, err = r.repairArrival(tx, boot, id, m); err != nil {
 		return err
 	}
-	if n == 0 {
+	if !fresh {
 		if m, err = unread(tx, id, m); err != nil {
 			return err
 		}
@@ -313,7 +307,7 @@ func (r *Records) storeMessage(tx *sql.Tx, o *opened, boot int64, m *telemetry.M
 			return err
 		}
 	}
-	if n > 0 {
+	if fresh {
 		total.passed.message(source, id, subject, bedded(m), o.received, total.observations+total.waveforms-readings)
 	}
 	return r.storeLeftover(tx, id, m)

@@ -92,8 +92,8 @@ func (r *Records) GapsByGateway(ctx context.Context, before time.Time, limit int
 }
 
 // The table holds gaps alone, at most some thousand for each stream. No gap counts more than mostLost: a sum must not overflow at one gateway's word.
-const gapsByGateway = `SELECT s.gateway, SUM(MIN(g.last - g.first + 1, 1 << 40)), MIN(g.since), MAX(g.firm)
-	FROM account_gaps g CROSS JOIN streams s WHERE s.id = g.stream AND g.since <= $1 GROUP BY s.gateway ORDER BY s.gateway LIMIT $2`
+var gapsByGateway = fmt.Sprintf(`SELECT s.gateway, CAST(SUM(CASE WHEN g.last - g.first < %d THEN g.last - g.first + 1 ELSE %[1]d END) AS BIGINT), MIN(g.since), MAX(g.firm)
+	FROM account_gaps g CROSS JOIN streams s WHERE s.id = g.stream AND g.since <= $1 GROUP BY s.gateway ORDER BY s.gateway LIMIT $2`, int64(mostLost))
 
 // ParkedReport is what a gateway's newest report says of batches that it keeps and does not send again.
 type ParkedReport struct {

@@ -33,7 +33,7 @@ type channelKey struct {
 const (
 	findChannel   = "SELECT id FROM channels WHERE hash = $1"
 	insertChannel = `INSERT INTO channels (hash, type, code_name, label, unit, sub_id, device, status, flags, period, factor, origin, lower, upper, bed)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)`
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15) RETURNING id`
 	insertWaveform = `INSERT INTO waveforms (message, idx, series, channel, at, time, marks, journaled, count, samples)
 		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) ON CONFLICT (message, idx) DO NOTHING`
 )

@@ -16,6 +16,7 @@ import (
 	"wardlink/audit"
 	"wardlink/enroll/wipe"
 	"wardlink/internal/refusal"
+	"wardlink/server/sqldb"
 )
 
 // End is how a gateway's life ends.
@@ -81,7 +82,7 @@ func (r *Registry) end(tx *sql.Tx, who audit.Actor, peer string, g Gateway, reas
 	if _, err := tx.Exec(`INSERT INTO decommissions (gateway, at, actor, reason, drain, order_doc, event, confirmed) VALUES ($1, $2, $3, $4, $5, $6, $7, 0)
 		ON CONFLICT (gateway) DO UPDATE SET at = excluded.at, actor = excluded.actor, reason = excluded.reason, drain = excluded.drain,
 			order_doc = excluded.order_doc, event = excluded.event`,
-		g.ID, now.UnixMilli(), who.ID, reason, drain, doc, end.Event[:]); err != nil {
+		g.ID, now.UnixMilli(), who.ID, reason, sqldb.Flag(drain), doc, end.Event[:]); err != nil {
 		return End{}, err
 	}
 	if !drain {

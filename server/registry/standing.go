@@ -40,8 +40,8 @@ type CutOff struct {
 // CutOff gives what is cut off: gateways that are revoked, suspended or decommissioned, and the keys of replaced boards whose
 // certificates have not ended.
 func (r *Registry) CutOff(ctx context.Context) (out []CutOff, err error) {
-	rows, err := r.db.Query(ctx, `SELECT gateway, x'' FROM revocations UNION SELECT gateway, x'' FROM gateway_holds
-		UNION ALL SELECT gateway, spki FROM retired_keys WHERE not_after > $1 ORDER BY 1, 2`, r.now().UnixMilli())
+	rows, err := r.db.Query(ctx, `SELECT gateway, spki FROM retired_keys WHERE not_after > $1 UNION SELECT gateway, NULL FROM revocations
+		UNION SELECT gateway, NULL FROM gateway_holds ORDER BY 1, 2 NULLS FIRST`, r.now().UnixMilli())
 	if err != nil {
 		return nil, fmt.Errorf("registry: %w", err)
 	}

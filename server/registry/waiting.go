@@ -12,6 +12,7 @@ import (
 	"wardlink/audit"
 	"wardlink/enroll"
 	"wardlink/internal/refusal"
+	"wardlink/server/sqldb"
 )
 
 // Waiting is a TPM that has proven an endorsement key which nobody has entered.
@@ -77,13 +78,9 @@ func (r *Registry) wait(tx *sql.Tx, w *Waiting, now int64) error {
 	if err := r.makeRoom(tx); err != nil {
 		return err
 	}
-	chain := 0
-	if w.Chain {
-		chain = 1
-	}
 	if _, err := tx.Exec(`INSERT INTO waiting (ek, fingerprint, ek_public, manufacturer, model, chain, peer, first_seen, last_seen)
 		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $8)`,
-		w.EK[:], enroll.Fingerprint(w.EK), w.EKPublic, w.Manufacturer, w.Model, chain, w.Peer, now); err != nil {
+		w.EK[:], enroll.Fingerprint(w.EK), w.EKPublic, w.Manufacturer, w.Model, sqldb.Flag(w.Chain), w.Peer, now); err != nil {
 		return err
 	}
 	if err := claim(tx, w); err != nil {
