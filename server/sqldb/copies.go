@@ -49,8 +49,11 @@ var (
 	notInAName = regexp.MustCompile(`[^0-9A-Za-z.+_-]`)
 )
 
-// Copies lists the copies of the database at path, oldest first.
+// Copies lists the copies of the database at path, oldest first. PostgreSQL's has none.
 func Copies(path string) (out []Copy, err error) {
+	if IsPostgres(path) {
+		return nil, nil
+	}
 	entries, err := os.ReadDir(CopiesDir(path))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -72,6 +75,9 @@ func Copies(path string) (out []Copy, err error) {
 
 // DropCopies removes copies made before a time: they hold what has been disposed of since.
 func (d *DB) DropCopies(before time.Time) error {
+	if d.url != "" {
+		return nil
+	}
 	copies, err := Copies(d.path)
 	for _, c := range copies {
 		if c.Made.Before(before) {

@@ -1,8 +1,12 @@
-// Package sqldb opens the server's database and brings its schema up to date. Today that is SQLite in one file; each domain
-// (outbox, registry, records) owns its tables and hands its migrations in, so that another engine needs other SQL files and
-// another opener, and no other caller.
+// Package sqldb opens the server's database and brings its schema up to date. That is SQLite in one file, or PostgreSQL where several
+// machines share one database; a path names the first and a postgres:// URL the second. Each domain (outbox, registry, records) owns its
+// tables and hands its migrations in, which are written once, in SQLite's words (see postgresDDL).
 //
-// Statements are written with $1, $2, ... as both SQLite and PostgreSQL take them.
+// Statements are written in what both engines speak: $1, $2, ...; RETURNING; ON CONFLICT; comparisons are no numbers. Texts are compared by
+// their bytes on both. On PostgreSQL a statement that fails ends its transaction; and a text holds no NUL and is UTF-8.
+//
+// On both engines one transaction writes at a time, so what is read in Write stays true until it commits. On PostgreSQL that holds for all
+// processes of the database: Write takes a lock on the table write_lock, which nobody else has a right to (decisions/0031).
 package sqldb
 
 import (
@@ -39,14 +43,19 @@ const (
 // DB is one open database: a single writer, since SQLite has one anyway and queueing in Go is fairer than its busy handler, and
 // a pool of readers, which under WAL neither wait for the writer nor make it wait.
 type DB struct {
-	path    string
+	path    string // as errors name it
+	url     string // of PostgreSQL, password included; empty: SQLite
 	writer  *sql.DB
 	readers *sql.DB
 }
 
 // Create makes a new database at path (mode 0600) with the schema of the given migrations. It never touches an existing file:
-// ErrExists. The file gets its name only when it is complete, so after a crash there is either a whole database or none.
+// ErrExists. The file gets its name only when it is complete, so after a crash there is either a whole database or none. On PostgreSQL it
+// fills a database that is there and empty, in one transaction; one that wardlink has filled is ErrExists, another's is refused.
 func Create(path string, migrations ...Migration) error {
+	if IsPostgres(path) {
+		return explain(Display(path), createPostgres(path, migrations))
+	}
 	if _, err := os.Lstat(path); err == nil {
 		return fmt.Errorf("database %s: %w; to use it, run the server without init, to start afresh move it away", path, ErrExists)
 	} else if !errors.Is(err, fs.ErrNotExist) {
@@ -93,7 +102,7 @@ func fill(path string, migrations []Migration) error {
 
 // Config is how a database is opened.
 type Config struct {
-	Path       string
+	Path       string       // a file's, or a postgres:// URL
 	Migrations []Migration  // of every domain that the program has
 	Log        *slog.Logger // nil: an upgrade goes on in silence
 
@@ -115,7 +124,9 @@ func Open(path string, migrations ...Migration) (*DB, error) {
 
 // OpenConfig opens a database and applies the migrations that it does not have yet, after a verified copy of it as it is was made in
 // CopiesDir. A missing file is ErrMissing, never a silent fresh start; a schema with anything that this program does not know is ErrNewer,
-// and is left as it is.
+// and is left as it is. On PostgreSQL no copy is made: the database server's backups are those of whoever runs it, and the log says so. A
+// PostgreSQL that may forget what it has committed (fsync, full_page_writes or synchronous_commit off) is refused, also when it is met
+// again later.
 func OpenConfig(c Config) (*DB, error) {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
@@ -126,13 +137,20 @@ func OpenConfig(c Config) (*DB, error) {
 	if c.step == nil {
 		c.step = func(string) {}
 	}
+	if IsPostgres(c.Path) {
+		return openPostgresDB(c.Path, func(ctx context.Context, w *sql.DB) error { return upgradePostgres(ctx, w, c) })
+	}
 	return open(c.Path, func(ctx context.Context, w *sql.DB) error { return upgrade(ctx, w, c) })
 }
 
 // OpenBeside opens a database for a command that works beside the server, or before it, with the tables of some domains. It changes no
 // schema: the given domains must be at exactly the given versions.
 func OpenBeside(path string, migrations ...Migration) (*DB, error) {
-	return open(path, func(ctx context.Context, w *sql.DB) error { return expect(ctx, w, migrations) })
+	prepare := func(ctx context.Context, w *sql.DB) error { return expect(ctx, w, migrations) }
+	if IsPostgres(path) {
+		return openPostgresDB(path, prepare)
+	}
+	return open(path, prepare)
 }
 
 func open(path string, prepare func(ctx context.Context, w *sql.DB) error) (*DB, error) {
@@ -209,11 +227,18 @@ const turnTime = 5 * time.Second
 var errTurn = errors.New("the writes before this one do not end")
 
 // Write runs fn in a transaction of the single writer and commits it durably. If fn returns an error nothing of it remains. It waits at
-// most 5 s for the writes before it and 5 s for another process that holds the file locked.
+// most 5 s for the writes before it and 5 s for another process that writes or, on SQLite, holds the file locked.
+//
+// nil means that it is durable. On PostgreSQL the connection may be lost while it commits; then Write asks the server, once it is back,
+// what became of the transaction, for at most 10 s. Only if it does not learn that in time the error says that it is not known.
 func (d *DB) Write(ctx context.Context, fn func(tx *sql.Tx) error) (err error) {
 	turn, cancel := context.WithTimeoutCause(ctx, turnTime, errTurn)
 	defer cancel()
-	conn, err := d.writer.Conn(turn)
+	conn, tx, id, err := d.begin(ctx, turn)
+	if err != nil && d.url != "" && lost(err) && ctx.Err() == nil {
+		// The connection had died while it was idle. Nothing was done with it, and the next one may live.
+		conn, tx, id, err = d.begin(ctx, turn)
+	}
 	if err != nil {
 		if ctx.Err() == nil && errors.Is(context.Cause(turn), errTurn) {
 			err = busy(d.path, errTurn)
@@ -221,10 +246,6 @@ func (d *DB) Write(ctx context.Context, fn func(tx *sql.Tx) error) (err error) {
 		return explain(d.path, err)
 	}
 	defer func() { _ = conn.Close() }() // gives it back
-	tx, err := conn.BeginTx(ctx, nil)
-	if err != nil {
-		return explain(d.path, err)
-	}
 	defer func() {
 		// Also after a panic in fn: a transaction left open would block every later write.
 		if tx != nil {
@@ -236,7 +257,36 @@ func (d *DB) Write(ctx context.Context, fn func(tx *sql.Tx) error) (err error) {
 	}
 	err = tx.Commit()
 	tx = nil
+	if err != nil && d.url != "" && lost(err) {
+		err = d.outcome(ctx, id, err)
+	}
 	return explain(d.path, err)
+}
+
+// begin waits for the turn and begins a transaction that has the write lock. id is PostgreSQL's name for it.
+func (d *DB) begin(ctx, turn context.Context) (conn *sql.Conn, tx *sql.Tx, id string, err error) {
+	taken, err := d.writer.Conn(turn)
+	if err != nil {
+		return nil, nil, "", err
+	}
+	defer func() {
+		if err != nil {
+			_ = taken.Close()
+		}
+	}()
+	if d.url == "" {
+		tx, err = taken.BeginTx(ctx, nil)
+		return taken, tx, "", err
+	}
+	// A read committed statement sees what was committed before it began, so after the lock all that was written under it.
+	if tx, err = taken.BeginTx(ctx, &sql.TxOptions{Isolation: sql.LevelReadCommitted}); err != nil {
+		return nil, nil, "", err
+	}
+	if err = tx.QueryRowContext(ctx, "SELECT take_write_lock()").Scan(&id); err != nil {
+		_ = tx.Rollback()
+		return nil, nil, "", err
+	}
+	return taken, tx, id, nil
 }
 
 // Prepare prepares a statement on the writer, for use with tx.Stmt inside Write.
@@ -258,7 +308,11 @@ func (d *DB) QueryRow(ctx context.Context, query string, args ...any) *sql.Row {
 
 // Read runs fn on one snapshot: what it queries belongs together, whatever is written meanwhile.
 func (d *DB) Read(ctx context.Context, fn func(tx *sql.Tx) error) error {
-	tx, err := d.readers.BeginTx(ctx, &sql.TxOptions{ReadOnly: true})
+	options := &sql.TxOptions{ReadOnly: true}
+	if d.url != "" {
+		options.Isolation = sql.LevelRepeatableRead
+	}
+	tx, err := d.readers.BeginTx(ctx, options)
 	if err != nil {
 		return explain(d.path, err)
 	}
@@ -266,8 +320,12 @@ func (d *DB) Read(ctx context.Context, fn func(tx *sql.Tx) error) error {
 	return explain(d.path, fn(tx))
 }
 
-// Check runs the engine's own consistency checks: pages, indexes, foreign keys. nil means that all hold.
+// Check runs the engine's own consistency checks: pages, indexes, foreign keys. nil means that all hold. On PostgreSQL it looks for pages
+// that failed their checksums and indexes that are not valid, and has amcheck look into the indexes where that extension is installed.
 func (d *DB) Check(ctx context.Context) error {
+	if d.url != "" {
+		return explain(d.path, d.checkPostgres(ctx))
+	}
 	var verdict string
 	if err := d.QueryRow(ctx, "PRAGMA integrity_check(1)").Scan(&verdict); err != nil {
 		return explain(d.path, err)
@@ -286,7 +344,7 @@ func (d *DB) Check(ctx context.Context) error {
 	return explain(d.path, rows.Err())
 }
 
-// Path is the database's file.
+// Path is the database's file; PostgreSQL's URL without its password and parameters.
 func (d *DB) Path() string { return d.path }
 
 // Close closes all connections; the writer last, so that its close folds the write-ahead log into the file.

@@ -45,17 +45,31 @@ func explain(path string, err error) error {
 		}
 		return &explained{error: fmt.Errorf("database %s: %w", path, err)}
 	}
+	if mend, ok := postgresMend(err); ok {
+		return &explained{error: fmt.Errorf("database %s: %s: %w", path, mend, err), environment: true}
+	}
+	if sqlState(err) != "" {
+		return &explained{error: fmt.Errorf("database %s: %w", path, err)}
+	}
 	return err
 }
 
 // busy is the error of a write that never had its turn.
 func busy(path string, err error) error {
-	return &explained{error: fmt.Errorf("database %s: %s: %w", path, mends[sqlite3.SQLITE_BUSY], err), environment: true}
+	mend := mends[sqlite3.SQLITE_BUSY]
+	if IsPostgres(path) {
+		mend = postgresMends["55P03"]
+	}
+	return &explained{error: fmt.Errorf("database %s: %s: %w", path, mend, err), environment: true}
 }
 
 // Environment reports whether err comes from the machine (disk full, file locked, I/O error) and not from what was to be
 // written, so that trying the same again later makes sense and blaming the data does not.
 func Environment(err error) bool {
 	var e *explained
-	return errors.As(err, &e) && e.environment
+	if errors.As(err, &e) {
+		return e.environment
+	}
+	_, ok := postgresMend(err) // a row's Scan hands the driver's error on as it is
+	return ok
 }

@@ -18,7 +18,10 @@ import (
 type Migration struct {
 	Domain  string // "outbox", "registry", "records": who owns the tables
 	Version int
-	SQL     string // one or more statements of SQLite's dialect
+	SQL     string // one or more statements of SQLite's dialect, in the words that postgresDDL knows
+
+	// Postgres is run after SQL on PostgreSQL, as it is: functions, views, grants. Tables that both engines have belong in SQL.
+	Postgres string
 }
 
 // Schema is the version of each domain.
@@ -36,7 +39,7 @@ func (s Schema) String() string {
 // Upgrade is one change of an existing database's schema.
 type Upgrade struct {
 	From, To Schema
-	Copy     string // path of the copy as it was before
+	Copy     string // path of the copy as it was before; empty on PostgreSQL
 }
 
 // plan orders migrations by domain and version, and says which schema they end in.
@@ -150,7 +153,8 @@ func look(ctx context.Context, q querier, path string, sorted []Migration, newes
 }
 
 func apply(ctx context.Context, tx *sql.Tx, m Migration) error {
-	if _, err := tx.ExecContext(ctx, m.SQL); err != nil {
+	if m.SQL == "" { // it has something for PostgreSQL alone
+	} else if _, err := tx.ExecContext(ctx, m.SQL); err != nil {
 		return fmt.Errorf("migration %s %d: %w", m.Domain, m.Version, err)
 	}
 	_, err := tx.ExecContext(ctx, `INSERT INTO schema_versions (domain, version) VALUES ($1, $2)
@@ -173,7 +177,9 @@ func refuseNewer(path string, have, newest Schema) error {
 		return nil
 	}
 	mend := "install the wardlink-server that ran last"
-	if copies, err := Copies(path); err == nil && len(copies) > 0 {
+	if IsPostgres(path) {
+		path = Display(path)
+	} else if copies, err := Copies(path); err == nil && len(copies) > 0 {
 		last := copies[len(copies)-1]
 		mend = fmt.Sprintf("install wardlink-server %s or a later one; or stop, move %s and its -wal away and put %s in its place: it is the database as it was on %s; what gateways sent since is read again from the journal, acts since, revocations among them, are to be done again",
 			last.Version, filepath.Base(path), last.Path, last.Made.UTC().Format(time.DateTime))

@@ -157,7 +157,7 @@ func (o *Outbox) move(ctx context.Context, rows []waiting) error {
 				return err
 			}
 		}
-		_, err := tx.Exec("UPDATE events_out_mark SET seq = MAX(seq, $1)", int64(seq))
+		_, err := tx.Exec("UPDATE events_out_mark SET seq = $1 WHERE seq < $1", int64(seq))
 		return err
 	})
 	if err == nil {

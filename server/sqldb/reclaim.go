@@ -18,7 +18,13 @@ const (
 // the pages as they were; Reclaim folds it into the file and empties it. And if a good part of the file is free it gives that back, in
 // steps between which other writers get their turn; a file that was made before incremental vacuum was on keeps its room and uses it
 // again. An error leaves everything consistent; the next call goes on.
+//
+// On PostgreSQL it does nothing: autovacuum gives the room of deleted rows to new ones, and what a file, its write-ahead log or an archive
+// still holds of them is with whoever runs the database server (OPERATING.md, PostgreSQL).
 func (d *DB) Reclaim(ctx context.Context) error {
+	if d.url != "" {
+		return nil
+	}
 	for {
 		var free, pages int64
 		if err := d.writer.QueryRowContext(ctx, "SELECT f.freelist_count, p.page_count FROM pragma_freelist_count f, pragma_page_count p").Scan(&free, &pages); err != nil {
@@ -64,8 +70,12 @@ func (d *DB) emptyLog(ctx context.Context) (err error) {
 	return errors.Join(err, back)
 }
 
-// Sizes are the bytes of the database's file, and how many of them are free for new rows.
+// Sizes are the bytes of the database's file, and how many of them are free for new rows. PostgreSQL knows the first alone: free is 0.
 func (d *DB) Sizes(ctx context.Context) (bytes, free int64, err error) {
+	if d.url != "" {
+		err = d.QueryRow(ctx, "SELECT pg_database_size(current_database())").Scan(&bytes)
+		return bytes, 0, explain(d.path, err)
+	}
 	err = d.Read(ctx, func(tx *sql.Tx) error {
 		return tx.QueryRow(`SELECT p.page_count * s.page_size, f.freelist_count * s.page_size
 			FROM pragma_page_count p, pragma_page_size s, pragma_freelist_count f`).Scan(&bytes, &free)

@@ -10,11 +10,18 @@ import (
 	"os"
 )
 
+// ErrNoSnapshot says that the database is PostgreSQL's, which has its own backups.
+var ErrNoSnapshot = errors.New("a backup of PostgreSQL is made by its own tools; see OPERATING.md, PostgreSQL")
+
 // Snapshot writes the database at path, as of one committed transaction, into a new file: one file, without a write-ahead log, compact.
 // A server may be writing to path meanwhile, in this process or another; it is not held up, but its write-ahead log cannot shrink until
 // Snapshot returns. Nothing is migrated. The new file needs as much room as the old one holds, is readable by this user alone, and is
-// durable when Snapshot returns nil; on an error it is removed. dst must not exist.
+// durable when Snapshot returns nil; on an error it is removed. dst must not exist. There is none of a PostgreSQL database, whose backups are
+// pg_dump's and pg_basebackup's: ErrNoSnapshot.
 func Snapshot(ctx context.Context, path, dst string) (err error) {
+	if IsPostgres(path) {
+		return fmt.Errorf("database %s: %w", Display(path), ErrNoSnapshot)
+	}
 	if _, err := os.Lstat(dst); !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("copy of database %s: %s is there already", path, dst)
 	}
@@ -43,6 +50,10 @@ func Snapshot(ctx context.Context, path, dst string) (err error) {
 // Look opens the database at path for a command that only looks, beside a server or without one, and migrates nothing: one connection of the standard
 // library. A missing file is ErrMissing.
 func Look(path string) (*sql.DB, error) {
+	if IsPostgres(path) {
+		db, err := openPostgres(path, 1, readerParameters())
+		return db, explain(Display(path), err)
+	}
 	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("database %s: %w", path, ErrMissing)
 	}

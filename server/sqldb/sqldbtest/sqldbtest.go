@@ -4,27 +4,74 @@ package sqldbtest
 
 import (
 	"context"
+	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"slices"
 	"sync"
 	"testing"
 
 	"wardlink/audit"
+	"wardlink/internal/pgtest"
 	"wardlink/server/journal"
 	"wardlink/server/sqldb"
 )
 
-// New makes a database in a directory of the test's own and opens it.
+// Postgres reports whether this run of the tests is on PostgreSQL: WARDLINK_ENGINE is postgres. Any other engine than sqlite fails.
+func Postgres(t testing.TB) bool {
+	t.Helper()
+	switch engine := os.Getenv("WARDLINK_ENGINE"); engine {
+	case "", "sqlite":
+		return false
+	case "postgres":
+		return true
+	default:
+		t.Fatalf("WARDLINK_ENGINE=%s: expected sqlite or postgres", engine)
+		return false
+	}
+}
+
+// SQLite is for a test of what SQLite's file alone has: it ends a run on PostgreSQL with the reason. Nothing else may skip.
+func SQLite(t testing.TB, because string) {
+	t.Helper()
+	if Postgres(t) {
+		t.Skip("of SQLite alone: " + because)
+	}
+}
+
+// New makes a database and opens it: in a directory of the test's own, or on PostgreSQL where this run of the tests is on that.
 func New(t testing.TB, migrations ...sqldb.Migration) (db *sqldb.DB, path string) {
 	t.Helper()
-	path = filepath.Join(t.TempDir(), "wardlink.db")
-	if err := sqldb.Create(path, migrations...); err != nil {
+	path = Path(t)
+	if Postgres(t) {
+		path = Filled(t, migrations...)
+	} else if err := sqldb.Create(path, migrations...); err != nil {
 		t.Fatal(err)
 	}
 	return Open(t, path, migrations...), path
+}
+
+// Path names a database that sqldb.Create can make: a file that is not there, or PostgreSQL's empty database.
+func Path(t testing.TB) string {
+	t.Helper()
+	if Postgres(t) {
+		return pgtest.New(t)
+	}
+	return filepath.Join(t.TempDir(), "wardlink.db")
+}
+
+// Filled makes a PostgreSQL database with the schema of migrations, whatever engine this run is on, and gives its URL. The schema is made
+// once in a test process, and copied.
+func Filled(t testing.TB, migrations ...sqldb.Migration) (url string) {
+	t.Helper()
+	hash := sha256.New()
+	for _, m := range migrations {
+		fmt.Fprintf(hash, "%q %d %q %q\n", m.Domain, m.Version, m.SQL, m.Postgres)
+	}
+	return pgtest.Template(t, string(hash.Sum(nil)), func(url string) error { return sqldb.Create(url, migrations...) })
 }
 
 // Open opens a database. Its consistency is checked when the test ends, so that no test can forget it.
