@@ -28,7 +28,7 @@ func (s *Server) openClock() error {
 }
 
 // lastEntry is the time of the journal's last entry; zero when it has none that can be read.
-func lastEntry(j *journal.Journal) (time.Time, error) {
+func lastEntry(j journal.Store) (time.Time, error) {
 	entries, err := j.Read(j.Stats().Committed, 1)
 	if err != nil || len(entries) == 0 {
 		return time.Time{}, err

@@ -45,7 +45,7 @@ type Server struct {
 	log     *slog.Logger
 	started time.Time
 
-	journal  *journal.Journal
+	journal  journal.Store
 	db       *sqldb.DB
 	outbox   *sqldb.Outbox
 	registry *registry.Registry

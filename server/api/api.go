@@ -44,7 +44,7 @@ type Config struct {
 	LogDir      string
 	LogVerifier string
 	Registry    *registry.Registry
-	Journal     *journal.Journal
+	Journal     journal.Appender
 	Refusals    Refusals
 	CA          *ca.CA
 	Clock       *Clock

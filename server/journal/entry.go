@@ -1,8 +1,13 @@
 // Package journal is the server's durable first word: nothing is acknowledged or answered before it is in here. This file has
-// what every implementation shares; segments.go keeps it in bbolt segment files on one machine.
+// what every implementation shares; Journal keeps it in bbolt segment files on one machine, pgjournal in PostgreSQL.
 package journal
 
-import "wardlink/audit"
+import (
+	"context"
+	"time"
+
+	"wardlink/audit"
+)
 
 // Kind says what an entry's Head and Blob are. The values are part of the on-disk format.
 type Kind uint8
@@ -21,4 +26,48 @@ type Entry struct {
 	Kind Kind
 	Head []byte
 	Blob []byte
+}
+
+// Store is an open journal, whichever keeps it. All methods may be called by many goroutines; Journal's comments say what each promises.
+type Store interface {
+	Appender
+	Submit(e Entry, done func(seq uint64, err error)) error
+
+	Read(from uint64, max int) ([]Entry, error)
+	Wait(ctx context.Context, after uint64) error
+	Cursor(consumer string) uint64
+	SetCursor(consumer string, seq uint64) error
+
+	Alive(ctx context.Context) error
+	Health() error
+	Stats() Stats
+
+	Oldest() (seq uint64, closed time.Time)
+	Expired(now time.Time) []File
+	Dispose(ctx context.Context, f File, cutoff time.Time) error
+
+	Close() error
+}
+
+// Appender is the part of a Store that makes entries durable one act at a time.
+type Appender interface {
+	NextID() audit.EventID
+	Append(ctx context.Context, entries ...Entry) error
+}
+
+var _ Store = (*Journal)(nil)
+
+// AppendEvent journals one event and returns when it is durable: the act may then be answered. A zero ID and a zero Time are filled.
+func AppendEvent(ctx context.Context, j Appender, ev audit.Event) error {
+	if ev.ID == (audit.EventID{}) {
+		ev.ID = j.NextID()
+	}
+	if ev.Time == 0 {
+		ev.Time = time.Now().UnixMilli()
+	}
+	head, err := audit.EncodeEvent(ev)
+	if err != nil {
+		return err
+	}
+	return j.Append(ctx, Entry{ID: ev.ID, Kind: KindEvent, Head: head})
 }

@@ -77,7 +77,7 @@ func (j *Journal) Dispose(ctx context.Context, f File, cutoff time.Time) error {
 		return err
 	}
 	if err := AppendEvent(ctx, j, audit.Event{
-		Type: audit.RecordsDisposed, Actor: audit.Actor{ID: "server"}, Target: "journal", Outcome: audit.Success, Reason: "retention", Count: 1,
+		Type: audit.RecordsDisposed, Time: j.c.Now().UnixMilli(), Actor: audit.Actor{ID: "server"}, Target: "journal", Outcome: audit.Success, Reason: "retention", Count: 1,
 		Detail: map[string]string{
 			"class": "journal", "file": f.Name, "first_entry": fmt.Sprint(f.First), "last_entry": fmt.Sprint(f.Last), "bytes": fmt.Sprint(f.Bytes),
 			"last": f.Closed.UTC().Format(time.RFC3339), "cutoff": cutoff.UTC().Format(time.RFC3339),

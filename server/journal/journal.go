@@ -301,21 +301,6 @@ func wait(ctx context.Context, results <-chan error, n int) error {
 	return errors.Join(errs...)
 }
 
-// AppendEvent journals one event and returns when it is durable: the act may then be answered. A zero ID and a zero Time are filled.
-func AppendEvent(ctx context.Context, j *Journal, ev audit.Event) error {
-	if ev.ID == (audit.EventID{}) {
-		ev.ID = j.NextID()
-	}
-	if ev.Time == 0 {
-		ev.Time = j.c.Now().UnixMilli()
-	}
-	head, err := audit.EncodeEvent(ev)
-	if err != nil {
-		return err
-	}
-	return j.Append(ctx, Entry{ID: ev.ID, Kind: KindEvent, Head: head})
-}
-
 // Wait returns once an entry with Seq > after is committed, or with the error of ctx.
 func (j *Journal) Wait(ctx context.Context, after uint64) error {
 	for {
