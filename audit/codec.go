@@ -94,11 +94,25 @@ func EncodeRow(r Row) ([]byte, error) {
 	if err := r.check(); err != nil {
 		return nil, err
 	}
-	data, err := encMode.Marshal(r)
-	if err != nil {
-		return nil, fmt.Errorf("encode row %s: %w", r.ID, err)
-	}
-	return withExtra(data, r.Extra)
+	return withExtra(appendRow(make([]byte, 0, 320), r), r.Extra)
+}
+
+// appendRow writes what encMode makes of a row, an array of eleven elements in the order of Row's fields. By hand, because there is a row for
+// each publish, and the library's reflection took a sixth of a publish's whole CPU time. A test holds the two against each other.
+func appendRow(b []byte, r Row) []byte {
+	const bytes, text, array = 2, 3, 4 // CBOR's major types; 0 is an unsigned integer
+	b = appendHead(b, array, 11)
+	b = append(appendHead(b, bytes, uint64(len(r.ID))), r.ID[:]...)
+	b = append(appendHead(b, bytes, uint64(len(r.Session))), r.Session[:]...)
+	b = append(appendHead(b, text, uint64(len(r.Gateway))), r.Gateway...)
+	b = append(appendHead(b, bytes, uint64(len(r.Epoch))), r.Epoch[:]...)
+	b = appendHead(b, 0, uint64(r.Lane))
+	b = appendHead(b, 0, r.Number)
+	b = append(appendHead(b, bytes, uint64(len(r.Frame))), r.Frame[:]...)
+	b = appendHead(b, 0, uint64(r.Received)) // check has seen that it is not negative
+	b = append(appendHead(b, text, uint64(len(r.Serial))), r.Serial...)
+	b = append(appendHead(b, text, uint64(len(r.Peer))), r.Peer...)
+	return append(appendHead(b, text, uint64(len(r.Verdict))), r.Verdict...)
 }
 
 // DecodeRow reads what EncodeRow wrote, by this program or by a newer one whose further elements are in Extra then.

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"strings"
 
 	"github.com/fxamacker/cbor/v2"
@@ -163,10 +164,19 @@ func readUint(data []byte, at int) (n uint64, end int, ok bool) {
 	return n, at + 1 + size, n >= least
 }
 
-// appendHead writes a CBOR head for n below 256, in its shortest form.
+// appendHead writes the head of a CBOR data item in its shortest form (RFC 8949, 3 and 4.2.1).
 func appendHead(dst []byte, major byte, n uint64) []byte {
-	if n < 24 {
-		return append(dst, major<<5|byte(n))
+	major <<= 5
+	switch {
+	case n < 24:
+		return append(dst, major|byte(n))
+	case n <= math.MaxUint8:
+		return append(dst, major|24, byte(n))
+	case n <= math.MaxUint16:
+		return binary.BigEndian.AppendUint16(append(dst, major|25), uint16(n))
+	case n <= math.MaxUint32:
+		return binary.BigEndian.AppendUint32(append(dst, major|26), uint32(n))
+	default:
+		return binary.BigEndian.AppendUint64(append(dst, major|27), n)
 	}
-	return append(dst, major<<5|24, byte(n))
 }

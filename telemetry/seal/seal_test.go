@@ -90,6 +90,9 @@ func TestSealOpen(t *testing.T) {
 			if err != nil || got != want || string(opened) != plain {
 				t.Errorf("Open: %+v, %d bytes, %v; expected %+v and %d bytes", got, len(opened), err, want, len(plain))
 			}
+			if h, hash, err := CheckAndHash(frame); err != nil || h != want || hash != FrameHash(frame) {
+				t.Fatalf("%+v, %x, %v", h, hash, err)
+			}
 			if FrameHash(frame) != sha256.Sum256(frame) {
 				t.Error("FrameHash is not the SHA-256 of the frame")
 			}
