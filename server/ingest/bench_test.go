@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/binary"
 	"encoding/gob"
 	"encoding/pem"
 	"fmt"
@@ -85,7 +86,7 @@ func load(in io.Reader, out io.Writer) error {
 		packet := publishPacket(0x32, telemetry.UpTopic(name, telemetry.LaneVitals), 2, job.Frame)
 		group.Go(func() {
 			<-start
-			if err := flood(conn, packet, job.Window, &left); err != nil {
+			if err := flood(conn, packet, len(packet)-len(job.Frame)-2, job.Window, &left); err != nil {
 				errs <- err
 			}
 		})
@@ -102,11 +103,14 @@ func load(in io.Reader, out io.Writer) error {
 	return <-errs
 }
 
-func flood(conn *tls.Conn, packet []byte, window int, left *atomic.Int64) error {
-	inFlight := 0
+// flood publishes one packet again and again; its packet id is at idAt, and is another each time.
+func flood(conn *tls.Conn, packet []byte, idAt, window int, left *atomic.Int64) error {
+	inFlight, id := 0, uint16(0)
 	answers := make([]byte, 4*window)
 	for {
 		for inFlight < window && left.Add(-1) >= 0 {
+			id = id%0xffff + 1
+			binary.BigEndian.PutUint16(packet[idAt:], id)
 			if _, err := conn.Write(packet); err != nil {
 				return err
 			}

@@ -31,12 +31,12 @@ func TestProfileNamesItsTests(t *testing.T) {
 		}
 	}
 	for name := range exists {
-		if !named[name] && name != "TestMain" && name != "TestProfileNamesItsTests" {
+		if !named[name] && name != "TestMain" && name != "TestProfileNamesItsTests" && name != "TestConformanceTable" {
 			t.Errorf("%s has no row in MQTT.md", name)
 		}
 	}
 	for i, line := range strings.Split(doc, "\n") {
-		if strings.HasPrefix(line, "| ") && !strings.Contains(line, "`Test") && !strings.Contains(line, "`Fuzz") && !strings.Contains(line, "| Test |") {
+		if strings.HasPrefix(line, "| ") && !strings.Contains(line, "`Test") && !strings.Contains(line, "`Fuzz") && !strings.Contains(line, "| Test |") && !strings.HasPrefix(line, "|---") {
 			t.Errorf("MQTT.md:%d: the row names no test", i+1)
 		}
 	}

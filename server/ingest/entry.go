@@ -32,11 +32,11 @@ func judge(frame seal.Header, lanes uint8, s sealing, brought bool) (reason stri
 	return ""
 }
 
-// publish is the journal entry of a frame that was judged.
-func (b bearer) publish(id audit.EventID, frame seal.Header, payload []byte, received time.Time) (journal.Entry, error) {
+// publish is the journal entry of a frame that was judged; hash is that of the whole payload.
+func (b bearer) publish(id audit.EventID, frame seal.Header, hash [32]byte, payload []byte, received time.Time) (journal.Entry, error) {
 	head, err := audit.EncodeRow(audit.Row{
 		ID: id, Session: b.session, Gateway: b.gateway, Epoch: frame.Epoch, Lane: uint8(frame.Lane), Number: frame.Number,
-		Frame: seal.FrameHash(payload), Received: received.UnixMilli(), Serial: b.actor.Serial, Peer: b.peer, Verdict: b.verdict,
+		Frame: hash, Received: received.UnixMilli(), Serial: b.actor.Serial, Peer: b.peer, Verdict: b.verdict,
 	})
 	if err != nil {
 		return journal.Entry{}, fmt.Errorf("%w: audit row: %w", errFault, err)

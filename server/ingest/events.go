@@ -50,7 +50,7 @@ func (c *session) closed(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.srv.limits.Ask)
 	defer cancel()
 	c.mu.Lock()
-	reason, answered := c.end, c.head
+	reason, answered := c.end, c.answered
 	c.mu.Unlock()
 	outcome := audit.Success
 	if reason == endError || reason == endBlind {
@@ -80,6 +80,15 @@ func (c *session) refused(ctx context.Context, reason, target string, detail map
 	if c.id.gateway != "" {
 		c.srv.trafficOf(c.id.gateway).refuse(reason)
 	}
+}
+
+// turnedAway counts a refusal that is no fault of the gateway's: there is no room, or too much load. They come by the thousand when there is least
+// time for them, so they are aggregated with those of peers that have proven nothing.
+func (c *session) turnedAway(reason string) {
+	c.srv.refusals.Add(c.conn.RemoteAddr(), reason)
+	c.srv.log.Info("turned away", "gateway", c.id.gateway, "peer", c.peer, "reason", reason)
+	c.srv.metrics.refused(reason)
+	c.srv.trafficOf(c.id.gateway).refuse(reason)
 }
 
 // refusePublish journals the refusal of a PUBLISH and tells the gateway which batch it was, so that it parks it instead of sending

@@ -7,9 +7,10 @@
 // sealing record and a refusal are each in the journal before they are answered. Frames are sealed to a key that this package
 // never sees: it checks who brings what, and that it is whole.
 //
-// A connection has two goroutines. The reader (ServeConn's caller) parses, judges and submits; it stops reading while the window
-// of unanswered publishes is full, which is all the back-pressure there is. The writer sends acknowledgements in the order of
-// receipt, as many in one write as are ready.
+// A connection has one goroutine while it is idle: the reader (ServeConn's caller) parses, judges and submits; it stops reading while the
+// window of unanswered publishes is full, which is all the back-pressure there is. A writer lives while there is something to send:
+// acknowledgements in the order of receipt, as many in one write as are ready. Between the sessions and the journal stands a queue that
+// shares the journal out fairly (queue.go).
 package ingest
 
 import (
@@ -18,7 +19,9 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -67,6 +70,7 @@ type Config struct {
 	TrustDomain string
 	Roots       *x509.CertPool // what gateways' chains end in; nil is none, and then nobody is let in
 	Grace       Grace
+	Sessions    Sessions // nil: there is no other node
 	// Down gives the documents that are pushed to a gateway when it subscribes; with an error, those that could be had. nil means none.
 	Down   func(ctx context.Context, gateway string) ([]Document, error)
 	Log    *slog.Logger // nil discards
@@ -90,6 +94,10 @@ type Limits struct {
 	Sessions    int           // sessions: 20,000
 	Pending     int           // connections without CONNECT: 1,024
 	PendingEach int           // the same for one identity: 4
+	Queue       int           // bytes of publishes that wait for the journal before who has some of them is no longer read: 64 MB
+	Overload    time.Duration // a publish that waits so long for the journal is an overload: CONNECTs are turned away: 5 s
+	Gateway     Pace          // while publishes wait, of one gateway: 500 publishes and 4 MB a second
+	Address     Pace          // and of all behind one address: 50,000 publishes and 256 MB a second
 }
 
 func (l Limits) withDefaults() Limits {
@@ -116,6 +124,14 @@ func (l Limits) withDefaults() Limits {
 	count(&l.Sessions, 20_000)
 	count(&l.Pending, 1024)
 	count(&l.PendingEach, 4)
+	count(&l.Queue, 64<<20)
+	set(&l.Overload, 5*time.Second)
+	if l.Gateway == (Pace{}) {
+		l.Gateway = Pace{500, 4 << 20}
+	}
+	if l.Address == (Pace{}) {
+		l.Address = Pace{50_000, 256 << 20}
+	}
 	return l
 }
 
@@ -133,13 +149,19 @@ type Server struct {
 	metrics  *metrics
 	refusals *Refusals
 	rates    rates
+	fences   Sessions
+	queue    *queue
+	slots    sync.Pool     // of *slot that no session needs; one whose commit failed does not come back
 	nudged   chan struct{} // one place: a nudge that waits stands for all
+
+	overloaded atomic.Bool // of relieve
 
 	mu       sync.Mutex
 	traffic  map[string]*traffic   // by gateway, also of those that have no session
 	sessions map[string]*session   // by gateway; from CONNECT, before admission, so that no change of the registry slips between
 	pending  map[string]int        // connections without CONNECT, by gateway
 	waiting  map[*session]struct{} // all of pending
+	sources  map[netip.Addr]*source
 	draining bool
 	active   sync.WaitGroup // ServeConn calls
 }
@@ -161,8 +183,13 @@ func New(cfg Config) *Server {
 		spoken:  cfg.Versions,
 		journal: cfg.Journal, registry: cfg.Registry, domain: cfg.TrustDomain, roots: roots, grace: cfg.Grace, down: cfg.Down, log: log,
 		limits: cfg.Limits.withDefaults(), traffic: make(map[string]*traffic), sessions: make(map[string]*session), pending: make(map[string]int), waiting: make(map[*session]struct{}),
-		nudged: make(chan struct{}, 1),
+		nudged: make(chan struct{}, 1), sources: make(map[netip.Addr]*source), fences: cfg.Sessions,
 	}
+	if s.fences == nil {
+		s.fences = new(oneNode)
+	}
+	s.slots.New = newSlot
+	s.queue = newQueue(cfg.Journal, s.limits.Queue)
 	s.metrics = newMetrics(s)
 	s.refusals = newRefusals(cfg.Journal, s.metrics)
 	s.refusals.rates = &s.rates
@@ -209,6 +236,8 @@ func (s *Server) Run(ctx context.Context) error {
 	defer poll.Stop()
 	again := time.NewTicker(time.Minute)
 	defer again.Stop()
+	idle := time.NewTicker(idleAfter)
+	defer idle.Stop()
 	revision := int64(-1)
 	seen := time.Now()
 	for {
@@ -218,10 +247,19 @@ func (s *Server) Run(ctx context.Context) error {
 		case <-again.C:
 			revision = -1 // a gateway's validity also ends by the clock, which moves no revision
 			continue
+		case now := <-idle.C:
+			for _, c := range s.all() {
+				c.poke(now)
+			}
+			continue
 		case <-poll.C:
 		case <-s.nudged:
 		}
+		s.relieve(time.Now())
 		now, err := s.look(ctx, revision)
+		if err == nil {
+			err = s.fence(ctx)
+		}
 		if err == nil {
 			revision, seen = now, time.Now()
 		} else if ctx.Err() == nil && time.Since(seen) >= s.limits.Blind {
@@ -229,6 +267,30 @@ func (s *Server) Run(ctx context.Context) error {
 			s.cutAll(endBlind)
 		}
 		s.cutExpired(time.Now())
+	}
+}
+
+// relieve looks whether publishes wait too long for the journal. Then CONNECTs are turned away, and who waits is asked not to come back at once
+// should its connection end. No session is ended for the load: a gateway that is connected is slowed down by its window, and its
+// alarms come first; one that is sent away has no way for them.
+func (s *Server) relieve(now time.Time) {
+	l := s.queue.load()
+	over := l.delay >= s.limits.Overload
+	if was := s.overloaded.Swap(over); was != over {
+		s.log.Warn("publishes wait for the journal", "overloaded", over, "delay", l.delay, "bytes", l.waiting)
+	}
+	if !over {
+		return
+	}
+	for _, c := range s.all() {
+		c.mu.Lock()
+		due := c.flight > 0 && now.Sub(c.hinted) >= hintAgain
+		c.mu.Unlock()
+		if due && c.hint(hintUnable) {
+			c.mu.Lock()
+			c.hinted = now
+			c.mu.Unlock()
+		}
 	}
 }
 

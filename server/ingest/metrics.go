@@ -25,6 +25,8 @@ type metrics struct {
 	refusals     *prometheus.CounterVec
 	unproven     prometheus.Counter
 	commit       prometheus.Histogram
+	paced        prometheus.Counter
+	queue        *queueMetric
 	agents       *agentMetric
 }
 
@@ -58,6 +60,8 @@ func newMetrics(s *Server) *metrics {
 			Buckets: []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 10},
 		}),
 	}
+	m.paced = counter("paced_seconds_total", "Time that publishes over the rate of their gateway or address were left unread.")
+	m.queue = newQueueMetric(s)
 	m.agents = &agentMetric{s, prometheus.NewDesc("wardlink_ingest_agents", "Sessions by the agent's release, as it says, and protocol version.", []string{"agent", "protocol"}, nil)}
 	for lane := range m.publishes {
 		name := telemetry.Lane(lane).String()
@@ -76,7 +80,7 @@ func (m *metrics) refused(reason string) { m.refusals.WithLabelValues(reason).In
 func (m *metrics) all() []prometheus.Collector {
 	return []prometheus.Collector{
 		m.sessions, m.waiting, m.opened, m.closed, m.publishVec, m.bytesVec, m.sealings, m.acknowledged, m.failed, m.refusals,
-		m.unproven, m.commit, m.agents,
+		m.unproven, m.commit, m.paced, m.queue, m.agents,
 	}
 }
 
@@ -90,6 +94,46 @@ func (m *metrics) collect(ch chan<- prometheus.Metric) {
 	for _, c := range m.all() {
 		c.Collect(ch)
 	}
+}
+
+// queueMetric is the queue before the journal.
+type queueMetric struct {
+	s                              *Server
+	waiting, inside, delay, blocks *prometheus.Desc
+	overload                       *prometheus.Desc
+}
+
+func newQueueMetric(s *Server) *queueMetric {
+	desc := func(name, help string) *prometheus.Desc {
+		return prometheus.NewDesc("wardlink_ingest_"+name, help, nil, nil)
+	}
+	return &queueMetric{
+		s: s, waiting: desc("queue_bytes", "Bytes of publishes that wait for their turn at the journal."),
+		inside:   desc("journal_bytes", "Bytes of publishes that the journal has and has not committed."),
+		delay:    desc("queue_delay_seconds", "How long the publish waited that had its turn last."),
+		blocks:   desc("queue_full_total", "How often a session was not read on because the queue was full."),
+		overload: desc("overloaded", "1 while CONNECTs are turned away because publishes wait too long."),
+	}
+}
+
+func (q *queueMetric) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{q.waiting, q.inside, q.delay, q.blocks, q.overload} {
+		ch <- d
+	}
+}
+
+func (q *queueMetric) Collect(ch chan<- prometheus.Metric) {
+	l := q.s.queue.load()
+	gauge := func(d *prometheus.Desc, v float64) { ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v) }
+	gauge(q.waiting, float64(l.waiting))
+	gauge(q.inside, float64(l.inside))
+	gauge(q.delay, l.delay.Seconds())
+	over := 0.0
+	if q.s.overloaded.Load() {
+		over = 1
+	}
+	gauge(q.overload, over)
+	ch <- prometheus.MustNewConstMetric(q.blocks, prometheus.CounterValue, float64(l.waits))
 }
 
 // agentMetric counts live sessions by agent. Gateways name their builds, so no more than maxAgents are told apart at a time.

@@ -46,12 +46,16 @@ type violation struct{ reason string }
 
 func (v violation) Error() string { return v.reason }
 
-// readHeader reads a fixed header and refuses it by type, flags and length, before a byte of the body is read or room is made for
-// it. Errors are violation, or those of r.
-func readHeader(r io.Reader, scratch *[5]byte) (header, error) {
+// readHeader reads a fixed header, of which have bytes are in scratch already, and refuses it by type, flags and length, before a byte of
+// the body is read or room is made for it. Errors are violation, or those of r. The standard lets a length have bytes to spare
+// (2.2.3 asks for no shortest form, as MQTT 5 does); we do not: no client writes that, and two spellings of one packet help only who
+// wants two readers to disagree.
+func readHeader(r io.Reader, scratch *[5]byte, have int) (header, error) {
 	// Every packet has at least two bytes, so this never reads past the packet.
-	if _, err := io.ReadFull(r, scratch[:2]); err != nil {
-		return header{}, err
+	if have < 2 {
+		if _, err := io.ReadFull(r, scratch[have:2]); err != nil {
+			return header{}, err
+		}
 	}
 	h := header{kind: kind(scratch[0] >> 4), flags: scratch[0] & 0x0f}
 	last := 1
@@ -144,52 +148,105 @@ type connect struct {
 	agent     telemetry.Hello // Build is "" when the agent named nothing
 }
 
-// parseConnect reads a CONNECT's body and refuses all that the profile leaves out: protocol levels other than 4, wills,
-// passwords, user names that are no Hello, and sessions that outlive the connection.
+// parseConnect reads a CONNECT's body. What MQTT calls malformed comes first, since it has no answer (3.1.4-1); then what the profile
+// leaves out is refused, which has one: protocol levels other than 4, wills, passwords, user names that are no Hello, and sessions
+// that outlive the connection.
 func parseConnect(body []byte) (connect, error) {
 	name, rest, ok := field(body)
 	if !ok || len(rest) < 4 {
 		return connect{}, violation{reasonMalformed}
 	}
-	level, flags, keepAlive := rest[0], rest[1], binary.BigEndian.Uint16(rest[2:])
+	level, flags, keepAlive := rest[0], connectFlags(rest[1]), binary.BigEndian.Uint16(rest[2:])
 	if string(name) != "MQTT" || level != 4 {
 		return connect{}, violation{reasonProtocol}
 	}
-	switch {
-	case flags&0x01 != 0: // reserved, MQTT-3.1.2-3
-		return connect{}, violation{reasonFlags}
-	case flags&0x3c != 0: // will flag, will QoS, will retain
-		return connect{}, violation{reasonWill}
-	case flags&0x40 != 0:
-		return connect{}, violation{reasonCredentials}
-	case flags&0x02 == 0:
-		return connect{}, violation{reasonSession}
+	if err := flags.check(); err != nil {
+		return connect{}, err
 	}
-	id, rest, ok := field(rest[4:])
-	if !ok || !textual(id) {
+	id, user, ok := flags.payload(rest[4:])
+	if !ok {
 		return connect{}, violation{reasonMalformed}
 	}
+	switch {
+	case flags&flagWill != 0:
+		return connect{}, violation{reasonWill}
+	case flags&flagPassword != 0:
+		return connect{}, violation{reasonCredentials}
+	case flags&flagClean == 0 && len(id) == 0:
+		return connect{}, violation{reasonClientID} // 3.1.3-8
+	case flags&flagClean == 0:
+		return connect{}, violation{reasonSession}
+	}
 	out := connect{clientID: string(id), keepAlive: keepAlive, agent: telemetry.Hello{Versions: telemetry.Versions{Oldest: 1, Newest: 1}}}
-	if flags&0x80 != 0 {
-		var user []byte
-		if user, rest, ok = field(rest); !ok || !textual(user) {
-			return connect{}, violation{reasonMalformed}
-		}
+	if flags&flagUser != 0 {
 		var err error
 		if out.agent, err = telemetry.ParseHello(string(user)); err != nil {
 			return connect{}, violation{reasonCredentials}
 		}
 	}
-	if len(rest) != 0 {
-		return connect{}, violation{reasonMalformed}
-	}
 	return out, nil
+}
+
+// connectFlags is a CONNECT's eighth byte (MQTT 3.1.1, 3.1.2.3).
+type connectFlags byte
+
+const (
+	flagReserved   connectFlags = 0x01
+	flagClean      connectFlags = 0x02
+	flagWill       connectFlags = 0x04
+	flagWillQoS    connectFlags = 0x18
+	flagWillRetain connectFlags = 0x20
+	flagPassword   connectFlags = 0x40
+	flagUser       connectFlags = 0x80
+)
+
+// check refuses combinations that MQTT forbids.
+func (f connectFlags) check() error {
+	switch {
+	case f&flagReserved != 0: // 3.1.2-3
+		return violation{reasonFlags}
+	case f&flagWill == 0 && f&(flagWillQoS|flagWillRetain) != 0: // 3.1.2-11, -13, -15
+		return violation{reasonMalformed}
+	case f&flagWillQoS == flagWillQoS: // 3.1.2-14
+		return violation{reasonMalformed}
+	case f&flagUser == 0 && f&flagPassword != 0: // 3.1.2-22
+		return violation{reasonMalformed}
+	}
+	return nil
+}
+
+// payload takes the payload apart (3.1.3-1): it must hold just the fields that the flags announce.
+func (f connectFlags) payload(b []byte) (id, user []byte, ok bool) {
+	if id, b, ok = field(b); !ok || !textual(id) {
+		return nil, nil, false
+	}
+	if f&flagWill != 0 {
+		var topic []byte
+		if topic, b, ok = field(b); !ok || len(topic) == 0 || !textual(topic) {
+			return nil, nil, false
+		}
+		if _, b, ok = field(b); !ok { // the message is binary
+			return nil, nil, false
+		}
+	}
+	if f&flagUser != 0 {
+		if user, b, ok = field(b); !ok || !textual(user) {
+			return nil, nil, false
+		}
+	}
+	if f&flagPassword != 0 {
+		if _, b, ok = field(b); !ok {
+			return nil, nil, false
+		}
+	}
+	return id, user, len(b) == 0
 }
 
 // publish is a PUBLISH's body taken apart. Topic and payload alias the body.
 type publish struct {
 	topic   []byte
 	id      uint16
+	again   bool // DUP: its sender has sent it before
 	payload []byte
 }
 
@@ -212,7 +269,7 @@ func parsePublish(h header, body []byte) (publish, error) {
 	if !ok || len(rest) < 2 || len(topic) == 0 || !textual(topic) {
 		return publish{}, violation{reasonMalformed}
 	}
-	p := publish{topic: topic, id: binary.BigEndian.Uint16(rest), payload: rest[2:]}
+	p := publish{topic: topic, id: binary.BigEndian.Uint16(rest), again: h.flags&8 != 0, payload: rest[2:]}
 	if p.id == 0 {
 		return publish{}, violation{reasonPacketID}
 	}

@@ -52,7 +52,7 @@ func TestHeaderRefusesLengthsBeforeTheBody(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			src := &endless{head: tc.head}
 			var scratch [5]byte
-			_, err := readHeader(src, &scratch)
+			_, err := readHeader(src, &scratch, 0)
 			var v violation
 			if !errors.As(err, &v) || v.reason != tc.reason {
 				t.Fatalf("got %v, expected %q", err, tc.reason)
@@ -68,7 +68,7 @@ func TestLengthsRoundTrip(t *testing.T) {
 	for _, n := range []int{0, 1, 127, 128, 16383, 16384, maxPublish} {
 		head := appendLength([]byte{0x32}, n)
 		var scratch [5]byte
-		h, err := readHeader(bytes.NewReader(head), &scratch)
+		h, err := readHeader(bytes.NewReader(head), &scratch, 0)
 		if n < 2 { // no PUBLISH is that short
 			if err == nil {
 				t.Errorf("length %d was accepted", n)
@@ -89,7 +89,7 @@ func FuzzPacket(f *testing.F) {
 	f.Fuzz(func(t *testing.T, data []byte) {
 		var scratch [5]byte
 		r := bytes.NewReader(data)
-		h, err := readHeader(r, &scratch)
+		h, err := readHeader(r, &scratch, 0)
 		if err != nil {
 			return
 		}
@@ -112,7 +112,7 @@ func FuzzPacket(f *testing.F) {
 			}
 			o, ok := oracle.(*paho.ConnectPacket)
 			if oracleErr != nil || !ok || o.ClientIdentifier != c.clientID || o.Keepalive != c.keepAlive || !o.CleanSession ||
-				o.ProtocolVersion != 4 || o.WillFlag || o.UsernameFlag || o.PasswordFlag {
+				o.ProtocolVersion != 4 || o.WillFlag || o.UsernameFlag != (c.agent.Build != "") || o.PasswordFlag {
 				t.Fatalf("CONNECT %+v, paho reads %v, %v", c, oracle, oracleErr)
 			}
 		case kindPublish:

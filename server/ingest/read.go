@@ -68,7 +68,7 @@ func (c *session) ended() string {
 
 // packet reads and serves one packet. A reason ends the session in peace.
 func (c *session) packet(ctx context.Context) (reason string, err error) {
-	h, err := readHeader(c.conn, &c.scratch)
+	h, err := c.header()
 	if err != nil {
 		return "", err
 	}
@@ -130,7 +130,7 @@ func (c *session) publish(h header, body []byte) error {
 // batch takes a frame on a lane.
 func (c *session) batch(p publish, lane telemetry.Lane) error {
 	r := refusal{target: c.id.gateway, size: len(p.payload)}
-	frame, err := seal.CheckFrame(p.payload)
+	frame, hash, err := seal.CheckAndHash(p.payload)
 	if err != nil {
 		r.reason = reasonFrame
 		if id, ok := seal.Peek(p.payload); ok { // a version that we do not know: the gateway must park it, or it blocks its lane
@@ -147,22 +147,22 @@ func (c *session) batch(p publish, lane telemetry.Lane) error {
 	if r.reason = judge(frame, uint8(c.lanes.Load()), s, brought); r.reason != "" {
 		return r
 	}
-	return c.commitBatch(p, frame)
+	return c.commitBatch(p, frame, hash)
 }
 
-func (c *session) commitBatch(p publish, frame seal.Header) error {
+func (c *session) commitBatch(p publish, frame seal.Header, hash [32]byte) error {
 	s, err := c.reserve(p)
 	if err != nil {
 		return err
 	}
 	by := bearer{gateway: c.id.gateway, session: c.event, actor: audit.Actor{ID: c.id.spiffe, Serial: c.id.serial}, peer: c.peer, verdict: audit.Accepted}
-	e, err := by.publish(c.srv.journal.NextID(), frame, p.payload, s.begun)
+	e, err := by.publish(c.srv.journal.NextID(), frame, hash, p.payload, s.begun)
 	if err != nil {
 		return err
 	}
 	c.srv.metrics.received(frame.Lane, len(p.payload))
 	s.lane, s.counted = frame.Lane, true
-	return c.submit(e, s)
+	return c.submit(e, s, frame.Lane == telemetry.LaneAlarm)
 }
 
 // sealing takes a signed sealing record. It counts as brought from here on: the journal commits in order, so that a batch that
@@ -191,12 +191,12 @@ func (c *session) sealing(p publish) error {
 	}
 	c.sealings[record.ID] = sealing{epoch: record.Epoch, key: record.Key}
 	c.srv.metrics.sealings.Inc()
-	return c.submit(e, s)
+	return c.submit(e, s, false)
 }
 
 // submit hands an entry over. From here on the commit decides about the PUBACK.
-func (c *session) submit(e journal.Entry, s *slot) error {
-	if err := c.srv.journal.Submit(e, s.complete); err != nil {
+func (c *session) submit(e journal.Entry, s *slot, urgent bool) error {
+	if err := c.srv.queue.submit(&c.line, item{e, s, urgent}); err != nil {
 		c.srv.log.Error("publish is not journaled; its session ends without acknowledgement", "gateway", c.id.gateway, "error", err)
 		return fmt.Errorf("%w: %w", errFault, err)
 	}
@@ -206,42 +206,53 @@ func (c *session) submit(e journal.Entry, s *slot) error {
 // reserve waits for a place in the window and takes it. The wait is the back-pressure: meanwhile nothing is read.
 func (c *session) reserve(p publish) (*slot, error) {
 	size := len(p.payload)
+	c.pace(size)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for c.end == "" && (c.tail-c.head == uint64(len(c.slots)) || (c.held > 0 && c.held+size > c.srv.limits.WindowBytes)) {
+	for c.end == "" && (c.flight >= c.srv.limits.Window || (c.held > 0 && c.held+size > c.srv.limits.WindowBytes)) {
 		c.room.Wait()
 	}
 	if c.end != "" {
 		return nil, os.ErrDeadlineExceeded
 	}
-	place := &c.slots[c.tail%uint64(len(c.slots))]
-	if *place == nil {
-		s := new(slot)
-		s.complete = func(_ uint64, err error) { c.complete(s, err) }
-		*place = s
+	if !p.again {
+		// A client must not give an id to another publish before the first is acknowledged (2.3.1-2); else it could not tell which of
+		// them the PUBACK is for, and would delete the wrong one. With DUP it is the same publish once more (4.4): each is answered.
+		for other := c.first; other != nil; other = other.next {
+			if other.packet == p.id {
+				return nil, violation{reasonInUse}
+			}
+		}
 	}
-	s := *place
-	s.packet, s.size, s.committed, s.counted, s.begun = p.id, size, false, false, time.Now()
-	c.tail++
+	s := c.srv.slots.Get().(*slot)
+	s.owner, s.next, s.packet, s.size, s.committed, s.counted, s.begun = c, nil, p.id, size, false, false, time.Now()
+	if c.last == nil {
+		c.first = s
+	} else {
+		c.last.next = s
+	}
+	c.last = s
+	c.flight++
 	c.held += size
+	c.warm = true
 	return s, nil
 }
 
 // complete is what the journal calls once a publish is durable, or will not be. It runs in the journal's goroutine.
 func (c *session) complete(s *slot, err error) {
+	c.srv.queue.gone(s.size)
+	c.traffic.committed(s, err)
 	if err != nil {
 		c.srv.log.Error("commit failed; the session ends without acknowledgement", "gateway", c.id.gateway, "error", err)
 		c.srv.metrics.failed.Inc()
-		c.traffic.committed(s, err)
 		c.fail()
 		return
 	}
-	c.traffic.committed(s, nil)
 	c.mu.Lock()
 	s.committed = true
 	c.srv.metrics.commit.Observe(time.Since(s.begun).Seconds())
-	if s == c.slots[c.head%uint64(len(c.slots))] {
-		c.work.Signal() // PUBACKs go out in the order of receipt: only the first in line wakes the writer
+	if s == c.first {
+		c.kick() // PUBACKs go out in the order of receipt: only the first in line starts the writer
 	}
 	c.mu.Unlock()
 }

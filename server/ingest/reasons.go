@@ -19,11 +19,14 @@ const (
 	reasonPending        = "too many connections wait for their CONNECT"
 	reasonSessions       = "too many sessions"
 	reasonDraining       = "server is draining"
+	reasonOverload       = "server is overloaded"
+	reasonGeneration     = "session cannot be counted among those of other nodes"
 
 	reasonQoS0     = "QoS 0 publishes are not part of the profile"
 	reasonQoS2     = "QoS 2 is not part of the profile"
 	reasonRetain   = "retain is not part of the profile"
 	reasonPacketID = "packet id is 0"
+	reasonInUse    = "packet id is in use"
 
 	reasonSystem  = "topic begins with $"
 	reasonTopic   = "topic is not part of the profile"
@@ -62,7 +65,7 @@ const (
 	endSlow       = "slow"       // the gateway did not read what we sent
 	endRefused    = "refused"    // a Refused event says what
 	endExpired    = "expired"    // the certificate's NotAfter
-	endTakeover   = "takeover"   // a newer connection of the same identity
+	endTakeover   = "takeover"   // a newer connection of the same identity, here or at another node
 	endRevoked    = "revoked"    // the registry no longer admits the gateway, or not this board of it
 	endBlind      = "blind"      // the registry could not be asked for too long
 	endDraining   = "draining"   // the server is stopping

@@ -247,7 +247,7 @@ func (a *act) enter(frame seal.Header, data []byte) error {
 		a.order = append(a.order, frame.Sealing)
 	}
 	by := bearer{gateway: a.card.Gateway, session: a.event, actor: a.card.Actor, peer: a.card.Peer, verdict: p.verdict}
-	e, err := by.publish(a.Journal.NextID(), frame, data, a.now)
+	e, err := by.publish(a.Journal.NextID(), frame, seal.FrameHash(data), data, a.now)
 	a.frames = append(a.frames, e)
 	return err
 }

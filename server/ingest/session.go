@@ -33,32 +33,45 @@ type session struct {
 	key     string
 
 	traffic *traffic
+	source  *source
 	asked   atomic.Bool // it has subscribed to all its down topics
 
 	// Of the reader alone.
 	sealings map[[16]byte]sealing
 	silence  time.Duration // longest time until a whole packet has arrived
 	scratch  [5]byte
+	bucket   bucket
 
-	mu     sync.Mutex
-	room   sync.Cond // the reader waits: a slot of the window, or space in out
-	work   sync.Cond // the writer waits: something to send, or the end
-	slots  []*slot   // ring; a slot is made when its place is used for the first time
-	head   uint64    // first slot not answered
-	tail   uint64    // next slot to use
-	held   int       // bytes of the slots in use
-	out    []byte    // packets other than PUBACK
-	end    string    // why the session ends; "" while it lives
-	hard   bool      // nothing more is read or written
-	failed bool      // commits that are under way are not waited for
-	opened time.Time // zero until admitted and journaled
-	event  audit.EventID
+	line line // of srv.queue
+	rest rest
+
+	mu         sync.Mutex
+	room       sync.Cond // the reader waits: a place in the window, or space in out
+	work       sync.Cond // run waits: the writer has ended, or the session has
+	first      *slot     // publishes that are not answered, in the order of receipt
+	last       *slot
+	flight     int       // how many
+	held       int       // and their bytes
+	answered   uint64    // publishes
+	out        []byte    // packets other than PUBACK
+	writing    bool      // there is a writer
+	warm       bool      // it has buffers that can be released
+	armed      time.Time // when the reader began to wait for the next packet
+	hinted     time.Time // when it was last told of an overload
+	end        string    // why the session ends; "" while it lives
+	hard       bool      // nothing more is read or written
+	failed     bool      // commits that are under way are not waited for
+	opened     time.Time // zero until admitted and journaled
+	generation int64     // among the gateway's sessions of all nodes; 0 until it is counted
+	event      audit.EventID
 
 	done chan struct{} // closed when nothing of the session is left
 }
 
 // slot is a publish that waits for its commit.
 type slot struct {
+	owner     *session
+	next      *slot
 	packet    uint16
 	size      int
 	committed bool
@@ -66,6 +79,12 @@ type slot struct {
 	lane      telemetry.Lane
 	begun     time.Time
 	complete  func(seq uint64, err error) // bound to this slot; made once
+}
+
+func newSlot() any {
+	s := new(slot)
+	s.complete = func(_ uint64, err error) { s.owner.complete(s, err) }
+	return s
 }
 
 // maxOut is how many bytes of answers other than PUBACKs may wait for a slow peer before its packets are no longer read. A single
@@ -109,7 +128,7 @@ func (s *Server) ServeConn(ctx context.Context, conn net.Conn, state tls.Connect
 	stopWatch := context.AfterFunc(ctx, func() { c.stop(endDraining, true) })
 	defer stopWatch()
 	if reason := s.knock(c); reason != "" {
-		c.refused(ctx, reason, id.gateway, nil)
+		c.turnedAway(reason)
 		return
 	}
 	hello, err := c.readConnect()
@@ -154,7 +173,7 @@ func (c *session) readConnect() (connect, error) {
 	if !c.arm(c.srv.limits.Connect) {
 		return connect{}, os.ErrDeadlineExceeded
 	}
-	h, err := readHeader(c.conn, &c.scratch)
+	h, err := readHeader(c.conn, &c.scratch, 0)
 	if err != nil {
 		return connect{}, err
 	}
@@ -225,7 +244,13 @@ func (c *session) run(ctx context.Context, hello connect) {
 	c.traffic = s.trafficOf(c.id.gateway)
 	code, reason := s.admit(ctx, c)
 	defer s.leave(c)
-	if code != connackAccepted {
+	switch {
+	case code == connackAccepted:
+	case reason == reasonSessions, reason == reasonOverload:
+		c.turnedAway(reason)
+		c.answerConnect(code)
+		return
+	default:
 		c.refused(ctx, reason, c.id.gateway, map[string]string{"packet": "CONNECT"})
 		c.answerConnect(code)
 		return
@@ -237,28 +262,27 @@ func (c *session) run(ctx context.Context, hello connect) {
 	if asked := time.Duration(hello.keepAlive) * time.Second; asked > 0 && asked < s.limits.KeepAlive {
 		c.silence = asked * 3 / 2
 	}
-	c.slots = make([]*slot, s.limits.Window)
 	c.sealings = make(map[[16]byte]sealing)
 	for lane := range c.topics {
 		c.topics[lane] = telemetry.UpTopic(c.id.gateway, telemetry.Lane(lane))
 	}
 	c.key = telemetry.KeyTopic(c.id.gateway)
+	c.source = s.sourceOf(c.peer)
+	defer s.unsource(c.peer)
 	c.mu.Lock()
-	c.out = appendConnack(c.out, connackAccepted)
+	c.out, c.warm = appendConnack(c.out, connackAccepted), true
+	c.kick()
 	c.mu.Unlock()
-
-	written := make(chan struct{})
-	go func() {
-		defer close(written)
-		defer c.fault()
-		c.write()
-	}()
 	func() {
 		defer c.fault()
 		c.stop(c.read(ctx), false)
 	}()
 	linger := time.AfterFunc(s.limits.Linger, func() { c.stop("", true) })
-	<-written
+	c.mu.Lock()
+	for !c.flushed() {
+		c.work.Wait()
+	}
+	c.mu.Unlock()
 	linger.Stop()
 	c.hangUp()
 	_ = c.conn.Close()
@@ -268,9 +292,13 @@ func (c *session) run(ctx context.Context, hello connect) {
 // fault turns a panic of one of the connection's goroutines into its end.
 func (c *session) fault() {
 	if p := recover(); p != nil {
-		c.srv.log.Error("fault in a session", "gateway", c.id.gateway, "stack", string(debug.Stack()))
-		c.stop(endError, true)
+		c.faulted()
 	}
+}
+
+func (c *session) faulted() {
+	c.srv.log.Error("fault in a session", "gateway", c.id.gateway, "stack", string(debug.Stack()))
+	c.stop(endError, true)
 }
 
 // admit registers the session, cuts an older one of the same gateway, asks the registry and journals the opening. The session is
@@ -285,6 +313,9 @@ func (s *Server) admit(ctx context.Context, c *session) (code byte, reason strin
 	case older == nil && len(s.sessions) >= s.limits.Sessions:
 		s.mu.Unlock()
 		return connackUnavailable, reasonSessions
+	case s.overloaded.Load():
+		s.mu.Unlock() // an older session of the gateway goes on
+		return connackUnavailable, reasonOverload
 	}
 	s.sessions[c.id.gateway] = c
 	s.mu.Unlock()
@@ -298,6 +329,15 @@ func (s *Server) admit(ctx context.Context, c *session) (code byte, reason strin
 		case <-ctx.Done():
 		}
 	}
+	// Counted once the older one is gone and before the registry is asked: of two connections to two nodes the later one to prove itself stays.
+	generation, err := s.fences.Bump(ctx, c.id.gateway)
+	if err != nil {
+		s.log.Error("session cannot be counted; a gateway is turned away", "gateway", c.id.gateway, "error", err)
+		return connackUnavailable, reasonGeneration
+	}
+	c.mu.Lock()
+	c.generation = generation
+	c.mu.Unlock()
 	held, retired := (*registry.HeldError)(nil), (*registry.RetiredError)(nil)
 	// Asked twice: look may have stored the answer to a change that came between our first answer and our storing it. The second answer is
 	// newer than that, and a change after it is look's again.
@@ -388,6 +428,7 @@ func (c *session) stop(reason string, hard bool) {
 	} else if !c.hard {
 		_ = c.conn.SetReadDeadline(past)
 	}
+	c.srv.queue.end(&c.line)
 	c.room.Broadcast()
 	c.work.Broadcast()
 }
@@ -400,7 +441,9 @@ func (c *session) arm(within time.Duration) bool {
 	if c.end != "" {
 		return false
 	}
-	return c.conn.SetReadDeadline(time.Now().Add(within)) == nil
+	c.armed = time.Now()
+	c.rest.Store(restWaiting)
+	return c.conn.SetReadDeadline(c.armed.Add(within)) == nil
 }
 
 func (c *session) armWrite() bool {

@@ -2,6 +2,7 @@ package ingest
 
 import (
 	"runtime"
+	"sync"
 	"time"
 
 	"wardlink/telemetry"
@@ -16,7 +17,7 @@ func (c *session) send(packet []byte) {
 		c.room.Wait()
 	}
 	c.out = append(c.out, packet...)
-	c.work.Signal()
+	c.kick()
 }
 
 // offer queues a packet unless the peer leaves too much unread; then it tells so.
@@ -27,88 +28,113 @@ func (c *session) offer(packet []byte) bool {
 		return false
 	}
 	c.out = append(c.out, packet...)
-	c.work.Signal()
+	c.kick()
 	return true
 }
 
-// hint asks a gateway that subscribed to stay away for some time once this connection has ended.
-func (c *session) hint(after time.Duration) {
+// hint asks a gateway that subscribed to stay away for some time once this connection has ended. It tells whether the hint is on its way.
+func (c *session) hint(after time.Duration) bool {
 	if !c.asked.Load() {
-		return
+		return false
 	}
-	if body, err := telemetry.EncodeHint(telemetry.Hint{After: after}); err == nil {
-		c.offer(appendPublish(nil, telemetry.DownTopic(c.id.gateway, telemetry.DocHint), body))
-	}
+	body, err := telemetry.EncodeHint(telemetry.Hint{After: after})
+	return err == nil && c.offer(appendPublish(nil, telemetry.DownTopic(c.id.gateway, telemetry.DocHint), body))
 }
 
 // What hints ask for. Gateways come back after between half and the whole of it.
 const (
-	hintUnable = 30 * time.Second // nothing can be journaled
+	hintUnable = 30 * time.Second // nothing can be journaled, or not in time
 	hintLeast  = 2 * time.Second  // at a stop: a start takes as long
 	// hintEach is added for each session at a stop, so that no more than 200 a second come back: with TLS, the registry's answer and the
 	// journal's fsync a core admits some five times as many.
 	hintEach = 10 * time.Millisecond
+	// hintAgain is how long a hint of overload is left alone. An agent counts one for a minute.
+	hintAgain = 40 * time.Second
 )
 
-// write sends what is ready, as much as there is in one write, until the session has ended and is answered, or is cut.
+// kick starts the writer when there is something to send and none is under way: a session that is idle has no goroutine for it. The
+// caller holds mu.
+func (c *session) kick() {
+	if !c.writing && !c.hard && c.sendable() {
+		c.writing = true
+		go c.write()
+	}
+}
+
+// sendable says whether there is something to send. The caller holds mu.
+func (c *session) sendable() bool { return len(c.out) > 0 || c.ready() }
+
+// outs are buffers for what is written: sessions have one while they write.
+var outs = sync.Pool{New: func() any { b := make([]byte, 0, 512); return &b }}
+
+// write sends what is ready, as much as there is in one write, until there is no more or the session is cut.
 func (c *session) write() {
-	var spare []byte
+	defer c.written()
+	buf := outs.Get().(*[]byte)
 	for {
-		packets := c.take(spare)
+		// A group commit completes many publishes in a row. Let the journal's goroutine get through them before we pay for a TLS record
+		// that acknowledges only the first.
+		runtime.Gosched()
+		packets := c.take((*buf)[:0])
 		if packets == nil || !c.armWrite() {
-			return
+			break
 		}
 		if _, err := c.conn.Write(packets); err != nil {
 			c.stop(endSlow, true)
-			return
+			break
 		}
-		spare = packets[:0]
-		if cap(spare) > maxOut {
-			spare = nil // a configuration was in it; idle connections keep little
+		if cap(packets) <= maxOut { // else a configuration was in it
+			*buf = packets[:0]
 		}
 	}
+	outs.Put(buf)
 }
 
-// take waits for something to send and gives it, built in spare: first the answers, then the PUBACKs of the publishes at the head
-// of the window that are durable. nil means the end.
+// written ends a writer, also one that panicked.
+func (c *session) written() {
+	if p := recover(); p != nil {
+		c.faulted()
+	}
+	c.mu.Lock()
+	c.writing = false
+	c.kick() // what became ready since take found nothing
+	c.work.Broadcast()
+	c.mu.Unlock()
+}
+
+// take gives what is ready, built in spare: first the answers, then the PUBACKs of the publishes at the head of the window that are
+// durable. nil: there is nothing, or nothing may be sent any more.
 func (c *session) take(spare []byte) []byte {
-	yielded := false
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for {
-		ready := len(c.out) > 0 || c.ready()
-		switch {
-		case c.hard, c.end != "" && !ready && (c.failed || c.head == c.tail):
-			return nil
-		case !ready:
-			c.work.Wait()
-			yielded = false
-		case !yielded && c.end == "":
-			// A group commit completes many publishes in a row. Let the journal's goroutine get through them before we pay for
-			// a TLS record that acknowledges only the first.
-			yielded = true
-			c.mu.Unlock()
-			runtime.Gosched()
-			c.mu.Lock()
-		default:
-			packets := append(spare, c.out...)
-			c.out = nil
-			for c.ready() {
-				s := c.slots[c.head%uint64(len(c.slots))]
-				packets = appendPuback(packets, s.packet)
-				c.held -= s.size
-				c.head++
-				c.srv.metrics.acknowledged.Inc()
-			}
-			c.room.Signal()
-			return packets
-		}
+	if c.hard || !c.sendable() {
+		return nil
 	}
+	packets := append(spare, c.out...)
+	c.out = nil
+	for c.ready() {
+		s := c.first
+		packets = appendPuback(packets, s.packet)
+		if c.first = s.next; c.first == nil {
+			c.last = nil
+		}
+		c.held -= s.size
+		c.flight--
+		c.answered++
+		c.srv.metrics.acknowledged.Inc()
+		s.owner, s.next = nil, nil
+		c.srv.slots.Put(s)
+	}
+	c.room.Signal()
+	return packets
 }
 
 // ready reports whether the first publish in line is durable. The caller holds mu.
-func (c *session) ready() bool {
-	return c.head != c.tail && c.slots[c.head%uint64(len(c.slots))].committed
+func (c *session) ready() bool { return c.first != nil && c.first.committed }
+
+// flushed reports whether nothing is left to be sent, or to wait for. The caller holds mu.
+func (c *session) flushed() bool {
+	return !c.writing && (c.hard || !c.sendable() && (c.failed || c.first == nil))
 }
 
 // refusalPacket is the down/refused document for a batch.
