@@ -104,6 +104,12 @@ const (
 	SalvagedFormer = "salvaged, former board" // sealed by a board that was replaced since
 )
 
+// Ingest nodes: an operator made one a part of this server, or ended that; Detail of the first holds its key's hash and its database login.
+const (
+	NodeAdded   Type = "node.added"
+	NodeRemoved Type = "node.removed"
+)
+
 // What becomes of alerts.
 const (
 	AlertRaised      Type = "alert.raised"        // an alert opened, or its severity rose; Target is type/subject, Detail holds id and severity

@@ -18,8 +18,8 @@ func (s *Server) openAlerts() (err error) {
 		return err
 	}
 	s.watch, err = watch.New(watch.Config{
-		Alerts: s.alerts, Memory: s.alerts, Ingest: s.ingest, Registry: s.registry, Records: s.records, Retention: s.records, Journal: s.journal,
-		Log: s.log, LogStats: s.translog.Stats, Limits: s.cfg.Alerts.Limits, BackupStamp: s.cfg.Alerts.BackupStamp,
+		Alerts: s.alerts, Memory: s.alerts, Ingest: s.everywhere(), Registry: s.registry, Records: s.records, Retention: s.records, Journal: s.journal,
+		Log: s.log, LogStats: s.logStats, Limits: s.cfg.Alerts.Limits, BackupStamp: s.cfg.Alerts.BackupStamp,
 		Terms: s.watchedTerms, Configurations: s.watchedConfigs,
 		CA: func() watch.CA {
 			h := s.ca.Health()
@@ -27,12 +27,17 @@ func (s *Server) openAlerts() (err error) {
 		},
 		Vouched:  func() bool { return s.clock.State().Vouched },
 		Unproven: s.unproven,
-		Places: []watch.Place{
-			{Name: "server directory", Path: s.dir}, {Name: "database", Path: filepath.Dir(databaseFile(s.dir))},
-			{Name: "journal", Path: journalDir(s.dir)}, {Name: "log", Path: logDir(s.dir)},
-		},
+		Places:   append([]watch.Place{{Name: "server directory", Path: s.dir}, {Name: "log", Path: logDir(s.dir)}}, s.storePlaces()...),
 	})
 	return err
+}
+
+// storePlaces are where journal and database lie. PostgreSQL's disks are watched by whoever runs it: it may be on another machine.
+func (s *Server) storePlaces() []watch.Place {
+	if s.cfg.Database != "" {
+		return nil
+	}
+	return []watch.Place{{Name: "database", Path: filepath.Dir(databaseFile(s.dir))}, {Name: "journal", Path: journalDir(s.dir)}}
 }
 
 // runAlerts watches and delivers until ctx ends.

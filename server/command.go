@@ -6,16 +6,26 @@ import (
 	"database/sql"
 	"encoding/binary"
 	"errors"
+	"slices"
 	"time"
 
 	"wardlink/audit"
+	"wardlink/server/node"
 	"wardlink/server/registry"
 	"wardlink/server/sqldb"
 )
 
-// openBeside opens the database of dir for a command that works beside the server: registry and outbox.
+// openBeside opens the database of dir for a command that works beside the server: registry, nodes and outbox.
 func openBeside(dir string) (*sqldb.DB, error) {
-	return sqldb.OpenBeside(databaseFile(dir), append(sqldb.OutboxMigrations(), registry.Migrations()...)...)
+	c, err := LoadConfig(dir)
+	if err != nil {
+		return nil, err
+	}
+	path, err := c.database(dir)
+	if err != nil {
+		return nil, err
+	}
+	return sqldb.OpenBeside(path, slices.Concat(sqldb.OutboxMigrations(), registry.Migrations(), node.Migrations())...)
 }
 
 // leave puts an event of a command into the outbox: the journal is the running server's alone, the database is not. also, where it is not

@@ -37,6 +37,13 @@ type Config struct {
 	// ExpiredGrace is how long after its end a gateway's certificate is admitted while the CA cannot issue; 0 is never, 72h the most.
 	ExpiredGrace Span `yaml:"expired_grace"`
 
+	// Database is a PostgreSQL database, postgres://user@host/name without a password; default: SQLite in the server's directory. The
+	// password is in DIR/keys/database.password or a systemd credential (see dsn).
+	Database string   `yaml:"database"`
+	Services Services `yaml:"services"` // of the process that runs on this directory, unless its command says others; default: all
+	Server   []string `yaml:"server"`   // of an ingest node: addresses of the gateways' port of the server that it belongs to
+	Health   string   `yaml:"health"`   // of an ingest node: listen address for a balancer's checks, plain HTTP; default: none
+
 	Log       string          `yaml:"log"`       // text (default) or json
 	Alerts    alerts.Settings `yaml:"alerts"`    // targets, and when the watchers raise; without targets alerts are rows and events alone
 	Retention Retention       `yaml:"retention"` // how long each class is kept; see retention.go for the defaults
@@ -135,6 +142,9 @@ func (c Config) Check() error {
 		if n, perr := strconv.ParseUint(port, 10, 16); err != nil || perr != nil || n > 65535 {
 			return fmt.Errorf("%s: %q; expected address:port such as :8883 or 10.1.2.3:8883", key, addr)
 		}
+	}
+	if err := c.checkParts(); err != nil {
+		return err
 	}
 	if err := c.Retention.Check(); err != nil {
 		return err

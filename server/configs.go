@@ -73,11 +73,17 @@ func (s *Server) runPushes(ctx context.Context) error {
 func (s *Server) openConfigs() {
 	s.pushes = newPusher()
 	s.configs = &api.Configs{
-		DB: s.db, Outbox: s.outbox, Registry: s.registry, Key: s.keys.Config, Log: s.successor(), Now: time.Now, Changed: s.pushes.add,
+		DB: s.db, Outbox: s.outbox, Registry: s.registry, Key: s.keys.Config, Log: s.successor(), Now: time.Now, Changed: s.configured,
 		States: func(ctx context.Context, gateway string) (map[string]records.ConfigState, error) {
 			return s.records.ConfigStates(ctx, gateway)
 		},
 	}
+}
+
+// configured has the documents of gateways sent anew, at this process and at every node.
+func (s *Server) configured(gateways []string) {
+	s.pushes.add(gateways)
+	s.nodes.changes.Add(gateways)
 }
 
 // documents are what a gateway is sent at its SUBSCRIBE and when they change.

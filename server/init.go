@@ -25,6 +25,7 @@ import (
 	"wardlink/server/ca"
 	"wardlink/server/journal"
 	"wardlink/server/keys"
+	"wardlink/server/node"
 	"wardlink/server/records"
 	"wardlink/server/registry"
 	"wardlink/server/sqldb"
@@ -51,6 +52,7 @@ type InitOptions struct {
 	Config     Config
 	Passphrase string   // of the recovery file; at least 16 characters
 	Operator   string   // name of the first operator
+	Password   string   // of the database's login, where Config names PostgreSQL; "": it needs none
 	EKTrust    []string // PEM files of TPM vendors' roots and intermediates, copied into DIR/ek-trust
 }
 
@@ -84,7 +86,12 @@ func Init(ctx context.Context, o InitOptions) error {
 	if err := writeTrust(ekTrustDir(o.Dir), trust); err != nil {
 		return fmt.Errorf("init: %w", err)
 	}
-	if err := createStores(o.Dir); err != nil {
+	if o.Password != "" {
+		if err := durable.WriteFile(filepath.Join(o.Dir, passwordFile), []byte(o.Password+"\n"), 0o600); err != nil {
+			return fmt.Errorf("init: %w", err)
+		}
+	}
+	if err := createStores(o.Dir, o.Config); err != nil {
 		return fmt.Errorf("init: %w", err)
 	}
 	if err := durable.WriteFile(filepath.Join(o.Dir, ConfigFile), configText(o.Config), 0o644); err != nil {
@@ -94,7 +101,7 @@ func Init(ctx context.Context, o InitOptions) error {
 	return err
 }
 
-func createStores(dir string) error {
+func createStores(dir string, c Config) error {
 	k, err := keys.Open(dir)
 	if err != nil {
 		return err
@@ -103,18 +110,24 @@ func createStores(dir string) error {
 	if err != nil {
 		return fmt.Errorf("log key: %w", err)
 	}
-	if err := sqldb.Create(databaseFile(dir), migrations()...); err != nil {
+	path, err := c.database(dir)
+	if err != nil {
 		return err
 	}
-	if err := journal.Create(journalConfig(dir)); err != nil {
+	if err := sqldb.Create(path, migrations()...); err != nil {
 		return err
+	}
+	if c.Database == "" {
+		if err := journal.Create(journalConfig(dir)); err != nil {
+			return err
+		}
 	}
 	return translog.Create(translog.Config{Dir: logDir(dir), Origin: signer.Name(), Signer: signer})
 }
 
 func migrations() []sqldb.Migration {
 	var all []sqldb.Migration
-	for _, m := range [][]sqldb.Migration{sqldb.OutboxMigrations(), registry.Migrations(), records.Migrations(), api.Migrations(), alerts.Migrations(), restoreMigrations()} {
+	for _, m := range [][]sqldb.Migration{sqldb.OutboxMigrations(), registry.Migrations(), records.Migrations(), api.Migrations(), alerts.Migrations(), restoreMigrations(), node.Migrations()} {
 		all = append(all, m...)
 	}
 	return all
@@ -161,6 +174,12 @@ func configText(c Config) []byte {
 		fmt.Fprintf(&b, "  - %q\n", n)
 	}
 	fmt.Fprintf(&b, "\n# Listen addresses. Nothing else is opened.\ngateways: %q\nhospital: %q\noperators: %q\n", c.Gateways, c.Hospital, c.Operators)
+	if c.Database != "" {
+		fmt.Fprintf(&b, "\n# PostgreSQL; its password is in %s.\ndatabase: %q\n", passwordFile, c.Database)
+		if c.Services != nil {
+			fmt.Fprintf(&b, "\n# What 'wardlink-server run' runs here; sessions are then taken by ingest nodes ('wardlink-server node add').\nservices: [%s]\n", strings.Join(c.Services, ", "))
+		}
+	}
 	fmt.Fprintf(&b, "\n# The hospital's own certificate for FHIR; without it one of our CA is used.\n# hospital_tls: {cert: /path/fhir.crt, key: /path/fhir.key}\n")
 	fmt.Fprintf(&b, "\n# Where alerts go; docs/ALERTS.md has all keys.\n# alerts:\n#   targets:\n#     - {name: pager, webhook: \"https://pager.example/wardlink\", secret_file: /etc/wardlink/pager.secret, minimum: critical}\n#     - {name: siem, syslog: \"tls://siem.example:6514\"}\n")
 	fmt.Fprintf(&b, "\n# While the CA cannot issue, gateways are admitted so long after their certificates' end; 0 is never, 72h the most.\nexpired_grace: %s\n", c.ExpiredGrace)

@@ -30,9 +30,9 @@ func (s *Server) openListeners() (err error) {
 		{"hospital", s.cfg.Hospital, &s.listeners.hospital},
 		{"operators", s.cfg.Operators, &s.listeners.operators},
 	} {
-		ln, err := listener.Listen(l.addr)
+		ln, err := listenAt(s.dir, l.key, l.addr)
 		if err != nil {
-			return fmt.Errorf("%s: %w; change '%s:' in %s or end the program that holds the port", l.key, err, l.key, filepath.Join(s.dir, ConfigFile))
+			return err
 		}
 		*l.into = ln
 		s.closers = append(s.closers, func() error {
@@ -46,36 +46,20 @@ func (s *Server) openListeners() (err error) {
 }
 
 func (s *Server) serveGateways(ctx context.Context) error {
-	cert := s.cert("ingest")
-	// Sessions outlive ctx until they are drained: what is journaled is still answered.
-	sessions, cut := context.WithCancel(context.WithoutCancel(ctx))
-	defer cut()
-	port := &gatewayPort{
-		doorway: doorway{
-			ln: s.listeners.gateways, tls: gatewaysTLS(cert.get, s.keys.Root, s.ingest.VerifyConnection),
-			refuse: s.ingest.Refusals().Add, log: s.log,
-		},
-		mqtt: func(_ context.Context, conn net.Conn, state tls.ConnectionState) {
-			s.ingest.ServeConn(sessions, conn, state)
-		},
-		http: &http.Server{
-			Handler: s.gatewayHTTP(), ReadHeaderTimeout: 10 * time.Second, ReadTimeout: time.Minute, WriteTimeout: 2 * time.Minute,
-			IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10, ErrorLog: quietHTTP(s.log),
-		},
+	e := endpoint{
+		ln: s.listeners.gateways, cert: s.cert("ingest").get, root: s.keys.Root, ingest: s.ingest, http: s.gatewayHTTP(), mqtt: s.parts.Has(ServiceIngest),
+		log: s.log,
 	}
-	ctx, stop := context.WithCancel(ctx)
-	defer stop()
-	drained := make(chan error, 1)
-	go func() {
-		<-ctx.Done()
-		limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTime)
-		defer cancel()
-		drained <- s.ingest.Drain(limited)
-		cut()
-	}()
-	err := port.run(ctx) // returns when the last session has ended
-	stop()               // also when the port failed by itself
-	return errors.Join(err, <-drained)
+	return e.serve(ctx)
+}
+
+// listenAt binds the address of a key of the configuration.
+func listenAt(dir, key, addr string) (net.Listener, error) {
+	ln, err := listener.Listen(addr)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w; change '%s:' in %s or end the program that holds the port", key, err, key, filepath.Join(dir, ConfigFile))
+	}
+	return ln, nil
 }
 
 // gatewayHTTP is what gateways ask beside MQTT: the time, whether they were seen, and enrolment.
@@ -85,9 +69,9 @@ func (s *Server) gatewayHTTP() http.Handler {
 	mux.HandleFunc("GET "+enroll.SeenPath, s.seen)
 	mux.HandleFunc("POST "+enroll.WipedPath, s.wiped)
 	mux.Handle("/", s.ca)
-	return versioned(mux, telemetry.Spoken(), func(peer string) {
+	return s.nodePort(versioned(mux, telemetry.Spoken(), func(peer string) {
 		s.refused(peer, "agent and server have no protocol version in common")
-	})
+	}))
 }
 
 // refused counts a refusal of a peer at the gateways' port, an address with its port, that has proven nothing.
@@ -100,9 +84,11 @@ func (s *Server) refused(peer, reason string) {
 }
 
 // roots is what chains end in.
-func (s *Server) roots() *x509.CertPool {
+func (s *Server) roots() *x509.CertPool { return poolOf(s.keys.Root) }
+
+func poolOf(root *x509.Certificate) *x509.CertPool {
 	pool := x509.NewCertPool()
-	pool.AddCert(s.keys.Root)
+	pool.AddCert(root)
 	return pool
 }
 

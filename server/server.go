@@ -17,7 +17,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/sync/errgroup"
 
 	"wardlink/audit"
@@ -37,10 +36,11 @@ import (
 	"wardlink/server/translog"
 )
 
-// Server is every service in one process.
+// Server is one process of a server: every service, those of the main process, or a worker's. An ingest node is a Node.
 type Server struct {
 	dir     string
 	cfg     Config
+	parts   Services
 	keys    *keys.Keys
 	log     *slog.Logger
 	started time.Time
@@ -50,8 +50,9 @@ type Server struct {
 	outbox   *sqldb.Outbox
 	registry *registry.Registry
 	ca       *ca.CA
-	ingest   *ingest.Server
-	translog *translog.Log
+	ingest   *ingest.Server               // always there in a process with ports: it proves identities; MQTT is served with the service alone
+	nodes    fleet                        // the ingest nodes
+	translog atomic.Pointer[translog.Log] // nil while another process writes the log
 	records  *records.Records
 	alerts   *alerts.Alerts
 	watch    *watch.Watch
@@ -74,11 +75,25 @@ type Server struct {
 // drainTime is how long the listeners have to end after SIGTERM.
 const drainTime = 10 * time.Second
 
-// New opens everything in a server's directory and binds the listeners, so that whatever is wrong is said before the first gateway is
-// let in.
-func New(dir string, log *slog.Logger) (*Server, error) {
+// New opens what the services of this process need in a server's directory, those of its configuration or all if none are named, and
+// binds their listeners, so that whatever is wrong is said before the first gateway is let in. Keys of other services are not read.
+func New(dir string, log *slog.Logger, services ...string) (*Server, error) {
 	s := &Server{dir: dir, log: log, started: time.Now()}
-	for _, step := range []func() error{s.openConfig, s.openStores, s.openServices, s.openListeners} {
+	var err error
+	if s.cfg, err = LoadConfig(dir); err != nil {
+		return nil, err
+	}
+	if s.parts, err = s.cfg.run(services); err != nil {
+		return nil, fmt.Errorf("config %s: %w", filepath.Join(dir, ConfigFile), err)
+	}
+	steps := []func() error{s.openKeys, s.openStores, s.openServices, s.openListeners}
+	switch {
+	case s.parts.Node():
+		return nil, errors.New("an ingest node is made by NewNode")
+	case s.parts.worker():
+		steps = []func() error{s.openWorkerKeys, s.openStores, s.openWorker}
+	}
+	for _, step := range steps {
 		if err := step(); err != nil {
 			return nil, errors.Join(err, s.close())
 		}
@@ -86,10 +101,7 @@ func New(dir string, log *slog.Logger) (*Server, error) {
 	return s, nil
 }
 
-func (s *Server) openConfig() (err error) {
-	if s.cfg, err = LoadConfig(s.dir); err != nil {
-		return err
-	}
+func (s *Server) openKeys() error {
 	renewed, err := keys.RenewAttestation(s.dir, s.cfg.TrustDomain, time.Now())
 	if err != nil {
 		return err
@@ -111,20 +123,26 @@ func journalConfig(dir string) journal.Config {
 }
 
 func (s *Server) openStores() (err error) {
-	jc := journalConfig(s.dir)
-	jc.Log, jc.Retention = s.log, time.Duration(s.cfg.Retention.Batches)
-	if s.journal, err = journal.Open(jc); err != nil {
+	if s.journal, err = openJournal(s.dir, s.cfg, s.log); err != nil {
 		return err
 	}
 	s.closers = append(s.closers, s.journal.Close)
-	if s.db, err = sqldb.OpenConfig(sqldb.Config{Path: databaseFile(s.dir), Migrations: migrations(), Log: s.log, Progress: upgrading, Upgraded: s.upgraded}); err != nil {
+	path, err := s.cfg.database(s.dir)
+	if err != nil {
+		return err
+	}
+	if s.db, err = sqldb.OpenConfig(sqldb.Config{Path: path, Migrations: migrations(), Log: s.log, Progress: upgrading, Upgraded: s.upgraded}); err != nil {
 		return err
 	}
 	s.closers = append(s.closers, s.db.Close)
 	if s.outbox, err = sqldb.NewOutbox(s.db, s.journal, nil); err != nil {
 		return err
 	}
-	s.registry, err = registry.New(registry.Config{DB: s.db, Outbox: s.outbox, Changed: func() { s.ingest.Nudge() }})
+	s.registry, err = registry.New(registry.Config{DB: s.db, Outbox: s.outbox, Changed: func() {
+		if s.ingest != nil {
+			s.ingest.Nudge()
+		}
+	}})
 	return err
 }
 
@@ -143,19 +161,11 @@ func (s *Server) upgraded(tx *sql.Tx, u sqldb.Upgrade) error {
 }
 
 func (s *Server) openServices() (err error) {
-	signer, err := note.NewSigner(s.keys.LogSigner)
-	if err != nil {
-		return fmt.Errorf("log key: %w", err)
-	}
-	s.translog, err = translog.Open(translog.Config{
-		Dir: logDir(s.dir), Origin: signer.Name(), Signer: signer, Journal: s.journal, Log: s.log,
-		PackAfter: time.Duration(s.cfg.Retention.Pack),
-	})
-	if err != nil {
+	if err := s.openLog(); err != nil {
 		return err
 	}
-	s.closers = append(s.closers, s.translog.Close)
 	s.openConfigs()
+	s.nodes = newFleet()
 	s.ingest = ingest.New(ingest.Config{
 		Journal: s.journal, Registry: s.registry, TrustDomain: s.cfg.TrustDomain, Roots: s.roots(), Log: s.log,
 		Grace: ingest.Grace{For: time.Duration(s.cfg.ExpiredGrace), CA: func() (bool, time.Time) { h := s.ca.Health(); return h.Well, h.Since }},
@@ -164,11 +174,7 @@ func (s *Server) openServices() (err error) {
 	if err := s.openCA(); err != nil {
 		return err
 	}
-	if s.records, err = records.New(records.Config{
-		TrustDomain: s.cfg.TrustDomain,
-		DB:          s.db, Outbox: s.outbox, Journal: s.journal, Registry: s.registry, Key: s.keys.Records, Pseudonym: s.keys.Pseudonym, Log: s.log,
-		Retention: s.cfg.Retention.records(), Files: s.journal,
-	}); err != nil {
+	if err := s.openRecords(); err != nil {
 		return err
 	}
 	if err := s.openAlerts(); err != nil {
@@ -250,6 +256,9 @@ func loadTrust(dir string) (roots, intermediates *x509.CertPool, err error) {
 // Run serves until ctx ends. Then the listeners end first, what was journaled is opened and logged, and the stores close.
 func (s *Server) Run(ctx context.Context) (err error) {
 	defer func() { err = errors.Join(err, s.close()) }()
+	if s.parts.worker() {
+		return s.runWorker(ctx)
+	}
 	// A journal or a database that cannot be written now keeps nothing from starting: what needs them is refused until they can be, and
 	// cutting off a gateway must be possible meanwhile.
 	if err := s.outbox.Flush(ctx); err != nil {
@@ -259,7 +268,7 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	if _, ok := keys.Confirmed(s.dir); !ok {
 		s.log.Warn("nobody has proven that the recovery file opens: without it and its passphrase a lost server's data is lost; run 'wardlink-server init --confirm-recovery' once", "dir", s.dir)
 	}
-	s.log.Info("server started", "trust_domain", s.cfg.TrustDomain, "gateways", s.listeners.gateways.Addr().String(),
+	s.log.Info("server started", "trust_domain", s.cfg.TrustDomain, "services", s.parts.String(), "gateways", s.listeners.gateways.Addr().String(),
 		"hospital", s.listeners.hospital.Addr().String(), "operators", s.listeners.operators.Addr().String())
 
 	s.takeUpIssuing(ctx) // before the first handshake: the present issuing CA may have ended while the next one waits
@@ -268,8 +277,8 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	consumerCtx, stopConsumers := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopConsumers()
 	consumers, cctx := errgroup.WithContext(consumerCtx)
-	consumers.Go(func() error { return s.translog.Run(cctx) })
-	consumers.Go(func() error { return s.records.Run(cctx) })
+	consumers.Go(func() error { return s.runLog(cctx) })
+	consumers.Go(func() error { return s.runRecords(cctx) })
 	consumers.Go(func() error { return s.runAlerts(cctx) })
 
 	front, fctx := errgroup.WithContext(ctx)

@@ -45,12 +45,12 @@ func (s *Server) status(ctx context.Context) (client.Status, error) {
 	if kept.Suspended {
 		disposal = "suspended"
 	}
-	tl, notReady := s.translog.Stats(), ""
+	tl, notReady := s.logStats(), ""
 	_, unproven := s.unproven()
 	if err := s.ready(ctx); err != nil {
 		notReady = err.Error()
 	}
-	sessions := s.ingest.Sessions()
+	sessions := s.everywhere().Sessions()
 	late := 0
 	for _, one := range sessions {
 		if one.Grace {
@@ -84,7 +84,7 @@ func (s *Server) ready(ctx context.Context) error {
 	if err := s.records.Held(); err != nil {
 		return &api.NotReady{Part: "records", Err: err}
 	}
-	tl := s.translog.Stats()
+	tl := s.logStats()
 	if tl.Failing != nil {
 		return &api.NotReady{Part: "log", Err: tl.Failing}
 	}

@@ -14,6 +14,7 @@ import (
 	"sync"
 	"time"
 
+	"wardlink/internal/durable"
 	"wardlink/internal/spiffe"
 	"wardlink/server/ca"
 	"wardlink/server/keys"
@@ -38,12 +39,8 @@ func issue(k *keys.Keys, id spiffe.ID, names []string, life time.Duration, now t
 	if err != nil {
 		return issued{}, err
 	}
-	der, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		return issued{}, err
-	}
-	defer clear(der)
-	return issued{leaf: cert, chain: pemChain([]*x509.Certificate{cert, k.Issuing}), key: pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})}, nil
+	text, err := pemKey(key)
+	return issued{leaf: cert, chain: pemChain([]*x509.Certificate{cert, k.Issuing}), key: text}, err
 }
 
 func template(id spiffe.ID, key *ecdsa.PrivateKey, names []string, life time.Duration) ca.Template {
@@ -67,10 +64,12 @@ func pemChain(chain []*x509.Certificate) []byte {
 }
 
 // serviceCert is one service's TLS certificate. Its key lives in memory only and is new at every renewal: at half of its life, and when
-// there is another issuing CA.
+// there is another issuing CA. An ingest node keeps both in a file: it must serve gateways also when it starts while the CA is away.
 type serviceCert struct {
 	issue  func(ca.Template) (chain []*x509.Certificate, err error) // durably journaled when it returns
-	issuer func() *x509.Certificate                                 // the issuing CA in use
+	issuer func() *x509.Certificate                                 // the issuing CA in use; nil: nobody knows
+	sign   func(key *ecdsa.PrivateKey) ([]*x509.Certificate, error) // in issue's place, where another process holds the CA
+	file   string                                                   // where certificate and key are kept; "": nowhere
 	id     spiffe.ID
 	names  []string
 	now    func() time.Time
@@ -85,10 +84,13 @@ func (s *serviceCert) get() (*tls.Certificate, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := s.now()
+	if s.current == nil {
+		s.load()
+	}
 	// One that has not begun was made while the clock was ahead: whoever has the right time refuses it.
 	good := s.current != nil && now.Before(s.current.Leaf.NotAfter) && !now.Before(s.current.Leaf.NotBefore)
 	if good {
-		former := !bytes.Equal(s.current.Leaf.AuthorityKeyId, s.issuer().SubjectKeyId)
+		former := s.issuer != nil && !bytes.Equal(s.current.Leaf.AuthorityKeyId, s.issuer().SubjectKeyId)
 		if now.Before(s.retryAt) || now.Before(s.renewAt) && !former {
 			return s.current, nil
 		}
@@ -103,6 +105,40 @@ func (s *serviceCert) get() (*tls.Certificate, error) {
 	}
 	s.current, s.renewAt, s.retryAt = cert, now.Add(cert.Leaf.NotAfter.Sub(now)/2), time.Time{}
 	return cert, nil
+}
+
+// load takes up what a former process kept. What cannot be read is made anew.
+func (s *serviceCert) load() {
+	if s.file == "" {
+		return
+	}
+	cert, err := tls.LoadX509KeyPair(s.file, s.file)
+	if err == nil {
+		s.current, s.renewAt = &cert, cert.Leaf.NotBefore.Add(cert.Leaf.NotAfter.Sub(cert.Leaf.NotBefore)/2)
+	}
+}
+
+// keep stores the certificate and its key, before they are used.
+func (s *serviceCert) keep(chain []*x509.Certificate, key *ecdsa.PrivateKey) error {
+	if s.file == "" {
+		return nil
+	}
+	text, err := pemKey(key)
+	if err != nil {
+		return err
+	}
+	defer clear(text)
+	return durable.WriteFile(s.file, append(pemChain(chain), text...), 0o600)
+}
+
+// pemKey is a private key as its file has it.
+func pemKey(key *ecdsa.PrivateKey) ([]byte, error) {
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return nil, err
+	}
+	defer clear(der)
+	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), nil
 }
 
 // leaf is the certificate in use, nil before the first handshake.
@@ -120,8 +156,17 @@ func (s *serviceCert) renew() (*tls.Certificate, error) {
 	if err != nil {
 		return nil, err
 	}
-	chain, err := s.issue(template(s.id, key, s.names, serviceLife))
+	sign := s.sign
+	if sign == nil {
+		sign = func(key *ecdsa.PrivateKey) ([]*x509.Certificate, error) {
+			return s.issue(template(s.id, key, s.names, serviceLife))
+		}
+	}
+	chain, err := sign(key)
 	if err != nil {
+		return nil, err
+	}
+	if err := s.keep(chain, key); err != nil {
 		return nil, err
 	}
 	cert := &tls.Certificate{PrivateKey: key, Leaf: chain[0]}

@@ -77,7 +77,7 @@ func (s *Server) facts(ctx context.Context, store *records.Store, gateway, sourc
 		f.Journal = err.Error()
 	}
 	f.Records = s.recordsState(now)
-	traffic := s.ingest.Traffic(gateway)
+	traffic := s.everywhere().Traffic(gateway)
 	for lane, l := range account.Lanes {
 		f.Lanes[lane] = trace.Lane{
 			Journaled: l.Journaled, Stored: l.Stored, Pending: l.Pending, Dead: l.Dead, JournaledAt: l.JournaledAt, StoredAt: l.StoredAt,
@@ -154,9 +154,9 @@ func sourcesOf(a records.Account, asked string) (out []records.SourceAccount) {
 }
 
 func (s *Server) sessionOf(gateway string) trace.Session {
-	t := s.ingest.Traffic(gateway)
+	t := s.everywhere().Traffic(gateway)
 	out := trace.Session{Opened: t.Opened, Ended: t.Ended, End: t.Reason, Refused: t.Refused, Why: t.Why, Failed: t.Failed}
-	for _, info := range s.ingest.Sessions() {
+	for _, info := range s.everywhere().Sessions() {
 		if info.Gateway == gateway {
 			out.Open, out.Since, out.Peer = true, info.Opened, info.Peer
 		}

@@ -107,7 +107,7 @@ func newWard(t *testing.T) *ward {
 		}
 	})
 	w.server.silence = time.Second
-	w.service("log", w.server.translog.Run)
+	w.service("log", w.server.runLog)
 	w.service("ingest", w.server.ingest.Run)
 	w.startAgent(base, log)
 	return w

@@ -44,7 +44,7 @@ func (s *Server) agents(ctx context.Context) (map[string]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	for _, session := range s.ingest.Sessions() {
+	for _, session := range s.everywhere().Sessions() {
 		if session.Agent != "" {
 			out[session.Gateway] = session.Agent
 		}

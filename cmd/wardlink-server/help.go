@@ -3,22 +3,52 @@ package main
 // helps has of each command, by the name of its flags: how it is called, what it does, examples.
 var helps = map[string]string{
 	"wardlink-server init": `
-wardlink-server init --dir DIR [--trust-domain DOMAIN] [--name HOST]... [--ek-trust FILE]...
+wardlink-server init --dir DIR [--trust-domain DOMAIN] [--name HOST]... [--ek-trust FILE]... [--database URL [--services LIST]]
        wardlink-server init --dir DIR --confirm-recovery [--passphrase-file FILE]
 
 Makes a new server's directory: keys, recovery file, configuration, empty stores, and the first operator's file. The recovery passphrase is
-shown once. With --confirm-recovery it makes nothing: it proves that the recovery file of a server opens with the passphrase, and notes that.
+shown once. With --database the stores are in an empty PostgreSQL database, and services may run in several processes. With --confirm-recovery it makes nothing: it proves that the recovery file of a server opens with the passphrase, and notes that.
 
   wardlink-server init --dir ./hospital --name localhost
   wardlink-server init --dir /srv/wardlink --trust-domain ward.hospital.example --name wardlink.hospital.example --ek-trust vendor-roots.pem
+  wardlink-server init --dir /srv/wardlink --name wardlink.hospital.example --database 'postgres://wardlink@db.hospital.example/wardlink' \\
+      --database-password-file ./password --services ca,records,log,api
   wardlink-server init --dir /srv/wardlink --confirm-recovery
 `,
 	"wardlink-server run": `
-wardlink-server run --dir DIR
+wardlink-server run --dir DIR [--services LIST]
 
-Serves gateways, the hospital and operators, at the addresses of DIR/server.yaml, until SIGTERM. It reads that file at its start.
+Serves gateways, the hospital and operators, at the addresses of DIR/server.yaml, until SIGTERM. It reads that file at its start. On PostgreSQL a
+process may run some services alone: ca,records,log,api (with ingest or without), or records, log or both, as a standby of that. On an ingest
+node's directory it runs ingest.
 
   wardlink-server run --dir /srv/wardlink
+  wardlink-server run --dir /srv/wardlink --services ca,records,log,api
+  wardlink-server run --dir /srv/wardlink --services records,log         # stands by, and goes on when the first process dies
+  wardlink-server run --dir /srv/wardlink-node
+`,
+	"wardlink-server node add": `
+wardlink-server node add --dir DIR --name NODE --out NODEDIR [--host HOST]... [--gateways ADDRESS] [--health ADDRESS] [--server ADDRESS]...
+
+Makes an ingest node of the server in DIR: a directory with the trust roots, a configuration, the node's own key and certificate, and its own
+login in the database. It holds no other key: what lies in it opens no batch, signs nothing and admits nobody. Take it to the node's machine, and
+run it there.
+
+  wardlink-server node add --dir /srv/wardlink --name node-1 --out ./node-1 --host wardlink.hospital.example --health 10.1.0.11:8884
+  wardlink-server run --dir ./node-1                                     # on the node's machine
+`,
+	"wardlink-server node list": `
+wardlink-server node list --dir DIR [--json]
+
+  wardlink-server node list --dir /srv/wardlink
+`,
+	"wardlink-server node remove": `
+wardlink-server node remove --dir DIR --name NODE
+
+Ends a node: its certificate counts for nothing any more, its login is dropped, and its connections to the database are ended. Its gateways come
+back to the other nodes by themselves.
+
+  wardlink-server node remove --dir /srv/wardlink --name node-1
 `,
 	"wardlink-server operator": `
 wardlink-server operator --dir DIR --name NAME [--json]

@@ -28,6 +28,7 @@ Usage:
   wardlink-server init     --dir DIR [--trust-domain D] [--name HOST]...   make a new server's directory
   wardlink-server run      --dir DIR                                       serve until SIGTERM
   wardlink-server operator --dir DIR --name NAME                           make an operator's file
+  wardlink-server node add --dir DIR --name NODE --out NODEDIR             make an ingest node; 'node list', 'node remove' beside it
   wardlink-server init     --dir DIR --confirm-recovery                    prove that the recovery file opens, and note it
   wardlink-server recovery check --dir DIR                                 prove the same, and note nothing
   wardlink-server backup   --dir DIR --out FILE                            back data and log up, also while the server runs
@@ -59,7 +60,7 @@ type streams struct {
 // run is the program: exit code 0 done, 1 failed, 2 wrong usage.
 func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	commands := map[string]func(context.Context, []string, streams) error{
-		"init": initServer, "run": runServer, "operator": operator, "recovery": recovery, "backup": makeBackup, "restore": restore, "certificates": certificates, "rotate": rotate, "size": size, "version": version,
+		"init": initServer, "run": runServer, "operator": operator, "recovery": recovery, "backup": makeBackup, "restore": restore, "certificates": certificates, "rotate": rotate, "node": nodeCommand, "size": size, "version": version,
 	}
 	if len(args) == 0 {
 		fmt.Fprint(stderr, usage)
@@ -158,6 +159,9 @@ func initServer(ctx context.Context, args []string, s streams) error {
 	fs.StringVar(&o.Config.Hospital, "hospital", o.Config.Hospital, "listen `ADDRESS` for FHIR")
 	fs.StringVar(&o.Config.Operators, "operators", o.Config.Operators, "listen `ADDRESS` for the operators' API")
 	fs.StringVar(&o.Operator, "operator", "operator", "`NAME` of the first operator")
+	services := fs.String("services", "", "`LIST` of the services that run on this directory, such as ca,records,log,api; needs --database (default: all)")
+	fs.StringVar(&o.Config.Database, "database", "", "PostgreSQL database, `URL` postgres://user@host/name without a password (default: SQLite in DIR)")
+	dbPassFile := fs.String("database-password-file", "", "read the password of the database's login from `FILE`; DIR gets a copy that its owner alone can read")
 	passFile := fs.String("passphrase-file", "", "read the recovery passphrase from `FILE` (default: one is made and shown once)")
 	confirm := fs.Bool("confirm-recovery", false, "make nothing: prove with the passphrase that the recovery file of DIR opens, and note it")
 	asJSON := fs.Bool("json", false, "print JSON")
@@ -184,6 +188,19 @@ func initServer(ctx context.Context, args []string, s streams) error {
 		}
 		o.Passphrase = strings.TrimSpace(string(text))
 	}
+	if *services != "" {
+		var err error
+		if o.Config.Services, err = server.ParseServices(*services); err != nil {
+			return usageError{err}
+		}
+	}
+	if *dbPassFile != "" {
+		text, err := os.ReadFile(*dbPassFile)
+		if err != nil {
+			return fmt.Errorf("database's password: %w", err)
+		}
+		o.Password = strings.TrimSpace(string(text))
+	}
 	if err := server.Init(ctx, o); err != nil {
 		return err
 	}
@@ -204,12 +221,19 @@ func initServer(ctx context.Context, args []string, s streams) error {
 
 func runServer(ctx context.Context, args []string, s streams) error {
 	fs, dir := flags("run", s)
+	list := fs.String("services", "", "`LIST` of the services that this process runs (default: those of DIR/server.yaml, else all)")
 	if err := parse(fs, args, dir); err != nil {
 		return err
 	}
 	cfg, err := server.LoadConfig(*dir)
 	if err != nil {
 		return err
+	}
+	services := cfg.Services
+	if *list != "" {
+		if services, err = server.ParseServices(*list); err != nil {
+			return usageError{err}
+		}
 	}
 	// A core dump would hold keys and opened batches.
 	if err := syscall.Setrlimit(syscall.RLIMIT_CORE, &syscall.Rlimit{}); err != nil {
@@ -219,7 +243,14 @@ func runServer(ctx context.Context, args []string, s streams) error {
 	if cfg.Log == "json" {
 		h = slog.NewJSONHandler(s.err, nil)
 	}
-	srv, err := server.New(*dir, slog.New(h))
+	if services.Node() {
+		node, err := server.NewNode(*dir, slog.New(h))
+		if err != nil {
+			return err
+		}
+		return node.Run(ctx)
+	}
+	srv, err := server.New(*dir, slog.New(h), services...)
 	if err != nil {
 		return err
 	}

@@ -18,6 +18,7 @@ const (
 	Service  Kind = "service"  // a part of the server: ca, ingest, records, log, api
 	Operator Kind = "operator" // a person who administers
 	Access   Kind = "access"   // a hospital's system that reads
+	Node     Kind = "node"     // an ingest node, to the server that it belongs to
 )
 
 // ID is one identity.
@@ -78,7 +79,7 @@ func Parse(uri string) (ID, error) {
 		return ID{}, err
 	}
 	switch id.Kind {
-	case Gateway, Service, Operator, Access:
+	case Gateway, Service, Operator, Access, Node:
 	default:
 		return ID{}, fmt.Errorf("SPIFFE id %q: kind %q is unknown", uri, id.Kind)
 	}

@@ -92,7 +92,7 @@ type Template struct {
 	IPs      []net.IP
 }
 
-// NewCertificate signs t by the issuing CA: service certificates for both ends of TLS, operators' and access certificates for
+// NewCertificate signs t by the issuing CA: service certificates for both ends of TLS, operators', access and nodes' certificates for
 // clients. It records nothing; once there is a journal, use CA.Issue.
 func NewCertificate(issuing *x509.Certificate, key crypto.Signer, t Template, now time.Time) (*x509.Certificate, error) {
 	if id, err := spiffe.Parse(t.ID.String()); err != nil || id != t.ID {
@@ -109,7 +109,7 @@ func NewCertificate(issuing *x509.Certificate, key crypto.Signer, t Template, no
 	switch t.ID.Kind {
 	case spiffe.Service:
 		usage = append(usage, x509.ExtKeyUsageServerAuth)
-	case spiffe.Operator, spiffe.Access:
+	case spiffe.Operator, spiffe.Access, spiffe.Node:
 		if len(t.DNSNames)+len(t.IPs) > 0 {
 			return nil, fmt.Errorf("certificate for %s: only services have server names", t.ID)
 		}

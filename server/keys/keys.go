@@ -29,6 +29,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"wardlink/audit"
@@ -150,23 +151,14 @@ func (w *writer) recovered(config crypto.Signer, records, recovery []byte) {
 
 // Open reads every key of a directory that Create made.
 func Open(dir string) (*Keys, error) {
-	r := reader{dir: dir}
-	k := &Keys{
-		Root:        r.certificate(rootFile),
-		LogSigner:   r.line(logKeyFile),
-		LogVerifier: r.line(LogPublicFile),
+	k, err := OpenOf(dir, "records", "log")
+	if err != nil {
+		return nil, err
 	}
-	recordsRaw := r.private(recordsKeyFile, "WARDLINK RECORDS KEY")
+	r := reader{dir: dir}
 	configKey := r.signer(configKeyFile)
 	if r.err != nil {
 		return nil, r.err
-	}
-	var err error
-	if k.Records, err = seal.ParsePrivateKey(recordsRaw); err != nil {
-		return nil, fmt.Errorf("%s: %w", filepath.Join(dir, recordsKeyFile), err)
-	}
-	if k.Pseudonym, err = pseudonymKey(k.Records); err != nil {
-		return nil, err
 	}
 	var ok bool
 	if k.Config, ok = configKey.(ed25519.PrivateKey); !ok {
@@ -179,6 +171,28 @@ func Open(dir string) (*Keys, error) {
 		return nil, err
 	}
 	return k, nil
+}
+
+// OpenOf reads what is public, and the keys of the services "records" and "log" as far as they are named. All other keys stay zero.
+func OpenOf(dir string, services ...string) (*Keys, error) {
+	r := reader{dir: dir}
+	k := &Keys{Root: r.certificate(rootFile), LogVerifier: r.line(LogPublicFile)}
+	if slices.Contains(services, "log") {
+		k.LogSigner = r.line(logKeyFile)
+	}
+	if !slices.Contains(services, "records") {
+		return k, r.err
+	}
+	raw := r.private(recordsKeyFile, "WARDLINK RECORDS KEY")
+	if r.err != nil {
+		return nil, r.err
+	}
+	var err error
+	if k.Records, err = seal.ParsePrivateKey(raw); err != nil {
+		return nil, fmt.Errorf("%s: %w", filepath.Join(dir, recordsKeyFile), err)
+	}
+	k.Pseudonym, err = pseudonymKey(k.Records)
+	return k, err
 }
 
 // pseudonymLabel separates the pseudonym key from whatever else may be derived from the records key. It is part of the format: with

@@ -200,3 +200,21 @@ func (l *Log) makeDir(dir string) error {
 func (l *Log) unsound(format string, args ...any) error {
 	return fmt.Errorf("log %s: %w: %s", l.cfg.Dir, ErrUnsound, fmt.Sprintf(format, args...))
 }
+
+// Current refuses a directory that is not the one in which the log is written: beside a journal that several processes share a copy of the
+// directory, or an older state of it, would become a second log under the same name. The mark moves before the journal's cursor does, so
+// the log's own directory is never behind it. Nothing is locked or changed; a writer may be at work.
+func Current(dir string, j Journal) error {
+	cursor := j.Cursor(consumer)
+	_, m, known, err := openMark(dir)
+	switch {
+	case err != nil:
+		return err
+	case !known:
+		return fmt.Errorf("log %s: %w: its mark is gone", dir, ErrMissing)
+	case m.Seq < cursor:
+		return fmt.Errorf("log %s: %w: the journal was logged up to %d, and this directory's log ends at %d: it is a copy or an older state; use the directory in which the log is written, on storage that both processes see",
+			dir, ErrUnsound, cursor, m.Seq)
+	}
+	return nil
+}

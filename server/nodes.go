@@ -1,0 +1,270 @@
+package server
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/hmac"
+	"crypto/pbkdf2"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/x509"
+	"database/sql"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"wardlink/audit"
+	"wardlink/internal/durable"
+	"wardlink/internal/spiffe"
+	"wardlink/server/ca"
+	"wardlink/server/keys"
+	"wardlink/server/node"
+)
+
+// NodeOptions are what a new ingest node is told.
+type NodeOptions struct {
+	Dir      string   // of the server
+	Out      string   // directory of the node, made here
+	Name     string   // of the node, a SPIFFE name
+	Hosts    []string // host names and addresses of its gateways' port, beside those of the server
+	Gateways string   // listen address of its gateways' port
+	Health   string   // listen address of a balancer's checks; "": none
+	Server   []string // addresses of the server's gateways' port; none: those that kits name
+	Database string   // URL by which the node reaches the database, without user and password; "": the server's
+}
+
+// ingestRole is the role that may append to the journal and look at the registry, and nothing else.
+const ingestRole = "wardlink_ingest"
+
+// AddNode makes an ingest node: its row, its event and its login in the database in one transaction, then its directory, which holds no
+// other key than its own. It runs on the server, beside a running one or without. After a crash in between there is a node without a
+// directory: 'node remove' ends it.
+func AddNode(ctx context.Context, o NodeOptions) error {
+	c, err := LoadConfig(o.Dir)
+	if err != nil {
+		return err
+	}
+	if c.Database == "" {
+		return errors.New("node: this server's database is SQLite, which one process has; ingest nodes need a server made with 'wardlink-server init --database postgres://...'")
+	}
+	nc, login, err := o.config(c)
+	if err != nil {
+		return fmt.Errorf("node: %w", err)
+	}
+	if entries, err := os.ReadDir(o.Out); err != nil && !errors.Is(err, os.ErrNotExist) || len(entries) > 0 {
+		return errors.Join(fmt.Errorf("node: %s is not empty; name a new directory", o.Out), err)
+	}
+	k, err := keys.Open(o.Dir)
+	if err != nil {
+		return err
+	}
+	made, err := makeNode(k, c, o)
+	if err != nil {
+		return err
+	}
+	password := rand.Text() + rand.Text()
+	detail := certificateDetail(made.cert.leaf)
+	detail["login"] = login
+	spki := sha256.Sum256(made.cert.leaf.RawSubjectPublicKeyInfo)
+	err = leave(ctx, o.Dir, audit.Event{Type: audit.NodeAdded, Target: o.Name, Detail: detail}, func(tx *sql.Tx) error {
+		if err := node.Add(tx, node.Node{Name: o.Name, SPKI: spki, Hosts: o.Hosts, Login: login, Added: time.Now()}); err != nil {
+			return err
+		}
+		return addLogin(tx, login, password)
+	})
+	if err != nil {
+		return fmt.Errorf("node: %w", err)
+	}
+	return made.write(o, nc, k, password)
+}
+
+// config is the node's configuration, and its login.
+func (o NodeOptions) config(c Config) (nc Config, login string, err error) {
+	if err := spiffe.ValidName(o.Name); err != nil {
+		return nc, "", err
+	}
+	u, err := databaseURL(c.Database)
+	if err != nil {
+		return nc, "", err
+	}
+	login = strings.Trim(u.Path, "/") + "_node_" + o.Name
+	if len(login) > 63 {
+		return nc, "", fmt.Errorf("name %s: its database login %s would have more than PostgreSQL's 63 bytes; give it a shorter name", o.Name, login)
+	}
+	if o.Database != "" {
+		if u, err = url.Parse(o.Database); err != nil || u.User != nil {
+			return nc, "", errors.New("database: expected postgres://HOST/DATABASE, without user and password")
+		}
+	}
+	u.User = url.User(login)
+	nc = DefaultConfig()
+	nc.TrustDomain, nc.Names, nc.Services, nc.Database = c.TrustDomain, append(append([]string{}, o.Hosts...), c.Names...), Services{ServiceIngest}, u.String()
+	nc.Gateways, nc.Health, nc.Server, nc.ExpiredGrace, nc.Log = o.Gateways, o.Health, o.Server, c.ExpiredGrace, c.Log
+	if len(nc.Server) == 0 {
+		nc.Server = (&Server{cfg: c}).gatewayAddresses()
+	}
+	return nc, login, nc.Check()
+}
+
+// madeNode are a node's keys and certificates.
+type madeNode struct {
+	cert    issued // its own
+	service issued // of its gateways' port: a node must be able to start while its server is away
+}
+
+func makeNode(k *keys.Keys, c Config, o NodeOptions) (m madeNode, err error) {
+	now := time.Now()
+	if m.cert, err = issue(k, spiffe.ID{TrustDomain: c.TrustDomain, Kind: spiffe.Node, Name: o.Name}, nil, node.Life, now); err != nil {
+		return m, err
+	}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return m, err
+	}
+	cert, err := ca.NewCertificate(k.Issuing, k.IssuingKey, node.ServiceTemplate(c.TrustDomain, &key.PublicKey, append(append([]string{}, o.Hosts...), c.Names...)), now)
+	if err != nil {
+		return m, err
+	}
+	text, err := pemKey(key)
+	m.service = issued{leaf: cert, chain: pemChain([]*x509.Certificate{cert, k.Issuing}), key: text}
+	return m, err
+}
+
+// write makes the node's directory. The configuration comes last: without it there is no node to run.
+func (m madeNode) write(o NodeOptions, nc Config, k *keys.Keys, password string) error {
+	root := pemChain([]*x509.Certificate{k.Root})
+	for _, f := range []struct {
+		name string
+		data []byte
+		perm os.FileMode
+	}{
+		{nodeKeyFile, m.cert.key, 0o600},
+		{nodeServiceFile, append(append([]byte{}, m.service.chain...), m.service.key...), 0o600},
+		{passwordFile, []byte(password + "\n"), 0o600},
+		{nodeCertFile, m.cert.chain, 0o644},
+		{"public/root.crt", root, 0o644},
+		{keys.LogPublicFile, []byte(k.LogVerifier + "\n"), 0o644},
+		{ConfigFile, nodeConfigText(nc), 0o644},
+	} {
+		path := filepath.Join(o.Out, f.name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+			return fmt.Errorf("node: %w", err)
+		}
+		if err := durable.WriteFile(path, f.data, f.perm); err != nil {
+			return fmt.Errorf("node: %w", err)
+		}
+	}
+	return nil
+}
+
+func nodeConfigText(c Config) []byte {
+	var b strings.Builder
+	fmt.Fprintf(&b, "# wardlink-server, an ingest node. Unknown keys are errors. The node reads this file at its start.\n\n")
+	fmt.Fprintf(&b, "services: [%s]\ntrust_domain: %s\nnames:\n", ServiceIngest, c.TrustDomain)
+	for _, n := range c.Names {
+		fmt.Fprintf(&b, "  - %q\n", n)
+	}
+	fmt.Fprintf(&b, "\n# The server that this node belongs to: the gateways' port of it.\nserver:\n")
+	for _, a := range c.Server {
+		fmt.Fprintf(&b, "  - %q\n", a)
+	}
+	fmt.Fprintf(&b, "\n# The journal and what is looked at of the registry. The password of this login is in %s.\ndatabase: %q\n", passwordFile, c.Database)
+	fmt.Fprintf(&b, "\n# Listen addresses. Health is plain HTTP, GET /readyz, for a balancer's checks; keep it off the network that gateways are in.\ngateways: %q\n", c.Gateways)
+	if c.Health != "" {
+		fmt.Fprintf(&b, "health: %q\n", c.Health)
+	} else {
+		fmt.Fprintf(&b, "# health: 127.0.0.1:8884\n")
+	}
+	fmt.Fprintf(&b, "\n# As the server has it: while the CA cannot issue, gateways are admitted so long after their certificates' end.\nexpired_grace: %s\n\n# text or json\nlog: %s\n", c.ExpiredGrace, c.Log)
+	return []byte(b.String())
+}
+
+// RemoveNode ends a node: from the commit on its certificate counts for nothing and its login cannot log in; then its connections to the
+// database are ended. It runs on the server, beside a running one or without.
+func RemoveNode(ctx context.Context, dir, name string) error {
+	var gone node.Node
+	err := leave(ctx, dir, audit.Event{Type: audit.NodeRemoved, Target: name}, func(tx *sql.Tx) (err error) {
+		if gone, err = node.Remove(tx, name, time.Now()); err != nil {
+			return err
+		}
+		_, err = tx.Exec("ALTER ROLE " + quoted(gone.Login) + " NOLOGIN")
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("node: %w", err)
+	}
+	db, err := openBeside(dir)
+	if err != nil {
+		return err
+	}
+	// A transaction of its own: who is cut off above stays it, whatever becomes of the rest.
+	err = db.Write(ctx, func(tx *sql.Tx) error {
+		if _, err := tx.Exec("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = $1", gone.Login); err != nil {
+			return err
+		}
+		_, err := tx.Exec("DROP ROLE " + quoted(gone.Login))
+		return err
+	})
+	if err != nil {
+		err = fmt.Errorf("node %s is removed and cannot log in any more; its present connections to the database could not be ended: %w", name, err)
+	}
+	return errors.Join(err, db.Close())
+}
+
+// Nodes gives the nodes of a server's directory.
+func Nodes(ctx context.Context, dir string) (out []node.Node, err error) {
+	db, err := openBeside(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, db.Close()) }()
+	return node.List(ctx, db)
+}
+
+// addLogin makes a node's login. The database is told no password but what verifies it (RFC 5802, as libpq's PQencryptPasswordConn makes
+// it): a server that logs its statements must not log a secret.
+func addLogin(tx *sql.Tx, login, password string) error {
+	verifier, err := scramVerifier(password)
+	if err != nil {
+		return err
+	}
+	for _, statement := range []string{
+		"CREATE ROLE " + quoted(login) + " LOGIN PASSWORD '" + verifier + "' CONNECTION LIMIT 16 IN ROLE " + ingestRole,
+		"ALTER ROLE " + quoted(login) + " SET search_path = ingest_view",
+		"GRANT " + quoted(login) + " TO CURRENT_USER", // so that its connections can be ended
+	} {
+		if _, err := tx.Exec(statement); err != nil {
+			return fmt.Errorf("login %s: %w", login, err)
+		}
+	}
+	return nil
+}
+
+// scramIterations is PostgreSQL's own number.
+const scramIterations = 4096
+
+func scramVerifier(password string) (string, error) {
+	salt := make([]byte, 16)
+	rand.Read(salt)
+	salted, err := pbkdf2.Key(sha256.New, password, salt, scramIterations, sha256.Size)
+	if err != nil {
+		return "", err
+	}
+	mac := func(label string) []byte {
+		h := hmac.New(sha256.New, salted)
+		h.Write([]byte(label))
+		return h.Sum(nil)
+	}
+	stored := sha256.Sum256(mac("Client Key"))
+	b64 := base64.StdEncoding.EncodeToString
+	return fmt.Sprintf("SCRAM-SHA-256$%d:%s$%s:%s", scramIterations, b64(salt), b64(stored[:]), b64(mac("Server Key"))), nil
+}
+
+// quoted is an identifier as SQL has it.
+func quoted(name string) string { return `"` + strings.ReplaceAll(name, `"`, `""`) + `"` }
