@@ -12,21 +12,22 @@ import (
 
 	"wardlink/buffer/segment"
 	"wardlink/internal/durable"
+	"wardlink/server/journal/group"
 )
 
 // run commits what is queued until Close, everything that gathered during one flush in the next. notes carries finished groups to
 // the goroutine that calls done, so that acknowledging one group overlaps with flushing the next.
-func (j *Journal) run(notes chan<- group) {
+func (j *Journal) run(notes chan<- group.Group[Entry]) {
 	defer j.workers.Done()
 	defer close(notes)
+	limit := int(min(commitBytes, j.c.SegmentSize/2))
 	for {
-		batch, asked, last := j.gather()
-		if len(batch)+len(asked) > 0 {
-			var err error
-			if len(batch) > 0 {
-				err = j.commit(batch)
+		g, last := j.queue.Take(limit, commitEntries)
+		if !g.Empty() {
+			if len(g.Entries) > 0 {
+				g.Err = j.commit(g.Entries)
 			}
-			notes <- group{batch, err, asked}
+			notes <- g
 			continue
 		}
 		if last {
@@ -43,13 +44,13 @@ const probeInterval = 2 * time.Second
 // asks for Health sends no traffic to a node that is ill, and the disk's recovery must not wait for traffic.
 func (j *Journal) idle() {
 	if j.Health() == nil || j.current != nil {
-		<-j.more
+		<-j.queue.More()
 		return
 	}
 	t := time.NewTimer(probeInterval)
 	defer t.Stop()
 	select {
-	case <-j.more:
+	case <-j.queue.More():
 		return
 	case <-t.C:
 	}
@@ -58,62 +59,24 @@ func (j *Journal) idle() {
 		_ = j.failed(err) // told there
 		return
 	}
-	j.mu.Lock()
-	defer j.mu.Unlock()
 	j.mended()
 }
 
-type group struct {
-	entries []pending
-	err     error
-	asked   []chan struct{} // by Alive; to be closed
-}
-
-func (j *Journal) notify(notes <-chan group) {
+func (j *Journal) notify(notes <-chan group.Group[Entry]) {
 	defer j.workers.Done()
 	for g := range notes {
-		for _, p := range g.entries {
-			if g.err != nil {
-				p.done(0, g.err)
-			} else {
-				p.done(p.seq, nil)
-			}
-		}
-		for _, round := range g.asked {
-			close(round)
-		}
+		g.Tell()
 	}
-}
-
-// gather takes the next commit's entries off the queue, and who asked whether we live; last is true when there will be no more.
-func (j *Journal) gather() (batch []pending, asked []chan struct{}, last bool) {
-	limit := int(min(commitBytes, j.c.SegmentSize/2))
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	n, bytes := 0, 0
-	for n < len(j.queue) && n < commitEntries && (n == 0 || bytes+j.queue[n].entry.size() <= limit) {
-		bytes += j.queue[n].entry.size()
-		n++
-	}
-	batch = j.queue[:n:n]
-	j.queue = j.queue[n:]
-	if len(j.queue) == 0 {
-		j.queue = nil // lets the array go once its entries are done
-	}
-	j.queued -= bytes
-	j.room.Broadcast()
-	asked, j.asked = j.asked, nil
-	return batch, asked, j.closed
 }
 
 // commit makes a group durable, in a new segment when the current one has no room or is given up.
-func (j *Journal) commit(batch []pending) error {
+func (j *Journal) commit(batch []group.Pending[Entry]) error {
 	first := j.committed + 1 // only this goroutine writes it
 	entries := make([]Entry, len(batch))
 	size := uint64(0)
 	for i, p := range batch {
-		entries[i] = p.entry
-		size += uint64(p.entry.size())
+		entries[i] = p.Entry
+		size += uint64(p.Entry.Size())
 	}
 	value := pack(first, entries)
 	bound := int64(len(value)+2*segment.PageSize) + commitPages*segment.PageSize
@@ -142,43 +105,28 @@ func (j *Journal) commit(batch []pending) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	for i := range batch {
-		batch[i].seq = first + uint64(i)
+		batch[i].Seq = first + uint64(i)
 	}
 	j.committed = first + uint64(len(batch)) - 1
 	j.mended()
 	s.last = j.committed
 	s.bytes += size
-	close(j.advanced)
-	j.advanced = make(chan struct{})
+	j.mark.Reach(j.committed)
 	return nil
 }
 
-// tellInterval is how often a fault that lasts is told: a fleet that knocks at a full disk must not fill the log of the process, too.
-const tellInterval = 30 * time.Second
-
 func (j *Journal) failed(err error) error {
-	now := time.Now()
-	j.mu.Lock()
-	j.failures++
-	tell := j.broken == nil || j.broken.Error() != err.Error() && now.Sub(j.told) >= time.Second || now.Sub(j.told) >= tellInterval
-	if tell {
-		j.told = now
-	}
-	j.broken = err
-	failures := j.failures
-	j.mu.Unlock()
-	if tell {
+	if tell, failures := j.fault.Failed(err); tell {
 		j.c.Log.Error("the journal cannot be written; nothing is acknowledged", "dir", j.c.Dir, "error", err, "failures", failures)
 	}
 	return fmt.Errorf("journal: %w", err)
 }
 
-// mended ends a fault. Under mu.
+// mended ends a fault.
 func (j *Journal) mended() {
-	if j.broken != nil {
-		j.c.Log.Info("the journal can be written again", "dir", j.c.Dir, "failures", j.failures)
+	if was, failures := j.fault.Mended(); was {
+		j.c.Log.Info("the journal can be written again", "dir", j.c.Dir, "failures", failures)
 	}
-	j.broken = nil
 }
 
 // begin finishes the current segment and creates the next.

@@ -4,6 +4,7 @@ package journal
 
 import (
 	"context"
+	"fmt"
 	"time"
 
 	"wardlink/audit"
@@ -26,6 +27,17 @@ type Entry struct {
 	Kind Kind
 	Head []byte
 	Blob []byte
+}
+
+// Size is what limits count: the bytes of Head and Blob.
+func (e Entry) Size() int { return len(e.Head) + len(e.Blob) }
+
+// Valid is ErrInvalid for an entry that no journal takes: its kind unknown, without id or head, or of more than limit bytes.
+func (e Entry) Valid(limit int) error {
+	if e.Kind < KindPublish || e.Kind > KindSealing || e.ID == (audit.EventID{}) || len(e.Head) == 0 || e.Size() > limit {
+		return fmt.Errorf("journal entry %s of kind %d with %d bytes: %w: expected a known kind, an id, a head, and at most %d bytes", e.ID, e.Kind, e.Size(), ErrInvalid, limit)
+	}
+	return nil
 }
 
 // Store is an open journal, whichever keeps it. All methods may be called by many goroutines; Journal's comments say what each promises.

@@ -25,33 +25,58 @@ const maxAhead = 48 * time.Hour
 
 // Expired are the files, oldest first, that every consumer has passed and whose retention is over at now. The newest is never among
 // them: it carries the sequence on. Nothing is deleted here; whether now can be believed is the caller's to know.
-//
-// A file is as old as the latest time by which it or one before it was finished: a file that was written while the clock stood at 1970
-// is not fifty years old. One from a time ahead of now is as old as the next that is not.
 func (j *Journal) Expired(now time.Time) []File {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	var out []File
-	for i, latest := 0, int64(0); i < len(j.segs)-1; i++ {
-		s := j.segs[i]
-		if s.writing || s.closed == 0 || j.passed() < s.last {
-			break
-		}
-		closed := s.closed
-		for n := i + 1; closed > now.Add(maxAhead).Unix() && n < len(j.segs) && j.segs[n].closed != 0; n++ {
-			closed = j.segs[n].closed
-		}
-		latest = max(latest, closed)
-		if now.Sub(time.Unix(latest, 0)) < j.c.Retention {
-			break
-		}
-		out = append(out, s.describe())
+	files := make([]File, len(j.segs))
+	for i, s := range j.segs {
+		files[i] = s.describe()
 	}
-	return out
+	return Due(files, j.passed(), now, j.c.Retention)
+}
+
+// Due are those of a journal's files, oldest first, that Expired gives: passed by all consumers, retention over, not the newest. One that is
+// being written has no time at which it was finished.
+//
+// A file is as old as the latest time by which it or one before it was finished: a file that was written while the clock stood at 1970
+// is not fifty years old. One from a time ahead of now is as old as the next that is not.
+func Due(files []File, passed uint64, now time.Time, retention time.Duration) []File {
+	var latest time.Time
+	for i, f := range files {
+		if i == len(files)-1 || f.Closed.IsZero() || passed < f.Last {
+			return files[:i]
+		}
+		closed := f.Closed
+		for n := i + 1; closed.After(now.Add(maxAhead)) && n < len(files) && !files[n].Closed.IsZero(); n++ {
+			closed = files[n].Closed
+		}
+		if closed.After(latest) {
+			latest = closed
+		}
+		if now.Sub(latest) < retention {
+			return files[:i]
+		}
+	}
+	return nil
 }
 
 func (s *seg) describe() File {
-	return File{Name: filepath.Base(s.path), First: s.header.first, Last: s.last, Bytes: s.bytes, Closed: time.Unix(s.closed, 0)}
+	f := File{Name: filepath.Base(s.path), First: s.header.first, Last: s.last, Bytes: s.bytes}
+	if !s.writing && s.closed != 0 {
+		f.Closed = time.Unix(s.closed, 0)
+	}
+	return f
+}
+
+// Disposed is the event that is journaled before a file goes.
+func (f File) Disposed(cutoff, now time.Time) audit.Event {
+	return audit.Event{
+		Type: audit.RecordsDisposed, Time: now.UnixMilli(), Actor: audit.Actor{ID: "server"}, Target: "journal", Outcome: audit.Success, Reason: "retention", Count: 1,
+		Detail: map[string]string{
+			"class": "journal", "file": f.Name, "first_entry": fmt.Sprint(f.First), "last_entry": fmt.Sprint(f.Last), "bytes": fmt.Sprint(f.Bytes),
+			"last": f.Closed.UTC().Format(time.RFC3339), "cutoff": cutoff.UTC().Format(time.RFC3339),
+		},
+	}
 }
 
 // Oldest is the sequence number before which the journal has nothing, and when the file that begins with it was finished: now, when it
@@ -76,13 +101,7 @@ func (j *Journal) Dispose(ctx context.Context, f File, cutoff time.Time) error {
 	if err := j.disposable(f); err != nil {
 		return err
 	}
-	if err := AppendEvent(ctx, j, audit.Event{
-		Type: audit.RecordsDisposed, Time: j.c.Now().UnixMilli(), Actor: audit.Actor{ID: "server"}, Target: "journal", Outcome: audit.Success, Reason: "retention", Count: 1,
-		Detail: map[string]string{
-			"class": "journal", "file": f.Name, "first_entry": fmt.Sprint(f.First), "last_entry": fmt.Sprint(f.Last), "bytes": fmt.Sprint(f.Bytes),
-			"last": f.Closed.UTC().Format(time.RFC3339), "cutoff": cutoff.UTC().Format(time.RFC3339),
-		},
-	}); err != nil {
+	if err := AppendEvent(ctx, j, f.Disposed(cutoff, j.c.Now())); err != nil {
 		return err
 	}
 	j.reading.Lock()

@@ -119,6 +119,18 @@ func pack(first uint64, entries []Entry) []byte {
 	return binary.BigEndian.AppendUint32(b, packSum(first, b))
 }
 
+// Pack is the entries of one group as one value, for a store that gives them their numbers only when it takes them.
+func Pack(entries []Entry) []byte { return pack(0, entries) }
+
+// Unpack is the inverse of Pack for a group whose first number is first: it checks length and checksum, and calls fn for each entry in order
+// until it returns false. Head and Blob alias b. An error is segment.ErrDamaged.
+func Unpack(first uint64, b []byte, fn func(Entry) bool) (count uint64, err error) {
+	return unpack(0, b, func(e Entry) bool {
+		e.Seq += first
+		return fn(e)
+	})
+}
+
 // packSum binds a commit's content to its place in the sequence.
 func packSum(first uint64, b []byte) uint32 {
 	return segment.Checksum(binary.BigEndian.AppendUint64(nil, first), b)

@@ -17,6 +17,7 @@ import (
 	"wardlink/audit"
 	"wardlink/buffer/segment"
 	"wardlink/internal/durable"
+	"wardlink/server/journal/group"
 )
 
 var (
@@ -165,7 +166,7 @@ func lock(dir string, how int) (*os.File, error) {
 
 // Journal is an open journal. All methods may be called by many goroutines.
 //
-// Locks, in the order they are taken: reading (files are opened, read, closed and deleted), mu (queue, list of segments, counters).
+// Locks, in the order they are taken: reading (files are opened, read, closed and deleted), mu (list of segments, counters).
 // A commit's flush happens under neither.
 type Journal struct {
 	c       Config
@@ -176,20 +177,15 @@ type Journal struct {
 	reading sync.Mutex
 	handle  *seg // the one finished segment with an open read handle
 
+	queue *group.Queue[Entry]
+	fault group.Fault
+	mark  *group.Mark // committed, for those who wait
+
 	mu        sync.Mutex
-	room      sync.Cond // the queue got shorter, or closed
-	queue     []pending
-	queued    int // bytes
-	more      chan struct{}
-	asked     []chan struct{} // by Alive, for the next round
 	closed    bool
 	segs      []*seg // in order
 	committed uint64
-	advanced  chan struct{} // closed and replaced at each commit
 	damaged   []string
-	failures  uint64
-	broken    error // of the last commit, nil when it was good
-	told      time.Time
 
 	storing sync.Mutex
 	state   *durable.AB
@@ -226,14 +222,6 @@ func (s *seg) noteBad(err error) bool {
 	return true
 }
 
-type pending struct {
-	entry Entry
-	done  func(seq uint64, err error)
-	seq   uint64
-}
-
-func (e Entry) size() int { return len(e.Head) + len(e.Blob) }
-
 // NextID is a new event id, unique for ever: the start second in it is greater than that of every earlier Open of this journal,
 // which is kept durably, so that neither two starts within a second nor a clock that went back repeat one. Where the cursors were
 // lost, it is greater than that of every file that is left.
@@ -250,24 +238,10 @@ func (j *Journal) NextID() audit.EventID {
 // entry whose done got an error may still be found in the journal after a crash; it was never acknowledged. done must be quick and
 // must not call Submit or Append. Head and Blob must not change until done runs. When Submit returns an error, done does not run.
 func (j *Journal) Submit(e Entry, done func(seq uint64, err error)) error {
-	if e.Kind < KindPublish || e.Kind > KindSealing || e.ID == (audit.EventID{}) || len(e.Head) == 0 || e.size() > j.maxEntry() {
-		return fmt.Errorf("journal entry %s of kind %d with %d bytes: %w: expected a known kind, an id, a head, and at most %d bytes", e.ID, e.Kind, e.size(), ErrInvalid, j.maxEntry())
+	if err := e.Valid(j.maxEntry()); err != nil {
+		return err
 	}
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	for !j.closed && j.queued > 0 && j.queued+e.size() > queueBytes {
-		j.room.Wait()
-	}
-	if j.closed {
-		return fmt.Errorf("journal: %w", ErrClosed)
-	}
-	j.queue = append(j.queue, pending{entry: e, done: done})
-	j.queued += e.size()
-	select {
-	case j.more <- struct{}{}:
-	default:
-	}
-	return nil
+	return j.queue.Submit(e, done)
 }
 
 // maxEntry leaves room for an entry in a fresh segment however small segments are.
@@ -276,80 +250,18 @@ func (j *Journal) maxEntry() int { return int(min(MaxEntry, j.c.SegmentSize/2)) 
 // Append submits entries and waits until all are durable. When ctx ends first its error is returned and the entries may become
 // durable all the same.
 func (j *Journal) Append(ctx context.Context, entries ...Entry) error {
-	results := make(chan error, len(entries))
-	for i, e := range entries {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		if err := j.Submit(e, func(_ uint64, err error) { results <- err }); err != nil {
-			return errors.Join(err, wait(ctx, results, i))
-		}
-	}
-	return wait(ctx, results, len(entries))
-}
-
-func wait(ctx context.Context, results <-chan error, n int) error {
-	var errs []error
-	for range n {
-		select {
-		case err := <-results:
-			errs = append(errs, err)
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-	return errors.Join(errs...)
+	return group.Append(ctx, j.Submit, entries)
 }
 
 // Wait returns once an entry with Seq > after is committed, or with the error of ctx.
-func (j *Journal) Wait(ctx context.Context, after uint64) error {
-	for {
-		j.mu.Lock()
-		committed, advanced, closed := j.committed, j.advanced, j.closed
-		j.mu.Unlock()
-		if committed > after {
-			return nil
-		}
-		if closed {
-			return fmt.Errorf("journal: %w", ErrClosed)
-		}
-		select {
-		case <-advanced:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-}
+func (j *Journal) Wait(ctx context.Context, after uint64) error { return j.mark.Wait(ctx, after) }
 
 // Alive returns once the goroutine that commits and the one that tells of commits have come round, whether or not commits succeed. An
 // error is that of ctx, when a commit or somebody's done does not end, or ErrClosed.
-func (j *Journal) Alive(ctx context.Context) error {
-	round := make(chan struct{})
-	j.mu.Lock()
-	if j.closed {
-		j.mu.Unlock()
-		return fmt.Errorf("journal: %w", ErrClosed)
-	}
-	j.asked = append(j.asked, round)
-	select {
-	case j.more <- struct{}{}:
-	default:
-	}
-	j.mu.Unlock()
-	select {
-	case <-round:
-		return nil
-	case <-ctx.Done():
-		return fmt.Errorf("journal: a commit does not end: %w", ctx.Err())
-	}
-}
+func (j *Journal) Alive(ctx context.Context) error { return j.queue.Alive(ctx) }
 
 // Health is nil unless the last commit failed.
-func (j *Journal) Health() error {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	return j.broken
-}
+func (j *Journal) Health() error { return j.fault.Err() }
 
 // Stats is the journal at one instant.
 type Stats struct {
@@ -365,7 +277,7 @@ type Stats struct {
 func (j *Journal) Stats() Stats {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	st := Stats{Committed: j.committed, Segments: len(j.segs), Queued: j.queued, CommitFailures: j.failures, Cursors: map[string]uint64{}}
+	st := Stats{Committed: j.committed, Segments: len(j.segs), Queued: j.queue.Bytes(), CommitFailures: j.fault.Failures(), Cursors: map[string]uint64{}}
 	for _, name := range j.c.Consumers {
 		st.Cursors[name] = j.cursors.seqs[name]
 	}

@@ -13,6 +13,7 @@ import (
 
 	"wardlink/buffer/segment"
 	"wardlink/internal/durable"
+	"wardlink/server/journal/group"
 )
 
 // Open opens the journal that Create made. Files of former runs are only read from now on; writing begins in a new one. Damaged
@@ -30,8 +31,7 @@ func Open(c Config) (*Journal, error) {
 	if err != nil {
 		return nil, err
 	}
-	j := &Journal{c: c, lock: held, more: make(chan struct{}, 1), advanced: make(chan struct{})}
-	j.room.L = &j.mu
+	j := &Journal{c: c, lock: held, queue: group.NewQueue[Entry](queueBytes, ErrClosed)}
 	err = j.loadCursors()
 	if err == nil {
 		err = j.loadFiles()
@@ -42,7 +42,8 @@ func Open(c Config) (*Journal, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open journal %s: %w", c.Dir, err), held.Close())
 	}
-	notes := make(chan group, 4)
+	j.mark = group.NewMark(j.committed)
+	notes := make(chan group.Group[Entry], 4)
 	j.workers.Add(2)
 	go j.run(notes)
 	go j.notify(notes)
@@ -281,14 +282,9 @@ func (j *Journal) Close() error {
 		return nil
 	}
 	j.closed = true
-	j.room.Broadcast()
-	select {
-	case j.more <- struct{}{}:
-	default:
-	}
-	close(j.advanced)
-	j.advanced = make(chan struct{})
 	j.mu.Unlock()
+	j.queue.Close()
+	j.mark.Close(ErrClosed)
 	j.workers.Wait()
 	j.finish()
 	j.reading.Lock()

@@ -121,13 +121,13 @@ func (r *reading) entry(e Entry) bool {
 		return true
 	case e.Seq > r.until:
 		return false
-	case r.full() || len(r.out) > 0 && r.bytes+e.size() > readBytes:
+	case r.full() || len(r.out) > 0 && r.bytes+e.Size() > readBytes:
 		r.done = true
 		return false
 	}
 	e.Head, e.Blob = bytes.Clone(e.Head), bytes.Clone(e.Blob)
 	r.out = append(r.out, e)
-	r.bytes += e.size()
+	r.bytes += e.Size()
 	r.from = e.Seq + 1
 	return true
 }
@@ -233,7 +233,7 @@ func scan(f *segment.File) (s summary, bad []error, err error) {
 				bad = append(bad, fmt.Errorf("%w: entries %d to %d are missing", segment.ErrDamaged, s.last+1, first-1))
 			}
 			count, err := unpack(first, all.Bucket(k).Get([]byte(keyEntries)), func(e Entry) bool {
-				s.bytes += uint64(e.size())
+				s.bytes += uint64(e.Size())
 				return true
 			})
 			if err != nil {
