@@ -34,7 +34,8 @@ type Report struct {
 // OK is true when nothing was found and nothing was set aside.
 func (r Report) OK() bool { return len(r.Findings) == 0 && len(r.Damaged) == 0 }
 
-func (r *Report) find(name, format string, args ...any) {
+// Find notes what breaks an invariant.
+func (r *Report) Find(name, format string, args ...any) {
 	r.Findings = append(r.Findings, Finding{name, fmt.Sprintf(format, args...)})
 }
 
@@ -62,7 +63,7 @@ func Check(dir string) (Report, error) {
 		}
 	}
 	if err != nil {
-		r.find(cursorName, "%v", err)
+		r.Find(cursorName, "%v", err)
 	}
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -86,12 +87,12 @@ func Check(dir string) (Report, error) {
 			r.note(name, "a segment that was being made; it holds nothing")
 		case ok:
 			if s, err := r.segment(dir, name, first); err != nil {
-				r.find(name, "%v", err)
+				r.Find(name, "%v", err)
 			} else {
 				all = append(all, checked{name, s})
 			}
 		case name != formatName && name != lockName && !strings.HasPrefix(name, cursorName+".") && !strings.HasPrefix(name, "."):
-			r.find(name, "not a file of the journal")
+			r.Find(name, "not a file of the journal")
 		}
 	}
 	r.sequence(all)
@@ -123,10 +124,10 @@ func (r *Report) segment(dir, name string, first uint64) (summary, error) {
 		return s, err
 	}
 	for _, b := range bad {
-		r.find(name, "%v", b)
+		r.Find(name, "%v", b)
 	}
 	if s.header.first != first {
-		r.find(name, "it says its first entry is %d", s.header.first)
+		r.Find(name, "it says its first entry is %d", s.header.first)
 	}
 	body, err := segment.Summary(path)
 	switch {
@@ -142,12 +143,12 @@ func (r *Report) segment(dir, name string, first uint64) (summary, error) {
 	}
 	switch {
 	case written.header != s.header || written.last > s.last:
-		r.find(name, "its summary says %d to %d, it holds %d to %d", written.header.first, written.last, s.header.first, s.last)
+		r.Find(name, "its summary says %d to %d, it holds %d to %d", written.header.first, written.last, s.header.first, s.last)
 	case written.last < s.last:
 		r.note(name, "entries %d to %d are from a commit that failed and do not count", written.last+1, s.last)
 		s.last = written.last
 	case written.bytes != s.bytes && len(bad) == 0:
-		r.find(name, "its summary says %d bytes, it holds %d", written.bytes, s.bytes)
+		r.Find(name, "its summary says %d bytes, it holds %d", written.bytes, s.bytes)
 	}
 	return s, nil
 }
@@ -168,14 +169,14 @@ func (r *Report) sequence(all []checked) {
 			r.note(former.name, "entries from %d on are from a commit that failed and do not count", s.header.first)
 			r.Entries -= former.last + 1 - s.header.first
 		case s.header.first > former.last+1 && len(r.Damaged) == 0 && len(r.Findings) == 0:
-			r.find(s.name, "entries %d to %d are missing before it", former.last+1, s.header.first-1)
+			r.Find(s.name, "entries %d to %d are missing before it", former.last+1, s.header.first-1)
 		}
 		r.Entries += s.last + 1 - s.header.first
 		r.Last = s.last
 	}
 	for name, seq := range r.Cursors {
 		if len(all) > 0 && seq > r.Last && len(r.Damaged) == 0 && len(r.Findings) == 0 {
-			r.find(cursorName, "%s has passed entry %d, the last is %d", name, seq, r.Last)
+			r.Find(cursorName, "%s has passed entry %d, the last is %d", name, seq, r.Last)
 		}
 	}
 }

@@ -82,15 +82,23 @@ func (c Config) withDefaults() (Config, error) {
 	if c.SegmentSize < minSegment || c.SegmentSize%segment.PageSize != 0 {
 		return c, fmt.Errorf("journal %s: segment size %d; expected a multiple of %d from %d", c.Dir, c.SegmentSize, segment.PageSize, minSegment)
 	}
-	if len(c.Consumers) > 16 {
-		return c, fmt.Errorf("journal %s: %d consumers; expected at most 16", c.Dir, len(c.Consumers))
-	}
-	for i, name := range c.Consumers {
-		if name == "" || len(name) > 64 || slices.Contains(c.Consumers[:i], name) {
-			return c, fmt.Errorf("journal %s: consumer name %q; expected distinct names of 1 to 64 bytes", c.Dir, name)
-		}
+	if err := ValidConsumers(c.Consumers); err != nil {
+		return c, fmt.Errorf("journal %s: %w", c.Dir, err)
 	}
 	return c, nil
+}
+
+// ValidConsumers refuses too many, and names that are empty, too long or there twice.
+func ValidConsumers(names []string) error {
+	if len(names) > 16 {
+		return fmt.Errorf("%d consumers; expected at most 16", len(names))
+	}
+	for i, name := range names {
+		if name == "" || len(name) > 64 || slices.Contains(names[:i], name) {
+			return fmt.Errorf("consumer name %q; expected distinct names of 1 to 64 bytes", name)
+		}
+	}
+	return nil
 }
 
 // Create makes an empty journal. The directory may exist, without a journal in it.

@@ -73,7 +73,7 @@ func (m *Mark) At() uint64 {
 	return m.at
 }
 
-// Reach moves the mark, never back.
+// Reach moves the mark forward.
 func (m *Mark) Reach(at uint64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -81,6 +81,13 @@ func (m *Mark) Reach(at uint64) {
 		m.at = at
 		m.wake()
 	}
+}
+
+// Back sets the mark back: what it counted is gone.
+func (m *Mark) Back(at uint64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.at = min(m.at, at)
 }
 
 func (m *Mark) wake() {

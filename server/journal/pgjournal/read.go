@@ -1,0 +1,363 @@
+package pgjournal
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"wardlink/server/journal"
+	"wardlink/server/sqldb"
+)
+
+const (
+	readBytes = 8 << 20 // heads and blobs of one Read, beyond the first entry
+
+	// The last groups that were read stay in memory, for consumers that take less than a group at a time.
+	keptGroups = 4
+
+	// A group that PostgreSQL cannot read because it is damaged is tried this often and this long, whichever takes longer, and then passed
+	// over: log and records wait behind it while publishes go on.
+	damagedTries = 8
+	damagedTime  = 30 * time.Second
+	maxDamaged   = 64 // groups that are remembered
+
+	// How often the last number is asked for while somebody waits for it, and while nobody does.
+	busyPoll = 50 * time.Millisecond
+	idlePoll = 500 * time.Millisecond
+)
+
+// reader is what reading remembers.
+type reader struct {
+	j *Journal
+
+	mu    sync.Mutex
+	kept  []*taken          // the newest last
+	bad   map[uint64]string // groups passed over, by first number
+	tries map[uint64]*try
+}
+
+type try struct {
+	count int
+	since time.Time
+}
+
+// taken is a group, unpacked. It is not changed.
+type taken struct {
+	first, last uint64
+	entries     []journal.Entry
+}
+
+func newReader(j *Journal) *reader {
+	return &reader{j: j, bad: map[uint64]string{}, tries: map[uint64]*try{}}
+}
+
+func (r *reader) damaged() []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Sorted(maps.Values(r.bad))
+}
+
+var errAppendOnly = errors.New("journal: it was opened without consumers and is only appended to")
+
+// Read returns committed entries with Seq >= from, in order: at most max, and at most 8 MB beyond the first; none when there are none yet.
+// It may return fewer than there are. Numbers have no holes, except where a group is damaged: Read then goes on behind it, and Stats names it.
+// One that PostgreSQL itself cannot read is an error for damagedTries tries and damagedTime.
+func (j *Journal) Read(from uint64, max int) ([]journal.Entry, error) {
+	if j.pool == nil {
+		return nil, errAppendOnly
+	}
+	ctx, cancel := context.WithTimeout(j.life, readTime)
+	defer cancel()
+	out, err := j.read.from(ctx, from, max)
+	select {
+	case <-j.stopped:
+		return out, nil // as the segment journal: what is there, and then nothing
+	default:
+	}
+	if err != nil {
+		return out, fmt.Errorf("journal: %w", sqldb.Explain(j.c.URL, err))
+	}
+	return out, nil
+}
+
+func (r *reader) from(ctx context.Context, from uint64, max int) (out []journal.Entry, err error) {
+	bytes := 0
+	// add says whether there is room for more.
+	add := func(g *taken) bool {
+		for _, e := range g.entries[min(from-min(from, g.first), uint64(len(g.entries))):] {
+			if len(out) >= max || len(out) > 0 && bytes+e.Size() > readBytes {
+				return false
+			}
+			out = append(out, e)
+			bytes += e.Size()
+			from = e.Seq + 1
+		}
+		from = g.last + 1
+		return len(out) < max
+	}
+	if max <= 0 {
+		return nil, nil
+	}
+	if g := r.remembered(from); g != nil {
+		add(g)
+		return out, nil // what is behind it, the next Read gives
+	}
+	for {
+		groups, end, err := r.fetch(ctx, from)
+		if err != nil {
+			r.forget()
+			return out, err
+		}
+		for _, g := range groups {
+			if !add(g) {
+				return out, nil
+			}
+		}
+		if end || len(out) > 0 {
+			return out, nil
+		}
+	}
+}
+
+func (r *reader) remembered(seq uint64) *taken {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, g := range r.kept {
+		if g.first <= seq && seq <= g.last {
+			return g
+		}
+	}
+	return nil
+}
+
+func (r *reader) remember(g *taken) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.kept = append(r.kept, g)
+	r.kept = r.kept[max(0, len(r.kept)-keptGroups):]
+}
+
+// forget: another server may answer next, with other groups behind the last that it knew.
+func (r *reader) forget() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.kept = nil
+}
+
+// fetch gives the groups from the one that holds from on, about 8 MB of them; end: there are no more behind.
+func (r *reader) fetch(ctx context.Context, from uint64) (groups []*taken, end bool, err error) {
+	r.mu.Lock()
+	bad := make([]int64, 0, len(r.bad))
+	for first := range r.bad {
+		bad = append(bad, int64(first))
+	}
+	r.mu.Unlock()
+	// The sum is over the stored values' sizes, for which PostgreSQL does not fetch them.
+	const query = `SELECT first, last, entries FROM (
+		SELECT first, last, entries, sum(octet_length(entries)) OVER (ORDER BY first) - octet_length(entries) AS before FROM (
+			SELECT first, last, entries FROM journal_groups
+			WHERE first >= coalesce((SELECT max(first) FROM journal_groups WHERE first <= $1), 0) AND last >= $1 AND first <> ALL ($3)
+			ORDER BY first LIMIT $2) g) h
+		WHERE before < $4 ORDER BY first`
+	const many = 256
+	rows, err := r.j.pool.Query(ctx, query, int64(from), many, bad, readBytes)
+	if err == nil {
+		groups, err = r.collect(rows)
+	}
+	if damage(err) {
+		// One of them. The ones before it are still wanted.
+		rows, err = r.j.pool.Query(ctx, query, int64(from), 1, bad, readBytes)
+		if err == nil {
+			groups, err = r.collect(rows)
+		}
+		if damage(err) {
+			return nil, false, r.tried(ctx, from, bad, err)
+		}
+	}
+	if err != nil {
+		return nil, false, err
+	}
+	if len(groups) > 0 {
+		r.remember(groups[len(groups)-1])
+	}
+	return groups, len(groups) == 0, nil
+}
+
+// collect unpacks. A group that does not verify is remembered as damaged and holds nothing.
+func (r *reader) collect(rows pgx.Rows) (groups []*taken, err error) {
+	defer rows.Close()
+	for rows.Next() {
+		var first, last int64
+		var packed []byte
+		if err := rows.Scan(&first, &last, &packed); err != nil {
+			return nil, err
+		}
+		g := &taken{first: uint64(first), last: uint64(last)}
+		count, err := journal.Unpack(g.first, packed, func(e journal.Entry) bool {
+			g.entries = append(g.entries, e)
+			return true
+		})
+		if err == nil && count != g.last-g.first+1 {
+			err = fmt.Errorf("it holds %d entries", count)
+		}
+		for _, e := range g.entries {
+			if err == nil {
+				err = e.Valid(journal.MaxEntry)
+			}
+		}
+		if err != nil {
+			g.entries = nil
+			r.pass(g.first, g.last, err)
+		}
+		groups = append(groups, g)
+	}
+	return groups, rows.Err()
+}
+
+func (r *reader) pass(first, last uint64, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.tries, first)
+	if _, known := r.bad[first]; known {
+		return
+	}
+	if len(r.bad) < maxDamaged {
+		r.bad[first] = fmt.Sprintf("group %d to %d", first, last)
+	}
+	r.j.c.Log.Error("a group of the journal does not verify and is passed over; it stays in the database", "database", r.j.name, "first", first, "last", last, "error", err)
+}
+
+// damage: PostgreSQL says that what it stored is damaged.
+func damage(err error) bool {
+	var e *pgconn.PgError
+	return errors.As(err, &e) && strings.HasPrefix(e.Code, "XX")
+}
+
+// tried counts a group that PostgreSQL cannot read, and passes over it when that was often enough.
+func (r *reader) tried(ctx context.Context, from uint64, bad []int64, cause error) error {
+	var first, last int64
+	err := r.j.pool.QueryRow(ctx, "SELECT first, last FROM journal_groups WHERE last >= $1 AND first <> ALL ($2) ORDER BY first LIMIT 1", int64(from), bad).Scan(&first, &last)
+	if err != nil {
+		return errors.Join(cause, err)
+	}
+	r.mu.Lock()
+	t := r.tries[uint64(first)]
+	if t == nil {
+		t = &try{since: r.j.c.Now()}
+		r.tries[uint64(first)] = t
+	}
+	t.count++
+	over := t.count >= damagedTries && r.j.c.Now().Sub(t.since) >= damagedTime
+	r.mu.Unlock()
+	if over {
+		r.pass(uint64(first), uint64(last), cause)
+	}
+	return cause
+}
+
+// poll keeps the last number and the cursors as last seen.
+func (j *Journal) poll() {
+	for {
+		interval := idlePoll
+		if j.waiting.Load() > 0 {
+			interval = busyPoll
+		}
+		select {
+		case <-j.stopped:
+			return
+		case <-time.After(interval):
+		}
+		ctx, cancel := context.WithTimeout(j.life, readTime)
+		if err := j.look(ctx); err != nil && j.life.Err() == nil {
+			j.c.Log.Debug("the journal's last number is not known", "database", j.name, "error", err)
+		}
+		cancel()
+	}
+}
+
+// look asks for the last number and the cursors.
+func (j *Journal) look(ctx context.Context) error {
+	before := j.mark.At()
+	rows, err := j.pool.Query(ctx, `SELECT '', coalesce((SELECT last FROM journal_groups ORDER BY first DESC LIMIT 1), (SELECT base FROM journal_state))
+		UNION ALL SELECT consumer, seq FROM journal_cursors`)
+	if err != nil {
+		return err
+	}
+	seen, name, seq := map[string]uint64{}, "", int64(0)
+	if _, err := pgx.ForEachRow(rows, []any{&name, &seq}, func() error {
+		seen[name] = uint64(seq)
+		return nil
+	}); err != nil {
+		return err
+	}
+	committed := seen[""]
+	delete(seen, "")
+	j.mu.Lock()
+	j.cursors = seen
+	j.mu.Unlock()
+	if committed < before {
+		// PostgreSQL has been set back: to a backup, or to a standby that had not everything. What is missing was acknowledged.
+		j.c.Log.Error("the journal in the database went back; what was behind is lost, and was acknowledged", "database", j.name, "last", before, "now", committed)
+		j.read.forget()
+		j.mark.Back(committed)
+		return nil
+	}
+	j.mark.Reach(committed)
+	return nil
+}
+
+// Cursor is what the consumer has passed: the sequence number of the last entry it is done with, 0 for none. It is asked for, since another
+// process may have had the consumer's part before; while PostgreSQL does not answer it is as last seen.
+func (j *Journal) Cursor(consumer string) uint64 {
+	if j.pool == nil {
+		return 0
+	}
+	ctx, cancel := context.WithTimeout(j.life, probeTime)
+	defer cancel()
+	var seq int64
+	err := j.pool.QueryRow(ctx, "SELECT seq FROM journal_cursors WHERE consumer = $1", consumer).Scan(&seq)
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if err == nil {
+		j.cursors[consumer] = uint64(seq)
+	}
+	return j.cursors[consumer]
+}
+
+// SetCursor stores durably that the consumer is done with all entries up to seq. It never goes back, and not past what is committed.
+func (j *Journal) SetCursor(consumer string, seq uint64) error {
+	select {
+	case <-j.stopped:
+		return fmt.Errorf("set cursor: %w", journal.ErrClosed)
+	default:
+	}
+	if err := j.known(consumer); err != nil {
+		return fmt.Errorf("set cursor: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(j.life, readTime)
+	defer cancel()
+	tag, err := j.pool.Exec(ctx, `UPDATE journal_cursors SET seq = $2 WHERE consumer = $1 AND seq <= $2
+		AND $2 <= coalesce((SELECT last FROM journal_groups ORDER BY first DESC LIMIT 1), (SELECT base FROM journal_state))`, consumer, int64(seq))
+	if err != nil {
+		return fmt.Errorf("set cursor of %s: %w", consumer, sqldb.Explain(j.c.URL, err))
+	}
+	if tag.RowsAffected() != 1 {
+		if err := j.look(ctx); err != nil {
+			return fmt.Errorf("set cursor of %s: %w", consumer, sqldb.Explain(j.c.URL, err))
+		}
+		st := j.Stats()
+		return fmt.Errorf("set cursor of %s to %d: it is at %d and the journal at %d", consumer, seq, st.Cursors[consumer], st.Committed)
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.cursors[consumer] = max(j.cursors[consumer], seq)
+	return nil
+}
