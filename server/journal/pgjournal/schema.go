@@ -5,8 +5,6 @@ import "wardlink/server/sqldb"
 const (
 	commitBytes   = 4 << 20 // heads and blobs of one group, but for a single entry
 	commitEntries = 4096
-	partBytes     = 64 << 20  // heads and blobs after which a part is full
-	partSeconds   = 24 * 3600 // after which it is, too: retention goes by parts
 )
 
 // Migrations are the journal's tables and functions. POSTGRES.md describes them.
