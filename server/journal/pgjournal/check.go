@@ -34,7 +34,7 @@ func Check(ctx context.Context, url string) (journal.Report, error) {
 
 func check(ctx context.Context, tx pgx.Tx, r *journal.Report) error {
 	var base int64
-	if err := tx.QueryRow(ctx, "SELECT base, pg_total_relation_size('journal_groups') FROM journal_state").Scan(&base, &r.Disk); err != nil {
+	if err := tx.QueryRow(ctx, "SELECT base, pg_total_relation_size('journal_groups') + pg_total_relation_size('journal_pieces') FROM journal_state").Scan(&base, &r.Disk); err != nil {
 		return err
 	}
 	parts := map[int64]bool{}
@@ -47,14 +47,21 @@ func check(ctx context.Context, tx pgx.Tx, r *journal.Report) error {
 	}
 	r.Segments, r.First, r.Last = len(parts), uint64(base)+1, uint64(base)
 	formerPart, sum := int64(0), int64(0)
-	rows, _ = tx.Query(ctx, "SELECT first, last, part, filled, entries FROM journal_groups ORDER BY first")
-	if _, err := pgx.ForEachRow(rows, []any{&first, &last, &part, &filled, &packed}, func() error {
+	rows, _ = tx.Query(ctx, `SELECT first, last, part, filled, coalesce(bytes, ''), lead(first) OVER (ORDER BY first, piece) IS DISTINCT FROM first
+		FROM journal_groups LEFT JOIN journal_pieces USING (first) ORDER BY first, piece`)
+	var piece []byte
+	var whole bool
+	if _, err := pgx.ForEachRow(rows, []any{&first, &last, &part, &filled, &piece, &whole}, func() error {
+		if packed = append(packed, piece...); !whole {
+			return nil
+		}
 		name := fmt.Sprintf("group %d", first)
 		size := int64(0)
 		count, err := journal.Unpack(uint64(first), packed, func(e journal.Entry) bool {
 			size += int64(e.Size())
 			return true
 		})
+		packed = packed[:0]
 		switch {
 		case err != nil:
 			r.Find(name, "%v", err)
@@ -82,6 +89,13 @@ func check(ctx context.Context, tx pgx.Tx, r *journal.Report) error {
 		return nil
 	}); err != nil {
 		return err
+	}
+	var strays int64
+	if err := tx.QueryRow(ctx, "SELECT count(*) FROM journal_pieces p WHERE NOT EXISTS (SELECT FROM journal_groups g WHERE g.first = p.first)").Scan(&strays); err != nil {
+		return err
+	}
+	if strays > 0 {
+		r.Find("pieces", "%d belong to no group", strays)
 	}
 	rows, _ = tx.Query(ctx, "SELECT consumer, seq FROM journal_cursors")
 	_, err := pgx.ForEachRow(rows, []any{&name, &seq}, func() error {

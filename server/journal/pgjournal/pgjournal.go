@@ -213,7 +213,8 @@ func (j *Journal) beginReading(ctx context.Context) error {
 			return err
 		}
 	}
-	reading, err := sqldb.NativeConfig(j.c.URL, nil)
+	// Reading goes by primary keys. Without statistics (a journal's first hours) PostgreSQL might sort or read all.
+	reading, err := sqldb.NativeConfig(j.c.URL, map[string]string{"enable_seqscan": "off", "enable_bitmapscan": "off", "enable_sort": "off"})
 	if err != nil {
 		return err
 	}

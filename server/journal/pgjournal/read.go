@@ -12,13 +12,15 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgtype"
 
 	"wardlink/server/journal"
 	"wardlink/server/sqldb"
 )
 
 const (
-	readBytes = 8 << 20 // heads and blobs of one Read, beyond the first entry
+	readBytes  = 8 << 20 // heads and blobs of one Read, beyond the first entry
+	readGroups = 256     // groups that one Read looks at
 
 	// The last groups that were read stay in memory, for consumers that take less than a group at a time.
 	keptGroups = 4
@@ -160,79 +162,92 @@ func (r *reader) fetch(ctx context.Context, from uint64) (groups []*taken, end b
 		bad = append(bad, int64(first))
 	}
 	r.mu.Unlock()
-	// The sum is over the stored values' sizes, for which PostgreSQL does not fetch them.
-	const query = `SELECT first, last, entries FROM (
-		SELECT first, last, entries, sum(octet_length(entries)) OVER (ORDER BY first) - octet_length(entries) AS before FROM (
-			SELECT first, last, entries FROM journal_groups
-			WHERE first >= coalesce((SELECT max(first) FROM journal_groups WHERE first <= $1), 0) AND last >= $1 AND first <> ALL ($3)
-			ORDER BY first LIMIT $2) g) h
-		WHERE before < $4 ORDER BY first`
-	const many = 256
-	rows, err := r.j.pool.Query(ctx, query, int64(from), many, bad, readBytes)
+	rows, err := r.j.pool.Query(ctx, `SELECT first, last FROM (SELECT first, last, sum(size) OVER (ORDER BY first) - size AS before FROM (
+			SELECT first, last, size FROM journal_groups
+			WHERE first >= coalesce((SELECT max(first) FROM journal_groups WHERE first <= $1), 0) AND last >= $1 AND first <> ALL ($2)
+			ORDER BY first LIMIT $3) g) h
+		WHERE before < $4 ORDER BY first`, int64(from), bad, readGroups, readBytes)
 	if err == nil {
-		groups, err = r.collect(rows)
+		groups, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (*taken, error) {
+			var first, last int64
+			err := row.Scan(&first, &last)
+			return &taken{first: uint64(first), last: uint64(last)}, err
+		})
 	}
-	if damage(err) {
+	if err != nil || len(groups) == 0 {
+		return nil, true, err
+	}
+	if err = r.fill(ctx, groups); damage(err) {
 		// One of them. The ones before it are still wanted.
-		rows, err = r.j.pool.Query(ctx, query, int64(from), 1, bad, readBytes)
-		if err == nil {
-			groups, err = r.collect(rows)
-		}
-		if damage(err) {
-			return nil, false, r.tried(ctx, from, bad, err)
+		groups = groups[:1]
+		if err = r.fill(ctx, groups); damage(err) {
+			return nil, false, r.tried(groups[0], err)
 		}
 	}
 	if err != nil {
 		return nil, false, err
 	}
-	if len(groups) > 0 {
-		r.remember(groups[len(groups)-1])
-	}
-	return groups, len(groups) == 0, nil
+	r.remember(groups[len(groups)-1])
+	return groups, false, nil
 }
 
-// collect unpacks. A group that does not verify is remembered as damaged and holds nothing.
-func (r *reader) collect(rows pgx.Rows) (groups []*taken, err error) {
-	defer rows.Close()
-	for rows.Next() {
-		var first, last int64
-		var packed []byte
-		if err := rows.Scan(&first, &last, &packed); err != nil {
-			return nil, err
+// fill reads what the groups hold. One that does not verify is remembered as damaged and holds nothing; so does one that was disposed of
+// meanwhile, as a whole, which is no damage.
+func (r *reader) fill(ctx context.Context, groups []*taken) error {
+	rows, err := r.j.pool.Query(ctx, "SELECT first, bytes FROM journal_pieces WHERE first BETWEEN $1 AND $2 ORDER BY first, piece",
+		int64(groups[0].first), int64(groups[len(groups)-1].first))
+	if err != nil {
+		return err
+	}
+	packed := make(map[uint64][]byte, len(groups))
+	var first int64
+	var piece pgtype.DriverBytes // valid until the next row
+	if _, err := pgx.ForEachRow(rows, []any{&first, &piece}, func() error {
+		packed[uint64(first)] = append(packed[uint64(first)], piece...)
+		return nil
+	}); err != nil {
+		return err
+	}
+	for _, g := range groups {
+		if len(packed[g.first]) == 0 {
+			continue
 		}
-		g := &taken{first: uint64(first), last: uint64(last)}
-		count, err := journal.Unpack(g.first, packed, func(e journal.Entry) bool {
-			g.entries = append(g.entries, e)
-			return true
-		})
-		if err == nil && count != g.last-g.first+1 {
-			err = fmt.Errorf("it holds %d entries", count)
-		}
-		for _, e := range g.entries {
-			if err == nil {
-				err = e.Valid(journal.MaxEntry)
-			}
-		}
-		if err != nil {
+		if err := g.unpack(packed[g.first]); err != nil {
 			g.entries = nil
-			r.pass(g.first, g.last, err)
+			r.pass(g, err)
 		}
-		groups = append(groups, g)
 	}
-	return groups, rows.Err()
+	return nil
 }
 
-func (r *reader) pass(first, last uint64, err error) {
+func (g *taken) unpack(packed []byte) error {
+	g.entries = make([]journal.Entry, 0, min(g.last-g.first+1, commitEntries))
+	count, err := journal.Unpack(g.first, packed, func(e journal.Entry) bool {
+		g.entries = append(g.entries, e)
+		return true
+	})
+	if err == nil && count != g.last-g.first+1 {
+		err = fmt.Errorf("it holds %d entries", count)
+	}
+	for _, e := range g.entries {
+		if err == nil {
+			err = e.Valid(journal.MaxEntry)
+		}
+	}
+	return err
+}
+
+func (r *reader) pass(g *taken, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	delete(r.tries, first)
-	if _, known := r.bad[first]; known {
+	delete(r.tries, g.first)
+	if _, known := r.bad[g.first]; known {
 		return
 	}
 	if len(r.bad) < maxDamaged {
-		r.bad[first] = fmt.Sprintf("group %d to %d", first, last)
+		r.bad[g.first] = fmt.Sprintf("group %d to %d", g.first, g.last)
 	}
-	r.j.c.Log.Error("a group of the journal does not verify and is passed over; it stays in the database", "database", r.j.name, "first", first, "last", last, "error", err)
+	r.j.c.Log.Error("a group of the journal does not verify and is passed over; it stays in the database", "database", r.j.name, "first", g.first, "last", g.last, "error", err)
 }
 
 // damage: PostgreSQL says that what it stored is damaged.
@@ -242,23 +257,18 @@ func damage(err error) bool {
 }
 
 // tried counts a group that PostgreSQL cannot read, and passes over it when that was often enough.
-func (r *reader) tried(ctx context.Context, from uint64, bad []int64, cause error) error {
-	var first, last int64
-	err := r.j.pool.QueryRow(ctx, "SELECT first, last FROM journal_groups WHERE last >= $1 AND first <> ALL ($2) ORDER BY first LIMIT 1", int64(from), bad).Scan(&first, &last)
-	if err != nil {
-		return errors.Join(cause, err)
-	}
+func (r *reader) tried(g *taken, cause error) error {
 	r.mu.Lock()
-	t := r.tries[uint64(first)]
+	t := r.tries[g.first]
 	if t == nil {
 		t = &try{since: r.j.c.Now()}
-		r.tries[uint64(first)] = t
+		r.tries[g.first] = t
 	}
 	t.count++
 	over := t.count >= damagedTries && r.j.c.Now().Sub(t.since) >= damagedTime
 	r.mu.Unlock()
 	if over {
-		r.pass(uint64(first), uint64(last), cause)
+		r.pass(g, cause)
 	}
 	return cause
 }

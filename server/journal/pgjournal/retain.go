@@ -102,12 +102,15 @@ func (j *Journal) Dispose(ctx context.Context, f journal.File, cutoff time.Time)
 		return err
 	}
 	for {
-		tag, err := j.pool.Exec(ctx, `DELETE FROM journal_groups WHERE first IN (SELECT first FROM journal_groups WHERE first <= $1 ORDER BY first LIMIT $2)
-			AND last <= $1 AND last <= (SELECT min(seq) FROM journal_cursors)`, int64(f.Last), disposeStep)
+		// A group and its pieces go in one statement: a reader meets all of it or nothing.
+		var gone int
+		err := j.pool.QueryRow(ctx, `WITH old AS (DELETE FROM journal_groups WHERE first IN (SELECT first FROM journal_groups WHERE first <= $1 ORDER BY first LIMIT $2)
+				AND last <= $1 AND last <= (SELECT min(seq) FROM journal_cursors) RETURNING first),
+			pieces AS (DELETE FROM journal_pieces WHERE first IN (SELECT first FROM old)) SELECT count(*) FROM old`, int64(f.Last), disposeStep).Scan(&gone)
 		if err != nil {
 			return fmt.Errorf("journal: %s, whose time is over, could not be deleted: %w; it is found again", f.Name, sqldb.Explain(j.c.URL, err))
 		}
-		if tag.RowsAffected() == 0 {
+		if gone == 0 {
 			break
 		}
 	}

@@ -27,13 +27,19 @@ CREATE TABLE journal_parts (
 CREATE TABLE journal_groups (
 	first BIGINT NOT NULL PRIMARY KEY CHECK (first > 0),
 	last BIGINT NOT NULL CHECK (last >= first),
+	size BIGINT NOT NULL,                                           -- bytes of heads and blobs
 	part BIGINT NOT NULL,                                           -- first number of its part
 	begun BIGINT NOT NULL,                                          -- of its part
 	filled BIGINT NOT NULL,                                         -- bytes of heads and blobs of its part, up to its own
-	login TEXT COLLATE "C" NOT NULL,                                -- who appended it
-	entries BYTEA NOT NULL
+	login TEXT COLLATE "C" NOT NULL                                 -- who appended it
 );
-ALTER TABLE journal_groups ALTER COLUMN entries SET STORAGE EXTERNAL; -- ciphertext does not compress
+CREATE TABLE journal_pieces (
+	first BIGINT NOT NULL,                                          -- of its group
+	piece INTEGER NOT NULL,
+	bytes BYTEA NOT NULL,
+	PRIMARY KEY (first, piece)
+);
+ALTER TABLE journal_pieces ALTER COLUMN bytes SET STORAGE PLAIN;        -- a piece fills a page, and ciphertext does not compress
 CREATE TABLE journal_cursors (
 	consumer TEXT COLLATE "C" NOT NULL PRIMARY KEY,
 	seq BIGINT NOT NULL
@@ -67,8 +73,10 @@ BEGIN
 		INSERT INTO public.journal_parts (first, begun, before) VALUES (top + 1, now, coalesce(filled, 0));
 		part := top + 1; begun := now; filled := 0;
 	END IF;
-	INSERT INTO public.journal_groups (first, last, part, begun, filled, login, entries)
-		VALUES (top + 1, top + count, part, begun, filled + size, session_user, entries);
+	INSERT INTO public.journal_groups (first, last, size, part, begun, filled, login)
+		VALUES (top + 1, top + count, size, part, begun, filled + size, session_user);
+	INSERT INTO public.journal_pieces (first, piece, bytes)
+		SELECT top + 1, i, substring(entries FROM i * 8096 + 1 FOR 8096) FROM generate_series(0, (octet_length(entries) - 1) / 8096) i;
 	RETURN top + 1;
 END $$;
 
