@@ -32,7 +32,7 @@ faults: need ## every call by which an agent or a server writes fails, or is its
 	scripts/faults
 
 race: ## the concurrent packages under the race detector
-	@scripts/need gcc:build-essential
+	@scripts/need gcc:build-essential pg_createcluster:postgresql
 	CGO_ENABLED=1 GOFIPS140=off go test -race -timeout 15m ./agent/... ./buffer/... ./server/alerts/... ./server/journal/... ./server/ingest/... ./server/translog/... ./demo/...
 
 cross: ## every program for every machine, into dist/; sizes beside goals
