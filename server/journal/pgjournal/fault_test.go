@@ -3,6 +3,8 @@ package pgjournal_test
 import (
 	"context"
 	"os"
+	osexec "os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
@@ -158,6 +160,58 @@ func TestFullDisk(t *testing.T) {
 	}
 	t.Logf("the journal says: %v", j.Health())
 	disk.Free()
+	l.more(t, 200)
+	well(t, j)
+	l.end(t, p)
+}
+
+// TestFullDiskOfTheWriteAheadLog: PostgreSQL's log has no room, and PostgreSQL ends itself. Whoever runs it makes room and starts it.
+func TestFullDiskOfTheWriteAheadLog(t *testing.T) {
+	t.Parallel()
+	if !mounttest.Inside(t) {
+		return
+	}
+	wal, err := os.MkdirTemp("", "w")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.Remove(wal) })
+	disk := mounttest.Mount(t, wal, "96m")
+	if err := os.Chmod(wal, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	s, p := own(t, pgserver.Config{Settings: map[string]string{"max_wal_size": "64MB"}})
+	if err := s.Halt(); err != nil {
+		t.Fatal(err)
+	}
+	inside := filepath.Join(s.Dir(), "data", "pg_wal")
+	if out, err := osexec.Command("sh", "-c", "cp -a "+inside+" "+wal+"/ && rm -rf "+inside+" && ln -s "+wal+"/pg_wal "+inside).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if err := s.Start(); err != nil {
+		t.Fatal(err)
+	}
+	j := must(t, pgjournal.Config{URL: p.Name, Consumers: journaltest.Consumers()})
+	l := startLoad(t, 8, j)
+	l.more(t, 200)
+	disk.Fill()
+	ill(t, j)
+	_, before := l.count()
+	for end := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
+		if _, errs := l.count(); errs > before+20 {
+			break
+		} else if time.Now().After(end) {
+			t.Fatal("no more errors with a full disk")
+		}
+	}
+	t.Logf("the journal says: %v", j.Health())
+	disk.Free()
+	if err := s.Halt(); err != nil { // it may have ended, or be at its recovery again and again
+		t.Fatal(err)
+	}
+	if err := s.Start(); err != nil {
+		t.Fatal(err)
+	}
 	l.more(t, 200)
 	well(t, j)
 	l.end(t, p)
