@@ -47,6 +47,7 @@ type DB struct {
 	url     string // of PostgreSQL, password included; empty: SQLite
 	writer  *sql.DB
 	readers *sql.DB
+	callers *sql.DB // of PostgreSQL: see Call
 }
 
 // Create makes a new database at path (mode 0600) with the schema of the given migrations. It never touches an existing file:
@@ -349,5 +350,9 @@ func (d *DB) Path() string { return d.path }
 
 // Close closes all connections; the writer last, so that its close folds the write-ahead log into the file.
 func (d *DB) Close() error {
-	return explain(d.path, errors.Join(d.readers.Close(), d.writer.Close()))
+	var err error
+	if d.callers != nil {
+		err = d.callers.Close()
+	}
+	return explain(d.path, errors.Join(err, d.readers.Close(), d.writer.Close()))
 }

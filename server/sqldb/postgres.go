@@ -50,24 +50,33 @@ const postgresDomain = "postgres"
 
 // openPostgres opens at most conns connections to the database at path.
 func openPostgres(path string, conns int, parameters map[string]string) (*sql.DB, error) {
+	db, err := handlePostgres(path, conns, parameters)
+	if err != nil {
+		return nil, err
+	}
+	if err := db.PingContext(context.Background()); err != nil {
+		return nil, errors.Join(err, db.Close())
+	}
+	return db, nil
+}
+
+// handlePostgres is openPostgres that makes no connection yet.
+func handlePostgres(path string, conns int, parameters map[string]string) (*sql.DB, error) {
 	c, err := postgresConfig(path)
 	if err != nil {
 		return nil, err
 	}
 	maps.Copy(c.RuntimeParams, sessionParameters())
 	maps.Copy(c.RuntimeParams, parameters)
-	db := stdlib.OpenDB(*c, stdlib.OptionAfterConnect(func(ctx context.Context, conn *pgx.Conn) error {
+	db := sql.OpenDB(connector{stdlib.GetConnector(*c, stdlib.OptionAfterConnect(func(ctx context.Context, conn *pgx.Conn) error {
 		err := suitable(ctx, conn)
 		if err != nil {
 			_ = conn.Close(context.WithoutCancel(ctx)) // the driver does not when this hook fails
 		}
 		return err
-	}))
+	}))})
 	db.SetMaxOpenConns(conns)
 	db.SetMaxIdleConns(conns)
-	if err := db.PingContext(context.Background()); err != nil {
-		return nil, errors.Join(err, db.Close())
-	}
 	return db, nil
 }
 
@@ -196,6 +205,9 @@ func openPostgresDB(path string, prepare func(ctx context.Context, w *sql.DB) er
 	}
 	if db.readers, err = openPostgres(path, maxReaders, readerParameters()); err != nil {
 		return nil, errors.Join(explain(db.path, err), db.writer.Close())
+	}
+	if db.callers, err = handlePostgres(path, maxCallers, writerParameters()); err != nil {
+		return nil, errors.Join(explain(db.path, err), db.writer.Close(), db.readers.Close())
 	}
 	return db, nil
 }
