@@ -11,6 +11,7 @@ import (
 
 // The watcher of certificates asks for all gateways; it must not read all certificates that there ever were.
 func TestCertificatesAreSought(t *testing.T) {
+	sqldbtest.SQLite(t, "it reads SQLite's plan; PostgreSQL's goes by how many rows there are")
 	db, _ := sqldbtest.New(t, append(sqldb.OutboxMigrations(), Migrations()...)...)
 	rows, err := db.Query(context.Background(), "EXPLAIN QUERY PLAN "+certificatesQuery, string(Active))
 	if err != nil {

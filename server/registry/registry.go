@@ -39,9 +39,10 @@ var wards1 string
 
 // Migrations is the registry's schema. Domains are migrated in the order of their names: those behind registry may name its tables.
 func Migrations() []sqldb.Migration {
-	return []sqldb.Migration{{Domain: "registry", Version: 1, SQL: schema1}, {Domain: "operators", Version: 1, SQL: operators1}, {Domain: "revocations", Version: 1, SQL: revocations1},
+	own := []sqldb.Migration{{Domain: "registry", Version: 1, SQL: schema1}, {Domain: "operators", Version: 1, SQL: operators1}, {Domain: "revocations", Version: 1, SQL: revocations1},
 		{Domain: "standing", Version: 1, SQL: standing1}, {Domain: "standing", Version: 2, SQL: standing2},
 		{Domain: "waiting", Version: 1, SQL: waiting1}, {Domain: "wards", Version: 1, SQL: wards1}}
+	return append(own, nodeMigrations()...)
 }
 
 // What callers branch on.
