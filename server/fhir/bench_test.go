@@ -25,8 +25,8 @@ func BenchmarkSearch(b *testing.B) {
 		}
 	}
 	f := setup(b, ms...)
-	var pages, size int64
-	if err := f.db.QueryRow(b.Context(), "SELECT page_count, page_size FROM pragma_page_count, pragma_page_size").Scan(&pages, &size); err != nil {
+	disk, _, err := f.db.Sizes(b.Context())
+	if err != nil {
 		b.Fatal(err)
 	}
 	target := "/fhir/Observation?" + url.Values{
@@ -36,5 +36,5 @@ func BenchmarkSearch(b *testing.B) {
 	for b.Loop() {
 		f.get(target)
 	}
-	b.ReportMetric(float64(pages*size)/(patients*seconds*perMessage), "bytes/observation")
+	b.ReportMetric(float64(disk)/(patients*seconds*perMessage), "bytes/observation")
 }

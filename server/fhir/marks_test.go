@@ -1,6 +1,7 @@
 package fhir_test
 
 import (
+	"encoding/hex"
 	"fmt"
 	"net/http"
 	"strings"
@@ -94,17 +95,17 @@ func TestDevicePartsAreNoObservations(t *testing.T) {
 
 func (f *fixture) messageKeys() (keys []string) {
 	f.t.Helper()
-	rows, err := f.db.Query(f.t.Context(), "SELECT lower(hex(key)) FROM messages")
+	rows, err := f.db.Query(f.t.Context(), "SELECT key FROM messages")
 	if err != nil {
 		f.t.Fatal(err)
 	}
 	defer func() { _ = rows.Close() }()
 	for rows.Next() {
-		var key string
+		var key []byte
 		if err := rows.Scan(&key); err != nil {
 			f.t.Fatal(err)
 		}
-		keys = append(keys, key)
+		keys = append(keys, hex.EncodeToString(key))
 	}
 	if err := rows.Err(); err != nil || len(keys) != 3 {
 		f.t.Fatal(keys, err)

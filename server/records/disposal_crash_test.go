@@ -9,7 +9,6 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -78,18 +77,10 @@ func TestKilledDisposalLosesNoLeaf(t *testing.T) {
 		g.publish("gw-1", g.sealBatch(message(fmt.Sprintf("p%d", n%patients), n, slices.Repeat([]string{"70"}, values)...)))
 	}
 	f.until("stored", stored(messages))
-	path := filepath.Join(t.TempDir(), "copy.db")
 	if err := f.db.Reclaim(f.ctx); err != nil {
 		t.Fatal(err)
 	}
-	data, err := os.ReadFile(f.path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(path, data, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	f.db = sqldbtest.Open(t, path, migrations()...)
+	path := f.path
 	left, kills, between := int64(messages*values), 0, 0
 	for ; left > 0; kills++ {
 		if kills == 200 {

@@ -131,10 +131,15 @@ func (c *clock) elapsed() time.Duration {
 	return c.passed
 }
 
-func setup(t testing.TB) *fixture {
+// setup makes a fixture; more are tables and triggers of the test's own.
+func setup(t testing.TB, more ...string) *fixture {
 	t.Helper()
 	f := &fixture{t: t, ctx: context.Background(), journal: &sqldbtest.Journal{}, keys: &keys{}, clock: &clock{now: time.Now()}, step: time.Second}
-	f.db, f.path = sqldbtest.New(t, migrations()...)
+	schema := migrations()
+	for i, s := range more {
+		schema = append(schema, sqldb.Migration{Domain: "zz_test", Version: i + 1, SQL: s})
+	}
+	f.db, f.path = sqldbtest.New(t, schema...)
 	var err error
 	if f.key, err = seal.GenerateKey(); err != nil {
 		t.Fatal(err)
@@ -201,7 +206,7 @@ func (f *fixture) run(what string, r *records.Records, done func() bool) {
 	for !done() {
 		if ctx.Err() != nil {
 			s, err := r.Stats(f.ctx)
-			f.t.Fatalf("%s: not reached, at %+v (%v), cursor %d of %d", what, s, err, f.journal.Cursor(records.Consumer), f.journal.Len())
+			f.t.Fatalf("%s: not reached, at %+v (%v), cursor %d of %d\n%.3000s", what, s, err, f.journal.Cursor(records.Consumer), f.journal.Len(), f.log.String())
 		}
 		f.clock.add(f.step)
 		select {

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"wardlink/server/records"
+	"wardlink/server/sqldb/sqldbtest"
 	"wardlink/telemetry"
 )
 
@@ -227,7 +228,7 @@ func TestCrashWhileOpening(t *testing.T) {
 					return err
 				}
 				hash := sha(frame)
-				_, err := tx.Exec("INSERT INTO batches (stream, number, frame, sealing, seq, received, state, attempts, due, reason) VALUES (1, 0, $1, x'', 2, 1, 1, $2, 0, '')", hash[:], c.attempts)
+				_, err := tx.Exec("INSERT INTO batches (stream, number, frame, sealing, seq, received, state, attempts, due, reason) VALUES (1, 0, $1, $3, 2, 1, 1, $2, 0, '')", hash[:], c.attempts, []byte{})
 				return err
 			}); err != nil {
 				t.Fatal(err)
@@ -243,6 +244,7 @@ func TestCrashWhileOpening(t *testing.T) {
 
 // A full disk keeps batches waiting and never makes them dead: nothing about them is wrong.
 func TestFullDiskIsNotTheBatchesFault(t *testing.T) {
+	sqldbtest.SQLite(t, "it bounds SQLite's file; what PostgreSQL cannot do meanwhile is in TestLostPostgresIsNotTheBatchesFault")
 	f := setup(t)
 	limit := func(pages int) {
 		if err := f.db.Write(f.ctx, func(tx *sql.Tx) error {

@@ -112,8 +112,8 @@ func (r *Records) repairArrival(tx *sql.Tx, boot, id int64, m *telemetry.Message
 // each second: it jumps from boot to boot and looks at none of their messages.
 const waitingTimes = `WITH RECURSIVE b (boot) AS (SELECT MIN(boot) FROM times_waiting
 		UNION ALL SELECT (SELECT MIN(w.boot) FROM times_waiting w WHERE w.boot > b.boot) FROM b WHERE b.boot IS NOT NULL)
-	SELECT w.boot, w.message, m.mono FROM b CROSS JOIN times_waiting w ON w.boot = b.boot JOIN messages m ON m.id = w.message
-	WHERE EXISTS (SELECT 1 FROM boot_clocks c WHERE c.boot = b.boot) LIMIT $1`
+	SELECT w.boot, w.message, m.mono FROM b CROSS JOIN times_waiting w JOIN messages m ON m.id = w.message
+	WHERE w.boot = b.boot AND EXISTS (SELECT 1 FROM boot_clocks c WHERE c.boot = b.boot) LIMIT $1`
 
 // repairTimes moves readings that stand at a gateway's unrepaired time of arrival to the hospital's time, once that is known. more says
 // that it is not done yet.

@@ -211,7 +211,7 @@ func TestWaveformsAreVisible(t *testing.T) {
 	if found, err := s.Visible(f.ctx, account.Sources[0]); err != nil || !found {
 		t.Errorf("found %v, %v", found, err)
 	}
-	f.change("UPDATE waveforms SET samples = x'02'")
+	f.change("UPDATE waveforms SET samples = $1", []byte{2})
 	if found, err := s.Visible(f.ctx, account.Sources[0]); err == nil {
 		t.Errorf("samples that cannot be read: found %v", found)
 	}
@@ -240,9 +240,9 @@ func BenchmarkStoreWaveforms(b *testing.B) {
 		b.Fatal(err)
 	}
 	b.ReportMetric(float64(bytes)/float64(8*n*500), "bytes/sample")
-	var pages, size int64
-	if err := f.db.QueryRow(f.ctx, "SELECT page_count, page_size FROM pragma_page_count, pragma_page_size").Scan(&pages, &size); err != nil {
+	disk, _, err := f.db.Sizes(f.ctx)
+	if err != nil {
 		b.Fatal(err)
 	}
-	b.ReportMetric(float64(pages*size)/float64(8*n*500), "disk-bytes/sample")
+	b.ReportMetric(float64(disk)/float64(8*n*500), "disk-bytes/sample")
 }
