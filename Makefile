@@ -5,7 +5,7 @@ BUILD = stamp=$$(cross/stamp) && go build -trimpath -buildvcs=false -ldflags="$$
 # The agent speaks HTTP/1.1 alone; without HTTP/2 its program is half a megabyte smaller. cross/lean has what is not inlined.
 AGENT := -tags nethttpomithttp2 $(shell sed -n '/^[^\#]/s/.*/-gcflags=&=-l/p' cross/lean)
 
-.PHONY: help build cross packages packages-test repro emulated demo test check faults race bench bench-peers footprint fuzz lint vuln clean need
+.PHONY: help build cross packages packages-test repro emulated demo test check faults race bench bench-peers storms footprint fuzz lint vuln clean need
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -59,6 +59,9 @@ bench: need build ## figures beside goals
 
 bench-peers: ## ours beside mosquitto and NATS JetStream under one load, beside the goals; some ten minutes (WARDLINK_BENCH_QUICK=1: two)
 	scripts/bench-peers
+
+storms: ## ten thousand gateways: idle memory, all of them back at once, one that floods; beside the goals, some six minutes
+	scripts/storms
 
 footprint: need ## what an agent takes of memory and disk, beside goals; some 10 minutes (FOOTPRINT_SAMPLES and others, see e2e/footprint)
 	scripts/footprint
