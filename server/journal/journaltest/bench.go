@@ -17,7 +17,7 @@ func BenchmarkSubmit(b *testing.B, j journal.Store) {
 	b.SetBytes(int64(len(head) + len(blob)))
 	b.ReportAllocs()
 	b.ResetTimer()
-	began := processor()
+	began := Processor()
 	var left atomic.Int64
 	left.Store(int64(b.N))
 	var sessions sync.WaitGroup
@@ -43,11 +43,11 @@ func BenchmarkSubmit(b *testing.B, j journal.Store) {
 	}
 	sessions.Wait()
 	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "entries/s")
-	b.ReportMetric(float64(processor()-began)/float64(b.N), "us-own/entry")
+	b.ReportMetric(float64(Processor()-began)/float64(b.N), "us-own/entry")
 }
 
-// processor is the processor time that this process used, in microseconds.
-func processor() int64 {
+// Processor is the processor time that this process used, in microseconds.
+func Processor() int64 {
 	var u syscall.Rusage
 	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
 		return 0

@@ -20,6 +20,7 @@ import (
 
 const (
 	readBytes  = 8 << 20 // heads and blobs of one Read, beyond the first entry
+	packHead   = 25      // bytes beside head and blob of each entry, and more than those beside all
 	readGroups = 256     // groups that one Read looks at
 
 	// The last groups that were read stay in memory, for consumers that take less than a group at a time.
@@ -54,6 +55,7 @@ type try struct {
 // taken is a group, unpacked. It is not changed.
 type taken struct {
 	first, last uint64
+	size        int // of heads and blobs
 	entries     []journal.Entry
 }
 
@@ -113,7 +115,7 @@ func (r *reader) from(ctx context.Context, from uint64, max int) (out []journal.
 		return out, nil // what is behind it, the next Read gives
 	}
 	for {
-		groups, end, err := r.fetch(ctx, from)
+		groups, end, err := r.fetch(ctx, from, max-len(out))
 		if err != nil {
 			r.forget()
 			return out, err
@@ -154,24 +156,25 @@ func (r *reader) forget() {
 	r.kept = nil
 }
 
-// fetch gives the groups from the one that holds from on, about 8 MB of them; end: there are no more behind.
-func (r *reader) fetch(ctx context.Context, from uint64) (groups []*taken, end bool, err error) {
+// fetch gives the groups that hold the next max entries from from on, about 8 MB of them at most; end: there are no more behind. What of the
+// last is not wanted now is remembered: nothing is read twice by one who reads on.
+func (r *reader) fetch(ctx context.Context, from uint64, max int) (groups []*taken, end bool, err error) {
 	r.mu.Lock()
 	bad := make([]int64, 0, len(r.bad))
 	for first := range r.bad {
 		bad = append(bad, int64(first))
 	}
 	r.mu.Unlock()
-	rows, err := r.j.pool.Query(ctx, `SELECT first, last FROM (SELECT first, last, sum(size) OVER (ORDER BY first) - size AS before FROM (
-			SELECT first, last, size FROM journal_groups
+	rows, err := r.j.pool.Query(ctx, `SELECT first, last, size FROM (SELECT first, last, size, sum(size) OVER w - size AS bytes, sum(entries) OVER w - entries AS before FROM (
+			SELECT first, last, size, last - greatest(first, $1) + 1 AS entries FROM journal_groups
 			WHERE first >= coalesce((SELECT max(first) FROM journal_groups WHERE first <= $1), 0) AND last >= $1 AND first <> ALL ($2)
-			ORDER BY first LIMIT $3) g) h
-		WHERE before < $4 ORDER BY first`, int64(from), bad, readGroups, readBytes)
+			ORDER BY first LIMIT $3) g WINDOW w AS (ORDER BY first)) h
+		WHERE bytes < $4 AND before < $5 ORDER BY first`, int64(from), bad, readGroups, readBytes, max)
 	if err == nil {
 		groups, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (*taken, error) {
-			var first, last int64
-			err := row.Scan(&first, &last)
-			return &taken{first: uint64(first), last: uint64(last)}, err
+			var first, last, size int64
+			err := row.Scan(&first, &last, &size)
+			return &taken{first: uint64(first), last: uint64(last), size: int(min(size, commitBytes))}, err
 		})
 	}
 	if err != nil || len(groups) == 0 {
@@ -200,6 +203,9 @@ func (r *reader) fill(ctx context.Context, groups []*taken) error {
 		return err
 	}
 	packed := make(map[uint64][]byte, len(groups))
+	for _, g := range groups {
+		packed[g.first] = make([]byte, 0, g.size+packHead*int(min(g.last-g.first+1, commitEntries))+packHead)
+	}
 	var first int64
 	var piece pgtype.DriverBytes // valid until the next row
 	if _, err := pgx.ForEachRow(rows, []any{&first, &piece}, func() error {
