@@ -1,6 +1,7 @@
 package api_test
 
 import (
+	"bytes"
 	"database/sql"
 	"encoding/json"
 	"net/http"
@@ -28,18 +29,18 @@ func TestAccountIsReadAndJournaled(t *testing.T) {
 	if err := json.Unmarshal(w.Body.Bytes(), &page); err != nil || w.Code != http.StatusOK || len(page.Accounts) != 0 || page.Next != "" {
 		t.Errorf("%d %s %v", w.Code, w.Body, err)
 	}
-	write := func(statement string) {
+	write := func(statement string, args ...any) {
 		t.Helper()
 		if err := o.db.Write(t.Context(), func(tx *sql.Tx) error {
-			_, err := tx.Exec(statement)
+			_, err := tx.Exec(statement, args...)
 			return err
 		}); err != nil {
 			t.Fatal(err)
 		}
 	}
 	// Of an epoch that balances a list says nothing unless it is asked; one in doubt is always in it.
+	write("INSERT INTO streams (id, gateway, epoch, lane) VALUES (1, 'icu-7', $1, 1), (2, 'icu-7', $2, 1)", bytes.Repeat([]byte{10}, 16), bytes.Repeat([]byte{11}, 16))
 	for _, statement := range []string{
-		"INSERT INTO streams (id, gateway, epoch, lane) VALUES (1, 'icu-7', x'" + strings.Repeat("0a", 16) + "', 1), (2, 'icu-7', x'" + strings.Repeat("0b", 16) + "', 1)",
 		"INSERT INTO account_runs (stream, first, last, since) VALUES (1, 0, 4, 1), (2, 0, 1, 1)",
 		"INSERT INTO account_stored (stream, stored) VALUES (1, 5), (2, 2)",
 		"INSERT INTO account_streams (stream, assigned, covered) VALUES (1, 5, 5), (2, 3, 3)",
@@ -69,8 +70,7 @@ func TestAccountIsReadAndJournaled(t *testing.T) {
 	if b := held(); b.Buffered != 1 || b.Lost != 0 || !b.Balances {
 		t.Errorf("it holds one: %+v", b)
 	}
-	write("INSERT INTO decommissions (gateway, at, actor, reason, drain, order_doc, event, confirmed) VALUES ('icu-7', 1, 'a', 'r', 0, x'00', x'" +
-		strings.Repeat("00", 16) + "', 0)")
+	write("INSERT INTO decommissions (gateway, at, actor, reason, drain, order_doc, event, confirmed) VALUES ('icu-7', 1, 'a', 'r', 0, $1, $2, 0)", []byte{0}, make([]byte, 16))
 	if b := held(); b.Buffered != 1 {
 		t.Errorf("the order alone destroys nothing: %+v", b)
 	}

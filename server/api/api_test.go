@@ -38,6 +38,7 @@ import (
 	"wardlink/server/records"
 	"wardlink/server/registry"
 	"wardlink/server/sqldb"
+	"wardlink/server/sqldb/sqldbtest"
 )
 
 const domain = "ward.example"
@@ -84,9 +85,7 @@ func newOffice(t *testing.T) *office {
 	o.journal, err = journal.Open(jc)
 	check(err)
 	migrations := slices.Concat(sqldb.OutboxMigrations(), registry.Migrations(), api.Migrations(), records.Migrations(), alerts.Migrations())
-	check(sqldb.Create(filepath.Join(dir, "db"), migrations...))
-	db, err := sqldb.Open(filepath.Join(dir, "db"), migrations...)
-	check(err)
+	db, _ := sqldbtest.New(t, migrations...)
 	outbox, err := sqldb.NewOutbox(db, o.journal, nil)
 	check(err)
 	o.reg, err = registry.New(registry.Config{DB: db, Outbox: outbox})
@@ -123,7 +122,7 @@ func newOffice(t *testing.T) *office {
 		SignOrder: func(order wipe.Order) ([]byte, error) { return wipe.Sign(order, o.keys.Config) },
 	})
 	t.Cleanup(func() {
-		for _, c := range []func() error{authority.Close, db.Close, o.journal.Close} {
+		for _, c := range []func() error{authority.Close, o.journal.Close} {
 			if err := c(); err != nil {
 				t.Error(err)
 			}

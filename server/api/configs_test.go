@@ -145,7 +145,8 @@ func TestSiteConfiguration(t *testing.T) {
 func (o *office) say(gateway string, own uint64, steps ...telemetry.ConfigStep) {
 	o.t.Helper()
 	err := o.db.Write(o.t.Context(), func(tx *sql.Tx) error {
-		if _, err := tx.Exec("INSERT OR REPLACE INTO config_in_force (gateway, own, site, site_version, received) VALUES ($1, $2, '', 0, 1000)", gateway, int64(own)); err != nil {
+		if _, err := tx.Exec(`INSERT INTO config_in_force (gateway, own, site, site_version, received) VALUES ($1, $2, '', 0, 1000)
+			ON CONFLICT (gateway) DO UPDATE SET own = excluded.own`, gateway, int64(own)); err != nil {
 			return err
 		}
 		for _, s := range steps {

@@ -16,17 +16,16 @@ func TestDeadBatchesAndReopening(t *testing.T) {
 	o := newOffice(t)
 	op := o.certificate(spiffe.Operator, "op", domain)
 	if err := o.db.Write(t.Context(), func(tx *sql.Tx) error {
-		for _, q := range []string{
-			"INSERT INTO streams (id, gateway, epoch, lane) VALUES (1, 'icu-7', x'00112233445566778899aabbccddeeff', 1)",
-			`INSERT INTO batches (stream, number, frame, sealing, seq, received, state, attempts, due, reason)
-				VALUES (1, 7, zeroblob(32), x'', 5, 1780000000000, 3, 3, 0, 'its seal does not open')`,
-			"INSERT INTO batch_frames (stream, number, frame) VALUES (1, 7, x'736563726574')",
-		} {
-			if _, err := tx.Exec(q); err != nil {
-				return err
-			}
+		if _, err := tx.Exec("INSERT INTO streams (id, gateway, epoch, lane) VALUES (1, 'icu-7', $1, 1)",
+			[]byte("\x00\x11\x22\x33\x44\x55\x66\x77\x88\x99\xaa\xbb\xcc\xdd\xee\xff")); err != nil {
+			return err
 		}
-		return nil
+		if _, err := tx.Exec(`INSERT INTO batches (stream, number, frame, sealing, seq, received, state, attempts, due, reason)
+			VALUES (1, 7, $1, $2, 5, 1780000000000, 3, 3, 0, 'its seal does not open')`, make([]byte, 32), []byte{}); err != nil {
+			return err
+		}
+		_, err := tx.Exec("INSERT INTO batch_frames (stream, number, frame) VALUES (1, 7, $1)", []byte("secret"))
+		return err
 	}); err != nil {
 		t.Fatal(err)
 	}

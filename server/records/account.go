@@ -102,12 +102,14 @@ type topRun struct {
 }
 
 const (
-	extendRun = "UPDATE account_runs SET last = $1 WHERE stream = $2 AND first = $3"
-	findTop   = `SELECT r.first, r.last, EXISTS (SELECT 1 FROM account_gaps g WHERE g.stream = r.stream)
+	findTop = `SELECT r.first, r.last, EXISTS (SELECT 1 FROM account_gaps g WHERE g.stream = r.stream)
 			OR EXISTS (SELECT 1 FROM account_sets l WHERE l.stream = r.stream AND l.kind = 2 AND l.last > r.last)
 		FROM account_runs r WHERE r.stream = $1 ORDER BY r.first DESC LIMIT 1`
 	insertRun = "INSERT INTO account_runs (stream, first, last, since) VALUES ($1, $2, $3, $4)"
 )
+
+var extendRuns = bulk{"UPDATE account_runs SET last = v.column1 FROM (VALUES ", ") AS v WHERE account_runs.stream = v.column2 AND account_runs.first = v.column3",
+	"CAST(? AS BIGINT), CAST(? AS BIGINT), CAST(? AS BIGINT)"}
 
 // arrival is a run of numbers that a pass brings.
 type arrival struct {
@@ -136,9 +138,15 @@ func (r *Records) arrived(tx *sql.Tx, todo []*work) error {
 	if err := r.addStations(tx, &passed); err != nil {
 		return err
 	}
+	var extended []any // the runs of streams of which nothing else comes, which is the rule
 	for _, stream := range order {
 		changed := false // its gaps, once for all that the pass brings: a gateway can leave out every other number
-		for _, a := range joinArrivals(byStream[stream]) {
+		arrivals := joinArrivals(byStream[stream])
+		for _, a := range arrivals {
+			if top, ok := r.extends(stream, a); ok && len(arrivals) == 1 && !top.gaps {
+				extended = append(extended, int64(a.Last), stream, int64(top.first))
+				continue
+			}
 			gaps, err := r.arrive(tx, stream, a)
 			if err != nil {
 				return err
@@ -151,7 +159,19 @@ func (r *Records) arrived(tx *sql.Tx, todo []*work) error {
 			}
 		}
 	}
-	return nil
+	_, err := r.in.write(tx, extendRuns, extended)
+	return err
+}
+
+// extends tells whether numbers follow the highest run of a stream, which is known, and remembers that run with them.
+func (r *Records) extends(stream int64, a arrival) (topRun, bool) {
+	top, known := r.in.tops[stream]
+	if !known || a.First != top.last+1 || top.gaps {
+		return top, false
+	}
+	top.last = a.Last
+	r.in.keepTop(stream, top)
+	return top, true
 }
 
 func joinArrivals(in []arrival) (out []arrival) {
@@ -186,7 +206,7 @@ func (r *Records) arrive(tx *sql.Tx, stream int64, a arrival) (gaps bool, err er
 	if a.First != top.last+1 {
 		return true, r.arriveApart(tx, stream, a)
 	}
-	if _, err := r.in.exec(tx, extendRun, int64(a.Last), stream, int64(top.first)); err != nil {
+	if _, err := r.in.write(tx, extendRuns, []any{int64(a.Last), stream, int64(top.first)}); err != nil {
 		return false, err
 	}
 	top.last = a.Last

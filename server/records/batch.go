@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"wardlink/audit"
@@ -37,7 +38,8 @@ type work struct {
 	counted  bool // the attempt under way is counted in the database
 	card     bool // an operator brought it from a dead gateway's card: it is no sign of life
 	former   bool // and that is of a board that was replaced since
-	again    bool // it was being opened when a former life ended: it is opened alone, so that it can harm only itself
+	again    bool // it is met again: its number has arrived before, and its frame may be kept
+	alone    bool // an attempt to open it did not end well, or did not end: it is opened by itself, so that it can harm only itself
 }
 
 // failure is what an attempt failed with. Its text is one of a few constants: what opening and decoding say could quote what was
@@ -59,7 +61,7 @@ func (u *unavailable) Unwrap() error { return u.error }
 func (r *Records) intake(ctx context.Context, entries []journal.Entry) (todo []*work, err error) {
 	err = r.write(ctx, func(tx *sql.Tx) error {
 		todo = nil
-		ours := make(map[[32]byte]bool) // taken in this pass: a batch published twice within entries is not one left by a crash, nor two of them
+		var taken []*taken
 		for i := range entries {
 			e := &entries[i]
 			switch e.Kind {
@@ -68,14 +70,17 @@ func (r *Records) intake(ctx context.Context, entries []journal.Entry) (todo []*
 					return err
 				}
 			case journal.KindPublish:
-				w, err := r.takePublish(tx, e, ours)
+				t, err := r.takePublish(tx, e)
 				if err != nil {
 					return err
 				}
-				if w != nil {
-					todo = append(todo, w)
+				if t != nil {
+					taken = append(taken, t)
 				}
 			}
+		}
+		if todo, err = r.enter(tx, taken); err != nil {
+			return err
 		}
 		if err := r.arrived(tx, todo); err != nil {
 			return err
@@ -91,8 +96,15 @@ func (r *Records) intake(ctx context.Context, entries []journal.Entry) (todo []*
 	return todo, err
 }
 
-// takePublish enters one batch. It gives nil for one that is settled or pending already.
-func (r *Records) takePublish(tx *sql.Tx, e *journal.Entry, ours map[[32]byte]bool) (*work, error) {
+// taken is a publish on its way into the table of batches.
+type taken struct {
+	*work
+	seq     uint64
+	sealing []byte
+}
+
+// takePublish reads one batch from the journal. It gives nil for one that was settled long ago.
+func (r *Records) takePublish(tx *sql.Tx, e *journal.Entry) (*taken, error) {
 	row, err := audit.DecodeRow(e.Head)
 	if err != nil {
 		r.log.Error("journal entry is not a publish; restore the journal from its backup", "seq", e.Seq)
@@ -116,34 +128,59 @@ func (r *Records) takePublish(tx *sql.Tx, e *journal.Entry, ours map[[32]byte]bo
 	if aged := r.clock.aged(w.received); aged != w.received {
 		w.aged = aged
 	}
-	res, err := r.in.exec(tx, insertBatch, w.stream, int64(w.number), w.hash[:], sealing, int64(e.Seq), w.received, stateOpening, w.attempts, w.aged)
-	if err != nil {
+	return &taken{w, e.Seq, sealing}, nil
+}
+
+var newBatches = bulk{"INSERT INTO batches (stream, number, frame, sealing, seq, received, state, attempts, due, reason, aged) VALUES ",
+	" ON CONFLICT (stream, number) DO NOTHING RETURNING stream, number", "?, ?, ?, ?, ?, ?, ?, ?, 0, '', ?"}
+
+// enter makes the rows of batches that are new, and gives those that are to be opened now.
+func (r *Records) enter(tx *sql.Tx, in []*taken) (todo []*work, err error) {
+	type name struct{ stream, number int64 }
+	var args []any
+	for _, t := range in {
+		args = append(args, t.stream, int64(t.number), t.hash[:], t.sealing, int64(t.seq), t.received, int64(stateOpening), int64(t.attempts), t.aged)
+	}
+	fresh := make(map[name]bool)
+	if err := r.in.returned(tx, newBatches, args, func(rows *sql.Rows) error {
+		var n name
+		err := rows.Scan(&n.stream, &n.number)
+		fresh[n] = true
+		return err
+	}); err != nil {
 		return nil, err
 	}
-	if n, err := res.RowsAffected(); err != nil {
-		return nil, err
-	} else if n > 0 {
-		ours[w.key()] = true
-		return w, nil
+	ours := make(map[[32]byte]bool) // taken in this pass: a batch published twice within it is not one left by a crash, nor two of them
+	for _, t := range in {
+		w, n := t.work, name{t.stream, int64(t.number)}
+		if fresh[n] {
+			delete(fresh, n)
+			ours[w.key()] = true
+		} else if w, err = r.takeAgain(tx, t.seq, w, ours); err != nil {
+			return nil, err
+		}
+		if w != nil {
+			todo = append(todo, w)
+		}
 	}
-	return r.takeAgain(tx, e, w, ours)
+	return todo, nil
 }
 
 // takeAgain is for a batch whose number is known.
-func (r *Records) takeAgain(tx *sql.Tx, e *journal.Entry, w *work, ours map[[32]byte]bool) (*work, error) {
+func (r *Records) takeAgain(tx *sql.Tx, seq uint64, w *work, ours map[[32]byte]bool) (*work, error) {
 	var hash []byte
 	var state, attempts int
 	if err := r.in.row(tx, findBatch, w.stream, int64(w.number)).Scan(&hash, &state, &attempts, &w.aged); err != nil {
 		return nil, err
 	}
 	if [32]byte(hash) != w.hash {
-		return nil, r.takeConflict(tx, e.Seq, w, [32]byte(hash), state)
+		return nil, r.takeConflict(tx, seq, w, [32]byte(hash), state)
 	}
 	if state != stateOpening || ours[w.key()] {
 		return nil, nil
 	}
 	ours[w.key()] = true // who sent it again after the crash stands behind it here, and it is to be stored once
-	w.again, w.counted, w.attempts = true, false, attempts
+	w.again, w.alone, w.counted, w.attempts = true, true, false, attempts
 	return w, nil
 }
 
@@ -175,7 +212,7 @@ func (r *Records) settleAll(ctx context.Context, todo []*work, seq uint64) (err 
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if w.again {
+		if w.alone {
 			if err := r.settleAlone(ctx, w); err != nil {
 				return err
 			}
@@ -269,6 +306,12 @@ func (r *Records) uncount(ctx context.Context, todo []*work) {
 
 // retry looks at what is pending. more says that there may be more than one look takes.
 func (r *Records) retry(ctx context.Context) (more bool, err error) {
+	if r.unsure { // a look that failed left batches being opened
+		if err := r.recover(ctx); err != nil {
+			return false, err
+		}
+		r.unsure = false
+	}
 	if err := r.retrySealings(ctx); err != nil {
 		return false, err
 	}
@@ -292,12 +335,35 @@ func (r *Records) retry(ctx context.Context) (more bool, err error) {
 		return unrepaired, nil
 	}
 	for _, w := range todo {
-		w.again = true
+		w.again, w.alone = true, w.attempts > 0
+	}
+	r.unsure = true
+	if err := r.count(ctx, todo); err != nil {
+		return false, err
 	}
 	if err := r.settleAll(ctx, todo, 0); err != nil {
 		return false, err
 	}
+	r.unsure = false
 	return unrepaired || len(todo) == retryBatches, r.outbox.Flush(ctx)
+}
+
+// count counts an attempt of each of the pending batches that were never opened, as intake does for those that are new: they waited for their
+// sealing record, and are opened together.
+func (r *Records) count(ctx context.Context, todo []*work) error {
+	first := slices.DeleteFunc(slices.Clone(todo), func(w *work) bool { return w.alone })
+	if len(first) == 0 {
+		return nil
+	}
+	return r.write(ctx, func(tx *sql.Tx) error {
+		for _, w := range first {
+			if _, err := tx.Exec("UPDATE batches SET state = $1, attempts = $2 WHERE stream = $3 AND number = $4", stateOpening, w.attempts+1, w.stream, int64(w.number)); err != nil {
+				return err
+			}
+			w.attempts, w.counted = w.attempts+1, true
+		}
+		return nil
+	})
 }
 
 // postpone passes over what is due and still has no sealing record: a gateway can have hundreds of thousands of such batches, and those of

@@ -174,6 +174,7 @@ func TestWhatWaitsForItsKeyHoldsUpNoRetry(t *testing.T) {
 		unknown.publish("gw-unknown", unknown.seal(plain))
 	}
 	f.until("waiting", func(s records.Stats) bool { return s.Pending == waiting })
+	before := f.count("SELECT n FROM tried")
 	f.clock.add(6 * time.Minute)
 	g := f.gateway("gw-1").enrol().bring("gw-1")
 	g.publish("gw-1", g.sealBatch(message("p2", 1, "8")))
@@ -187,7 +188,7 @@ func TestWhatWaitsForItsKeyHoldsUpNoRetry(t *testing.T) {
 		return telemetry.Decode(b)
 	})
 	f.settleWith("tried again", r, func(s records.Stats) bool { return s.Batches == 1 && s.Pending == waiting })
-	if n := f.count("SELECT n FROM tried"); n > 5 {
+	if n := f.count("SELECT n FROM tried") - before; n > 5 {
 		t.Errorf("%d batches were tried for one that was due", n)
 	}
 	// The key comes, and they are opened at once.

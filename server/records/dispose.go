@@ -172,12 +172,18 @@ func deleteMessage(tx *sql.Tx, id int64, total *disposed) (rows int64, err error
 // deleteSubject deletes a patient of whom nothing is left, of any class.
 func deleteSubject(tx *sql.Tx, subject int64) (int64, error) {
 	const nothing = " AND NOT EXISTS (SELECT 1 FROM messages WHERE lane IN (0, 1, 2, 3) AND subject = $1)"
+	long, err := longTextsOf(tx, subject)
+	if err != nil {
+		return 0, err
+	}
 	n, err := affected(tx.Exec("DELETE FROM subjects WHERE id = $1"+nothing, subject))
 	if err != nil || n == 0 {
 		return 0, err
 	}
-	_, err = tx.Exec("DELETE FROM series WHERE subject = $1", subject)
-	return n, err
+	if _, err = tx.Exec("DELETE FROM series WHERE subject = $1", subject); err != nil {
+		return 0, err
+	}
+	return n, dropLongTexts(tx, long)
 }
 
 func affected(res sql.Result, err error) (int64, error) {

@@ -17,3 +17,8 @@ const WaitingTimes = waitingTimes
 
 // Dispose takes one step of disposal, as Run does.
 func (r *Records) Dispose(ctx context.Context) (more bool, err error) { return r.dispose(ctx) }
+
+// UpdatesOfMany are the statements that change many rows at once, as SQLite is given them.
+func UpdatesOfMany() []string {
+	return []string{storeBatches.statement(4, false), extendRuns.statement(4, false)}
+}

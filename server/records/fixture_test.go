@@ -199,14 +199,14 @@ func (f *fixture) during(what string, done func() bool) {
 // run runs the records until done holds or a deadline passes, moving the clock so that nothing waits for it.
 func (f *fixture) run(what string, r *records.Records, done func() bool) {
 	f.t.Helper()
-	ctx, cancel := context.WithTimeout(f.ctx, 30*time.Second)
+	ctx, cancel := context.WithTimeout(f.ctx, 3*time.Minute)
 	defer cancel()
 	ended := make(chan error, 1)
 	go func() { ended <- r.Run(ctx) }()
 	for !done() {
 		if ctx.Err() != nil {
 			s, err := r.Stats(f.ctx)
-			f.t.Fatalf("%s: not reached, at %+v (%v), cursor %d of %d\n%.3000s", what, s, err, f.journal.Cursor(records.Consumer), f.journal.Len(), f.log.String())
+			f.t.Fatalf("%s: not reached, at %+v (%v), cursor %d of %d\n%.800s", what, s, err, f.journal.Cursor(records.Consumer), f.journal.Len(), f.log.String())
 		}
 		f.clock.add(f.step)
 		select {

@@ -53,6 +53,7 @@ type cache[K comparable] map[K]int64
 type interner struct {
 	patientKey secret.Bytes
 	stmts      map[string]*sql.Stmt // by query text
+	bulks      map[string]sized     // by what stands before their rows
 
 	streams  cache[streamKey]
 	sources  cache[sourceKey]
@@ -70,7 +71,7 @@ type interner struct {
 }
 
 func newInterner(key secret.Bytes) *interner {
-	in := &interner{patientKey: key, stmts: make(map[string]*sql.Stmt)}
+	in := &interner{patientKey: key, stmts: make(map[string]*sql.Stmt), bulks: make(map[string]sized)}
 	in.forget()
 	return in
 }
@@ -100,6 +101,9 @@ func (in *interner) keepTop(stream int64, top topRun) {
 // prepare makes the statements ready, once per database.
 func (in *interner) prepare(ctx context.Context, db *sqldb.DB, queries ...string) error {
 	for _, q := range queries {
+		if in.stmts[q] != nil {
+			continue
+		}
 		s, err := db.Prepare(ctx, q)
 		if err != nil {
 			return err
@@ -181,7 +185,11 @@ func (in *interner) source(tx *sql.Tx, k sourceKey) (int64, error) {
 	if id, ok := in.sources[k]; ok {
 		return id, nil
 	}
-	args := []any{k.gateway, k.source}
+	text := k.source
+	if err := keep(tx, &text); err != nil {
+		return 0, err
+	}
+	args := []any{k.gateway, text}
 	return intern(in, tx, &in.sources, k, findSource, args, insertSource, args)
 }
 
@@ -212,14 +220,22 @@ func (in *interner) subject(tx *sql.Tx, k subjectKey) (int64, error) {
 	}
 	system := AuthoritySystem(k.authority)
 	patient := PatientID(in.patientKey, system, k.id)
-	return intern(in, tx, &in.subjects, k, findSubject, []any{patient}, insertSubject, []any{patient, system, k.authority, k.id})
+	value := k.id
+	if err := keep(tx, &value); err != nil {
+		return 0, err
+	}
+	return intern(in, tx, &in.subjects, k, findSubject, []any{patient}, insertSubject, []any{patient, system, k.authority, value})
 }
 
 func (in *interner) oneSeries(tx *sql.Tx, k seriesKey) (int64, error) {
 	if id, ok := in.series[k]; ok {
 		return id, nil
 	}
-	args := []any{k.subject, int64(k.mdc), k.ucum, k.system, k.code, k.kind}
+	ucum, system, code := k.ucum, k.system, k.code
+	if err := keep(tx, &ucum, &system, &code); err != nil {
+		return 0, err
+	}
+	args := []any{k.subject, int64(k.mdc), ucum, system, code, k.kind}
 	return intern(in, tx, &in.series, k, findSeries, args, insertSeries, args)
 }
 

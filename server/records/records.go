@@ -44,7 +44,7 @@ var (
 func Migrations() []sqldb.Migration {
 	own := []sqldb.Migration{{Domain: "records", Version: 1, SQL: schema1}, {Domain: "retention", Version: 1, SQL: retention1},
 		{Domain: "retention", Version: 2, SQL: retention2}, {Domain: "waveforms", Version: 1, SQL: waveforms1}, {Domain: "times", Version: 1, SQL: times1}}
-	return slices.Concat(own, accountMigrations(), heartbeatMigrations(), configMigrations(), bedMigrations())
+	return slices.Concat(own, accountMigrations(), heartbeatMigrations(), configMigrations(), bedMigrations(), longMigrations())
 }
 
 // Consumer is the name of the records' cursor in the journal.
@@ -122,6 +122,8 @@ type Records struct {
 	looked    bool          // there was one in this life
 	lookedAt  time.Duration // elapsed then
 
+	unsure bool // the last look at what is pending did not come to its end
+
 	current bool // the last pass met nothing that the server received more than a day before, or nothing at all
 
 	stepped map[string]wallSteps // by gateway
@@ -166,11 +168,15 @@ func New(cfg Config) (*Records, error) {
 // Run consumes the journal until ctx ends. Errors of the database and the journal are logged and tried again for ever: what is in
 // the journal is safe there. It returns nil when ctx ended, or an error that trying again cannot mend.
 func (r *Records) Run(ctx context.Context) error {
-	queries := slices.Concat(internQueries, writeQueries, waveformQueries)
-	if err := r.in.prepare(context.WithoutCancel(ctx), r.db, queries...); err != nil {
-		return fmt.Errorf("records: %w", err)
-	}
 	defer r.in.close()
+	for err := r.prepare(ctx); err != nil; err = r.prepare(ctx) {
+		if !sqldb.Environment(err) {
+			return fmt.Errorf("records: %w", err)
+		}
+		if !r.pause(ctx, "records cannot start", err) {
+			return nil
+		}
+	}
 	for err := r.recover(ctx); err != nil; err = r.recover(ctx) {
 		if !r.pause(ctx, "records cannot start", err) {
 			return nil
@@ -227,6 +233,14 @@ func (r *Records) Run(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+func (r *Records) prepare(ctx context.Context) error {
+	ctx = context.WithoutCancel(ctx)
+	if err := r.in.prepare(ctx, r.db, slices.Concat(internQueries, writeQueries, waveformQueries)...); err != nil {
+		return err
+	}
+	return r.in.prepareBulks(ctx, r.db)
 }
 
 // pause logs why and waits a moment; false means that ctx ended meanwhile.

@@ -83,39 +83,42 @@ func (st *stations) message(source, id, subject int64, bedded bool, received, re
 }
 
 var (
-	addLane = `INSERT INTO lane_stations (gateway, lane, journaled, journaled_at, stored, stored_at) VALUES ($1, $2, $3, $4, $5, $6)
-		ON CONFLICT (gateway, lane) DO UPDATE SET journaled = lane_stations.journaled + excluded.journaled,
+	addLanes = bulk{"INSERT INTO lane_stations (gateway, lane, journaled, journaled_at, stored, stored_at) VALUES ",
+		` ON CONFLICT (gateway, lane) DO UPDATE SET journaled = lane_stations.journaled + excluded.journaled,
 		journaled_at = ` + sqldb.Raised("lane_stations", "journaled_at") + `, stored = lane_stations.stored + excluded.stored,
-		stored_at = ` + sqldb.Raised("lane_stations", "stored_at")
-	addStored = `INSERT INTO account_stored (stream, stored) VALUES ($1, $2) ON CONFLICT (stream) DO UPDATE SET stored = account_stored.stored + excluded.stored`
-	addSource = `INSERT INTO source_stations (source, messages, message_at, identified, identified_at, anonymous, anonymous_at, readings, reading_at, last,
-		bedded, bedded_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
-		ON CONFLICT (source) DO UPDATE SET messages = source_stations.messages + excluded.messages,
+		stored_at = ` + sqldb.Raised("lane_stations", "stored_at"), "?, ?, ?, ?, ?, ?"}
+	addStored = bulk{"INSERT INTO account_stored (stream, stored) VALUES ",
+		" ON CONFLICT (stream) DO UPDATE SET stored = account_stored.stored + excluded.stored", "?, ?"}
+	addSources = bulk{`INSERT INTO source_stations (source, messages, message_at, identified, identified_at, anonymous, anonymous_at, readings, reading_at, last,
+		bedded, bedded_at) VALUES `,
+		` ON CONFLICT (source) DO UPDATE SET messages = source_stations.messages + excluded.messages,
 		message_at = ` + sqldb.Raised("source_stations", "message_at") + `, identified = source_stations.identified + excluded.identified,
 		identified_at = ` + sqldb.Raised("source_stations", "identified_at") + `, anonymous = source_stations.anonymous + excluded.anonymous,
 		anonymous_at = ` + sqldb.Raised("source_stations", "anonymous_at") + `, readings = source_stations.readings + excluded.readings,
 		reading_at = ` + sqldb.Raised("source_stations", "reading_at") + `, last = ` + sqldb.Raised("source_stations", "last") + `,
-		bedded = source_stations.bedded + excluded.bedded, bedded_at = ` + sqldb.Raised("source_stations", "bedded_at")
+		bedded = source_stations.bedded + excluded.bedded, bedded_at = ` + sqldb.Raised("source_stations", "bedded_at"),
+		"?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?"}
 )
 
 func (r *Records) addStations(tx *sql.Tx, st *stations) error {
+	var lanes, streams, sources []any
 	for k, c := range st.lanes {
-		if _, err := r.in.exec(tx, addLane, k.gateway, int64(k.lane), c.journaled, c.journaledAt, c.stored, c.storedAt); err != nil {
-			return err
-		}
+		lanes = append(lanes, k.gateway, int64(k.lane), c.journaled, c.journaledAt, c.stored, c.storedAt)
 	}
 	for stream, n := range st.streams {
-		if _, err := r.in.exec(tx, addStored, stream, n); err != nil {
-			return err
-		}
+		streams = append(streams, stream, n)
 	}
 	for source, c := range st.sources {
-		if _, err := r.in.exec(tx, addSource, source, c.messages, c.at, c.identified, c.identifiedAt, c.anonymous, c.anonymousAt, c.readings,
-			c.readingAt, c.last, c.bedded, c.beddedAt); err != nil {
-			return err
-		}
+		sources = append(sources, source, c.messages, c.at, c.identified, c.identifiedAt, c.anonymous, c.anonymousAt, c.readings, c.readingAt, c.last, c.bedded, c.beddedAt)
 	}
-	return nil
+	_, err := r.in.write(tx, addLanes, lanes)
+	if err == nil {
+		_, err = r.in.write(tx, addStored, streams)
+	}
+	if err == nil {
+		_, err = r.in.write(tx, addSources, sources)
+	}
+	return err
 }
 
 // Account is what the server knows of one gateway's data. Instants are the server's, of receipt; zero: never.
@@ -155,8 +158,9 @@ type SourceAccount struct {
 
 // GatewaysOf names the gateways that have, or had, a source of that id.
 func (s *Store) GatewaysOf(ctx context.Context, source string) (out []string, err error) {
+	key, _ := keyOf(source)
 	rows, err := s.db.Query(ctx, `SELECT gateway FROM gateway_sources WHERE source = $1
-		UNION SELECT gateway FROM sources WHERE source = $1 ORDER BY 1 LIMIT 1000`, source)
+		UNION SELECT gateway FROM sources WHERE source IN ($1, $2) ORDER BY 1 LIMIT 1000`, source, key)
 	if err != nil {
 		return nil, fmt.Errorf("records: %w", err)
 	}
@@ -287,6 +291,9 @@ func readSources(ctx context.Context, tx *sql.Tx, gateway string, a *Account) er
 		return err
 	}
 	for _, c := range byID {
+		if err := expand(ctx, tx.QueryRowContext, &c.ID); err != nil {
+			return err
+		}
 		a.Sources = append(a.Sources, *c)
 	}
 	slices.SortFunc(a.Sources, func(x, y SourceAccount) int {

@@ -45,6 +45,9 @@ func (s *Store) Patient(ctx context.Context, id string) (p Patient, err error) {
 	if errors.Is(err, sql.ErrNoRows) {
 		return Patient{}, ErrNotFound
 	}
+	if err == nil {
+		err = expand(ctx, s.db.QueryRow, &p.Value)
+	}
 	if err != nil {
 		return Patient{}, fmt.Errorf("records: %w", err)
 	}
@@ -60,15 +63,16 @@ func (s *Store) Patients(ctx context.Context, system *string, value string, limi
 		}
 		return []Patient{p}, err
 	}
-	rows, err := s.db.Query(ctx, "SELECT patient, system, value FROM subjects WHERE value = $1 ORDER BY patient LIMIT $2", value, limit)
+	key, _ := keyOf(value)
+	rows, err := s.db.Query(ctx, "SELECT patient, system FROM subjects WHERE value IN ($1, $2) ORDER BY patient LIMIT $3", key, value, limit)
 	if err != nil {
 		return nil, fmt.Errorf("records: %w", err)
 	}
 	defer func() { _ = rows.Close() }()
 	var out []Patient
 	for rows.Next() {
-		var p Patient
-		if err := rows.Scan(&p.ID, &p.System, &p.Value); err != nil {
+		p := Patient{Value: value}
+		if err := rows.Scan(&p.ID, &p.System); err != nil {
 			return nil, fmt.Errorf("records: %w", err)
 		}
 		out = append(out, p)
@@ -204,21 +208,40 @@ func matching(ctx context.Context, tx *sql.Tx, q *Query) (ids []walked, err erro
 		return nil, err
 	}
 	defer func() { _ = rows.Close() }()
+	type named struct {
+		walked
+		Series
+	}
+	var long []named // whose texts are looked up once this is read
 	for rows.Next() {
-		var id, kind int64
-		var one Series
-		if err := rows.Scan(&id, &one.Code.MDC, &one.UCUM, &one.Code.Sys, &one.Code.ID, &kind); err != nil {
+		var kind int64
+		var one named
+		if err := rows.Scan(&one.id, &one.Code.MDC, &one.UCUM, &one.Code.Sys, &one.Code.ID, &kind); err != nil {
 			return nil, err
 		}
-		one.UnitUnknown = kind == kindUnitUnknown || kind == kindWaveformUnitUnknown
-		if q.Match != nil && !q.Match(one) {
-			continue
+		one.waveform, one.UnitUnknown = isWaveform(kind), kind == kindUnitUnknown || kind == kindWaveformUnitUnknown
+		switch {
+		case q.Match != nil && (strings.HasPrefix(one.Code.ID, longMark) || strings.HasPrefix(one.Code.Sys, longMark) || strings.HasPrefix(one.UCUM, longMark)):
+			long = append(long, one)
+		case q.Match == nil || q.Match(one.Series):
+			ids = append(ids, one.walked)
 		}
-		if ids = append(ids, walked{id, isWaveform(kind)}); len(ids) > maxSeries {
+		if len(ids)+len(long) > maxSeries {
 			return nil, ErrTooBroad
 		}
 	}
-	return ids, rows.Err()
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	for _, one := range long {
+		if err := expand(ctx, tx.QueryRowContext, &one.Code.ID, &one.Code.Sys, &one.UCUM); err != nil {
+			return nil, err
+		}
+		if q.Match(one.Series) {
+			ids = append(ids, one.walked)
+		}
+	}
+	return ids, nil
 }
 
 // newest merges the heads of the series: one more than the limit, to know whether there is more. Once enough are known, later
@@ -341,6 +364,9 @@ func (s *Store) Observation(ctx context.Context, id string) (o Observation, err 
 		o, err = scanObservation(tx.QueryRowContext(ctx, selectObservation, message, index))
 		if errors.Is(err, sql.ErrNoRows) {
 			o, err = scanWaveform(tx.QueryRowContext(ctx, selectWaveform, message, index), new(unpacker))
+		}
+		if err == nil {
+			err = o.expand(ctx, tx)
 		}
 		if err == nil {
 			err = o.setArrival(tx)

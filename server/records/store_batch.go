@@ -7,12 +7,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"wardlink/audit"
 	"wardlink/telemetry"
-	"wardlink/telemetry/codes"
 	"wardlink/telemetry/seal"
 )
 
@@ -108,20 +106,23 @@ func (r *Records) whyNotYet(ctx context.Context, w *work) error {
 }
 
 const (
-	insertBatch = `INSERT INTO batches (stream, number, frame, sealing, seq, received, state, attempts, due, reason, aged)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 0, '', $9) ON CONFLICT (stream, number) DO NOTHING`
-	findBatch     = "SELECT frame, state, attempts, aged FROM batches WHERE stream = $1 AND number = $2"
-	storeBatch    = "UPDATE batches SET state = 2, attempts = $1, reason = '' WHERE stream = $2 AND number = $3 AND state <> 2"
-	dropFrame     = "DELETE FROM batch_frames WHERE stream = $1 AND number = $2"
-	insertMessage = `INSERT INTO messages (key, source, digest, copy, stream, number, boot, subject, origin, control, sent_at, time, wall, mono, journaled, lane, aged)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17) ON CONFLICT (key) DO NOTHING RETURNING id`
-	findMessage       = "SELECT id, time FROM messages WHERE key = $1"
-	insertObservation = `INSERT INTO observations (message, idx, series, form, at, value, time, marks)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT (message, idx) DO NOTHING`
+	findBatch      = "SELECT frame, state, attempts, aged FROM batches WHERE stream = $1 AND number = $2"
+	dropFrame      = "DELETE FROM batch_frames WHERE stream = $1 AND number = $2"
+	findMessage    = "SELECT id, time FROM messages WHERE key = $1"
 	insertLeftover = "INSERT INTO leftovers (message, raw, problems) VALUES ($1, $2, $3) ON CONFLICT (message) DO NOTHING"
 )
 
-var writeQueries = []string{insertBatch, findBatch, storeBatch, dropFrame, insertMessage, findMessage, insertObservation, insertLeftover, extendRun, findTop, insertRun, addLane, addStored, addSource}
+var writeQueries = []string{findBatch, dropFrame, findMessage, insertLeftover, findTop, insertRun}
+
+var (
+	storeBatches = bulk{"UPDATE batches SET state = 2, attempts = v.column3, reason = '' FROM (VALUES ",
+		") AS v WHERE batches.stream = v.column1 AND batches.number = v.column2 AND batches.state <> 2 RETURNING stream, number",
+		"CAST(? AS BIGINT), CAST(? AS BIGINT), CAST(? AS BIGINT)"}
+	insertMessages = bulk{"INSERT INTO messages (key, source, digest, copy, stream, number, boot, subject, origin, control, sent_at, time, wall, mono, journaled, lane, aged) VALUES ",
+		" ON CONFLICT (key) DO NOTHING RETURNING id, key", "?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?"}
+	insertObservations = bulk{"INSERT INTO observations (message, idx, series, form, at, value, time, marks) VALUES ",
+		" ON CONFLICT (message, idx) DO NOTHING", "?, ?, ?, ?, ?, ?, ?, ?"}
+)
 
 // commit writes what became of each batch: observations and state in one transaction.
 //
@@ -136,8 +137,14 @@ func (r *Records) commit(ctx context.Context, group []*opened, seq uint64) error
 	}
 	return r.write(ctx, func(tx *sql.Tx) error {
 		var total totals
+		if err := r.storeAll(tx, group, &total); err != nil {
+			return err
+		}
 		for _, o := range group {
-			if err := r.settle(tx, o, &total); err != nil {
+			if o.err == nil {
+				continue
+			}
+			if err := r.settle(tx, o); err != nil {
 				return err
 			}
 		}
@@ -173,10 +180,8 @@ type totals struct {
 	passed *stations // nil when nothing was stored
 }
 
-func (r *Records) settle(tx *sql.Tx, o *opened, total *totals) error {
-	if o.err == nil {
-		return r.store(tx, o, total)
-	}
+// settle is for a batch that could not be opened.
+func (r *Records) settle(tx *sql.Tx, o *opened) error {
 	attempts, state, reason := o.attempts, statePending, o.err.Error()
 	due := r.now().Add(time.Duration(attempts*attempts) * time.Second)
 	var f *failure
@@ -219,130 +224,21 @@ func (r *Records) settle(tx *sql.Tx, o *opened, total *totals) error {
 	return r.tryNext(tx, o.stream, int64(o.number))
 }
 
-func (r *Records) store(tx *sql.Tx, o *opened, total *totals) error {
-	res, err := r.in.exec(tx, storeBatch, int64(o.attempts), o.stream, int64(o.number))
+// indices adds those that a message which is stored already has. An index names one thing of a message for ever: an agent that was updated
+// makes a waveform of what was a row of numbers before, and what stands there stays.
+func indices(tx *sql.Tx, id int64, held map[uint32]bool) error {
+	rows, err := tx.Query("SELECT idx FROM observations WHERE message = $1 UNION ALL SELECT idx FROM waveforms WHERE message = $1", id)
 	if err != nil {
 		return err
 	}
-	if n, err := res.RowsAffected(); err != nil || n == 0 {
-		return err // stored already
-	}
-	boot, err := r.in.boot(tx, bootKey{o.gateway, o.batch.Boot})
-	if err != nil {
-		return err
-	}
-	if total.passed == nil {
-		total.passed = &stations{}
-	}
-	if o.batch.Report != nil {
-		if err := errors.Join(r.storeReport(tx, o), r.learnClock(tx, o, boot, o.batch.Report)); err != nil {
-			return err
+	for rows.Next() {
+		var i uint32
+		if err := rows.Scan(&i); err != nil {
+			return errors.Join(err, rows.Close())
 		}
+		held[i] = true
 	}
-	for i := range o.batch.Messages {
-		if err := r.storeMessage(tx, o, boot, &o.batch.Messages[i], total); err != nil {
-			return err
-		}
-	}
-	total.batches++
-	total.passed.stored(o.work)
-	_, err = r.in.exec(tx, dropFrame, o.stream, int64(o.number))
-	return err
-}
-
-func (r *Records) storeMessage(tx *sql.Tx, o *opened, boot int64, m *telemetry.Message, total *totals) error {
-	source, err := r.in.source(tx, sourceKey{o.gateway, m.Source})
-	if err != nil {
-		return err
-	}
-	subject, err := r.in.subject(tx, subjectKey{m.Patient.Authority, m.Patient.ID})
-	if err != nil {
-		return err
-	}
-	origin, err := r.in.origin(tx, originKey{m.Type, m.Sender, m.Processing, m.Patient.Location, m.Patient.Visit})
-	if err != nil {
-		return err
-	}
-	first := m.SentAt
-	switch {
-	case len(m.Observations) > 0:
-		first = m.Observations[0].Time
-	case len(m.Waveforms) > 0:
-		first = m.Waveforms[0].Time
-	}
-	aged := o.received
-	if o.aged != 0 {
-		aged = o.aged
-	}
-	key := messageKey(o.gateway, m.Source, m.Digest, m.Copy)
-	readings := total.observations + total.waveforms
-	var id int64
-	err = r.in.row(tx, insertMessage, key[:], source, m.Digest[:], int64(m.Copy), o.stream, int64(o.number), boot, subject, origin,
-		m.ControlID, m.SentAt, first, m.Received.Wall, m.Received.Mono, o.received, int64(o.lane), aged).Scan(&id)
-	fresh := err == nil
-	if errors.Is(err, sql.ErrNoRows) {
-		err = r.in.row(tx, findMessage, key[:]).Scan(&id, &first)
-	}
-	if err != nil {
-		return err
-	}
-	if fresh {
-		total.messages++
-	}
-	if m, err = r.repairArrival(tx, boot, id, m); err != nil {
-		return err
-	}
-	if !fresh {
-		if m, err = unread(tx, id, m); err != nil {
-			return err
-		}
-	}
-	for i := range m.Observations {
-		if err := r.storeObservation(tx, id, subject, first, m, &m.Observations[i], total); err != nil {
-			return err
-		}
-	}
-	for i := range m.Waveforms {
-		if err := r.storeWaveform(tx, id, subject, aged, first, m, &m.Waveforms[i], total); err != nil {
-			return err
-		}
-	}
-	if fresh {
-		total.passed.message(source, id, subject, bedded(m), o.received, total.observations+total.waveforms-readings)
-	}
-	return r.storeLeftover(tx, id, m)
-}
-
-// unread gives a message that is stored already without what stands there under the same index as another kind: an agent that was
-// updated makes a waveform of what was a row of numbers before, and an index names one thing of a message for ever.
-func unread(tx *sql.Tx, id int64, m *telemetry.Message) (*telemetry.Message, error) {
-	indices := func(table string) (map[uint32]bool, error) {
-		rows, err := tx.Query("SELECT idx FROM "+table+" WHERE message = $1", id)
-		if err != nil {
-			return nil, err
-		}
-		held := map[uint32]bool{}
-		for rows.Next() {
-			var i uint32
-			if err := rows.Scan(&i); err != nil {
-				return nil, errors.Join(err, rows.Close())
-			}
-			held[i] = true
-		}
-		return held, errors.Join(rows.Err(), rows.Close())
-	}
-	observations, err := indices("observations")
-	if err != nil {
-		return nil, err
-	}
-	waveforms, err := indices("waveforms")
-	if err != nil {
-		return nil, err
-	}
-	again := *m
-	again.Observations = slices.DeleteFunc(slices.Clone(m.Observations), func(o telemetry.Observation) bool { return waveforms[o.Index] })
-	again.Waveforms = slices.DeleteFunc(slices.Clone(m.Waveforms), func(w telemetry.Waveform) bool { return observations[w.Index] })
-	return &again, nil
+	return errors.Join(rows.Err(), rows.Close())
 }
 
 // The years that RFC 3339 and FHIR can write, as Unix milliseconds: what is stored lies within.
@@ -359,43 +255,6 @@ func placed(m *telemetry.Message, at int64, marks telemetry.Marks) (int64, telem
 		marks |= telemetry.MarkTimeUnread
 	}
 	return min(max(at, minAt), MaxAt), marks
-}
-
-func (r *Records) storeObservation(tx *sql.Tx, message, subject int64, first string, m *telemetry.Message, obs *telemetry.Observation, total *totals) error {
-	kind := int64(kindReading)
-	switch {
-	case codes.IsDevice(obs.Code.MDC) && obs.Marks&telemetry.MarkNoReading != 0:
-		// It is kept, since it says which device the rows below it are of; nothing was measured that could be missing.
-		kind = kindPart
-	case obs.Marks&telemetry.MarkUnknownUnit != 0:
-		kind = kindUnitUnknown
-	}
-	series, err := r.in.oneSeries(tx, seriesKey{subject, obs.Code.MDC, obs.Unit.UCUM, obs.Code.Sys, obs.Code.ID, kind})
-	if err != nil {
-		return err
-	}
-	form, err := r.in.form(tx, formKey{
-		obs.Type, obs.Code.Name, obs.Unit.Sent, obs.SubID, obs.Limits, obs.Device, obs.Status, obs.Flags, m.BedOf(obs.Bed),
-	})
-	if err != nil {
-		return err
-	}
-	var sent any
-	if obs.Time != first {
-		sent = obs.Time
-	}
-	at, marks := placed(m, obs.At, obs.Marks)
-	res, err := r.in.exec(tx, insertObservation, message, int64(obs.Index), series, form, at, obs.Value, sent, int64(marks))
-	if err != nil {
-		return err
-	}
-	n, err := res.RowsAffected()
-	if kind == kindPart {
-		total.parts += n
-	} else {
-		total.observations += n
-	}
-	return err
 }
 
 func (r *Records) storeLeftover(tx *sql.Tx, message int64, m *telemetry.Message) error {

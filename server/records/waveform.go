@@ -34,11 +34,12 @@ const (
 	findChannel   = "SELECT id FROM channels WHERE hash = $1"
 	insertChannel = `INSERT INTO channels (hash, type, code_name, label, unit, sub_id, device, status, flags, period, factor, origin, lower, upper, bed)
 		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15) RETURNING id`
-	insertWaveform = `INSERT INTO waveforms (message, idx, series, channel, at, time, marks, journaled, count, samples)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) ON CONFLICT (message, idx) DO NOTHING`
 )
 
-var waveformQueries = []string{findChannel, insertChannel, insertWaveform}
+var insertWaveforms = bulk{"INSERT INTO waveforms (message, idx, series, channel, at, time, marks, journaled, count, samples) VALUES ",
+	" ON CONFLICT (message, idx) DO NOTHING RETURNING count", "?, ?, ?, ?, ?, ?, ?, ?, ?, ?"}
+
+var waveformQueries = []string{findChannel, insertChannel}
 
 func (in *interner) channel(tx *sql.Tx, k channelKey) (int64, error) {
 	if id, ok := in.channels[k]; ok {
@@ -55,38 +56,50 @@ func (in *interner) channel(tx *sql.Tx, k channelKey) (int64, error) {
 	return intern(in, tx, &in.channels, k, findChannel, []any{hash}, insertChannel, args)
 }
 
-// storeWaveform stores one chunk, once. journaled is when the server received its batch.
-func (r *Records) storeWaveform(tx *sql.Tx, message, subject, journaled int64, first string, m *telemetry.Message, w *telemetry.Waveform, total *totals) error {
+// waveform adds one chunk.
+func (rs *readings) waveform(message int64, s *stored, m *telemetry.Message, w *telemetry.Waveform) error {
 	kind := int64(kindWaveform)
 	if w.Marks&telemetry.MarkUnknownUnit != 0 {
 		kind = kindWaveformUnitUnknown
 	}
-	series, err := r.in.oneSeries(tx, seriesKey{subject, w.Code.MDC, w.Unit.UCUM, w.Code.Sys, w.Code.ID, kind})
+	series, err := rs.r.in.oneSeries(rs.tx, seriesKey{s.subject, w.Code.MDC, w.Unit.UCUM, w.Code.Sys, w.Code.ID, kind})
 	if err != nil {
 		return err
 	}
-	channel, err := r.in.channel(tx, channelKey{
+	channel, err := rs.r.in.channel(rs.tx, channelKey{
 		w.Type, w.Code.Name, w.Label, w.Unit.Sent, w.SubID, w.Device, w.Status, w.Flags, w.Period, w.Factor, w.Origin, w.Lower, w.Upper, m.BedOf(w.Bed),
 	})
 	if err != nil {
 		return err
 	}
-	samples, err := r.in.pack(w.Samples)
+	samples, err := rs.r.in.pack(w.Samples)
 	if err != nil {
 		return err
 	}
 	var sent any
-	if w.Time != first {
+	if w.Time != s.first {
 		sent = w.Time
 	}
 	at, marks := placed(m, w.At, w.Marks)
-	res, err := r.in.exec(tx, insertWaveform, message, int64(w.Index), series, channel, at, sent, int64(marks), journaled, len(w.Samples), samples)
-	if err != nil {
-		return err
+	rs.waveforms = append(rs.waveforms, message, int64(w.Index), series, channel, at, sent, int64(marks), s.aged, int64(len(w.Samples)), samples)
+	if len(rs.waveforms) >= 10*maxChunks {
+		return rs.flushWaveforms()
 	}
-	n, err := res.RowsAffected()
-	total.waveforms += n
-	total.samples += n * int64(len(w.Samples))
+	return nil
+}
+
+// maxChunks bounds what is gathered.
+const maxChunks = 16
+
+func (rs *readings) flushWaveforms() error {
+	err := rs.r.in.returned(rs.tx, insertWaveforms, rs.waveforms, func(rows *sql.Rows) error {
+		var samples int64
+		err := rows.Scan(&samples)
+		rs.total.waveforms++
+		rs.total.samples += samples
+		return err
+	})
+	rs.waveforms = rs.waveforms[:0]
 	return err
 }
 
@@ -252,6 +265,9 @@ func loadPlaces(ctx context.Context, tx *sql.Tx, places []place, room int) ([]Ob
 			o, err = scanWaveform(waveform.QueryRowContext(ctx, p.Message, p.Index), &u)
 		} else {
 			o, err = scanObservation(reading.QueryRowContext(ctx, p.Message, p.Index))
+		}
+		if err == nil {
+			err = o.expand(ctx, tx)
 		}
 		if err == nil {
 			err = o.setArrival(tx)

@@ -1,0 +1,254 @@
+package records
+
+import (
+	"database/sql"
+	"errors"
+
+	"wardlink/telemetry"
+	"wardlink/telemetry/codes"
+)
+
+// stored is a message on its way into the tables.
+type stored struct {
+	*telemetry.Message
+	o                             *opened
+	boot, source, subject, origin int64
+	aged                          int64  // what its age counts from
+	first                         string // the text of time that its row has, which readings need not repeat
+	key                           [16]byte
+}
+
+// storeAll stores the batches of a group that could be opened: each once, with what it holds. Rows of the same table go in together.
+func (r *Records) storeAll(tx *sql.Tx, group []*opened, total *totals) error {
+	group, err := r.claim(tx, group)
+	if err != nil || len(group) == 0 {
+		return err
+	}
+	total.passed = &stations{}
+	var messages []*stored
+	for _, o := range group {
+		boot, err := r.in.boot(tx, bootKey{o.gateway, o.batch.Boot})
+		if err != nil {
+			return err
+		}
+		if o.batch.Report != nil {
+			if err := r.storeReport(tx, o); err != nil {
+				return err
+			}
+			if err := r.learnClock(tx, o, boot, o.batch.Report); err != nil {
+				return err
+			}
+		}
+		for i := range o.batch.Messages {
+			m, err := r.refer(tx, o, boot, &o.batch.Messages[i])
+			if err != nil {
+				return err
+			}
+			messages = append(messages, m)
+		}
+		total.batches++
+		total.passed.stored(o.work)
+		if o.again { // only what waited has a frame
+			if _, err := r.in.exec(tx, dropFrame, o.stream, int64(o.number)); err != nil {
+				return err
+			}
+		}
+	}
+	return r.storeMessages(tx, messages, total)
+}
+
+// claim marks the batches of a group that could be opened as stored, and gives those that were not before.
+func (r *Records) claim(tx *sql.Tx, group []*opened) (out []*opened, err error) {
+	type name struct{ stream, number int64 }
+	var args []any
+	for _, o := range group {
+		if o.err == nil {
+			args = append(args, o.stream, int64(o.number), int64(o.attempts))
+		}
+	}
+	marked := make(map[name]bool)
+	if err := r.in.returned(tx, storeBatches, args, func(rows *sql.Rows) error {
+		var n name
+		err := rows.Scan(&n.stream, &n.number)
+		marked[n] = true
+		return err
+	}); err != nil {
+		return nil, err
+	}
+	for _, o := range group {
+		if n := (name{o.stream, int64(o.number)}); o.err == nil && marked[n] {
+			delete(marked, n)
+			out = append(out, o)
+		}
+	}
+	return out, nil
+}
+
+// refer finds or makes the rows that a message's own refers to.
+func (r *Records) refer(tx *sql.Tx, o *opened, boot int64, m *telemetry.Message) (s *stored, err error) {
+	s = &stored{Message: m, o: o, boot: boot, aged: o.received, key: messageKey(o.gateway, m.Source, m.Digest, m.Copy), first: m.SentAt}
+	if o.aged != 0 {
+		s.aged = o.aged
+	}
+	switch {
+	case len(m.Observations) > 0:
+		s.first = m.Observations[0].Time
+	case len(m.Waveforms) > 0:
+		s.first = m.Waveforms[0].Time
+	}
+	if s.source, err = r.in.source(tx, sourceKey{o.gateway, m.Source}); err != nil {
+		return nil, err
+	}
+	if s.subject, err = r.in.subject(tx, subjectKey{m.Patient.Authority, m.Patient.ID}); err != nil {
+		return nil, err
+	}
+	s.origin, err = r.in.origin(tx, originKey{m.Type, m.Sender, m.Processing, m.Patient.Location, m.Patient.Visit})
+	return s, err
+}
+
+func (r *Records) storeMessages(tx *sql.Tx, messages []*stored, total *totals) error {
+	var args []any
+	for _, m := range messages {
+		args = append(args, m.key[:], m.source, m.Digest[:], int64(m.Copy), m.o.stream, int64(m.o.number), m.boot, m.subject, m.origin,
+			m.ControlID, m.SentAt, m.first, m.Received.Wall, m.Received.Mono, m.o.received, int64(m.o.lane), m.aged)
+	}
+	fresh := make(map[[16]byte]int64)
+	if err := r.in.returned(tx, insertMessages, args, func(rows *sql.Rows) error {
+		var id int64
+		var key []byte
+		err := rows.Scan(&id, &key)
+		if err == nil && len(key) != 16 {
+			err = errors.New("the key of a message is not 16 bytes long")
+		}
+		if err == nil {
+			fresh[[16]byte(key)] = id
+		}
+		return err
+	}); err != nil {
+		return err
+	}
+	w := readings{r: r, tx: tx, total: total}
+	for _, m := range messages {
+		id, first := fresh[m.key]
+		delete(fresh, m.key) // the same message in another batch of the group is one that is known
+		if err := w.message(m, id, first); err != nil {
+			return err
+		}
+	}
+	return w.flush()
+}
+
+// readings gathers the rows of what messages hold.
+type readings struct {
+	r     *Records
+	tx    *sql.Tx
+	total *totals
+
+	observations, parts, waveforms []any // parameters
+}
+
+// message adds what one message holds. id is that of its row, if it is fresh.
+func (w *readings) message(m *stored, id int64, fresh bool) error {
+	if fresh {
+		w.total.messages++
+	} else if err := w.r.in.row(w.tx, findMessage, m.key[:]).Scan(&id, &m.first); err != nil {
+		return err
+	}
+	arrived, err := w.r.repairArrival(w.tx, m.boot, id, m.Message)
+	if err != nil {
+		return err
+	}
+	held := make(map[uint32]bool, len(arrived.Observations)+len(arrived.Waveforms))
+	if !fresh {
+		if err := w.flush(); err != nil { // some of it may be among what is gathered
+			return err
+		}
+		if err := indices(w.tx, id, held); err != nil {
+			return err
+		}
+	}
+	count := int64(0)
+	for i := range arrived.Observations {
+		o := &arrived.Observations[i]
+		if held[o.Index] {
+			continue
+		}
+		held[o.Index] = true
+		part, err := w.observation(id, m, arrived, o)
+		if err != nil {
+			return err
+		}
+		if !part {
+			count++
+		}
+	}
+	for i := range arrived.Waveforms {
+		o := &arrived.Waveforms[i]
+		if held[o.Index] {
+			continue
+		}
+		held[o.Index] = true
+		count++
+		if err := w.waveform(id, m, arrived, o); err != nil {
+			return err
+		}
+	}
+	if fresh {
+		w.total.passed.message(m.source, id, m.subject, bedded(arrived), m.o.received, count)
+	}
+	return w.r.storeLeftover(w.tx, id, arrived)
+}
+
+// observation tells whether it is the part of a device, which is no observation.
+func (w *readings) observation(message int64, s *stored, m *telemetry.Message, obs *telemetry.Observation) (part bool, err error) {
+	kind := int64(kindReading)
+	switch {
+	case codes.IsDevice(obs.Code.MDC) && obs.Marks&telemetry.MarkNoReading != 0:
+		// It is kept, since it says which device the rows below it are of; nothing was measured that could be missing.
+		kind = kindPart
+	case obs.Marks&telemetry.MarkUnknownUnit != 0:
+		kind = kindUnitUnknown
+	}
+	series, err := w.r.in.oneSeries(w.tx, seriesKey{s.subject, obs.Code.MDC, obs.Unit.UCUM, obs.Code.Sys, obs.Code.ID, kind})
+	if err != nil {
+		return false, err
+	}
+	form, err := w.r.in.form(w.tx, formKey{
+		obs.Type, obs.Code.Name, obs.Unit.Sent, obs.SubID, obs.Limits, obs.Device, obs.Status, obs.Flags, m.BedOf(obs.Bed),
+	})
+	if err != nil {
+		return false, err
+	}
+	var sent any
+	if obs.Time != s.first {
+		sent = obs.Time
+	}
+	at, marks := placed(m, obs.At, obs.Marks)
+	rows := &w.observations
+	if kind == kindPart {
+		rows = &w.parts
+	}
+	*rows = append(*rows, message, int64(obs.Index), series, form, at, obs.Value, sent, int64(marks))
+	if len(w.observations)+len(w.parts) >= 8*flushRows {
+		err = w.flush()
+	}
+	return kind == kindPart, err
+}
+
+// flushRows bounds what is gathered, so that a group's rows are not in memory twice.
+const flushRows = 1024
+
+// flush writes what was gathered.
+func (w *readings) flush() error {
+	n, err := w.r.in.write(w.tx, insertObservations, w.observations)
+	if err != nil {
+		return err
+	}
+	w.total.observations += n
+	if n, err = w.r.in.write(w.tx, insertObservations, w.parts); err != nil {
+		return err
+	}
+	w.total.parts += n
+	w.observations, w.parts = w.observations[:0], w.parts[:0]
+	return w.flushWaveforms()
+}
