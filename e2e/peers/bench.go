@@ -123,6 +123,9 @@ func (b *bench) measure(s subject, round int) (err error) {
 		if !stopped {
 			err = errors.Join(err, r.stop())
 		}
+		if r.end != nil {
+			err = errors.Join(err, r.end())
+		}
 	}()
 	if round == 1 {
 		if err := b.refuse(s, r); err != nil {
@@ -170,14 +173,21 @@ func (b *bench) refuse(s subject, r *running) error {
 }
 
 // complete does the checks that need the stores, once the server has ended.
-func (b *bench) complete(s subject, r *running) error {
-	switch {
-	case s.audited:
-		return audited(filepath.Dir(r.store), b.published)
-	case s.name == unstored:
-		if audited(filepath.Dir(r.store), b.published) == nil {
-			return errors.New("a server that stores nothing passes the check of its journal: the check is broken")
-		}
+func (b *bench) complete(s subject, r *running) (err error) {
+	if r.journal == nil {
+		return nil
+	}
+	j, err := r.journal()
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, j.Close()) }()
+	err = audited(j, filepath.Join(r.site, "log"), b.published)
+	if s.audited {
+		return err
+	}
+	if err == nil {
+		return errors.New("a server that stores nothing passes the check of its journal: the check is broken")
 	}
 	return nil
 }

@@ -83,17 +83,12 @@ func kept(j entries, published []load.Batch) (last uint64, err error) {
 }
 
 // audited holds the stores that a server has left against what it acknowledged: journal, and the log, which must have come to its end.
-func audited(dir string, published []load.Batch) (err error) {
-	j, err := journal.Open(load.JournalConfig(dir))
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, j.Close()) }()
+func audited(j entries, logDir string, published []load.Batch) error {
 	last, err := kept(j, published)
 	if err != nil {
 		return err
 	}
-	if logged, _, err := translog.Position(filepath.Join(dir, "log")); err != nil || logged < last {
+	if logged, _, err := translog.Position(logDir); err != nil || logged < last {
 		return fmt.Errorf("the log has the journal's entries up to %d of %d: %w", logged, last, err)
 	}
 	return nil

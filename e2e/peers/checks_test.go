@@ -78,12 +78,10 @@ func TestSyncsAreCountedWhereTheyCount(t *testing.T) {
 
 // TestTheChecksBite: a server that stores nothing passes none of the checks that the figure of ours depends on. The run itself shows it again.
 func TestTheChecksBite(t *testing.T) {
-	dir := t.TempDir()
-	if err := journal.Create(load.JournalConfig(dir)); err != nil {
-		t.Fatal(err)
-	}
-	err := audited(dir, []load.Batch{{Gateway: 0, Epoch: [16]byte{1}, Acked: 1}})
-	if err == nil || !strings.Contains(err.Error(), "not in the journal") {
+	if err := audited(entriesOf{}, t.TempDir(), []load.Batch{{Gateway: 0, Epoch: [16]byte{1}, Acked: 1}}); err == nil || !strings.Contains(err.Error(), "not in the journal") {
 		t.Errorf("a journal without what was acknowledged: %v", err)
+	}
+	if err := audited(entriesOf{}, t.TempDir(), nil); err == nil || !strings.Contains(err.Error(), "the log has") {
+		t.Errorf("a server without a log: %v", err)
 	}
 }

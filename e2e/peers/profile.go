@@ -39,7 +39,7 @@ func (b *bench) profiled(s subject, r *running) error {
 	if err != nil {
 		return fmt.Errorf("go tool pprof: %w", err)
 	}
-	b.profiles = append(b.profiles, fmt.Sprintf("\nWhere the time of %s goes, of all its CPU time (%s has more: go tool pprof -http=: FILE)\n%s", s.what, path, shares(string(out))))
+	b.profiles = append(b.profiles, fmt.Sprintf("\nWhere the time of %s goes, of all CPU time of its process (%s has more: go tool pprof -http=: FILE)\n%s", s.what, path, shares(string(out))))
 	return nil
 }
 
@@ -47,12 +47,12 @@ func (b *bench) profiled(s subject, r *running) error {
 var parts = []struct{ what, function string }{
 	{"endpoint, reading: packets, checks, rows", "wardlink/server/ingest.(*Server).ServeConn"},
 	{"    TLS: reading and decrypting", "crypto/tls.(*Conn).Read"},
-	{"    whether the frame is whole (SHA-256)", "wardlink/telemetry/seal.CheckFrame"},
-	{"    the frame's hash for the audit (SHA-256)", "wardlink/telemetry/seal.FrameHash"},
+	{"    whether the frame is whole, and its hash (SHA-256)", "wardlink/telemetry/seal.CheckAndHash"},
 	{"    encoding the audit's row", "wardlink/audit.EncodeRow"},
 	{"endpoint, writing: PUBACKs", "crypto/tls.(*Conn).Write"},
 	{"journal: commits", "wardlink/server/journal.(*Journal).run"},
 	{"journal: telling who waits", "wardlink/server/journal.(*Journal).notify"},
+	{"journal in PostgreSQL: appending, PostgreSQL's own time apart", "wardlink/server/journal/pgjournal.(*Journal).run"},
 	{"log: reading the journal, windows, signatures", "wardlink/server/translog.(*Log).Run"},
 	{"    decoding the audit's rows", "wardlink/audit.DecodeRow"},
 	{"Go: garbage collection beside", "runtime.gcBgMarkWorker"},
@@ -70,7 +70,7 @@ func shares(top string) string {
 	var b strings.Builder
 	for _, p := range parts {
 		if share, ok := of[p.function]; ok {
-			fmt.Fprintf(&b, "  %-48s %s\n", p.what, share)
+			fmt.Fprintf(&b, "  %-64s %s\n", p.what, share)
 		}
 	}
 	return b.String()

@@ -25,16 +25,17 @@ import (
 	"wardlink/e2e/load"
 	"wardlink/server/ingest"
 	"wardlink/server/journal"
+	"wardlink/server/journal/pgjournal"
 	"wardlink/server/keys"
 	"wardlink/server/translog"
 )
 
 // serve is a process of the product's ingest service as wardlink-server runs it: registry, journal, endpoint, and the log's writer
-// beside them. What opens the batches (records) and serves the hospital is another service and not in it. With sink "none" nothing is
-// stored, which is what the price of storing is judged by.
+// beside them. What opens the batches (records) and serves the hospital is another service and not in it. The journal is the one of the
+// directory or in PostgreSQL; with sinkNone nothing is stored, which is what the price of storing is judged by.
 func serve(args []string) error {
 	fs := flag.NewFlagSet("serve", flag.ContinueOnError)
-	dir, addr, sink, debug := fs.String("dir", "", ""), fs.String("addr", "", ""), fs.String("sink", "journal", ""), fs.String("debug", "", "")
+	dir, addr, sink, debug := fs.String("dir", "", ""), fs.String("addr", "", ""), fs.String("sink", "", ""), fs.String("debug", "", "")
 	if err := fs.Parse(args); err != nil {
 		return err
 	}
@@ -57,10 +58,27 @@ func serve(args []string) error {
 		}
 		go func() { _ = http.Serve(ln, nil) }()
 	}
-	if *sink == "none" {
+	switch *sink {
+	case sinkNone:
 		return s.run(ctx, new(nowhere))
+	case sinkJournal:
+		return s.logged(ctx, stores.Journal)
 	}
-	return s.logged(ctx, stores.Journal)
+	j, err := openPG(ctx, *sink)
+	if err != nil {
+		return err
+	}
+	return errors.Join(s.logged(ctx, j), j.Close())
+}
+
+// What the served batches go to; anything else is the URL of a PostgreSQL database.
+const (
+	sinkNone    = "none"
+	sinkJournal = "journal"
+)
+
+func openPG(ctx context.Context, url string) (*pgjournal.Journal, error) {
+	return pgjournal.Open(ctx, pgjournal.Config{URL: url, Consumers: load.JournalConfig("").Consumers})
 }
 
 // site is one serving process.
@@ -71,7 +89,7 @@ type site struct {
 }
 
 // logged serves with the log's writer beside the endpoint, and ends when the log has all that was journaled.
-func (s *site) logged(ctx context.Context, j *journal.Journal) error {
+func (s *site) logged(ctx context.Context, j journal.Store) error {
 	signer, err := note.NewSigner(s.keys.LogSigner)
 	if err != nil {
 		return err

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -16,6 +17,10 @@ import (
 
 	"wardlink/e2e/load"
 	"wardlink/internal/child"
+	"wardlink/internal/pgserver"
+	"wardlink/server/journal"
+	"wardlink/server/journal/pgjournal"
+	"wardlink/server/sqldb"
 )
 
 // subject is one server that is measured.
@@ -32,10 +37,15 @@ type subject struct {
 type running struct {
 	addr  string
 	pids  []int
-	store string // where it must sync; "" if it stores nothing
-	debug string // Unix socket of its pprof
+	store string       // where it must sync; "" if it stores nothing
+	check func() error // while it runs, after the last measurement: what it has kept; may be nil
 	stop  func() error
-	check func() error // while it runs, after the last measurement: what it has kept
+	end   func() error // of what it needed, once nobody looks any more; may be nil
+
+	// Of ours alone.
+	site    string // the server's directory
+	debug   string // Unix socket of its pprof
+	journal func() (journal.Store, error)
 }
 
 const (
@@ -49,40 +59,84 @@ const (
 
 func subjects() []subject {
 	return []subject{
-		{ours, "wardlink, embedded journal", true, true, startOurs("journal")},
-		{unstored, "wardlink without storing", false, false, startOurs("none")},
+		{ours, "wardlink, embedded journal", true, true, startEmbedded(sinkJournal)},
+		{oursPG, "wardlink, journal in PostgreSQL", true, true, startPG},
+		{unstored, "wardlink without storing", false, false, startEmbedded(sinkNone)},
 		{brokerTo, "mosquitto, one subscriber at QoS 1", false, false, startMosquitto(true)},
 		{broker, "mosquitto, no subscriber", false, false, startMosquitto(false)},
 		{nats, "NATS JetStream, sync_interval always", true, false, startNATS},
 	}
 }
 
-// startOurs runs the ingest service in a process of its own, on a fresh copy of the hospital's directory.
-func startOurs(sink string) func(b *bench, dir string) (*running, error) {
+// startEmbedded runs the ingest service with the journal of its directory, or with none.
+func startEmbedded(sink string) func(b *bench, dir string) (*running, error) {
 	return func(b *bench, dir string) (*running, error) {
-		site := filepath.Join(dir, "server")
-		if out, err := exec.Command("cp", "-a", b.hospital.Dir, site).CombinedOutput(); err != nil {
-			return nil, fmt.Errorf("cp: %w: %s", err, out)
-		}
-		if err := b.hospital.ServerFiles(site); err != nil {
-			return nil, err
-		}
-		addr, err := b.doors.Free()
+		r, err := b.startOurs(dir, sink)
 		if err != nil {
-			return nil, err
+			return r, err
 		}
-		self, err := os.Executable()
-		if err != nil {
-			return nil, err
-		}
-		r := &running{addr: addr, store: filepath.Join(site, "journal"), debug: filepath.Join(dir, "debug")}
-		p, err := child.Start("server", filepath.Join(dir, "log"), self, "serve", "--dir", site, "--addr", addr, "--sink", sink, "--debug", r.debug)
-		if err != nil {
-			return nil, err
-		}
-		r.pids = []int{p.PID()}
-		return r, r.ready(p)
+		r.store = filepath.Join(r.site, "journal")
+		r.journal = func() (journal.Store, error) { return journal.Open(load.JournalConfig(r.site)) }
+		return r, nil
 	}
+}
+
+// startPG runs the ingest service with its journal in a PostgreSQL of its own, of the distribution, on this machine: its processes count
+// as the server's.
+func startPG(b *bench, dir string) (*running, error) {
+	for _, d := range []string{b.dir, dir} { // root's PostgreSQL runs as another user
+		if err := os.Chmod(d, 0o711); err != nil {
+			return nil, err
+		}
+	}
+	pg, err := pgserver.New(pgserver.Config{Base: dir, Settings: map[string]string{"shared_buffers": "128MB"}}) // the distribution's
+	if err != nil {
+		return nil, err
+	}
+	url, err := func() (string, error) {
+		if err := pg.Exec(context.Background(), "postgres", "CREATE DATABASE wardlink TEMPLATE template0 ENCODING 'UTF8'"); err != nil {
+			return "", err
+		}
+		url := pg.URL("wardlink", pgserver.Superuser)
+		return url, sqldb.Create(url, pgjournal.Migrations()...)
+	}()
+	if err != nil {
+		return nil, errors.Join(err, pg.Close())
+	}
+	r, err := b.startOurs(dir, url)
+	if err != nil {
+		return r, errors.Join(err, pg.Close())
+	}
+	r.pids, r.end = append(r.pids, pg.PID()), pg.Close
+	r.store = filepath.Join(pg.Dir(), "data", "pg_wal")
+	r.journal = func() (journal.Store, error) { return openPG(context.Background(), url) }
+	return r, nil
+}
+
+// startOurs runs the ingest service in a process of its own, on a fresh copy of the hospital's directory.
+func (b *bench) startOurs(dir, sink string) (*running, error) {
+	site := filepath.Join(dir, "server")
+	if out, err := exec.Command("cp", "-a", b.hospital.Dir, site).CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("cp: %w: %s", err, out)
+	}
+	if err := b.hospital.ServerFiles(site); err != nil {
+		return nil, err
+	}
+	addr, err := b.doors.Free()
+	if err != nil {
+		return nil, err
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	r := &running{addr: addr, site: site, debug: filepath.Join(dir, "debug")}
+	p, err := child.Start("server", filepath.Join(dir, "log"), self, "serve", "--dir", site, "--addr", addr, "--sink", sink, "--debug", r.debug)
+	if err != nil {
+		return nil, err
+	}
+	r.pids = []int{p.PID()}
+	return r, r.ready(p)
 }
 
 // ready waits until the port answers. From here on r ends the process.

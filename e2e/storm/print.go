@@ -43,7 +43,7 @@ func (s *stage) print(w io.Writer) {
 	line("99 of 100 are back", fmt.Sprintf("%.1f s", r.BackMost), "", true)
 	line("all are back", fmt.Sprintf("%.1f s", r.BackAll), "", true)
 	each := float64(r.StormCPU.Microseconds()) / 1000 / float64(r.Gateways)
-	line("server's CPU for each that came back, those who publish included", fmt.Sprintf("%.2f ms", each), "", true)
+	line("server's CPU for each that came back", fmt.Sprintf("%.2f ms", each), "", true)
 	line("  which alone takes, on one core", fmt.Sprintf("%.1f s", r.StormCPU.Seconds()), "", true)
 	line("attempts for each", fmt.Sprintf("%.2f", float64(r.Tries)/float64(r.Gateways)), "", true)
 	line("memory of the server then", mb(r.StormMemory), "", true)

@@ -341,6 +341,13 @@ func (s *Server) Close() error {
 	return errors.Join(s.end(), os.RemoveAll(s.dir))
 }
 
+// PID is the postmaster's process; 0 while there is none. The backends are its children.
+func (s *Server) PID() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.pid
+}
+
 // Dir is the server's directory: data/, log, and the socket.
 func (s *Server) Dir() string { return s.dir }
 
