@@ -202,7 +202,7 @@ func (b *bench) one(s subject, r *running, sh shape) (figure, error) {
 	if err != nil {
 		return f, err
 	}
-	if sh == judged {
+	if sh == judged && f.Rate > 0 {
 		job.Rate = f.Rate / 2
 		half, err := b.do(r, job)
 		if err != nil {
@@ -231,10 +231,7 @@ func (b *bench) do(r *running, job load.Job) (figure, error) {
 		return figure{}, err
 	}
 	b.published = append(b.published, a.Batches...)
-	if a.Counted == 0 {
-		return figure{}, errors.New("nothing was acknowledged within the measured time")
-	}
-	per := func(d time.Duration) float64 { return float64(d.Microseconds()) / float64(a.Counted) }
+	per := func(d time.Duration) float64 { return float64(d.Microseconds()) / float64(max(a.Counted, 1)) } // none within the time is a figure, too
 	return figure{
 		Rate: float64(a.Counted) / a.Seconds, P50: a.Latency.At(0.5), P99: a.Latency.At(0.99),
 		CPU: per(until.CPU - from.CPU), Load: per(a.CPU), RSS: until.RSS,

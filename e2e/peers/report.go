@@ -84,7 +84,7 @@ func (b *bench) report() *report {
 			}}
 			rates := slices.SortedFunc(slices.Values(figures), func(a, b figure) int { return cmp.Compare(a.Rate, b.Rate) })
 			x.Least, x.Most = rates[0].Rate, rates[len(rates)-1].Rate
-			x.Ratio = own / x.Median.Rate
+			x.Ratio = own / max(x.Median.Rate, 1)
 			r.Rows = append(r.Rows, x)
 		}
 	}
@@ -107,7 +107,7 @@ func (r *report) judge() {
 	own, measured := r.row(ours)
 	times := func(what, server string, want float64) {
 		if peer, ok := r.row(server); ok && measured {
-			got := own.Rate / peer.Rate
+			got := own.Rate / max(peer.Rate, 1)
 			r.Goals = append(r.Goals, goal{what, fmt.Sprintf(">= %g x", want), fmt.Sprintf("%.2f x", got), got >= want, got / want})
 		}
 	}
