@@ -18,12 +18,14 @@ demo: need build ## monitor, gateway, server on a bad day: kills, a cut network,
 	bin/wardlink demo
 
 test: need ## all tests, with a real TPM emulator; some 5 minutes on two cores, and none of its parts may take more than 8
-	@scripts/need qemu-arm-static:qemu-user-static socat:socat python3:python3
+	@scripts/need haproxy:haproxy qemu-arm-static:qemu-user-static socat:socat python3:python3
 	@scripts/recording --say
 	go test -timeout 8m ./...
 
 check: need build lint race emulated packages-test ## the long checks: lint, race detector, ARM, packages, a minute of chaos, former agents, a real recording where there is one; some 25 minutes
 	bin/wardlink demo --chaos 60 --gateways 3
+	@scripts/need haproxy:haproxy
+	bin/wardlink demo --postgres --nodes 3 --chaos 60 --gateways 3
 	scripts/faults 150
 	scripts/older
 	scripts/recording

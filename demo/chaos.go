@@ -158,7 +158,7 @@ func (t *theatre) describe(b blow) string {
 	case blowAgent:
 		text = "SIGKILL to the agent of " + t.fleet[b.gateway].name
 	case blowServer:
-		text = "SIGKILL to the server"
+		text = "SIGKILL to " + t.serverSide(b).name
 	case blowCut:
 		return fmt.Sprintf("the network is cut in the middle of what it carries, for %.1f s", b.lasts.Seconds())
 	case blowHole:
@@ -172,7 +172,7 @@ func (t *theatre) describe(b blow) string {
 
 // strike does one blow. What was killed is started again at once; the network mends itself while the plan goes on.
 func (t *theatre) strike(ctx context.Context, b blow) error {
-	kill := t.strikeServer
+	kill := t.serverSide(b).strike
 	switch b.what {
 	case blowAgent:
 		kill = func() error { return t.strikeAgent(t.fleet[b.gateway]) }

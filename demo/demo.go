@@ -15,6 +15,7 @@ import (
 
 	"wardlink/internal/child"
 	"wardlink/internal/durable"
+	"wardlink/internal/pgserver"
 	"wardlink/server/api/client"
 	"wardlink/server/keys"
 )
@@ -40,9 +41,12 @@ type theatre struct {
 	mallory   *gateway // is enrolled like the others, and then carried away
 	malloryEK [32]byte // SHA-256 of its endorsement key
 
-	mu      sync.Mutex
-	proc    *child.Process // the server
-	summary Summary        // guarded while the monitors send
+	mu       sync.Mutex
+	pg       *pgserver.Server // nil without Postgres
+	nodes    []*ingestNode
+	balancer *child.Process
+	proc     *child.Process // the server
+	summary  Summary        // guarded while the monitors send
 }
 
 // errInterrupted is Ctrl-C's: nothing failed, so nothing is kept to be looked at.
@@ -124,7 +128,7 @@ func (t *theatre) perform(ctx context.Context) error {
 	begun := time.Now()
 	err := t.play(limited)
 	t.summary.Seconds = time.Since(begun).Round(100 * time.Millisecond).Seconds()
-	t.summary.Gateways, t.summary.Chaos = t.Gateways, t.Chaos
+	t.summary.Gateways, t.summary.Chaos, t.summary.Nodes = t.Gateways, t.Chaos, t.Nodes
 	if t.Chaos > 0 {
 		t.summary.Seed = t.Seed
 	}
@@ -176,6 +180,9 @@ func (t *theatre) acts() []func(context.Context) error {
 	if t.Disaster { // the agent's former life delivered something, and the backup lacks the end of it
 		return []func(context.Context) error{t.makeBackup, t.killAgent, t.loseServer}
 	}
+	if t.Nodes > 0 {
+		return []func(context.Context) error{t.killAgent, t.killNode, t.cutNetwork, t.killServer, t.attack}
+	}
 	return []func(context.Context) error{t.killAgent, t.cutNetwork, t.killServer, t.attack}
 }
 
@@ -202,6 +209,11 @@ func (t *theatre) startServer(ctx context.Context) error {
 	}
 	args := []string{"init", "--dir", t.server, "--trust-domain", trustDomain, "--name", "localhost", "--name", "127.0.0.1",
 		"--gateways", t.ports.gateways, "--hospital", t.ports.hospital, "--operators", t.ports.operators}
+	database, err := t.makeDatabase(ctx)
+	if err != nil {
+		return err
+	}
+	args = append(args, database...)
 	for _, c := range t.fleet[0].factory.Certificates() {
 		args = append(args, "--ek-trust", c)
 	}
@@ -227,10 +239,14 @@ func (t *theatre) startServer(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if t.network, err = newNetwork(wire, t.ports.gateways); err != nil {
+	front, err := t.startNodes(ctx)
+	if err != nil {
 		return err
 	}
-	t.stages.done("gateways %s, hospital %s, operators %s", t.ports.gateways, t.ports.hospital, t.ports.operators)
+	if t.network, err = newNetwork(wire, front); err != nil {
+		return err
+	}
+	t.stages.done("gateways %s%s, hospital %s, operators %s", front, t.behind(), t.ports.hospital, t.ports.operators)
 	return nil
 }
 
@@ -406,7 +422,7 @@ func (t *theatre) sent() (sent, acknowledged int) {
 
 // running are all processes that must not end by themselves.
 func (t *theatre) running() []*child.Process {
-	ps := []*child.Process{t.process()}
+	ps := append([]*child.Process{t.process()}, t.nodeProcesses()...)
 	for _, g := range t.boxes() {
 		ps = append(ps, g.tpm.Child)
 		if p := g.process(); p != nil {
@@ -491,7 +507,13 @@ func (t *theatre) end() {
 	if t.network != nil {
 		t.network.close()
 	}
+	for _, p := range t.nodeProcesses() {
+		p.Stop()
+	}
 	if p := t.process(); p != nil {
 		p.Stop()
+	}
+	if t.pg != nil {
+		_ = t.pg.Close() // its files are a folder of its own, and nothing is left to be lost
 	}
 }

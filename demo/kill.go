@@ -22,11 +22,14 @@ type Kills struct {
 	Agent   int `json:"agent"`   // SIGKILLs of agents
 	Server  int `json:"server"`  // SIGKILLs of the server
 	Network int `json:"network"` // cuts of the network
-	Startup int `json:"startup"` // of the SIGKILLs, those that fell into a start
+
+	Node     int `json:"node,omitempty"`     // SIGKILLs of ingest nodes
+	Database int `json:"database,omitempty"` // and of PostgreSQL
+	Startup  int `json:"startup"`            // of the SIGKILLs, those that fell into a start
 }
 
 // Signals is how many SIGKILLs there were, cuts of the network not counted.
-func (k Kills) Signals() int { return k.Agent + k.Server }
+func (k Kills) Signals() int { return k.Agent + k.Server + k.Node + k.Database }
 
 // killAgent kills the agent of one gateway, once half of its rows of this window are acknowledged, and starts it again.
 func (t *theatre) killAgent(ctx context.Context) error {

@@ -20,6 +20,8 @@ type Options struct {
 	Minutes   int           // simulated minutes for each monitor, one row a second; 0 is 10
 	Gateways  int           // each with a TPM and a monitor of its own; 0 is 1
 	Chaos     int           // seconds of kills and cuts at random instead of the plot; 0 is none
+	Postgres  bool          // the stores are in a PostgreSQL server of the demonstration's own
+	Nodes     int           // ingest nodes behind a balancer, with Postgres; 0: the server takes the sessions itself
 	Disaster  bool          // instead of the plot: backup, loss of the server's directory, restore, refill by the gateways
 	Seed      uint64        // of chaos: the same seed gives the same blows; 0 draws one
 	Summary   string        // file for the summary; "" writes none
@@ -37,6 +39,9 @@ type Options struct {
 
 // shortestRecording is how many rows a recording must have, so that each thing that goes wrong has some to go wrong with.
 const shortestRecording = 10
+
+// maxNodes bounds the ingest nodes.
+const maxNodes = 9
 
 // maxGateways bounds the processes that one machine is asked to run.
 const maxGateways = 100
@@ -69,6 +74,12 @@ func (o *Options) check() error {
 		rows = o.recording.Rows()
 	}
 	switch {
+	case o.Disaster && o.Postgres:
+		return errors.New("--disaster and --postgres: a backup of PostgreSQL is made by its own tools")
+	case o.Nodes != 0 && !o.Postgres:
+		return errors.New("--nodes: several processes need --postgres")
+	case o.Nodes < 0 || o.Nodes > maxNodes:
+		return fmt.Errorf("--nodes: expected 1 to %d", maxNodes)
 	case o.Disaster && o.Chaos > 0:
 		return errors.New("--disaster and --chaos: one at a time")
 	case !(o.Speed >= 0 && o.Speed <= 1000):
@@ -134,7 +145,8 @@ type Summary struct {
 
 	Chaos    int     `json:"chaos_seconds,omitempty"`
 	Seed     uint64  `json:"seed,omitempty"`
-	Gateways int     `json:"gateways"` // that deliver; one more is carried away
+	Nodes    int     `json:"nodes,omitempty"` // ingest nodes
+	Gateways int     `json:"gateways"`        // that deliver; one more is carried away
 	Seconds  float64 `json:"seconds"`
 }
 
@@ -185,7 +197,7 @@ func (s Summary) proven() bool {
 func (s Summary) hostile() bool {
 	k := s.Kills
 	return s.AgentKills > 0 && s.ServerKills > 0 && k.Network > 0 && s.OutageSeconds > 0 && s.BacklogPeak > 0 &&
-		k.Agent == s.AgentKills && k.Server == s.ServerKills && k.Total == k.Agent+k.Server+k.Network && 3*k.Signals() >= s.Chaos
+		k.Agent == s.AgentKills && k.Server == s.ServerKills && k.Total == k.Signals()+k.Network && 3*k.Signals() >= s.Chaos && (s.Nodes == 0 || k.Node > 0)
 }
 
 // defended: every attack was refused and stands in the log with actor and reason.

@@ -24,6 +24,12 @@ func (t *theatre) table() {
 	}
 	row("agents killed", s.AgentKills, amid)
 	row("servers killed", s.ServerKills, amid)
+	if s.Nodes > 0 {
+		row("nodes killed", s.Kills.Node, fmt.Sprintf("of %d, %s; gateways went on at the others", s.Nodes, amid))
+	}
+	if s.Kills.Database > 0 {
+		row("databases killed", s.Kills.Database, "PostgreSQL, with SIGKILL")
+	}
 	if d := s.Disaster; d != nil {
 		row("backup", fmt.Sprintf("%.2f MB", float64(d.BackupBytes)/1e6), fmt.Sprintf("encrypted, in %.1f s, while the monitors sent; %.1f s old when all was lost", d.BackupSeconds, d.BackupAge))
 		row("restored after", fmt.Sprintf("%.1f s", d.RestoreSeconds), "from the loss of the server's directory until the next server was ready")

@@ -24,7 +24,6 @@ import (
 	"wardlink/server/journal"
 	"wardlink/server/keys"
 	"wardlink/server/node"
-	"wardlink/server/registry"
 )
 
 // The files of an ingest node's directory, beside its configuration and the public ones. It has no other key.
@@ -117,9 +116,9 @@ func (n *Node) openStores() (err error) {
 	if n.view, err = openView(n.dir, n.cfg); err != nil {
 		return err
 	}
-	n.closers = append(n.closers, n.view.Close)
+	n.closers = append(n.closers, n.view.db.Close)
 	n.ingest = ingest.New(ingest.Config{
-		Journal: n.journal, Registry: n.view.Registry, TrustDomain: n.cfg.TrustDomain, Roots: poolOf(n.root), Log: n.log,
+		Journal: n.journal, Registry: n.view, Sessions: n.view.sessions(), TrustDomain: n.cfg.TrustDomain, Roots: poolOf(n.root), Log: n.log,
 		Grace: ingest.Grace{For: time.Duration(n.cfg.ExpiredGrace), CA: n.client.CA}, Down: n.client.Documents,
 	})
 	return nil
@@ -195,7 +194,7 @@ func (n *Node) ready(ctx context.Context) error {
 	if err := n.journal.Health(); err != nil {
 		return fmt.Errorf("journal: %w", err)
 	}
-	if _, err := n.view.Registry.Revision(ctx); err != nil {
+	if _, err := n.view.Revision(ctx); err != nil {
 		return fmt.Errorf("registry: %w", err)
 	}
 	return nil
@@ -237,10 +236,4 @@ func (n *Node) close() error {
 	}
 	n.closers = nil
 	return errors.Join(errs...)
-}
-
-// view is the registry as an ingest node's login sees it.
-type view struct {
-	Registry *registry.Registry
-	Close    func() error
 }

@@ -114,7 +114,7 @@ func createStores(dir string, c Config) error {
 	if err != nil {
 		return err
 	}
-	if err := sqldb.Create(path, migrations()...); err != nil {
+	if err := sqldb.Create(path, c.migrations()...); err != nil {
 		return err
 	}
 	if c.Database == "" {

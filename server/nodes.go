@@ -4,13 +4,11 @@ import (
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
-	"crypto/hmac"
-	"crypto/pbkdf2"
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/x509"
 	"database/sql"
-	"encoding/base64"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"net/url"
@@ -25,6 +23,7 @@ import (
 	"wardlink/server/ca"
 	"wardlink/server/keys"
 	"wardlink/server/node"
+	"wardlink/server/sqldb"
 )
 
 // NodeOptions are what a new ingest node is told.
@@ -39,10 +38,16 @@ type NodeOptions struct {
 	Database string   // URL by which the node reaches the database, without user and password; "": the server's
 }
 
-// ingestRole is the role that may append to the journal and look at the registry, and nothing else.
-const ingestRole = "wardlink_ingest"
+// maxNodeName leaves room in the name of its login.
+const maxNodeName = 30
 
-// AddNode makes an ingest node: its row, its event and its login in the database in one transaction, then its directory, which holds no
+// loginOf is a node's login in the database. Logins belong to the whole database server, which several hospitals may share.
+func loginOf(trustDomain, name string) string {
+	sum := sha256.Sum256([]byte(trustDomain))
+	return sqldb.IngestRole + "_" + strings.ReplaceAll(name, "-", "_") + "_" + hex.EncodeToString(sum[:4])
+}
+
+// AddNode makes an ingest node: its row and its event in one transaction, then its login in the database, then its directory, which holds no
 // other key than its own. It runs on the server, beside a running one or without. After a crash in between there is a node without a
 // directory: 'node remove' ends it.
 func AddNode(ctx context.Context, o NodeOptions) error {
@@ -73,11 +78,11 @@ func AddNode(ctx context.Context, o NodeOptions) error {
 	detail["login"] = login
 	spki := sha256.Sum256(made.cert.leaf.RawSubjectPublicKeyInfo)
 	err = leave(ctx, o.Dir, audit.Event{Type: audit.NodeAdded, Target: o.Name, Detail: detail}, func(tx *sql.Tx) error {
-		if err := node.Add(tx, node.Node{Name: o.Name, SPKI: spki, Hosts: o.Hosts, Login: login, Added: time.Now()}); err != nil {
-			return err
-		}
-		return addLogin(tx, login, password)
+		return node.Add(tx, node.Node{Name: o.Name, SPKI: spki, Hosts: o.Hosts, Login: login, Added: time.Now()})
 	})
+	if err == nil {
+		err = besideDB(o.Dir, func(db *sqldb.DB) error { return db.SetLogin(ctx, login, password) })
+	}
 	if err != nil {
 		return fmt.Errorf("node: %w", err)
 	}
@@ -93,10 +98,10 @@ func (o NodeOptions) config(c Config) (nc Config, login string, err error) {
 	if err != nil {
 		return nc, "", err
 	}
-	login = strings.Trim(u.Path, "/") + "_node_" + o.Name
-	if len(login) > 63 {
-		return nc, "", fmt.Errorf("name %s: its database login %s would have more than PostgreSQL's 63 bytes; give it a shorter name", o.Name, login)
+	if len(o.Name) > maxNodeName {
+		return nc, "", fmt.Errorf("name %s: %d bytes; at most %d", o.Name, len(o.Name), maxNodeName)
 	}
+	login = loginOf(c.TrustDomain, o.Name)
 	if o.Database != "" {
 		if u, err = url.Parse(o.Database); err != nil || u.User != nil {
 			return nc, "", errors.New("database: expected postgres://HOST/DATABASE, without user and password")
@@ -185,36 +190,30 @@ func nodeConfigText(c Config) []byte {
 	return []byte(b.String())
 }
 
-// RemoveNode ends a node: from the commit on its certificate counts for nothing and its login cannot log in; then its connections to the
+// RemoveNode ends a node: from the commit on its certificate counts for nothing; then its login is dropped and its connections to the
 // database are ended. It runs on the server, beside a running one or without.
 func RemoveNode(ctx context.Context, dir, name string) error {
 	var gone node.Node
 	err := leave(ctx, dir, audit.Event{Type: audit.NodeRemoved, Target: name}, func(tx *sql.Tx) (err error) {
-		if gone, err = node.Remove(tx, name, time.Now()); err != nil {
-			return err
-		}
-		_, err = tx.Exec("ALTER ROLE " + quoted(gone.Login) + " NOLOGIN")
+		gone, err = node.Remove(tx, name, time.Now())
 		return err
 	})
 	if err != nil {
 		return fmt.Errorf("node: %w", err)
 	}
+	if err := besideDB(dir, func(db *sqldb.DB) error { return db.DropLogin(ctx, gone.Login) }); err != nil {
+		return fmt.Errorf("node %s is removed, but its login %s is still there, and may append to the journal; drop it: %w", name, gone.Login, err)
+	}
+	return nil
+}
+
+// besideDB opens the database of dir beside the server for f.
+func besideDB(dir string, f func(*sqldb.DB) error) error {
 	db, err := openBeside(dir)
 	if err != nil {
 		return err
 	}
-	// A transaction of its own: who is cut off above stays it, whatever becomes of the rest.
-	err = db.Write(ctx, func(tx *sql.Tx) error {
-		if _, err := tx.Exec("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = $1", gone.Login); err != nil {
-			return err
-		}
-		_, err := tx.Exec("DROP ROLE " + quoted(gone.Login))
-		return err
-	})
-	if err != nil {
-		err = fmt.Errorf("node %s is removed and cannot log in any more; its present connections to the database could not be ended: %w", name, err)
-	}
-	return errors.Join(err, db.Close())
+	return errors.Join(f(db), db.Close())
 }
 
 // Nodes gives the nodes of a server's directory.
@@ -226,45 +225,3 @@ func Nodes(ctx context.Context, dir string) (out []node.Node, err error) {
 	defer func() { err = errors.Join(err, db.Close()) }()
 	return node.List(ctx, db)
 }
-
-// addLogin makes a node's login. The database is told no password but what verifies it (RFC 5802, as libpq's PQencryptPasswordConn makes
-// it): a server that logs its statements must not log a secret.
-func addLogin(tx *sql.Tx, login, password string) error {
-	verifier, err := scramVerifier(password)
-	if err != nil {
-		return err
-	}
-	for _, statement := range []string{
-		"CREATE ROLE " + quoted(login) + " LOGIN PASSWORD '" + verifier + "' CONNECTION LIMIT 16 IN ROLE " + ingestRole,
-		"ALTER ROLE " + quoted(login) + " SET search_path = ingest_view",
-		"GRANT " + quoted(login) + " TO CURRENT_USER", // so that its connections can be ended
-	} {
-		if _, err := tx.Exec(statement); err != nil {
-			return fmt.Errorf("login %s: %w", login, err)
-		}
-	}
-	return nil
-}
-
-// scramIterations is PostgreSQL's own number.
-const scramIterations = 4096
-
-func scramVerifier(password string) (string, error) {
-	salt := make([]byte, 16)
-	rand.Read(salt)
-	salted, err := pbkdf2.Key(sha256.New, password, salt, scramIterations, sha256.Size)
-	if err != nil {
-		return "", err
-	}
-	mac := func(label string) []byte {
-		h := hmac.New(sha256.New, salted)
-		h.Write([]byte(label))
-		return h.Sum(nil)
-	}
-	stored := sha256.Sum256(mac("Client Key"))
-	b64 := base64.StdEncoding.EncodeToString
-	return fmt.Sprintf("SCRAM-SHA-256$%d:%s$%s:%s", scramIterations, b64(salt), b64(stored[:]), b64(mac("Server Key"))), nil
-}
-
-// quoted is an identifier as SQL has it.
-func quoted(name string) string { return `"` + strings.ReplaceAll(name, `"`, `""`) + `"` }

@@ -131,7 +131,7 @@ func (s *Server) openStores() (err error) {
 	if err != nil {
 		return err
 	}
-	if s.db, err = sqldb.OpenConfig(sqldb.Config{Path: path, Migrations: migrations(), Log: s.log, Progress: upgrading, Upgraded: s.upgraded}); err != nil {
+	if s.db, err = sqldb.OpenConfig(sqldb.Config{Path: path, Migrations: s.cfg.migrations(), Log: s.log, Progress: upgrading, Upgraded: s.upgraded}); err != nil {
 		return err
 	}
 	s.closers = append(s.closers, s.db.Close)
@@ -167,7 +167,7 @@ func (s *Server) openServices() (err error) {
 	s.openConfigs()
 	s.nodes = newFleet()
 	s.ingest = ingest.New(ingest.Config{
-		Journal: s.journal, Registry: s.registry, TrustDomain: s.cfg.TrustDomain, Roots: s.roots(), Log: s.log,
+		Journal: s.journal, Registry: s.registry, TrustDomain: s.cfg.TrustDomain, Roots: s.roots(), Log: s.log, Sessions: s.sessions(),
 		Grace: ingest.Grace{For: time.Duration(s.cfg.ExpiredGrace), CA: func() (bool, time.Time) { h := s.ca.Health(); return h.Well, h.Since }},
 		Down:  s.documents,
 	})

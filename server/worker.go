@@ -48,7 +48,7 @@ func openJournal(dir string, c Config, log *slog.Logger) (journal.Store, error) 
 		jc.Log, jc.Retention = log, time.Duration(c.Retention.Batches)
 		return journal.Open(jc)
 	}
-	return openSharedJournal(dir, c, log)
+	return openSharedJournal(dir, c, log, "log", "records")
 }
 
 func (s *Server) openRecords() (err error) {

@@ -22,6 +22,7 @@ func (t *tool) demo() *cobra.Command {
 			"is missing, doubled or different, every batch is accounted for, every attack was refused and the log verifies.\n\n" +
 			"With --disaster it backs the server up while the monitors send, destroys the server's directory later, restores the old\n" +
 			"backup, and lets the gateways bring what it lacks.\n\n" +
+			"With --postgres --nodes N the gateways reach N ingest nodes behind HAProxy, and one of them is killed mid-stream.\n\n" +
 			"With --chaos it kills and cuts at random instead: a SIGKILL in two seconds and more, also amid starts, and cuts\n" +
 			"between them.",
 		Example: `  wardlink demo
@@ -30,6 +31,8 @@ func (t *tool) demo() *cobra.Command {
   wardlink demo --gateways 5 --minutes 3 --summary summary.json
   wardlink demo --chaos 60 --gateways 5
   wardlink demo --chaos 60 --seed 4711                      # the same blows again
+  wardlink demo --postgres --nodes 3
+  wardlink demo --postgres --nodes 3 --chaos 60 --gateways 3
   wardlink demo --disaster
   wardlink demo --keep`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -60,6 +63,8 @@ func (t *tool) demo() *cobra.Command {
 	f.IntVar(&o.Gateways, "gateways", 1, "how many `GATEWAYS`, each with a TPM and a monitor")
 	f.IntVar(&o.Chaos, "chaos", 0, "kill agents and server and cut the network at random, for `SECONDS`")
 	f.Uint64Var(&o.Seed, "seed", 0, "of --chaos: the `N` that a former run printed repeats its blows (default: drawn)")
+	f.BoolVar(&o.Postgres, "postgres", false, "keep journal and records in a PostgreSQL server of the demonstration's own (the distribution's packages)")
+	f.IntVar(&o.Nodes, "nodes", 0, "with --postgres: `N` ingest nodes behind HAProxy, one of which is killed mid-stream")
 	f.BoolVar(&o.Disaster, "disaster", false, "lose the server's directory, restore an old backup, and have the gateways refill it")
 	f.StringVar(&o.Summary, "summary", "", "write the figures as JSON to `FILE`")
 	f.BoolVar(&o.Keep, "keep", false, "leave everything running and print what to try")
