@@ -110,7 +110,7 @@ func notARefusal(err error) error {
 func (t *theatre) attack(ctx context.Context) error {
 	t.stages.note("%s, enrolled like the others, is carried away: TPM, state and certificate are in an attacker's hands", mallory)
 	t.mallory.process().Stop()
-	a, err := newAttacker(ctx, t.mallory, filepath.Join(t.dir, "kit.json"), t.ports.gateways)
+	a, err := newAttacker(ctx, t.mallory, filepath.Join(t.dir, "kit.json"), t.front)
 	if err != nil {
 		return fmt.Errorf("attacker: %w", err)
 	}

@@ -45,6 +45,7 @@ type theatre struct {
 	pg       *pgserver.Server // nil without Postgres
 	nodes    []*ingestNode
 	balancer *child.Process
+	front    string         // where gateways are served: the server's own port, or the balancer
 	proc     *child.Process // the server
 	summary  Summary        // guarded while the monitors send
 }
@@ -239,14 +240,13 @@ func (t *theatre) startServer(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	front, err := t.startNodes(ctx)
-	if err != nil {
+	if t.front, err = t.startNodes(ctx); err != nil {
 		return err
 	}
-	if t.network, err = newNetwork(wire, front); err != nil {
+	if t.network, err = newNetwork(wire, t.front); err != nil {
 		return err
 	}
-	t.stages.done("gateways %s%s, hospital %s, operators %s", front, t.behind(), t.ports.hospital, t.ports.operators)
+	t.stages.done("gateways %s%s, hospital %s, operators %s", t.front, t.behind(), t.ports.hospital, t.ports.operators)
 	return nil
 }
 
