@@ -19,6 +19,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"time"
 
 	_ "modernc.org/sqlite" // registers the "sqlite" driver
@@ -48,6 +49,10 @@ type DB struct {
 	writer  *sql.DB
 	readers *sql.DB
 	callers *sql.DB // of PostgreSQL: see Call
+
+	// Of PostgreSQL: this opening's number among those of all processes, and its writes so far. See last_writes.
+	process int64
+	writes  atomic.Int64
 }
 
 // Create makes a new database at path (mode 0600) with the schema of the given migrations. It never touches an existing file:
@@ -147,11 +152,12 @@ func OpenConfig(c Config) (*DB, error) {
 // OpenBeside opens a database for a command that works beside the server, or before it, with the tables of some domains. It changes no
 // schema: the given domains must be at exactly the given versions.
 func OpenBeside(path string, migrations ...Migration) (*DB, error) {
-	prepare := func(ctx context.Context, w *sql.DB) error { return expect(ctx, w, migrations) }
 	if IsPostgres(path) {
-		return openPostgresDB(path, prepare)
+		_, wanted, err := plan(migrations)
+		return openPostgresDB(path, func(ctx context.Context, w *sql.DB) error { return expect(ctx, w, wanted, err) })
 	}
-	return open(path, prepare)
+	_, wanted, err := planSQLite(migrations)
+	return open(path, func(ctx context.Context, w *sql.DB) error { return expect(ctx, w, wanted, err) })
 }
 
 func open(path string, prepare func(ctx context.Context, w *sql.DB) error) (*DB, error) {
@@ -235,10 +241,10 @@ var errTurn = errors.New("the writes before this one do not end")
 func (d *DB) Write(ctx context.Context, fn func(tx *sql.Tx) error) (err error) {
 	turn, cancel := context.WithTimeoutCause(ctx, turnTime, errTurn)
 	defer cancel()
-	conn, tx, id, err := d.begin(ctx, turn)
+	conn, tx, write, err := d.begin(ctx, turn)
 	if err != nil && d.url != "" && lost(err) && ctx.Err() == nil {
 		// The connection had died while it was idle. Nothing was done with it, and the next one may live.
-		conn, tx, id, err = d.begin(ctx, turn)
+		conn, tx, write, err = d.begin(ctx, turn)
 	}
 	if err != nil {
 		if ctx.Err() == nil && errors.Is(context.Cause(turn), errTurn) {
@@ -259,16 +265,16 @@ func (d *DB) Write(ctx context.Context, fn func(tx *sql.Tx) error) (err error) {
 	err = tx.Commit()
 	tx = nil
 	if err != nil && d.url != "" && lost(err) {
-		err = d.outcome(ctx, id, err)
+		err = d.outcome(ctx, write, err)
 	}
 	return explain(d.path, err)
 }
 
-// begin waits for the turn and begins a transaction that has the write lock. id is PostgreSQL's name for it.
-func (d *DB) begin(ctx, turn context.Context) (conn *sql.Conn, tx *sql.Tx, id string, err error) {
+// begin waits for the turn and begins a transaction that has the write lock. write numbers it, on PostgreSQL.
+func (d *DB) begin(ctx, turn context.Context) (conn *sql.Conn, tx *sql.Tx, write int64, err error) {
 	taken, err := d.writer.Conn(turn)
 	if err != nil {
-		return nil, nil, "", err
+		return nil, nil, 0, err
 	}
 	defer func() {
 		if err != nil {
@@ -277,17 +283,18 @@ func (d *DB) begin(ctx, turn context.Context) (conn *sql.Conn, tx *sql.Tx, id st
 	}()
 	if d.url == "" {
 		tx, err = taken.BeginTx(ctx, nil)
-		return taken, tx, "", err
+		return taken, tx, 0, err
 	}
 	// A read committed statement sees what was committed before it began, so after the lock all that was written under it.
 	if tx, err = taken.BeginTx(ctx, &sql.TxOptions{Isolation: sql.LevelReadCommitted}); err != nil {
-		return nil, nil, "", err
+		return nil, nil, 0, err
 	}
-	if err = tx.QueryRowContext(ctx, "SELECT take_write_lock()").Scan(&id); err != nil {
+	write = d.writes.Add(1)
+	if _, err = tx.ExecContext(ctx, "SELECT begin_write($1, $2)", d.process, write); err != nil {
 		_ = tx.Rollback()
-		return nil, nil, "", err
+		return nil, nil, 0, err
 	}
-	return taken, tx, id, nil
+	return taken, tx, write, nil
 }
 
 // Prepare prepares a statement on the writer, for use with tx.Stmt inside Write.

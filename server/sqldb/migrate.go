@@ -20,7 +20,8 @@ type Migration struct {
 	Version int
 	SQL     string // one or more statements of SQLite's dialect, in the words that postgresDDL knows
 
-	// Postgres is run after SQL on PostgreSQL, as it is: functions, views, grants. Tables that both engines have belong in SQL.
+	// Postgres is run after SQL on PostgreSQL, as it is: functions, views, grants. Tables that both engines have belong in SQL. A domain
+	// whose migrations have no SQL at all is PostgreSQL's alone: SQLite knows nothing of it.
 	Postgres string
 }
 
@@ -40,6 +41,15 @@ func (s Schema) String() string {
 type Upgrade struct {
 	From, To Schema
 	Copy     string // path of the copy as it was before; empty on PostgreSQL
+}
+
+// planSQLite is plan without the domains that are PostgreSQL's alone.
+func planSQLite(migrations []Migration) ([]Migration, Schema, error) {
+	both := make(map[string]bool)
+	for _, m := range migrations {
+		both[m.Domain] = both[m.Domain] || m.SQL != "" || m.Postgres == ""
+	}
+	return plan(slices.DeleteFunc(slices.Clone(migrations), func(m Migration) bool { return !both[m.Domain] }))
 }
 
 // plan orders migrations by domain and version, and says which schema they end in.
@@ -63,7 +73,7 @@ func plan(migrations []Migration) ([]Migration, Schema, error) {
 
 // fillSchema gives an empty database its schema.
 func fillSchema(ctx context.Context, w *sql.DB, migrations []Migration) error {
-	sorted, _, err := plan(migrations)
+	sorted, _, err := planSQLite(migrations)
 	if err != nil {
 		return err
 	}
@@ -89,7 +99,7 @@ func fillSchema(ctx context.Context, w *sql.DB, migrations []Migration) error {
 // upgrade applies what is missing, all of it in one transaction: after a crash the schema is the old one or the new one. The transaction
 // has the write lock before it looks, so what is copied is what is changed, and a second process that starts meanwhile finds it done.
 func upgrade(ctx context.Context, w *sql.DB, c Config) error {
-	sorted, newest, err := plan(c.Migrations)
+	sorted, newest, err := planSQLite(c.Migrations)
 	if err != nil {
 		return err
 	}
@@ -188,8 +198,7 @@ func refuseNewer(path string, have, newest Schema) error {
 }
 
 // expect refuses a database whose domains are not at the versions of migrations.
-func expect(ctx context.Context, w *sql.DB, migrations []Migration) error {
-	_, wanted, err := plan(migrations)
+func expect(ctx context.Context, w *sql.DB, wanted Schema, err error) error {
 	if err != nil {
 		return err
 	}

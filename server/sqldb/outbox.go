@@ -35,6 +35,12 @@ type Journal interface {
 	Read(from uint64, max int) ([]journal.Entry, error)
 }
 
+// Adjoining is a journal that lies in the outbox's own database. AppendSQL writes one SQL statement, without parameters, that appends the
+// entries as one group.
+type Adjoining interface {
+	AppendSQL(entries ...journal.Entry) (string, error)
+}
+
 // Outbox carries the event of an act that changes SQL to the journal: Add writes it in the act's own transaction, Flush moves it
 // to the journal before the act is answered. So there is no act without its event, and no event of an act that was rolled back.
 //
@@ -42,6 +48,9 @@ type Journal interface {
 // by Add, and the row outlives the append. Whoever finds a row whose append may have happened already - one from a former life of
 // the process, or one whose append returned an error - looks for its id in the journal first, from the mark on: the sequence of
 // the last event moved, since the events that still wait can only lie behind it.
+//
+// Where the journal lies in the same database (Adjoining) it is one step: see transfer. Only then may several processes share an outbox:
+// else a row that one of them is about to append is not in doubt to another.
 type Outbox struct {
 	db      *DB
 	journal Journal
@@ -110,7 +119,11 @@ func (o *Outbox) Flush(ctx context.Context) error {
 		if len(rows) == 0 {
 			return nil
 		}
-		if err := o.move(ctx, rows); err != nil {
+		move := o.move
+		if _, ok := o.journal.(Adjoining); ok && o.db.url != "" {
+			move = o.transfer
+		}
+		if err := move(ctx, rows); err != nil {
 			return fmt.Errorf("outbox: %w", err)
 		}
 	}

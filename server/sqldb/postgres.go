@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math/rand/v2"
 	"slices"
 	"strconv"
 	"strings"
@@ -29,10 +30,31 @@ func postgresMigrations() []Migration {
 	return []Migration{{Domain: postgresDomain, Version: 1, Postgres: `
 ALTER DEFAULT PRIVILEGES REVOKE EXECUTE ON FUNCTIONS FROM PUBLIC;
 CREATE TABLE write_lock ();
-CREATE FUNCTION take_write_lock() RETURNS TEXT LANGUAGE plpgsql AS $$
+-- The last write of each process, by which one whose commit was not answered knows what became of it.
+CREATE TABLE last_writes (
+	process BIGINT NOT NULL PRIMARY KEY,
+	write BIGINT NOT NULL,
+	at TIMESTAMP WITH TIME ZONE NOT NULL
+) WITH (fillfactor = 10);
+CREATE FUNCTION begin_write(p BIGINT, w BIGINT) RETURNS VOID LANGUAGE plpgsql AS $$
 BEGIN
 	LOCK TABLE write_lock IN EXCLUSIVE MODE; -- waits for lock_timeout at most; readers, a backup among them, are not held up
-	RETURN pg_current_xact_id()::TEXT;
+	UPDATE last_writes SET write = w, at = now() WHERE process = p;
+	IF NOT FOUND THEN
+		DELETE FROM last_writes WHERE at < now() - INTERVAL '1 day';
+		INSERT INTO last_writes (process, write, at) VALUES (p, w, now());
+	END IF;
+END $$;
+CREATE FUNCTION outbox_take(positions BIGINT[]) RETURNS VOID LANGUAGE plpgsql AS $$
+DECLARE
+	n BIGINT;
+BEGIN
+	LOCK TABLE events_out_mark IN EXCLUSIVE MODE; -- who moves events does so alone, and holds up nobody who writes them
+	DELETE FROM events_out WHERE position = ANY (positions);
+	GET DIAGNOSTICS n = ROW_COUNT;
+	IF n <> cardinality(positions) THEN
+		RAISE EXCEPTION 'moved by another process' USING ERRCODE = 'WL002';
+	END IF;
 END $$;
 CREATE TABLE leases (
 	name TEXT COLLATE "C" NOT NULL PRIMARY KEY,
@@ -188,7 +210,7 @@ func isOurs(ctx context.Context, q querier) error {
 
 // openPostgresDB opens a database that is there.
 func openPostgresDB(path string, prepare func(ctx context.Context, w *sql.DB) error) (*DB, error) {
-	db := &DB{path: Display(path), url: path}
+	db := &DB{path: Display(path), url: path, process: rand.Int64()}
 	var err error
 	if db.writer, err = openPostgres(path, 1, writerParameters()); err != nil {
 		return nil, explain(db.path, err)
@@ -297,8 +319,7 @@ func upgradePostgres(ctx context.Context, w *sql.DB, c Config) error {
 		return err
 	}
 	defer func() { _ = tx.Rollback() }()
-	lock := "SELECT take_write_lock()"
-	if _, err := tx.ExecContext(ctx, "SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = 0; "+lock); err != nil {
+	if _, err := tx.ExecContext(ctx, "SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = 0; LOCK TABLE write_lock IN EXCLUSIVE MODE"); err != nil {
 		return err
 	}
 	have, missing, err := look(ctx, tx, c.Path, sorted, newest)
@@ -333,29 +354,49 @@ const outcomeTime = 10 * time.Second
 
 var errOutcome = errors.New("the connection was lost while a write was committed, and whether it is kept is not known")
 
-// outcome asks what became of a transaction whose commit was not answered: nil, it is durable. The server that answers may be another one
-// that took over; then the transaction is as that one has it.
-func (d *DB) outcome(ctx context.Context, id string, commit error) error {
+// outcome asks what became of a write whose commit was not answered: nil, it is durable. It takes the write lock, so the transaction is over
+// then, and looks at this process's row, which nobody writes meanwhile, since the caller keeps the process's turn. (A transaction's own
+// number would not do: a server that recovers from a crash gives the numbers of what it forgot again.) The server that answers may be
+// another one that took over; then the write is as that one has it.
+func (d *DB) outcome(ctx context.Context, write int64, commit error) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), outcomeTime)
 	defer cancel()
 	for {
-		var status sql.NullString
-		err := d.readers.QueryRowContext(ctx, "SELECT pg_xact_status($1::xid8)", id).Scan(&status)
+		last, err := d.lastWrite(ctx)
 		switch {
-		case err == nil && status.String == "committed":
+		case err == nil && last == write:
 			return nil
-		case err == nil && status.String == "aborted":
+		case err == nil:
 			return fmt.Errorf("nothing was written: %w", commit)
-		case err == nil && !status.Valid:
-			return fmt.Errorf("%w: %w", errOutcome, commit)
 		}
-		// In progress: the backend that lost us has not noticed yet. An error: the server is not back.
 		select {
 		case <-ctx.Done():
 			return fmt.Errorf("%w: %w", errOutcome, commit)
 		case <-time.After(50 * time.Millisecond):
 		}
 	}
+}
+
+// lastWrite is this process's last write, as of no write being under way.
+func (d *DB) lastWrite(ctx context.Context) (write int64, err error) {
+	db, err := openPostgres(d.url, 1, writerParameters())
+	if err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, db.Close()) }()
+	tx, err := db.BeginTx(ctx, &sql.TxOptions{Isolation: sql.LevelReadCommitted})
+	if err != nil {
+		return 0, err
+	}
+	defer func() { _ = tx.Rollback() }()
+	if _, err := tx.ExecContext(ctx, "LOCK TABLE write_lock IN EXCLUSIVE MODE"); err != nil {
+		return 0, err
+	}
+	err = tx.QueryRowContext(ctx, "SELECT write FROM last_writes WHERE process = $1", d.process).Scan(&write)
+	if errors.Is(err, sql.ErrNoRows) {
+		return 0, nil
+	}
+	return write, err
 }
 
 // checkPostgres is Check.

@@ -405,3 +405,70 @@ func TestSingletonOnSQLite(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A node's login gets in by its password alone, may do what its role may in this database and nothing else, and is gone when it is dropped.
+func TestPostgresLogin(t *testing.T) {
+	s := pgtest.Own(t, pgserver.Config{HBA: []string{"local all postgres,owner trust", "local all all scram-sha-256"}})
+	if err := s.Exec(t.Context(), "postgres", "CREATE ROLE owner LOGIN CREATEROLE"); err != nil { // as OPERATING.md says, no superuser
+		t.Fatal(err)
+	}
+	if err := s.Exec(t.Context(), "postgres", "CREATE DATABASE w OWNER owner TEMPLATE template0 ENCODING 'UTF8'"); err != nil {
+		t.Fatal(err)
+	}
+	url := s.URL("w", "owner")
+	if err := sqldb.Create(url, numbers); err != nil {
+		t.Fatal(err)
+	}
+	db := sqldbtest.Open(t, url, numbers)
+	ctx, name := t.Context(), sqldb.IngestRole+"_a"
+	for _, bad := range [][2]string{{"postgres", strings.Repeat("x", 16)}, {name + "'", strings.Repeat("x", 16)}, {name, "short"}, {name, strings.Repeat("x", 15) + " "}} {
+		if err := db.SetLogin(ctx, bad[0], bad[1]); err == nil || strings.Contains(err.Error(), "xxxx") {
+			t.Errorf("%q: %v", bad, err)
+		}
+	}
+	open := func(password, database string) (*sql.DB, error) {
+		return sqldb.Look(strings.Replace(s.URL(database, name), name+"@", name+":"+password+"@", 1))
+	}
+	const former, password = "a-former-password", "of-16-characters!"
+	if err := errors.Join(db.SetLogin(ctx, name, former), db.SetLogin(ctx, name, password)); err != nil {
+		t.Fatal(err)
+	}
+	for _, wrong := range []string{former, "", "another-password-"} {
+		if _, err := open(wrong, "w"); !sqldb.Environment(err) || !strings.Contains(err.Error(), "refuses the login") || wrong != "" && strings.Contains(err.Error(), wrong) {
+			t.Errorf("%q: %v", wrong, err)
+		}
+	}
+	node, err := open(password, "w")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = node.Close() }()
+	if err := node.QueryRow("SELECT version FROM schema_versions WHERE domain = 't'").Scan(new(int)); err != nil {
+		t.Error(err)
+	}
+	for _, s := range []string{
+		"SELECT * FROM t", "INSERT INTO t (a) VALUES ('x')", "CREATE TABLE mine (a INT)", "CREATE TEMPORARY TABLE mine (a INT)", "SELECT * FROM public.schema_versions",
+		"UPDATE schema_versions SET version = 9", "DO $$ BEGIN LOCK TABLE public.write_lock IN ACCESS SHARE MODE; END $$", "SELECT begin_write(1, 1)", "SELECT * FROM leases",
+		"CREATE SCHEMA mine", "CREATE FUNCTION ingest_view.f() RETURNS INT LANGUAGE sql AS 'SELECT 1'", "SET ROLE postgres", "SELECT pg_read_file('/etc/passwd')",
+		"COPY (SELECT 1) TO PROGRAM 'true'", "SELECT rolpassword FROM pg_authid", "CREATE ROLE mine", "ALTER ROLE postgres PASSWORD 'x'",
+	} {
+		if _, err := node.Exec("SET default_transaction_read_only = off"); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := node.Exec(s); err == nil || !strings.Contains(err.Error(), "42501") {
+			t.Errorf("%s: %v; expected it to be denied", s, err)
+		}
+	}
+	if log, err := os.ReadFile(s.Log()); err != nil || strings.Contains(string(log), password) {
+		t.Errorf("PostgreSQL's log has the password, or %v", err)
+	}
+	if err := db.DropLogin(ctx, name); err != nil {
+		t.Fatal(err)
+	}
+	if err := node.Ping(); err == nil {
+		t.Error("a login that was dropped is still there")
+	}
+	if err := db.DropLogin(ctx, name); err != nil {
+		t.Error(err)
+	}
+}

@@ -19,11 +19,12 @@ const (
 // steps between which other writers get their turn; a file that was made before incremental vacuum was on keeps its room and uses it
 // again. An error leaves everything consistent; the next call goes on.
 //
-// On PostgreSQL it does nothing: autovacuum gives the room of deleted rows to new ones, and what a file, its write-ahead log or an archive
-// still holds of them is with whoever runs the database server (OPERATING.md, PostgreSQL).
+// On PostgreSQL it vacuums the tables from which rows were deleted, so that the room is used again and the rows are no longer in reach of
+// any query. It promises no more: what files, the write-ahead log or an archive still hold of them is with whoever runs the database
+// server (OPERATING.md, PostgreSQL).
 func (d *DB) Reclaim(ctx context.Context) error {
 	if d.url != "" {
-		return nil
+		return explain(d.path, d.vacuum(ctx))
 	}
 	for {
 		var free, pages int64
@@ -49,6 +50,37 @@ func (d *DB) Reclaim(ctx context.Context) error {
 		}
 	}
 	return explain(d.path, d.emptyLog(ctx))
+}
+
+// vacuum takes a connection of its own: it may last, and the writer's is for writes.
+func (d *DB) vacuum(ctx context.Context) (err error) {
+	rows, err := d.Query(ctx, "SELECT quote_ident(relname) FROM pg_stat_user_tables WHERE schemaname = 'public' AND n_dead_tup > 0")
+	if err != nil {
+		return err
+	}
+	defer func() { _ = rows.Close() }()
+	var tables []string
+	for rows.Next() {
+		var table string
+		if err := rows.Scan(&table); err != nil {
+			return err
+		}
+		tables = append(tables, table)
+	}
+	if err := rows.Err(); err != nil || len(tables) == 0 {
+		return err
+	}
+	conn, err := openPostgres(d.url, 1, map[string]string{"statement_timeout": "0"})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, conn.Close()) }()
+	for _, table := range tables {
+		if _, err := conn.ExecContext(ctx, "VACUUM (SKIP_LOCKED) public."+table); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // emptyLog folds the write-ahead log into the file and empties it. It waits for readers but a moment, since all writers wait with it.

@@ -15,6 +15,7 @@ import (
 // What was deleted is in neither file after Reclaim, a file that is mostly free becomes small, and a reader that holds the log makes nobody
 // wait long.
 func TestReclaimLeavesNoTraces(t *testing.T) {
+	sqldbtest.SQLite(t, "PostgreSQL's files are whoever's who runs it")
 	db, path := sqldbtest.New(t, sqldb.Migration{Domain: "t", Version: 1, SQL: "CREATE TABLE t (id INTEGER PRIMARY KEY, v BLOB)"})
 	ctx := t.Context()
 	write := func(query string, args ...any) {
