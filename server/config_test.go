@@ -15,6 +15,7 @@ func FuzzParseConfig(f *testing.F) {
 	f.Add([]byte("trust_domain: ward.example\nnames: [localhost]\ngatways: \":8883\"\n"))
 	f.Add([]byte("trust_domain: ward.example\nnames: [a]\nhospital_tls: {cert: x}\n"))
 	f.Add([]byte("trust_domain: ward.example\nnames: [a]\nexpired_grace: 90m30s\n"))
+	f.Add([]byte("trust_domain: ward.example\nnames: [a]\nlimits: {sessions: 5, publishes_per_gateway: 7}\n"))
 	f.Add([]byte("a: &a [*a]\n"))
 	f.Add([]byte("names: [\"\\x00\"]\ntrust_domain: !!binary eA==\n"))
 	f.Add([]byte("names: !tag "))
@@ -36,7 +37,7 @@ func FuzzParseConfig(f *testing.F) {
 			t.Fatalf("init would write what the server does not read: %v\n%s", err, configText(c))
 		}
 		if again.TrustDomain != c.TrustDomain || strings.Join(again.Names, ",") != strings.Join(c.Names, ",") ||
-			again.Gateways != c.Gateways || again.Hospital != c.Hospital || again.Operators != c.Operators || again.Log != c.Log || again.Retention != c.Retention || again.ExpiredGrace != c.ExpiredGrace {
+			again.Gateways != c.Gateways || again.Hospital != c.Hospital || again.Operators != c.Operators || again.Log != c.Log || again.Retention != c.Retention || again.ExpiredGrace != c.ExpiredGrace || again.Limits != c.Limits {
 			t.Errorf("%+v became %+v", c, again)
 		}
 	})
@@ -51,6 +52,23 @@ func TestExpiredGrace(t *testing.T) {
 		if (err != nil) != (want < 0) || err == nil && time.Duration(c.ExpiredGrace) != want {
 			t.Errorf("%q: %s, %v", text, c.ExpiredGrace, err)
 		}
+	}
+}
+
+func TestLimits(t *testing.T) {
+	for text, good := range map[string]bool{
+		"limits: {}": true, "limits: {sessions: 30000, handshakes: 64}": true, "limits: {sessions: 0}": true,
+		"limits: {sessions: -1}": false, "limits: {handshakes: 70000}": false, "limits: {arrivals: 3}": false, "limits: {kilobytes_per_gateway: 1}": false,
+		"limits: {session: 1}": false, "limits: 5": false,
+	} {
+		c, err := parseConfig([]byte("trust_domain: ward.example\nnames: [localhost]\n" + text + "\n"))
+		if (err == nil) != good {
+			t.Errorf("%q: %+v, %v", text, c.Limits, err)
+		}
+	}
+	l := Limits{Sessions: 3, GatewayPublishes: 7, AddressKilobytes: 512}.ingest()
+	if l.Sessions != 3 || l.Gateway.Publishes != 7 || l.Address.Bytes != 512<<10 {
+		t.Errorf("%+v", l)
 	}
 }
 

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"net/netip"
 	"sync"
 	"syscall"
 	"time"
@@ -18,10 +17,8 @@ const (
 	handshakeTime = 60 * time.Second
 	// firstByteTime is how long a peer may hold a slot without having said anything: a TCP connection costs an attacker nothing.
 	firstByteTime = 10 * time.Second
-	// maxHandshakes bounds connections that have not proven anything yet; further ones wait in the kernel's queue.
-	maxHandshakes = 512
-	// maxHandshakesEach is how many of them one network (/24, /64) may have, so that one network cannot keep the others waiting.
-	maxHandshakesEach = 64
+	// slotTime is how long a peer that has said something waits for its turn. Agents give a handshake 60 s.
+	slotTime = 30 * time.Second
 )
 
 // doorway accepts the connections of one port and finishes their TLS handshakes. Whoever does not get through is handed to refuse,
@@ -32,6 +29,7 @@ type doorway struct {
 	refuse  func(peer net.Addr, reason string) // before a proven identity
 	log     *slog.Logger
 	waiting time.Duration // for the first byte; 0 is firstByteTime
+	at      *handshakes   // nil: with the default limits
 
 	serving sync.WaitGroup
 }
@@ -40,7 +38,9 @@ type doorway struct {
 // fails. serve calls settled once the peer is past proving who it is, or returns. Those that were let in live on: wait waits for them.
 func (d *doorway) open(ctx context.Context, serve func(conn *tls.Conn, settled func())) error {
 	defer context.AfterFunc(ctx, func() { d.ln.Close() })()
-	slots := newSlots()
+	if d.at == nil {
+		d.at = newHandshakes(handshakeLimits{})
+	}
 	for {
 		conn, err := d.ln.Accept()
 		switch {
@@ -54,20 +54,18 @@ func (d *doorway) open(ctx context.Context, serve func(conn *tls.Conn, settled f
 		default:
 			return fmt.Errorf("port %s: %w", d.ln.Addr(), err)
 		}
-		release, ok := slots.take(ctx, conn.RemoteAddr())
-		if !ok {
-			if ctx.Err() == nil {
-				d.refuse(conn.RemoteAddr(), "too many open handshakes from one network")
-			}
+		settled, gone, refusal := d.at.arrive(conn.RemoteAddr())
+		if refusal != "" {
+			d.refuse(conn.RemoteAddr(), refusal)
 			conn.Close()
 			continue
 		}
 		d.serving.Add(1)
 		go func() {
 			defer d.serving.Done()
-			defer release()
+			defer gone()
 			if secured := d.handshake(ctx, conn); secured != nil {
-				serve(secured, release)
+				serve(secured, settled)
 			}
 		}()
 	}
@@ -87,17 +85,37 @@ func (d *doorway) handshake(ctx context.Context, raw net.Conn) *tls.Conn {
 	spoken, err := firstByte(hctx, raw, waiting)
 	reason := "nothing was sent"
 	if err == nil {
-		conn := tls.Server(spoken, d.tls)
-		if err = conn.HandshakeContext(hctx); err == nil {
+		var conn *tls.Conn
+		if conn, reason = d.secure(hctx, spoken); conn != nil {
 			return conn
 		}
-		reason = handshakeReason(err)
 	}
 	if ctx.Err() == nil {
 		d.refuse(raw.RemoteAddr(), reason)
 	}
 	raw.Close()
 	return nil
+}
+
+// secure does the handshake with a peer that has said something, or gives the reason why there is none.
+func (d *doorway) secure(ctx context.Context, spoken *spokenConn) (conn *tls.Conn, reason string) {
+	turn, cancel := context.WithTimeout(ctx, slotTime)
+	defer cancel()
+	release, ok := d.at.slots.take(turn, spoken.RemoteAddr())
+	if !ok {
+		return nil, "waited too long for its turn to handshake"
+	}
+	defer release()
+	d.at.cores.enter()
+	spoken.cores = d.at.cores
+	conn = tls.Server(spoken, d.tls)
+	err := conn.HandshakeContext(ctx)
+	spoken.cores = nil
+	d.at.cores.leave()
+	if err != nil {
+		return nil, handshakeReason(err)
+	}
+	return conn, ""
 }
 
 // handshakeReason is a constant for each kind of failure: it becomes part of an aggregated event, so nothing a peer chose may be in it.
@@ -138,10 +156,15 @@ type spokenConn struct {
 	net.Conn
 	first byte
 	read  bool
+	cores cores // taken, while a handshake computes; nil otherwise
 }
 
 func (c *spokenConn) Read(b []byte) (int, error) {
 	if c.read || len(b) == 0 {
+		if c.cores != nil {
+			c.cores.leave()
+			defer c.cores.enter()
+		}
 		return c.Conn.Read(b)
 	}
 	b[0], c.read = c.first, true
@@ -171,55 +194,4 @@ func firstByte(ctx context.Context, conn net.Conn, d time.Duration) (*spokenConn
 		return nil, err
 	}
 	return &spokenConn{Conn: conn, first: b[0]}, conn.SetReadDeadline(time.Time{})
-}
-
-// slots are the handshakes that a port does at once.
-type slots struct {
-	all chan struct{}
-
-	mu sync.Mutex
-	of map[netip.Prefix]int
-}
-
-func newSlots() *slots {
-	return &slots{all: make(chan struct{}, maxHandshakes), of: make(map[netip.Prefix]int)}
-}
-
-// take waits for a slot. It is refused when the peer's network has its share, or when ctx ends. release may be called again.
-func (s *slots) take(ctx context.Context, peer net.Addr) (release func(), ok bool) {
-	from := network(peer)
-	s.mu.Lock()
-	if s.of[from] >= maxHandshakesEach {
-		s.mu.Unlock()
-		return nil, false
-	}
-	s.of[from]++
-	s.mu.Unlock()
-	leave := func() {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		if s.of[from]--; s.of[from] == 0 {
-			delete(s.of, from)
-		}
-	}
-	select {
-	case s.all <- struct{}{}:
-	case <-ctx.Done():
-		leave()
-		return nil, false
-	}
-	return sync.OnceFunc(func() { leave(); <-s.all }), true
-}
-
-// network is what shares a share: a /24 of IPv4, a /64 of IPv6. Peers without an address share one.
-func network(peer net.Addr) netip.Prefix {
-	at, err := netip.ParseAddrPort(peer.String())
-	if err != nil {
-		return netip.Prefix{}
-	}
-	ip, bits := at.Addr().Unmap().WithZone(""), 64
-	if ip.Is4() {
-		bits = 24
-	}
-	return netip.PrefixFrom(ip, bits).Masked()
 }

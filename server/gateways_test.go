@@ -28,7 +28,7 @@ type trust struct {
 	key           *ecdsa.PrivateKey
 }
 
-func newTrust(t *testing.T) trust {
+func newTrust(t testing.TB) trust {
 	t.Helper()
 	root, rootKey, err := ca.NewRoot("ward.example", time.Now())
 	if err != nil {
@@ -41,7 +41,7 @@ func newTrust(t *testing.T) trust {
 	return trust{root, issuing, key}
 }
 
-func (tr trust) certificate(t *testing.T, kind spiffe.Kind, name string) tls.Certificate {
+func (tr trust) certificate(t testing.TB, kind spiffe.Kind, name string) tls.Certificate {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -85,7 +85,7 @@ func newPort(t *testing.T) *port {
 				defer p.mu.Unlock()
 				p.refused = append(p.refused, reason)
 			},
-			log: slog.New(slog.DiscardHandler), waiting: testWaiting,
+			log: slog.New(slog.DiscardHandler), waiting: testWaiting, at: newHandshakes(handshakeLimits{arrivals: 96}),
 		},
 		mqtt: func(_ context.Context, conn net.Conn, state tls.ConnectionState) {
 			defer conn.Close()

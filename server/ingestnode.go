@@ -120,6 +120,7 @@ func (n *Node) openStores() (err error) {
 	n.ingest = ingest.New(ingest.Config{
 		Journal: n.journal, Registry: n.view, Sessions: n.view.sessions(), TrustDomain: n.cfg.TrustDomain, Roots: poolOf(n.root), Log: n.log,
 		Grace: ingest.Grace{For: time.Duration(n.cfg.ExpiredGrace), CA: n.client.CA}, Down: n.client.Documents,
+		Limits: n.cfg.Limits.ingest(),
 	})
 	return nil
 }
@@ -160,7 +161,8 @@ func (n *Node) Run(ctx context.Context) (err error) {
 	}
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
-		return endpoint{ln: n.gateways, cert: n.serviceCert().get, root: n.root, ingest: n.ingest, http: n.client.Proxy(), mqtt: true, log: n.log}.serve(gctx)
+		return endpoint{ln: n.gateways, cert: n.serviceCert().get, root: n.root, ingest: n.ingest, http: n.client.Proxy(), mqtt: true,
+			at: newHandshakes(n.cfg.Limits.handshakes()), log: n.log}.serve(gctx)
 	})
 	g.Go(func() error { return n.ingest.Run(gctx) })
 	g.Go(func() error { return n.client.Run(gctx, n.ingest) })

@@ -183,6 +183,17 @@ func configText(c Config) []byte {
 	fmt.Fprintf(&b, "\n# The hospital's own certificate for FHIR; without it one of our CA is used.\n# hospital_tls: {cert: /path/fhir.crt, key: /path/fhir.key}\n")
 	fmt.Fprintf(&b, "\n# Where alerts go; docs/ALERTS.md has all keys.\n# alerts:\n#   targets:\n#     - {name: pager, webhook: \"https://pager.example/wardlink\", secret_file: /etc/wardlink/pager.secret, minimum: critical}\n#     - {name: siem, syslog: \"tls://siem.example:6514\"}\n")
 	fmt.Fprintf(&b, "\n# While the CA cannot issue, gateways are admitted so long after their certificates' end; 0 is never, 72h the most.\nexpired_grace: %s\n", c.ExpiredGrace)
+	fmt.Fprintf(&b, "\n# Limits of the gateways' port; docs/OPERATING.md has all keys. The defaults let 10,000 gateways behind one address come back at once.\n")
+	if c.Limits == (Limits{}) {
+		fmt.Fprintf(&b, "# limits: {sessions: 20000}\n")
+	} else {
+		fmt.Fprintf(&b, "limits:\n")
+		for _, r := range c.Limits.ranges() {
+			if r.value != 0 {
+				fmt.Fprintf(&b, "  %s: %d\n", r.name, r.value)
+			}
+		}
+	}
 	b.WriteString(retentionText(c.Retention))
 	fmt.Fprintf(&b, "\n# text or json\nlog: %s\n", c.Log)
 	return []byte(b.String())

@@ -48,7 +48,7 @@ func (s *Server) openListeners() (err error) {
 func (s *Server) serveGateways(ctx context.Context) error {
 	e := endpoint{
 		ln: s.listeners.gateways, cert: s.cert("ingest").get, root: s.keys.Root, ingest: s.ingest, http: s.gatewayHTTP(), mqtt: s.parts.Has(ServiceIngest),
-		log: s.log,
+		at: s.handshakes, log: s.log,
 	}
 	return e.serve(ctx)
 }

@@ -68,6 +68,8 @@ type Server struct {
 	hospitalStamp string
 	silence       time.Duration // of a source, for trace; 0: its default
 
+	handshakes *handshakes // of the gateways' port
+
 	listeners struct{ gateways, hospital, operators net.Listener }
 	closers   []func() error // in order of opening
 }
@@ -169,8 +171,9 @@ func (s *Server) openServices() (err error) {
 	s.ingest = ingest.New(ingest.Config{
 		Journal: s.journal, Registry: s.registry, TrustDomain: s.cfg.TrustDomain, Roots: s.roots(), Log: s.log, Sessions: s.sessions(),
 		Grace: ingest.Grace{For: time.Duration(s.cfg.ExpiredGrace), CA: func() (bool, time.Time) { h := s.ca.Health(); return h.Well, h.Since }},
-		Down:  s.documents,
+		Down:  s.documents, Limits: s.cfg.Limits.ingest(),
 	})
+	s.handshakes = newHandshakes(s.cfg.Limits.handshakes())
 	if err := s.openCA(); err != nil {
 		return err
 	}

@@ -196,6 +196,11 @@ func (s *Server) metrics() http.Handler {
 		}
 	}
 	reg.MustRegister(newKeptMetrics(s))
+	at := s.handshakes
+	gauge("arrivals", "Connections to the gateways' port that have proven nothing yet.", func() float64 { n, _ := at.counts(); return float64(n) })
+	gauge("connections", "Connections to the gateways' port, sessions included.", func() float64 { _, n := at.counts(); return float64(n) })
+	gauge("handshakes", "Handshakes under way at the gateways' port.", func() float64 { n, _ := at.slots.counts(); return float64(n) })
+	gauge("handshakes_waiting", "Connections to the gateways' port that wait for their turn to handshake.", func() float64 { _, n := at.slots.counts(); return float64(n) })
 	gauge("ca_well", "1 while the CA can issue certificates.", func() float64 {
 		if s.ca.Health().Well {
 			return 1

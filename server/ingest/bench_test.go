@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime/pprof"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -50,6 +51,12 @@ type loadJob struct {
 	Frame     []byte
 	Window    int
 	Publishes int64
+
+	Warm []byte // BenchmarkIdle: a frame that each publishes before it falls silent
+
+	Calm   time.Duration // BenchmarkFlood: between two publishes of one gateway
+	Phase  time.Duration
+	Rounds int
 }
 
 // load connects all gateways, says so, waits for a byte and publishes: one write for each publish, Window of them in flight.
@@ -64,6 +71,9 @@ func load(in io.Reader, out io.Writer) error {
 	var group sync.WaitGroup
 	start := make(chan struct{})
 	errs := make(chan error, len(job.Certs))
+	var conns []*tls.Conn
+	var packets [][]byte
+	var idAt []int
 	for i, p := range job.Certs {
 		cert, err := tls.X509KeyPair(p, p)
 		if err != nil {
@@ -83,7 +93,19 @@ func load(in io.Reader, out io.Writer) error {
 		if _, err := io.CopyN(io.Discard, conn, 8); err != nil {
 			return err
 		}
+		if job.Warm != nil {
+			if _, err := conn.Write(publishPacket(0x32, telemetry.UpTopic(name, telemetry.LaneVitals), 2, job.Warm)); err != nil {
+				return err
+			}
+			if _, err := io.CopyN(io.Discard, conn, 4); err != nil {
+				return err
+			}
+		}
 		packet := publishPacket(0x32, telemetry.UpTopic(name, telemetry.LaneVitals), 2, job.Frame)
+		conns, packets, idAt = append(conns, conn), append(packets, packet), append(idAt, len(packet)-len(job.Frame)-2)
+		if job.Calm > 0 {
+			continue
+		}
 		group.Go(func() {
 			<-start
 			if err := flood(conn, packet, len(packet)-len(job.Frame)-2, job.Window, &left); err != nil {
@@ -93,6 +115,11 @@ func load(in io.Reader, out io.Writer) error {
 	}
 	fmt.Fprintln(out, "ready")
 	if _, err := input.ReadByte(); err != nil {
+		return err
+	}
+	if job.Calm > 0 {
+		p99, err := fairness(job, conns, packets, idAt)
+		fmt.Fprintln(out, int64(p99[0]), int64(p99[1]), int64(p99[2]))
 		return err
 	}
 	close(start)
@@ -231,6 +258,12 @@ func cpuTime(b *testing.B) time.Duration {
 	var u syscall.Rusage
 	must(0, syscall.Getrusage(syscall.RUSAGE_SELF, &u))(b)
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+func writeHeap(b *testing.B, name string) {
+	f := must(os.Create(name))(b)
+	defer f.Close()
+	must(0, pprof.WriteHeapProfile(f))(b)
 }
 
 func pemOf(b *testing.B, cert tls.Certificate) []byte {

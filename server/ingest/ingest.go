@@ -126,12 +126,8 @@ func (l Limits) withDefaults() Limits {
 	count(&l.PendingEach, 4)
 	count(&l.Queue, 64<<20)
 	set(&l.Overload, 5*time.Second)
-	if l.Gateway == (Pace{}) {
-		l.Gateway = Pace{500, 4 << 20}
-	}
-	if l.Address == (Pace{}) {
-		l.Address = Pace{50_000, 256 << 20}
-	}
+	l.Gateway = l.Gateway.or(Pace{500, 4 << 20})
+	l.Address = l.Address.or(Pace{50_000, 256 << 20})
 	return l
 }
 

@@ -14,6 +14,17 @@ type Pace struct {
 	Bytes     float64 // per second, of frames
 }
 
+// or gives the defaults for what is zero.
+func (p Pace) or(d Pace) Pace {
+	if p.Publishes <= 0 {
+		p.Publishes = d.Publishes
+	}
+	if p.Bytes <= 0 {
+		p.Bytes = d.Bytes
+	}
+	return p
+}
+
 // burst is how many seconds of a rate may come at once.
 const burst = 10
 
@@ -28,9 +39,6 @@ func (b *bucket) spend(r Pace, size int, now time.Time) time.Duration {
 	since := now.Sub(b.at).Seconds()
 	b.at = now
 	over := func(spent *float64, rate, n float64) float64 {
-		if rate <= 0 {
-			return 0
-		}
 		*spent = max(*spent-since*rate, 0) + n
 		return *spent/rate - burst
 	}

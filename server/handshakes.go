@@ -1,0 +1,239 @@
+package server
+
+import (
+	"context"
+	"net"
+	"net/netip"
+	"runtime"
+	"sync"
+)
+
+// The way to a completed handshake has three bounds, each for another thing that a peer can make the server spend.
+//
+// Arrivals are connections that have not proven anything: a descriptor and a goroutine each. After a restart a whole hospital may stand behind
+// one address, so that a network may have most of the places, and never the last ones: what one more may have shrinks with what is
+// free (Choudhury and Hahne, Dynamic queue length thresholds, 1998). Who finds no place is closed, counted, and comes again.
+//
+// Slots are handshakes under way, of those that have said something: buffers and keys, some 30 KB each. Networks take turns.
+//
+// Cores are the processors that handshakes may use at a time. One costs a millisecond of it, and without this bound a thousand that come at
+// once stand before every publish.
+
+// handshakeLimits are those bounds. Zero fields are the defaults.
+type handshakeLimits struct {
+	arrivals int // 16,384
+	slots    int // 512
+	cores    int // half of the processors, one at least
+	each     int // connections of one address, sessions included: 20,000
+}
+
+const (
+	// leastShare is what a network may have at any rate, of arrivals.
+	leastShare = 64
+	// shareOfFree is how many times what is free a network may have.
+	shareOfFree = 3
+)
+
+func (l handshakeLimits) withDefaults() handshakeLimits {
+	set := func(n *int, v int) {
+		if *n <= 0 {
+			*n = v
+		}
+	}
+	set(&l.arrivals, 16_384)
+	set(&l.slots, 512)
+	set(&l.cores, max(1, runtime.GOMAXPROCS(0)/2))
+	set(&l.each, 20_000)
+	return l
+}
+
+// handshakes are a port's way in.
+type handshakes struct {
+	*arrivals
+	slots *slots
+	cores cores
+}
+
+func newHandshakes(l handshakeLimits) *handshakes {
+	l = l.withDefaults()
+	return &handshakes{arrivals: newArrivals(l), slots: newSlots(l.slots), cores: make(cores, l.cores)}
+}
+
+// arrivals are the connections that have not proven anything, by network, and all of them, by address.
+type arrivals struct {
+	limits handshakeLimits
+
+	mu    sync.Mutex
+	all   int
+	of    map[netip.Prefix]int
+	conns map[netip.Addr]int
+}
+
+func newArrivals(l handshakeLimits) *arrivals {
+	return &arrivals{limits: l, of: make(map[netip.Prefix]int), conns: make(map[netip.Addr]int)}
+}
+
+// arrive takes a place, or says why there is none. settled is for the end of the handshake, gone for that of the connection, which includes it.
+// Both may be called again.
+func (a *arrivals) arrive(peer net.Addr) (settled, gone func(), refusal string) {
+	from, addr := network(peer), address(peer)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.conns[addr] >= a.limits.each {
+		return nil, nil, "too many connections from one address"
+	}
+	if n := a.of[from]; a.all >= a.limits.arrivals || n >= leastShare && n >= shareOfFree*(a.limits.arrivals-a.all) {
+		return nil, nil, "too many open handshakes from one network"
+	}
+	a.all++
+	a.of[from]++
+	a.conns[addr]++
+	settled = sync.OnceFunc(func() {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		a.all--
+		if a.of[from]--; a.of[from] == 0 {
+			delete(a.of, from)
+		}
+	})
+	return settled, sync.OnceFunc(func() {
+		settled()
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		if a.conns[addr]--; a.conns[addr] == 0 {
+			delete(a.conns, addr)
+		}
+	}), ""
+}
+
+// counts gives arrivals and connections.
+func (a *arrivals) counts() (arriving, connections int) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, n := range a.conns {
+		connections += n
+	}
+	return a.all, connections
+}
+
+// slots are the handshakes that a port does at once. Networks with somebody waiting take turns.
+type slots struct {
+	mu      sync.Mutex
+	free    int
+	taken   int
+	waiting map[netip.Prefix][]chan struct{}
+	turns   []netip.Prefix // networks of waiting
+}
+
+func newSlots(n int) *slots { return &slots{free: n, waiting: make(map[netip.Prefix][]chan struct{})} }
+
+// take waits for a slot; false: ctx ended before there was one. release may be called again.
+func (s *slots) take(ctx context.Context, peer net.Addr) (release func(), ok bool) {
+	s.mu.Lock()
+	if s.free > 0 {
+		s.free--
+		s.taken++
+		s.mu.Unlock()
+		return sync.OnceFunc(s.release), true
+	}
+	from, turn := network(peer), make(chan struct{})
+	if len(s.waiting[from]) == 0 {
+		s.turns = append(s.turns, from)
+	}
+	s.waiting[from] = append(s.waiting[from], turn)
+	s.mu.Unlock()
+	select {
+	case <-turn:
+		return sync.OnceFunc(s.release), true
+	case <-ctx.Done():
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	select {
+	case <-turn: // it came at the same moment
+		go s.release()
+	default:
+		s.leave(from, turn)
+	}
+	return nil, false
+}
+
+// release gives a slot to the network whose turn it is.
+func (s *slots) release() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.turns) == 0 {
+		s.free++
+		s.taken--
+		return
+	}
+	from := s.turns[0]
+	s.turns = s.turns[1:]
+	line := s.waiting[from]
+	close(line[0])
+	if line = line[1:]; len(line) == 0 {
+		delete(s.waiting, from)
+		return
+	}
+	s.waiting[from] = line
+	s.turns = append(s.turns, from)
+}
+
+// leave takes out who waits no longer. The caller holds mu.
+func (s *slots) leave(from netip.Prefix, turn chan struct{}) {
+	line := s.waiting[from]
+	for i := range line {
+		if line[i] == turn {
+			line = append(line[:i:i], line[i+1:]...)
+			break
+		}
+	}
+	if s.waiting[from] = line; len(line) > 0 {
+		return
+	}
+	delete(s.waiting, from)
+	for i := range s.turns {
+		if s.turns[i] == from {
+			s.turns = append(s.turns[:i:i], s.turns[i+1:]...)
+			break
+		}
+	}
+}
+
+// counts gives handshakes under way and those that wait for a slot.
+func (s *slots) counts() (taken, waiting int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, line := range s.waiting {
+		waiting += len(line)
+	}
+	return s.taken, waiting
+}
+
+// cores is how many handshakes compute at a time. Between its messages a handshake waits for its peer, and for a peer's slow TPM for seconds: then
+// it has none. So a core is given back when the connection is read from, and taken again when something has come.
+type cores chan struct{}
+
+func (c cores) enter() { c <- struct{}{} }
+func (c cores) leave() { <-c }
+
+// network is what shares a share: a /24 of IPv4, a /64 of IPv6. Peers without an address share one.
+func network(peer net.Addr) netip.Prefix {
+	ip := address(peer)
+	if !ip.IsValid() {
+		return netip.Prefix{}
+	}
+	bits := 64
+	if ip.Is4() {
+		bits = 24
+	}
+	return netip.PrefixFrom(ip, bits).Masked()
+}
+
+func address(peer net.Addr) netip.Addr {
+	at, err := netip.ParseAddrPort(peer.String())
+	if err != nil {
+		return netip.Addr{}
+	}
+	return at.Addr().Unmap().WithZone("")
+}
