@@ -96,7 +96,7 @@ type Limits struct {
 	PendingEach int           // the same for one identity: 4
 	Queue       int           // bytes of publishes that wait for the journal before who has some of them is no longer read: 64 MB
 	Overload    time.Duration // a publish that waits so long for the journal is an overload: CONNECTs are turned away: 5 s
-	Gateway     Pace          // while publishes wait, of one gateway: 500 publishes and 4 MB a second
+	Gateway     Pace          // while publishes wait for long, of one gateway: 500 publishes and 4 MB a second
 	Address     Pace          // and of all behind one address: 50,000 publishes and 256 MB a second
 }
 

@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// Pace bounds what one gateway, or all behind one address, may publish while publishes wait for the journal. A gateway has one session, so
-// that a gateway's rate is its connection's, too. While nothing waits there is nothing to protect, and a backlog drains as fast as
+// Pace bounds what one gateway, or all behind one address, may publish while publishes wait for the journal half a second and more. A gateway has one session, so
+// that a gateway's rate is its connection's, too. Before that there is nothing to protect: turns are fair, and a backlog drains as fast as
 // the journal takes it. Over its rate nobody is refused: it is read later.
 type Pace struct {
 	Publishes float64 // per second
@@ -100,7 +100,7 @@ func (c *session) pace(size int) {
 	if wait <= 0 {
 		return
 	}
-	for end := now.Add(wait); c.srv.queue.busy() && c.ended() == ""; {
+	for end := now.Add(wait); c.srv.queue.pressed() && c.ended() == ""; {
 		left := time.Until(end)
 		if left <= 0 {
 			return

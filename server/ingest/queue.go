@@ -48,6 +48,9 @@ const (
 	handedBytes   = 4 << 20
 	handedEntries = 4096
 
+	// pressure is the wait from which on rates hold. A few gateways that drain their backlogs as fast as the journal takes them wait less.
+	pressure = 500 * time.Millisecond
+
 	quantum     = 16 << 10 // bytes of a turn; a publish may exceed it, and its session is passed over until that is made up for
 	urgentTurns = 3        // in a row, while others wait
 )
@@ -259,9 +262,5 @@ func (q *queue) load() backlog {
 	return out
 }
 
-// busy says whether publishes wait here at all.
-func (q *queue) busy() bool {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	return q.running
-}
+// pressed says whether publishes wait here for longer than a few of the journal's commits take.
+func (q *queue) pressed() bool { return q.load().delay >= pressure }

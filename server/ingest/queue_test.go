@@ -353,12 +353,17 @@ func TestOverloadTurnsConnectsAway(t *testing.T) {
 func TestRateHoldsWhileOthersWait(t *testing.T) {
 	for _, busy := range []bool{true, false} {
 		inBubble(t, Limits{Window: 200, Gateway: Pace{Publishes: 10, Bytes: 1 << 20}}, func(t *testing.T, b *pipeBench) {
-			c := b.session("gw-1", 10*time.Hour, 0)
+			c, other := b.session("gw-1", 10*time.Hour, 0), b.session("gw-2", 10*time.Hour, 0)
 			if busy {
 				b.srv.queue.bytes = 1
 				b.journal.hold()
 			}
 			period := newPeriod(t)
+			if busy { // somebody has waited for a while
+				other.burstOf(newPeriod(t), "gw-2", 2)
+				b.serving.Go(func() { other.expectEnd() })
+				time.Sleep(pressure)
+			}
 			b.serving.Go(func() { c.burstOf(period, "gw-1", 150) })
 			flight := func() (n int) {
 				b.srv.mu.Lock()
