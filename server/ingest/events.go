@@ -65,18 +65,26 @@ func (c *session) closed(ctx context.Context) {
 	c.traffic.close(reason)
 }
 
-// refused journals one refusal of a proven identity, before it is answered. When that fails the refusal stands all the same.
+// refusedSingly is how many refusals of one gateway in a minute have an event each. One that breaks the profile again and again would else fill the
+// log as fast as it can handshake.
+const refusedSingly = 30
+
+// refused journals one refusal of a proven identity, before it is answered, or counts it with others where there were many. When that fails the
+// refusal stands all the same.
 func (c *session) refused(ctx context.Context, reason, target string, detail map[string]string) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.srv.limits.Ask)
 	defer cancel()
-	ev := c.eventOf(audit.Refused, audit.Denied)
-	ev.Reason, ev.Target, ev.Detail = reason, target, detail
-	if err := record(ctx, c.srv.journal, ev); err != nil {
-		c.srv.log.Error("refusal is not journaled", "gateway", c.id.gateway, "reason", reason, "error", err)
+	if c.srv.rates.refused(c.id.gateway, reason) > refusedSingly {
+		c.srv.refusals.add(c.conn.RemoteAddr(), reason)
+	} else {
+		ev := c.eventOf(audit.Refused, audit.Denied)
+		ev.Reason, ev.Target, ev.Detail = reason, target, detail
+		if err := record(ctx, c.srv.journal, ev); err != nil {
+			c.srv.log.Error("refusal is not journaled", "gateway", c.id.gateway, "reason", reason, "error", err)
+		}
 	}
 	c.srv.log.Warn("refused", "gateway", c.id.gateway, "identity", c.id.spiffe, "peer", c.peer, "reason", reason)
 	c.srv.metrics.refused(reason)
-	c.srv.rates.refused(c.id.gateway, reason)
 	if c.id.gateway != "" {
 		c.srv.trafficOf(c.id.gateway).refuse(reason)
 	}
@@ -85,7 +93,7 @@ func (c *session) refused(ctx context.Context, reason, target string, detail map
 // turnedAway counts a refusal that is no fault of the gateway's: there is no room, or too much load. They come by the thousand when there is least
 // time for them, so they are aggregated with those of peers that have proven nothing.
 func (c *session) turnedAway(reason string) {
-	c.srv.refusals.Add(c.conn.RemoteAddr(), reason)
+	c.srv.refusals.add(c.conn.RemoteAddr(), reason)
 	c.srv.log.Info("turned away", "gateway", c.id.gateway, "peer", c.peer, "reason", reason)
 	c.srv.metrics.refused(reason)
 	c.srv.trafficOf(c.id.gateway).refuse(reason)

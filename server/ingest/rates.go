@@ -47,14 +47,17 @@ func (r *rates) turn() time.Time {
 	return now
 }
 
-func (r *rates) refused(subject, reason string) {
+// refused counts one refusal and gives how many there were in this minute.
+func (r *rates) refused(subject, reason string) uint64 {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.turn()
 	if _, known := r.this[subject]; !known && len(r.this) >= maxRates {
 		subject = reasonOverflow
 	}
-	r.this[subject] = Rate{r.this[subject].Count + 1, reason}
+	count := r.this[subject].Count + 1
+	r.this[subject] = Rate{count, reason}
+	return count
 }
 
 func (r *rates) park(gateway, reason string) {

@@ -51,11 +51,16 @@ func newRefusals(j Journal, m *metrics) *Refusals {
 // Add counts one refusal. reason should be one of a few constant texts; it is cut at 128 bytes. Safe for concurrent use, never
 // blocks on the journal.
 func (r *Refusals) Add(peer net.Addr, reason string) {
+	r.metrics.unproven.Inc()
+	r.add(peer, reason)
+}
+
+// add is Add for who has proven an identity: its metric is another.
+func (r *Refusals) add(peer net.Addr, reason string) {
 	if len(reason) > maxRefusalReason {
 		reason = reason[:maxRefusalReason]
 	}
 	key := refusalKey{minute: time.Now().Unix() / 60, prefix: prefixOf(peer), reason: strings.ToValidUTF8(reason, "")}
-	r.metrics.unproven.Inc()
 	if r.rates != nil {
 		r.rates.refused(key.prefix, key.reason)
 	}
