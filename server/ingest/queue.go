@@ -44,9 +44,10 @@ const (
 	ordinary = 0
 	urgent   = 1
 
-	// What is on its way through the journal: one of its commits. An alarm waits for no more than that.
-	handedBytes   = 4 << 20
-	handedEntries = 4096
+	// What may be on its way through the journal: two of its commits, one that is flushed and one that gathers meanwhile. With less the disk would
+	// wait for us between two flushes; with more an alarm would wait for it.
+	handedBytes   = 8 << 20
+	handedEntries = 8192
 
 	// pressure is the wait from which on rates hold. A few gateways that drain their backlogs as fast as the journal takes them wait less.
 	pressure = 500 * time.Millisecond
