@@ -71,6 +71,7 @@ type line struct {
 	deficit int // bytes that it may still hand over in this turn; negative: it had more than its share
 	in      [2]bool
 	ended   bool // nobody reads on for it
+	cut     bool // nothing of it is handed over any more
 }
 
 // ring is the lines that have their turn, first come first served.
@@ -98,6 +99,10 @@ func newQueue(j Journal, most int) *queue {
 func (q *queue) submit(l *line, it item) error {
 	size := it.slot.size
 	q.mu.Lock()
+	if l.cut {
+		q.mu.Unlock()
+		return nil
+	}
 	if !q.running && q.fits(size) {
 		q.inside += size
 		q.within++
@@ -112,6 +117,9 @@ func (q *queue) submit(l *line, it item) error {
 	for q.waiting+size > q.most && len(l.items) > 0 && !l.ended {
 		q.overfull++
 		q.room.Wait()
+	}
+	if l.cut {
+		return nil
 	}
 	l.items = append(l.items, it)
 	l.bytes += size
@@ -156,10 +164,17 @@ func (q *queue) gone(size int) {
 	q.mu.Unlock()
 }
 
-// end lets a session's reader go that waits for room.
-func (q *queue) end(l *line) {
+// end lets a session's reader go that waits for room. With cut what waits of it is dropped: nothing was acknowledged, and of a gateway that is
+// revoked nothing more should come in. It never blocks.
+func (q *queue) end(l *line, cut bool) {
 	q.mu.Lock()
 	l.ended = true
+	if cut && !l.cut {
+		l.cut = true
+		q.waiting -= l.bytes
+		l.items, l.bytes, l.urgent = nil, 0, 0 // its turn, if it has one, is passed over
+		q.left.Signal()
+	}
 	q.room.Broadcast()
 	q.mu.Unlock()
 }

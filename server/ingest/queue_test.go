@@ -235,8 +235,33 @@ func TestASessionThatEndsIsNotHeldUp(t *testing.T) {
 			}
 		})
 		synctest.Wait()
-		q.end(&l.line)
+		q.end(&l.line, false)
 		done.Wait() // or the bubble is in a deadlock
+	})
+}
+
+// TestWhatWaitsOfASessionThatIsCutIsDropped: nothing of it was acknowledged. What others have waiting is not touched.
+func TestWhatWaitsOfASessionThatIsCutIsDropped(t *testing.T) {
+	inQueue(t, 1024, 64<<10, func(t *testing.T, j *stepJournal, q *queue) {
+		revoked, other := &lane{q: q, name: 1}, &lane{q: q, name: 2}
+		for range 5 {
+			revoked.submit(t, 1024, true)
+			other.submit(t, 1024, false)
+		}
+		synctest.Wait()
+		q.end(&revoked.line, true)
+		revoked.submit(t, 1024, false)
+		for range 20 {
+			j.step(1)
+			synctest.Wait()
+		}
+		count := map[byte]int{}
+		for _, e := range j.has() {
+			count[e.Head[0]]++
+		}
+		if count[1] != 1 || count[2] != 5 {
+			t.Errorf("%d of the session that was cut, %d of the other; expected the one that the journal had, and all 5", count[1], count[2])
+		}
 	})
 }
 

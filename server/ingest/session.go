@@ -428,7 +428,7 @@ func (c *session) stop(reason string, hard bool) {
 	} else if !c.hard {
 		_ = c.conn.SetReadDeadline(past)
 	}
-	c.srv.queue.end(&c.line)
+	c.srv.queue.end(&c.line, c.hard)
 	c.room.Broadcast()
 	c.work.Broadcast()
 }
