@@ -7,6 +7,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
@@ -26,7 +27,14 @@ import (
 	"wardlink/server/sqldb/sqldbtest"
 )
 
-func TestMain(m *testing.M) { swtpmtest.Main(m) }
+// TestMain is also the child of the tests that kill a CA.
+func TestMain(m *testing.M) {
+	if os.Getenv("WARDLINK_TEST_CA") != "" {
+		fmt.Fprintln(os.Stderr, childCA())
+		os.Exit(1)
+	}
+	swtpmtest.Main(m)
+}
 
 const domain = "ward.example"
 

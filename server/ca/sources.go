@@ -1,6 +1,7 @@
 package ca
 
 import (
+	"hash/maphash"
 	"net/netip"
 	"sync"
 	"time"
@@ -8,29 +9,33 @@ import (
 
 // sources bounds how often one address has something stored for it: a challenge, an account, an order. Behind one address there may be a
 // site's proxy with a thousand gateways, which start at once; so the burst is a minute's worth of the rate.
+//
+// An address has one of a fixed number of buckets, by a hash that nobody outside can compute: memory and time are constant whatever comes, and
+// who floods from n addresses is in the way of one other in maxSources/n.
 type sources struct {
 	now   func() time.Time
 	rate  float64 // tokens a second
 	burst float64
+	seed  maphash.Seed
 
 	mu      sync.Mutex
-	buckets map[netip.Prefix]*bucket
+	buckets [maxSources]bucket
 }
 
 type bucket struct {
-	tokens float64
-	at     time.Time
+	taken float64 // tokens that are not back yet, as of at
+	at    time.Time
 }
 
 const (
-	perEnrolment = 3    // a challenge, an account, an order
-	burstTime    = 60   // seconds of the rate that may come at once
-	maxSources   = 8192 // addresses that are told apart, some 100 bytes each; those beyond share one bucket
+	perEnrolment = 3       // a challenge, an account, an order
+	burstTime    = 60      // seconds of the rate that may come at once
+	maxSources   = 1 << 14 // 32 bytes each
 )
 
 func newSources(now func() time.Time, enrolments int) *sources {
 	rate := float64(perEnrolment * enrolments)
-	return &sources{now: now, rate: rate, burst: burstTime * rate, buckets: make(map[netip.Prefix]*bucket)}
+	return &sources{now: now, rate: rate, burst: burstTime * rate, seed: maphash.MakeSeed()}
 }
 
 // allow takes a token of the peer's (ip:port).
@@ -38,39 +43,16 @@ func (s *sources) allow(peer string) bool {
 	now := s.now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	b := s.bucket(source(peer), now)
+	b := &s.buckets[maphash.Comparable(s.seed, source(peer))%maxSources]
 	if d := now.Sub(b.at).Seconds(); d > 0 { // a clock that goes back gives nothing
-		b.tokens = min(s.burst, b.tokens+d*s.rate)
+		b.taken = max(0, b.taken-d*s.rate)
 	}
 	b.at = now
-	if b.tokens < 1 {
+	if b.taken+1 > s.burst {
 		return false
 	}
-	b.tokens--
+	b.taken++
 	return true
-}
-
-// bucket finds the bucket of a source; under mu. A full one is as good as none.
-func (s *sources) bucket(of netip.Prefix, now time.Time) *bucket {
-	if b, ok := s.buckets[of]; ok {
-		return b
-	}
-	if len(s.buckets) >= maxSources {
-		for k, b := range s.buckets {
-			if b.tokens+now.Sub(b.at).Seconds()*s.rate >= s.burst {
-				delete(s.buckets, k)
-			}
-		}
-		if len(s.buckets) >= maxSources {
-			of = netip.Prefix{}
-			if b, ok := s.buckets[of]; ok {
-				return b
-			}
-		}
-	}
-	b := &bucket{tokens: s.burst, at: now}
-	s.buckets[of] = b
-	return b
 }
 
 // source is an IPv4 address, or the /64 of an IPv6 address, which is one host's to choose from. What is no address is one source.
