@@ -29,13 +29,14 @@ check: need build lint race emulated packages-test ## the long checks: lint, rac
 	scripts/faults 150
 	scripts/older
 	scripts/recording
+	CA_DAYS=30 go test -timeout 30m -run '^TestTablesStayBounded$$' ./server/ca/acmedb
 
 faults: need ## every call by which an agent or a server writes fails, or is its last; power cuts, torn and rotten files: tables; some ten minutes
 	scripts/faults
 
 race: ## the concurrent packages under the race detector
 	@scripts/need gcc:build-essential pg_createcluster:postgresql
-	CGO_ENABLED=1 GOFIPS140=off go test -race -timeout 15m ./agent/... ./buffer/... ./server/alerts/... ./server/journal/... ./server/ingest/... ./server/translog/... ./demo/...
+	CGO_ENABLED=1 GOFIPS140=off go test -race -timeout 15m ./agent/... ./buffer/... ./server/alerts/... ./server/ca/acmedb ./server/journal/... ./server/ingest/... ./server/translog/... ./demo/...
 
 cross: ## every program for every machine, into dist/; sizes beside goals
 	cross/build dist
