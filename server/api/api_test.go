@@ -33,7 +33,6 @@ import (
 	"wardlink/server/api"
 	"wardlink/server/api/client"
 	"wardlink/server/ca"
-	"wardlink/server/ca/acmedb"
 	"wardlink/server/journal"
 	"wardlink/server/keys"
 	"wardlink/server/records"
@@ -85,7 +84,7 @@ func newOffice(t *testing.T) *office {
 	check(journal.Create(jc))
 	o.journal, err = journal.Open(jc)
 	check(err)
-	migrations := slices.Concat(sqldb.OutboxMigrations(), registry.Migrations(), api.Migrations(), records.Migrations(), alerts.Migrations(), acmedb.Migrations())
+	migrations := slices.Concat(sqldb.OutboxMigrations(), registry.Migrations(), api.Migrations(), records.Migrations(), alerts.Migrations())
 	db, _ := sqldbtest.New(t, migrations...)
 	outbox, err := sqldb.NewOutbox(db, o.journal, nil)
 	check(err)
@@ -95,7 +94,7 @@ func newOffice(t *testing.T) *office {
 	authority, err := ca.New(ca.Config{
 		TrustDomain: domain, DNSNames: []string{"localhost"}, Roots: []*x509.Certificate{o.keys.Root}, Issuing: o.keys.Issuing,
 		IssuingKey: o.keys.IssuingKey, Attestation: o.keys.Attestation, AttestationKey: o.keys.AttestationKey,
-		DB: db, Registry: noGateways{}, Log: log,
+		Dir: filepath.Join(dir, "ca"), Registry: noGateways{}, Log: log,
 		Events: func(ctx context.Context, ev audit.Event) error { return journal.AppendEvent(ctx, o.journal, ev) },
 	})
 	check(err)

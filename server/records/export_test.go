@@ -22,3 +22,8 @@ func (r *Records) Dispose(ctx context.Context) (more bool, err error) { return r
 func UpdatesOfMany() []string {
 	return []string{storeBatches.statement(4, false), extendRuns.statement(4, false)}
 }
+
+// Prepare makes ready what Dispose needs, as Run does.
+func (r *Records) Prepare(ctx context.Context) error {
+	return r.in.prepare(ctx, r.db, internQueries...)
+}

@@ -70,18 +70,22 @@ type Files interface {
 
 // How often and how much. Disposal shares the consumer's goroutine: the rows that it takes away are those that the interner remembers.
 // One step is one small transaction, and after it disposal rests three times as long as the step took, so that what arrives always
-// comes first and a quarter of one core is the most that is spent.
+// comes first and a quarter of one core is what is spent. A run that takes longer than it should, because more goes out of its time than
+// that deletes, rests less, and in the end not at all: then steps and passes of what is new take turns. Otherwise a database that takes in
+// more rows a second than a quarter of a core can delete would grow for ever.
 const (
 	disposeInterval = 10 * time.Minute
 	disposeRows     = 4000 // rows of one step, about
-	disposeRest     = 3
+	disposeRest     = 3    // 1 once a run lasts longer than disposeInterval, 0 once it lasts longer than disposeLate
+	disposeLate     = time.Hour
 	copiesKept      = 30 * 24 * time.Hour // a copy of the database from before an upgrade: it holds what was disposed of since
 	runMost         = 1_000_000           // items in one event; a run that takes more has several
 )
 
 // disposal is the state of the run under way; it needs none to survive, since each step looks for what is over by now.
 type disposal struct {
-	next  time.Duration // elapsed time of the next run, or of the next step
+	began time.Duration // elapsed time at the beginning of the run
+	next  time.Duration // of the next run, or of the next step
 	plan  []Class       // what is left of the run; its first is under way
 	after int64         // where the class under way goes on: a subject or a stream
 	from  int64         // and the number within the stream
@@ -112,7 +116,7 @@ func (r *Records) dispose(ctx context.Context) (more bool, err error) {
 		if err := r.redate(ctx); err != nil {
 			return false, err
 		}
-		*d = disposal{plan: classes}
+		*d = disposal{plan: classes, began: begin}
 	}
 	if r.clock.suspended() { // in the middle of a run
 		*d = disposal{next: begin + disposeInterval}
@@ -133,7 +137,7 @@ func (r *Records) dispose(ctx context.Context) (more bool, err error) {
 		d.plan, d.after, d.from, d.least = d.plan[1:], 0, 0, 0
 	}
 	end := r.elapsed()
-	d.next = end + disposeRest*time.Since(start)
+	d.next = end + d.rest(end)*time.Since(start)
 	if len(d.plan) > 0 {
 		return true, nil
 	}
@@ -146,6 +150,17 @@ func (r *Records) dispose(ctx context.Context) (more bool, err error) {
 	}
 	*d = disposal{next: end + disposeInterval}
 	return false, r.outbox.Flush(ctx)
+}
+
+// rest is how many times as long as its last step a run rests.
+func (d *disposal) rest(now time.Duration) time.Duration {
+	switch lasts := now - d.began; {
+	case lasts > disposeLate:
+		return 0
+	case lasts > disposeInterval:
+		return 1
+	}
+	return disposeRest
 }
 
 func (r *Records) disposeStep(ctx context.Context, class Class, cutoff int64) (done bool, err error) {

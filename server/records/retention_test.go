@@ -448,3 +448,44 @@ func TestAServerThatBeganIn1970(t *testing.T) {
 		t.Errorf("%q", got)
 	}
 }
+
+// A run that has more to delete than its rests let it rests no longer: what is over goes as fast as it came.
+func TestDisposalThatIsLateDoesNotRest(t *testing.T) {
+	f := retained(t)
+	g := f.gateway("gw-1").enrol().bring("gw-1")
+	for n := range 4 {
+		var ms []telemetry.Message
+		for i := range 1000 { // a step takes no more
+			ms = append(ms, message("p1", n*1000+i, "60"))
+		}
+		g.publish("gw-1", g.sealBatch(ms...))
+	}
+	keep := f.retention
+	f.retention = nil
+	f.until("stored", func(s records.Stats) bool { return s.Messages == 4000 })
+	f.retention = keep
+	f.later(100 * testDay)
+	r := f.open()
+	if err := r.Prepare(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	steps := func(n int) (deleted int64) {
+		t.Helper()
+		before := f.count("SELECT COUNT(*) FROM messages")
+		for range n {
+			if _, err := r.Dispose(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return before - f.count("SELECT COUNT(*) FROM messages")
+	}
+	for f.clock.add(time.Minute); steps(1) == 0; f.clock.add(time.Second) { // waveforms come first
+	}
+	if n := steps(20); n != 0 {
+		t.Errorf("%d messages went without a rest, in a run that has just begun", n)
+	}
+	f.clock.add(2 * time.Hour)
+	if n := steps(20); n != 3000 {
+		t.Errorf("%d messages went in a run that is two hours late; expected all 3000 that were left, without a rest", n)
+	}
+}

@@ -331,15 +331,24 @@ func ParsePosition(s string) (p Position, err error) {
 	return p, nil
 }
 
-const selectObservation = `SELECT m.key, o.at, COALESCE(o.time, m.time), o.value, o.marks, o.message, o.idx,
+const (
+	observationColumns = `SELECT m.key, o.at, COALESCE(o.time, m.time), o.value, o.marks, o.message, o.idx,
 	s.mdc, s.code_system, s.code, f.code_name, f.type, f.unit, s.ucum, f.sub_id, f.limits, f.device, f.status, f.flags, f.bed,
 	COALESCE(p.patient, ''), COALESCE(p.system, ''), COALESCE(p.value, ''),
 	src.gateway, src.source, g.location, g.processing, m.wall, m.mono, m.journaled
-	FROM observations o JOIN messages m ON m.id = o.message JOIN series s ON s.id = o.series JOIN forms f ON f.id = o.form
+	FROM `
+	observationTables = `observations o%s JOIN messages m ON m.id = o.message JOIN series s ON s.id = o.series JOIN forms f ON f.id = o.form
 	JOIN sources src ON src.id = m.source JOIN origins g ON g.id = m.origin LEFT JOIN subjects p ON p.id = s.subject
-	WHERE o.message = $1 AND o.idx = $2 AND s.kind <> 2`
+	WHERE s.kind <> 2`
+)
 
-func scanObservation(row *sql.Row) (o Observation, err error) {
+var (
+	selectObservation = observationColumns + fmt.Sprintf(observationTables, "") + " AND o.message = $1 AND o.idx = $2"
+	// placedObservations reads those at some places at once: one by one, the statements cost more than the rows.
+	placedObservations = observationColumns + "wanted w JOIN " + fmt.Sprintf(observationTables, " ON o.message = w.message AND o.idx = w.idx")
+)
+
+func scanObservation(row interface{ Scan(...any) error }) (o Observation, err error) {
 	var key []byte
 	err = row.Scan(&key, &o.At, &o.Time, &o.Value, &o.Marks, &o.position.Message, &o.position.Index,
 		&o.Code.MDC, &o.Code.Sys, &o.Code.ID, &o.Code.Name, &o.Type, &o.Unit.Sent, &o.Unit.UCUM, &o.SubID, &o.Limits, &o.Device, &o.Status, &o.Flags, &o.Bed,

@@ -3,7 +3,6 @@ package records
 import (
 	"bytes"
 	"compress/flate"
-	"context"
 	"database/sql"
 	_ "embed"
 	"errors"
@@ -241,44 +240,4 @@ func width(v int64) (digits int) {
 		digits++
 	}
 	return digits
-}
-
-// loadPlaces reads what stands at the given places, in that order, until it is more than room bytes; what is left of places is not
-// read. The first is read in any case.
-func loadPlaces(ctx context.Context, tx *sql.Tx, places []place, room int) ([]Observation, error) {
-	reading, err := tx.PrepareContext(ctx, selectObservation)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = reading.Close() }()
-	waveform, err := tx.PrepareContext(ctx, selectWaveform)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = waveform.Close() }()
-	var u unpacker
-	var out []Observation
-	size := 0
-	for _, p := range places {
-		var o Observation
-		if p.waveform {
-			o, err = scanWaveform(waveform.QueryRowContext(ctx, p.Message, p.Index), &u)
-		} else {
-			o, err = scanObservation(reading.QueryRowContext(ctx, p.Message, p.Index))
-		}
-		if err == nil {
-			err = o.expand(ctx, tx)
-		}
-		if err == nil {
-			err = o.setArrival(tx)
-		}
-		if err != nil {
-			return nil, err
-		}
-		if size += o.size(); len(out) > 0 && size > room {
-			break
-		}
-		out = append(out, o)
-	}
-	return out, nil
 }

@@ -1,3 +1,0 @@
-module github.com/smallstep/nosql
-
-go 1.26
