@@ -294,6 +294,7 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	front.Go(func() error { sdnotify.Run(fctx, sdnotify.Service{Alive: s.alive, Log: s.log}); return nil })
 	front.Go(func() error { return s.runCA(fctx) })
 	front.Go(func() error { return s.runPushes(fctx) })
+	front.Go(func() error { return s.db.Warden(fctx, s.log) })
 	// A consumer that fails ends the server: it must not go on taking what nobody opens or logs.
 	front.Go(func() error {
 		select {

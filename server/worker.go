@@ -145,6 +145,7 @@ func (s *Server) runWorker(ctx context.Context) error {
 	if s.parts.Has(ServiceRecords) {
 		g.Go(func() error { return s.runRecords(ctx) })
 	}
+	g.Go(func() error { return s.db.Warden(ctx, s.log) })
 	g.Go(func() error {
 		sdnotify.Run(ctx, sdnotify.Service{Log: s.log, Alive: func(ctx context.Context) (string, error) { return s.parts.String(), s.journal.Alive(ctx) }})
 		return nil

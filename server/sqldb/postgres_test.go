@@ -462,6 +462,10 @@ func TestPostgresLogin(t *testing.T) {
 	if log, err := os.ReadFile(s.Log()); err != nil || strings.Contains(string(log), password) {
 		t.Errorf("PostgreSQL's log has the password, or %v", err)
 	}
+	// It is dropped also while it keeps a transaction about itself open.
+	if _, err := node.Exec("BEGIN; ALTER ROLE " + name + " PASSWORD 'another-password-'"); err != nil {
+		t.Fatal(err)
+	}
 	if err := db.DropLogin(ctx, name); err != nil {
 		t.Fatal(err)
 	}

@@ -79,13 +79,27 @@ func (d *DB) DropLogin(ctx context.Context, name string) error {
 	if !loginName.MatchString(name) {
 		return fmt.Errorf("login %q: expected %s_ and up to 40 small letters, digits and underscores", name, IngestRole)
 	}
+	if err := d.shutLogin(ctx, name); err != nil {
+		return err
+	}
+	_, err := d.writer.ExecContext(ctx, "DROP ROLE IF EXISTS "+name)
+	return explain(d.path, err)
+}
+
+// shutLogin lets nobody in by a login any more, and ends its connections.
+func (d *DB) shutLogin(ctx context.Context, name string) error {
+	if !loginName.MatchString(name) {
+		return fmt.Errorf("login %.64q is no ingest node's", name)
+	}
+	const end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = $1"
+	// Once before: a transaction of its own about itself (ALTER ROLE ... PASSWORD) would hold this one up.
+	if _, err := d.writer.ExecContext(ctx, end, name); err != nil {
+		return explain(d.path, err)
+	}
 	if _, err := d.writer.ExecContext(ctx, `DO $$ BEGIN IF EXISTS (SELECT FROM pg_roles WHERE rolname = '`+name+`') THEN ALTER ROLE `+name+` NOLOGIN; END IF; END $$`); err != nil {
 		return explain(d.path, err)
 	}
-	if _, err := d.writer.ExecContext(ctx, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = $1", name); err != nil {
-		return explain(d.path, err)
-	}
-	_, err := d.writer.ExecContext(ctx, "DROP ROLE IF EXISTS "+name)
+	_, err := d.writer.ExecContext(ctx, end, name)
 	return explain(d.path, err)
 }
 

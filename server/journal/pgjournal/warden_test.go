@@ -1,0 +1,91 @@
+package pgjournal_test
+
+import (
+	"context"
+	"log/slog"
+	"strings"
+	"testing"
+	"time"
+
+	"wardlink/internal/pgserver"
+	"wardlink/internal/pgtest"
+	"wardlink/server/journal"
+	"wardlink/server/journal/journaltest"
+	"wardlink/server/journal/pgjournal"
+	"wardlink/server/sqldb"
+)
+
+// Whoever has an ingest node's login takes the turn to append and keeps it. Everybody else appends again within seconds, and the login that does
+// so again is shut out; the owner is no superuser.
+func TestAStolenLoginDoesNotKeepTheTurn(t *testing.T) {
+	s := pgtest.Own(t, pgserver.Config{})
+	for _, q := range []string{"CREATE ROLE hospital LOGIN CREATEROLE", "CREATE DATABASE cell OWNER hospital TEMPLATE template0 ENCODING 'UTF8'"} {
+		if err := s.Exec(t.Context(), "postgres", q); err != nil {
+			t.Fatal(err)
+		}
+	}
+	owner := s.URL("cell", "hospital")
+	if err := sqldb.Create(owner, migrations()...); err != nil {
+		t.Fatal(err)
+	}
+	db, err := sqldb.Open(owner, migrations()...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = db.Close() })
+	const stolen = sqldb.IngestRole + "_stolen"
+	if err := db.SetLogin(t.Context(), stolen, "of-16-characters!"); err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- db.Warden(ctx, slog.New(slog.NewTextHandler(t.Output(), nil))) }()
+	defer func() {
+		stop()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	}()
+	j := must(t, pgjournal.Config{URL: owner})
+	// As it idles after the call, as it sleeps in it, and idle again.
+	for i, after := range []string{"SELECT 1", "SELECT pg_sleep(100)", "SELECT 1"} {
+		thief := connect(t, s.URL("cell", stolen))
+		e := journaltest.EntryOf(j, "thief", 100)
+		taken, slept := make(chan error, 1), make(chan struct{})
+		go func() {
+			defer close(slept)
+			for _, q := range []string{"SET statement_timeout = 0", "SET idle_in_transaction_session_timeout = 0", "BEGIN"} {
+				if _, err := thief.Exec(t.Context(), q); err != nil {
+					taken <- err
+					return
+				}
+			}
+			_, err := thief.Exec(t.Context(), "SELECT public.journal_append($1, 1, $2)", journal.Pack([]journal.Entry{e}), e.Size())
+			taken <- err
+			_, _ = thief.Exec(t.Context(), after)
+		}()
+		if err := <-taken; err != nil {
+			t.Fatal(i, err)
+		}
+		begun := time.Now()
+		if err := j.Append(t.Context(), journaltest.EntryOf(j, "honest", 100)); err != nil {
+			t.Errorf("%d: nobody can append: %v", i, err)
+		}
+		if took := time.Since(begun); took < time.Second {
+			t.Errorf("%d: the turn was not held: %v", i, took)
+		}
+		<-slept
+	}
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(100 * time.Millisecond) {
+		db, err := sqldb.Look(s.URL("cell", stolen))
+		if err != nil && strings.Contains(err.Error(), "28000") { // not permitted to log in
+			break
+		}
+		if err == nil {
+			_ = db.Close()
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("a login that held up the others three times is still let in: ", err)
+		}
+	}
+}
