@@ -50,5 +50,6 @@ func predict(c Costs, first, second measuredRun) (seconds, lag float64) {
 	l := Load{Batches: second.Rate / float64(second.Gateways), Observations: each * second.Rate / float64(second.Gateways), AlarmsDay: 1}
 	sends := float64(second.Batches) / second.Rate
 	r := Simulate(Scenario{Gateways: second.Gateways, Nodes: c.Nodes(second.Gateways, l), Hours: math.Ceil(sends) / 3600, Load: l, Seed: 1, Costs: c})
-	return sends + r.recordsWait/c.recordsRate(l), max(r.RecordsLag, 0)
+	left := r.recordsWait / c.recordsRate(l) // what was journaled last waits for all before it
+	return sends + left, max(r.RecordsLag, left)
 }
