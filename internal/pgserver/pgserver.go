@@ -328,8 +328,11 @@ func (s *Server) Pause(stop bool) error {
 	if stop {
 		signal = syscall.SIGSTOP
 	}
-	for _, pid := range append([]int{s.pid}, children...) {
-		err = errors.Join(err, syscall.Kill(pid, signal))
+	err = syscall.Kill(s.pid, signal)
+	for _, pid := range children {
+		if kerr := syscall.Kill(pid, signal); !errors.Is(kerr, syscall.ESRCH) { // one may have ended since it was listed
+			err = errors.Join(err, kerr)
+		}
 	}
 	return err
 }
