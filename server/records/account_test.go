@@ -200,6 +200,27 @@ func TestOnlyTheNewestReportSaysWhatIsHeld(t *testing.T) {
 	f.wantGaps("a late report", "vitals 1-1")
 }
 
+// TestALateReportKnowsNothingOfAnEpochOfTheSameMoment: two epochs may have come first in one millisecond, or at nodes whose clocks differ.
+func TestALateReportKnowsNothingOfAnEpochOfTheSameMoment(t *testing.T) {
+	for name, step := range map[string]time.Duration{"the same": 0, "the clock went back": -time.Hour} {
+		f := setup(t)
+		f.step = 0
+		g := f.gateway("gw-1").enrol().bring("gw-1")
+		g.number(0)
+		g.report(0, telemetry.Report{})
+		former, period := g.epoch, g.period
+		f.settled()
+		f.clock.set(f.clock.Now().Add(step))
+		g.restart()
+		g.number(0)
+		g.number(2)
+		f.wantGaps(name, "vitals 1-1")
+		g.epoch, g.period = former, period
+		g.report(1, telemetry.Report{At: telemetry.Stamp{Mono: 50}})
+		f.wantGaps(name, "vitals 1-1")
+	}
+}
+
 // TestAFormerEpochIsOver: below its highest number nothing more is to come but what is held.
 func TestAFormerEpochIsOver(t *testing.T) {
 	f := setup(t)

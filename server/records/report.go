@@ -285,7 +285,7 @@ func putSet(tx *sql.Tx, stream int64, kind int, set telemetry.Spans) error {
 
 // coverFormer is for a stream that the newest report does not list: of a former epoch, so the gateway has nothing of it any more. An epoch
 // of which nothing had arrived before the report's own is not taken for a former one: it may be a later one, whose first report is still
-// to come.
+// to come. Which came first the streams' ids say and not the times, which may be the same, or those of two nodes' clocks.
 func (r *Records) coverFormer(tx *sql.Tx, stream int64, o *opened) error {
 	if _, err := tx.Exec(`UPDATE account_streams SET covered = `+sqldb.Greater("covered", "assigned")+` WHERE stream = $1
 		AND stream NOT IN (SELECT id FROM streams WHERE epoch = $2)`, stream, o.epoch[:]); err != nil {
@@ -293,8 +293,8 @@ func (r *Records) coverFormer(tx *sql.Tx, stream int64, o *opened) error {
 	}
 	_, err := tx.Exec(`INSERT INTO account_streams (stream, assigned, covered)
 		SELECT r.stream, 0, MAX(r.last) + 1 FROM account_runs r JOIN streams s ON s.id = r.stream
-		WHERE r.stream = $1 AND s.epoch <> $2 GROUP BY r.stream HAVING MIN(r.since) <=
-			(SELECT MIN(o.since) FROM account_runs o JOIN streams q ON q.id = o.stream WHERE q.gateway = $3 AND q.epoch = $2)
+		WHERE r.stream = $1 AND s.epoch <> $2 AND r.stream <
+			(SELECT MIN(o.stream) FROM account_runs o JOIN streams q ON q.id = o.stream WHERE q.gateway = $3 AND q.epoch = $2) GROUP BY r.stream
 		ON CONFLICT (stream) DO UPDATE SET covered = `+sqldb.Greater("account_streams.covered", "account_streams.assigned", "excluded.covered"),
 		stream, o.epoch[:], o.gateway)
 	return err

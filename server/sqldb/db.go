@@ -259,6 +259,9 @@ func (d *DB) Write(ctx context.Context, fn func(tx *sql.Tx) error) (err error) {
 			_ = tx.Rollback()
 		}
 	}()
+	if err := d.fenced(ctx, tx); err != nil {
+		return explain(d.path, err)
+	}
 	if err := fn(tx); err != nil {
 		return explain(d.path, err)
 	}

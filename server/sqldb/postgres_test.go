@@ -368,6 +368,13 @@ func TestPostgresSingleton(t *testing.T) {
 	if err := write(first); !errors.Is(err, sqldb.ErrSuperseded) {
 		t.Errorf("the former one wrote: %v", err)
 	}
+	// Nor does it where nobody thought of the place: not even with what it does after its end.
+	if err := first.db.Write(context.WithoutCancel(first.run), func(tx *sql.Tx) error {
+		_, err := tx.Exec("INSERT INTO t (a) VALUES ('x')")
+		return err
+	}); !errors.Is(err, sqldb.ErrSuperseded) {
+		t.Errorf("the former one wrote by its context: %v", err)
+	}
 	if err := write(second); err != nil {
 		t.Error(err)
 	}

@@ -46,6 +46,17 @@ func (p Place) Check(tx *sql.Tx) error {
 	return nil
 }
 
+// fence is the key of a service's context under which its place stands, with the database that has it.
+type fence struct{ db *DB }
+
+// fenced fails with ErrSuperseded when ctx is that of a service which has lost its place in this database.
+func (d *DB) fenced(ctx context.Context, tx *sql.Tx) error {
+	if p, ok := ctx.Value(fence{d}).(Place); ok {
+		return p.Check(tx)
+	}
+	return nil
+}
+
 var placeName = regexp.MustCompile(`^[a-z][a-z0-9_]{0,40}$`)
 
 // Singleton runs a service of which one process at a time may run in this database, and returns when run has returned. It first waits for
@@ -57,8 +68,8 @@ var placeName = regexp.MustCompile(`^[a-z][a-z0-9_]{0,40}$`)
 //   - The server ends, or its backend: its kernel closes the connection and run's context ends at once.
 //   - The network is cut: run's context ends 6 s after the last answer (pulse, pulseTime). The server gives the place away when the
 //     connection was silent for deadTime, 20 s.
-//   - The machine stood still for longer than that, or the database moved to a standby: nobody can stop what does not run. So writes begin
-//     with Place.Check, and what is kept outside of the database needs a fence of its own.
+//   - The machine stood still for longer than that, or the database moved to a standby: nobody can stop what does not run. So each Write of
+//     this DB under run's context begins with Place.Check, and what is kept outside of the database needs a fence of its own.
 func (d *DB) Singleton(ctx context.Context, name string, run func(ctx context.Context, p Place) error) error {
 	if !placeName.MatchString(name) {
 		return fmt.Errorf("singleton %q: expected a name that matches %s", name, placeName)
@@ -83,7 +94,7 @@ func (d *DB) Singleton(ctx context.Context, name string, run func(ctx context.Co
 		return errors.Join(err, conn.Close(context.WithoutCancel(ctx)))
 	}
 	p.name = name
-	held, lose := context.WithCancelCause(ctx)
+	held, lose := context.WithCancelCause(context.WithValue(ctx, fence{d}, p))
 	watched := make(chan struct{})
 	go func() {
 		defer close(watched)
