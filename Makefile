@@ -5,7 +5,10 @@ BUILD = stamp=$$(cross/stamp) && go build -trimpath -buildvcs=false -ldflags="$$
 # The agent speaks HTTP/1.1 alone; without HTTP/2 its program is half a megabyte smaller. cross/lean has what is not inlined.
 AGENT := -tags nethttpomithttp2 $(shell sed -n '/^[^\#]/s/.*/-gcflags=&=-l/p' cross/lean)
 
-.PHONY: help build cross packages packages-test repro emulated demo test check faults race bench bench-peers bench-records simulate storms footprint fuzz lint vuln clean need
+# The packages that ask the database. test runs them on SQLite with all the others, and once more on PostgreSQL.
+DATABASE := ./server/sqldb/... ./server/registry/... ./server/records/... ./server/alerts/... ./server/api/... ./server/fhir/... ./server/translog/...
+
+.PHONY: help build cross packages packages-test repro emulated demo test check faults race bench bench-peers bench-records simulate storms footprint fuzz lint vuln clean need need-postgres
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -17,10 +20,12 @@ build: ## the three programs, into bin/
 demo: need build ## monitor, gateway, server on a bad day: kills, a cut network, attacks, proof; half a minute after the build
 	bin/wardlink demo
 
-test: need ## all tests, with a real TPM emulator; some 5 minutes on two cores, and none of its parts may take more than 8
+test: need need-postgres ## all tests, with a real TPM emulator, and those of the database once more on a real PostgreSQL; some 7 minutes on two cores, and none of its parts may take more than 8
 	@scripts/need haproxy:haproxy qemu-arm-static:qemu-user-static socat:socat python3:python3
 	@scripts/recording --say
 	go test -timeout 8m ./...
+	@echo "make test: the packages that ask the database, once more, on PostgreSQL"
+	WARDLINK_ENGINE=postgres go test -timeout 8m $(DATABASE)
 
 check: need build lint race emulated packages-test ## the long checks: lint, race detector, ARM, packages, a minute of chaos, former agents, a real recording where there is one; some 25 minutes
 	bin/wardlink demo --chaos 60 --gateways 3
@@ -29,13 +34,14 @@ check: need build lint race emulated packages-test ## the long checks: lint, rac
 	scripts/faults 150
 	scripts/older
 	scripts/recording
+	CA_DAYS=30 go test -timeout 30m -run '^TestTablesStayBounded$$' ./server/ca/acmedb
 
 faults: need ## every call by which an agent or a server writes fails, or is its last; power cuts, torn and rotten files: tables; some ten minutes
 	scripts/faults
 
 race: ## the concurrent packages under the race detector
 	@scripts/need gcc:build-essential pg_createcluster:postgresql
-	CGO_ENABLED=1 GOFIPS140=off go test -race -timeout 15m ./agent/... ./buffer/... ./server/alerts/... ./server/journal/... ./server/ingest/... ./server/translog/... ./demo/...
+	CGO_ENABLED=1 GOFIPS140=off go test -race -timeout 15m ./agent/... ./buffer/... ./server/alerts/... ./server/ca/acmedb ./server/journal/... ./server/ingest/... ./server/translog/... ./demo/...
 
 cross: ## every program for every machine, into dist/; sizes beside goals
 	cross/build dist
@@ -86,6 +92,9 @@ vuln: ## known vulnerabilities in what is linked (needs the vulnerability databa
 
 clean: ## remove bin/ and dist/
 	rm -rf bin dist
+
+need-postgres:
+	@scripts/need pg_ctlcluster:postgresql setpriv:util-linux
 
 need:
 	@scripts/need swtpm:swtpm swtpm_setup:swtpm-tools

@@ -213,3 +213,71 @@ func TestWhatAThiefOfANodeGets(t *testing.T) {
 		t.Errorf("a removed node is answered %s", resp.Status)
 	}
 }
+
+// TestStandby: a second process takes records and log over when the first one is killed, both live through a kill of the database, and a copy
+// of the log's directory is no place for a standby.
+func TestStandby(t *testing.T) {
+	c := newCell(t, 1)
+	b := c.newBox("box", c.kit())
+	b.deliverAs("icu-7")
+	copied := filepath.Join(c.dir, "copied")
+	if err := os.CopyFS(copied, os.DirFS(c.server())); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(filepath.Join(copied, "keys"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	log := filepath.Join(c.dir, "standby.log")
+	standby, err := child.Start("standby", log, program("wardlink-server"), "run", "--dir", c.server(), "--services", "records,log")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(standby.Stop)
+	said := func(what string) bool {
+		text, err := os.ReadFile(log)
+		return err == nil && strings.Contains(string(text), what)
+	}
+	c.await("the standby", func(context.Context) (bool, error) { return said("stands by\" service=log"), nil })
+	c.proc.Kill()
+	begun := time.Now()
+	c.await("the takeover", func(context.Context) (bool, error) {
+		return said("runs service=log generation=2") && said("runs service=records generation=2"), standby.Died()
+	})
+	t.Logf("taken over %s after the kill", time.Since(begun).Round(10*time.Millisecond))
+	leaves := len(c.audit("--limit", "100000"))
+	b.send("M2")
+	b.awaitIdle()
+	c.await("the log's growth without the server", func(context.Context) (bool, error) { return len(c.audit("--limit", "100000")) > leaves, standby.Died() })
+
+	if err := c.pg.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if ack := b.send("M3"); !strings.Contains(ack, "MSA|CA|M3") {
+		t.Errorf("acknowledgement %q", ack)
+	}
+	if err := c.pg.Start(); err != nil {
+		t.Fatal(err)
+	}
+	b.awaitIdle()
+	c.await("the standby's next turn", func(context.Context) (bool, error) {
+		return said("runs service=log generation=3") && said("runs service=records generation=3"), standby.Died()
+	})
+	c.run() // ports and CA are back, and records and log stay where they are
+	c.await("the log's end", func(context.Context) (bool, error) {
+		var s struct {
+			Pending int  `json:"pending"`
+			Ready   bool `json:"ready"`
+		}
+		c.ask(&s, "status")
+		return s.Ready && s.Pending == 0, nil
+	})
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	if _, err := child.Output(ctx, program("wardlink-server"), "run", "--dir", copied, "--services", "records,log"); err == nil || !strings.Contains(err.Error(), "copy or an older state") {
+		t.Errorf("a standby on a copy of the directory: %v", err)
+	}
+	c.must("wardlink", "--operator", c.operator(), "account", "--check")
+	standby.Stop()
+	c.proc.Stop()
+	c.must("wardlink", "audit", "verify", "--dir", c.server())
+}

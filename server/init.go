@@ -23,6 +23,7 @@ import (
 	"wardlink/server/api"
 	"wardlink/server/api/client"
 	"wardlink/server/ca"
+	"wardlink/server/ca/acmedb"
 	"wardlink/server/journal"
 	"wardlink/server/keys"
 	"wardlink/server/node"
@@ -40,7 +41,6 @@ func databaseFile(dir string) string { return filepath.Join(dir, "wardlink.db") 
 func journalDir(dir string) string   { return filepath.Join(dir, "journal") }
 func logDir(dir string) string       { return filepath.Join(dir, "log") }
 func clockFile(dir string) string    { return filepath.Join(dir, "clock") }
-func caDir(dir string) string        { return filepath.Join(dir, "ca") }
 func ekTrustDir(dir string) string   { return filepath.Join(dir, "ek-trust") }
 
 // OperatorFile is the operator's file that Init makes.
@@ -130,7 +130,7 @@ func migrations() []sqldb.Migration {
 	for _, m := range [][]sqldb.Migration{sqldb.OutboxMigrations(), registry.Migrations(), records.Migrations(), api.Migrations(), alerts.Migrations(), restoreMigrations(), node.Migrations()} {
 		all = append(all, m...)
 	}
-	return all
+	return append(all, acmedb.Migrations()...)
 }
 
 // readTrust reads certificates of TPM vendors, by the name of their file.

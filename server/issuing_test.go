@@ -10,10 +10,12 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"database/sql"
 	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"math/big"
 	"net/http"
@@ -35,6 +37,7 @@ import (
 	"wardlink/server/ingest"
 	"wardlink/server/keys"
 	"wardlink/server/registry"
+	"wardlink/server/sqldb"
 )
 
 // site is a whole server that is started and stopped, and one gateway with its TPM, whose agent sleeps and wakes.
@@ -295,7 +298,7 @@ func (s *site) certifyStopped(id *enroll.Identity, by *x509.Certificate, key cry
 	s.must(srv.close())
 }
 
-// graceThroughARestart breaks the CA's store, and has the server and the gateway start in that state.
+// graceThroughARestart breaks the CA's tables, and has the server and the gateway start in that state.
 func (s *site) graceThroughARestart(stop func()) {
 	t := s.t
 	stop()
@@ -303,8 +306,16 @@ func (s *site) graceThroughARestart(stop func()) {
 	s.must(err)
 	// Root and CA are as old as this test: the certificate must have ended within their lives.
 	s.certifyStopped(s.identity(), k.Issuing, k.IssuingKey, time.Now().Add(-30*time.Second), time.Now().Add(-2*time.Second))
-	s.must(os.Rename(caDir(s.dir), caDir(s.dir)+".away"))
-	s.must(os.WriteFile(caDir(s.dir), nil, 0o600)) // no store can be made there
+	rename := func(db *sqldb.DB, from, to string) {
+		s.must(db.Write(t.Context(), func(tx *sql.Tx) error {
+			_, err := tx.Exec("ALTER TABLE " + from + " RENAME TO " + to)
+			return err
+		}))
+	}
+	db, err := sqldb.Open(databaseFile(s.dir), migrations()...)
+	s.must(err)
+	rename(db, "ca_state", "ca_state_away")
+	s.must(db.Close())
 	stop = s.start()
 	defer stop()
 	s.eventually("the CA unwell", func() bool { return !s.server.ca.Health().Well })
@@ -322,11 +333,11 @@ func (s *site) graceThroughARestart(stop func()) {
 	if terms, err := s.server.watchedTerms(t.Context()); err != nil || len(terms) < 7 { // root, two CAs, an operator, three of its own
 		t.Errorf("%d terms are watched: %v", len(terms), err)
 	}
-	if asked := strings.Count(s.log.String(), "the CA's store cannot be opened"); asked > 20 {
+	if asked := strings.Count(s.log.String(), "the CA's tables cannot be opened"); asked > 20 {
 		t.Errorf("the agent asked %d times for a certificate", asked)
 	}
 	// Mended, it renews by itself.
-	s.must(os.Remove(caDir(s.dir)))
+	rename(s.server.db, "ca_state_away", "ca_state")
 	s.server.lookAfterCA(t.Context())
 	if h := s.server.ca.Health(); !h.Well {
 		t.Fatalf("after the mend: %+v", h)
@@ -337,22 +348,37 @@ func (s *site) graceThroughARestart(stop func()) {
 	})
 }
 
-// TestServerStartsWithADamagedStore: the CA's store is set aside and made anew.
-func TestServerStartsWithADamagedStore(t *testing.T) {
+// TestFormerCAStoreIsRemoved: what servers of before kept beside the database goes, damaged or not, and nothing that is not theirs.
+func TestFormerCAStoreIsRemoved(t *testing.T) {
 	s := &site{t: t, dir: filepath.Join(t.TempDir(), "s"), passphrase: keys.NewPassphrase()}
 	c := DefaultConfig()
 	c.TrustDomain, c.Names = "ward.example", []string{"localhost"}
 	c.Gateways, c.Hospital, c.Operators = "127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0"
 	s.must(Init(t.Context(), InitOptions{Dir: s.dir, Config: c, Passphrase: s.passphrase, Operator: "operator"}))
-	s.must(os.MkdirAll(caDir(s.dir), 0o700))
-	s.must(os.WriteFile(filepath.Join(caDir(s.dir), "acme.db"), []byte(strings.Repeat("garbage ", 4096)), 0o600))
-	srv, err := New(s.dir, slog.New(slog.NewTextHandler(&s.log, nil)))
-	s.must(err)
-	defer srv.close()
-	if h := srv.ca.Probe(t.Context()); !h.Well {
-		t.Errorf("%+v\n%s", h, s.log.String())
+	start := func(files ...string) (left []string) {
+		t.Helper()
+		s.must(os.MkdirAll(filepath.Join(s.dir, "ca"), 0o700))
+		for _, f := range files {
+			s.must(os.WriteFile(filepath.Join(s.dir, "ca", f), []byte(strings.Repeat("garbage ", 4096)), 0o600))
+		}
+		srv, err := New(s.dir, slog.New(slog.NewTextHandler(&s.log, nil)))
+		s.must(err)
+		if h := srv.ca.Probe(t.Context()); !h.Well {
+			t.Errorf("%+v\n%s", h, s.log.String())
+		}
+		s.must(srv.close())
+		left, err = filepath.Glob(filepath.Join(s.dir, "ca*", "*"))
+		s.must(err)
+		return left
 	}
-	if _, err := os.Stat(filepath.Join(caDir(s.dir), "acme.db.damaged")); err != nil {
+	if left := start("acme.db", "acme.db.damaged", "notes.txt"); len(left) != 1 || !strings.Contains(s.log.String(), "not wholly removed") {
+		t.Errorf("left: %v, expected somebody's notes and a line\n%s", left, s.log.String())
+	}
+	s.must(os.Remove(filepath.Join(s.dir, "ca", "notes.txt")))
+	if start("acme.db"); !strings.Contains(s.log.String(), "the CA's former store is removed") {
+		t.Error(s.log.String())
+	}
+	if _, err := os.Stat(filepath.Join(s.dir, "ca")); !errors.Is(err, fs.ErrNotExist) {
 		t.Error(err)
 	}
 }

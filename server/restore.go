@@ -21,6 +21,7 @@ import (
 	"wardlink/audit"
 	"wardlink/internal/durable"
 	"wardlink/server/backup"
+	"wardlink/server/ca/acmedb"
 	"wardlink/server/journal"
 	"wardlink/server/keys"
 	"wardlink/server/sqldb"
@@ -282,6 +283,10 @@ func (r *restoring) database(ctx context.Context) (err error) {
 		}
 		// The mark may be further than the records were, and the new journal uses those numbers again.
 		if _, err := tx.Exec("UPDATE events_out_mark SET seq = $1", int64(r.manifest.Journal)); err != nil {
+			return err
+		}
+		// Enrolments that were under way are over, and nonces of then must not be good again.
+		if err := acmedb.Forget(tx); err != nil {
 			return err
 		}
 		return r.forget(tx)

@@ -214,7 +214,7 @@ func (s *Server) openCA() error {
 	s.ca, err = ca.New(ca.Config{
 		TrustDomain: s.cfg.TrustDomain, DNSNames: s.cfg.Names, Roots: []*x509.Certificate{s.keys.Root},
 		Issuing: s.keys.Issuing, IssuingKey: s.keys.IssuingKey, Attestation: s.keys.Attestation, AttestationKey: s.keys.AttestationKey,
-		Dir: caDir(s.dir), EKRoots: roots, EKIntermediates: inter, Registry: caRegistry{s.registry, s.signOrder}, Log: s.log,
+		DB: s.db, EKRoots: roots, EKIntermediates: inter, Registry: caRegistry{s.registry, s.signOrder}, Log: s.log,
 		Events: s.caEvent, Needs: s.issuingNeeds,
 		Refused: s.refused,
 	})
@@ -222,7 +222,26 @@ func (s *Server) openCA() error {
 		return err
 	}
 	s.closers = append(s.closers, s.ca.Close)
+	removeFormerCAStore(s.dir, s.log)
 	return nil
+}
+
+// removeFormerCAStore removes what servers before schema "ca 1" kept of enrolments under way, in a store of smallstep's own. Nothing in it is
+// worth moving (decisions/0035): what was issued is in the registry and in the log, and a gateway that was at it enrols again.
+func removeFormerCAStore(dir string, log *slog.Logger) {
+	former := filepath.Join(dir, "ca")
+	files, err := filepath.Glob(filepath.Join(former, "acme.db*")) // and what was set aside as damaged
+	if err != nil || len(files) == 0 {
+		return
+	}
+	for _, f := range files {
+		err = errors.Join(err, os.Remove(f))
+	}
+	if err = errors.Join(err, os.Remove(former)); err != nil {
+		log.Warn("the CA's former store is not wholly removed; nothing in it is needed", "path", former, "error", err)
+		return
+	}
+	log.Info("the CA's former store is removed: what it held of enrolments under way is in the database now", "path", former)
 }
 
 // loadTrust reads the TPM makers' certificates: self-signed ones are roots, others intermediates.
@@ -293,6 +312,7 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	front.Go(func() error { return s.clock.Run(fctx) })
 	front.Go(func() error { sdnotify.Run(fctx, sdnotify.Service{Alive: s.alive, Log: s.log}); return nil })
 	front.Go(func() error { return s.runCA(fctx) })
+	front.Go(func() error { return s.ca.Run(fctx) })
 	front.Go(func() error { return s.runPushes(fctx) })
 	front.Go(func() error { return s.db.Warden(fctx, s.log) })
 	// A consumer that fails ends the server: it must not go on taking what nobody opens or logs.

@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"slices"
 	"time"
@@ -35,21 +36,34 @@ func openSharedJournal(dir string, c Config, log *slog.Logger, consumers ...stri
 	return pgjournal.Open(ctx, pgjournal.Config{URL: url, Consumers: consumers, Retention: time.Duration(c.Retention.Batches), Log: log})
 }
 
-// alone runs a service of which a server has one at a time, until ctx ends: it stands by until its turn comes. On SQLite it is always its turn.
-// A process that loses its place ends the service at once, and with it itself: its service manager starts it again, as a standby.
+// againTime is how long a process that lost its place, or cannot ask for one, waits before it stands by again.
+const againTime = time.Second
+
+// alone runs a service of which a server has one at a time, until ctx ends: it stands by until its turn comes, and again when it has lost its
+// place, with the database's connection. run must be fit to be called again. On SQLite it is always its turn.
 func (s *Server) alone(ctx context.Context, name string, run func(context.Context) error) error {
 	if s.cfg.Database == "" {
 		return run(ctx)
 	}
-	s.log.Info("stands by", "service", name)
-	err := s.db.Singleton(ctx, name, func(ctx context.Context, p sqldb.Place) error {
-		s.log.Info("runs", "service", name, "generation", p.Generation())
-		return run(ctx)
-	})
-	if ctx.Err() != nil && err != nil { // ended while it stood by
-		return nil
+	var told time.Time
+	for {
+		s.log.Info("stands by", "service", name)
+		err := s.db.Singleton(ctx, name, func(ctx context.Context, p sqldb.Place) error {
+			told = time.Time{}
+			s.log.Info("runs", "service", name, "generation", p.Generation())
+			return run(ctx)
+		})
+		switch {
+		case ctx.Err() != nil && (errors.Is(err, sqldb.ErrSuperseded) || errors.Is(err, ctx.Err()) || sqldb.Environment(err)):
+			return nil
+		case !errors.Is(err, sqldb.ErrSuperseded) && !sqldb.Environment(err):
+			return err
+		case time.Since(told) >= tellInterval:
+			told = time.Now()
+			s.log.Error("the service rests until the database answers", "service", name, "error", err)
+		}
+		pause(ctx, againTime)
 	}
-	return err
 }
 
 // sessions fence a gateway's sessions across the nodes; nil where there is one process.

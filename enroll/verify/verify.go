@@ -23,7 +23,7 @@ type Trust struct {
 	Intermediates *x509.CertPool // beside those, a certificate's own chain is not fetched: hospitals have no Internet there
 }
 
-// Verified is an attestation that passed every check. Only Attestation makes one.
+// Verified is an attestation that passed every check. Only Attestation makes one; server/ca keeps it in the database until the TPM answers.
 type Verified struct {
 	EK       [32]byte // SHA-256 of EKPublic
 	EKPublic []byte   // PKIX DER

@@ -33,6 +33,7 @@ import (
 	"wardlink/server/api"
 	"wardlink/server/api/client"
 	"wardlink/server/ca"
+	"wardlink/server/ca/acmedb"
 	"wardlink/server/journal"
 	"wardlink/server/keys"
 	"wardlink/server/records"
@@ -84,7 +85,7 @@ func newOffice(t *testing.T) *office {
 	check(journal.Create(jc))
 	o.journal, err = journal.Open(jc)
 	check(err)
-	migrations := slices.Concat(sqldb.OutboxMigrations(), registry.Migrations(), api.Migrations(), records.Migrations(), alerts.Migrations())
+	migrations := slices.Concat(sqldb.OutboxMigrations(), registry.Migrations(), api.Migrations(), records.Migrations(), alerts.Migrations(), acmedb.Migrations())
 	db, _ := sqldbtest.New(t, migrations...)
 	outbox, err := sqldb.NewOutbox(db, o.journal, nil)
 	check(err)
@@ -94,7 +95,7 @@ func newOffice(t *testing.T) *office {
 	authority, err := ca.New(ca.Config{
 		TrustDomain: domain, DNSNames: []string{"localhost"}, Roots: []*x509.Certificate{o.keys.Root}, Issuing: o.keys.Issuing,
 		IssuingKey: o.keys.IssuingKey, Attestation: o.keys.Attestation, AttestationKey: o.keys.AttestationKey,
-		Dir: filepath.Join(dir, "ca"), Registry: noGateways{}, Log: log,
+		DB: db, Registry: noGateways{}, Log: log,
 		Events: func(ctx context.Context, ev audit.Event) error { return journal.AppendEvent(ctx, o.journal, ev) },
 	})
 	check(err)

@@ -26,6 +26,7 @@ import (
 	"wardlink/enroll/verify"
 	"wardlink/internal/spiffe"
 	"wardlink/internal/swtpmtest"
+	"wardlink/server/ca/acmedb"
 )
 
 func TestSecretIsSingleUseAndShortLived(t *testing.T) {
@@ -50,7 +51,7 @@ func TestSecretIsSingleUseAndShortLived(t *testing.T) {
 		t.Errorf("a replayed secret: %d", status)
 	}
 	late := a.activate(a.challenge(a.request()))
-	now = now.Add(pendingLife + time.Second)
+	now = now.Add(acmedb.LifeChallenge + time.Second)
 	if status, _ := a.post("/attestation/secret", verify.SecretRequest{Secret: late}); status != http.StatusForbidden {
 		t.Errorf("a secret after its minute: %d", status)
 	}

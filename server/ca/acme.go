@@ -11,8 +11,6 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
-	"sync"
-	"time"
 
 	"github.com/fxamacker/cbor/v2"
 	"github.com/google/go-tpm/tpm2"
@@ -21,19 +19,62 @@ import (
 	"wardlink/audit"
 	"wardlink/enroll"
 	"wardlink/internal/spiffe"
+	"wardlink/server/ca/acmedb"
 )
 
-// guarded is smallstep's ACME store with our decisions around it: what may be ordered, whose attestation is accepted, and what must
+// guarded is the ACME store of one request with our decisions around it: what may be ordered, whose attestation is accepted, and what must
 // be on record before a certificate is handed out.
 type guarded struct {
-	acme.DB
-	ca       *CA
-	attested *attested
+	*acmedb.Request
+	ca *CA
 }
 
 // refusedBy is an ACME problem: 4xx, and never repeated by clients.
 func refusedBy(kind acme.ProblemType, format string, args ...any) *acme.Error {
 	return acme.NewDetailedError(kind, format, args...)
+}
+
+// crowded is the answer when a table is full, or when one address asks too often (RFC 8555, 6.6).
+func crowded(format string, args ...any) *acme.Error {
+	e := refusedBy(acme.ErrorRateLimitedType, format, args...)
+	e.Status = http.StatusTooManyRequests
+	return e
+}
+
+// begin is asked before something is stored for whoever asks.
+func (g *guarded) begin(ctx context.Context) error {
+	if !g.ca.sources.allow(peerOf(ctx)) {
+		g.ca.cfg.Refused(peerOf(ctx), "enrolment: rate")
+		return crowded("too many enrolments from your address; try again in a minute")
+	}
+	return nil
+}
+
+// full is how ErrFull is answered.
+func full(err error) error {
+	if errors.Is(err, acmedb.ErrFull) {
+		return crowded("%v; try again in a minute", err)
+	}
+	return err
+}
+
+// CreateAccount bounds how many accounts one address makes.
+func (g *guarded) CreateAccount(ctx context.Context, a *acme.Account) error {
+	if err := g.begin(ctx); err != nil {
+		return err
+	}
+	return full(g.Request.CreateAccount(ctx, a))
+}
+
+// GetAuthorization looks at the answer to a challenge before smallstep does, which asks for the authorization first: what it cannot decode it
+// would call a fault of the server.
+func (g *guarded) GetAuthorization(ctx context.Context, id string) (*acme.Authorization, error) {
+	if ch := g.Answering(); ch != nil && ch.Status == acme.StatusPending {
+		if err := decodable(ch.Payload); err != nil {
+			return nil, refusedBy(acme.ErrorMalformedType, "%v", err)
+		}
+	}
+	return g.Request.GetAuthorization(ctx, id)
 }
 
 // CreateOrder admits orders for one gateway name and nothing else. smallstep would answer a life out of bounds with a 500.
@@ -47,45 +88,49 @@ func (g *guarded) CreateOrder(ctx context.Context, o *acme.Order) error {
 	if life := o.NotAfter.Sub(o.NotBefore); life <= 0 || life > g.ca.cfg.CertLife+2*backdate {
 		return refusedBy(acme.ErrorMalformedType, "validity: expected one of at most %v", g.ca.cfg.CertLife)
 	}
-	return g.DB.CreateOrder(ctx, o)
+	if err := g.begin(ctx); err != nil {
+		return err
+	}
+	return full(g.Request.CreateOrder(ctx, o))
 }
 
 // UpdateChallenge sees each attestation after smallstep's verdict. A valid one becomes invalid unless it also passes ours.
 func (g *guarded) UpdateChallenge(ctx context.Context, ch *acme.Challenge) error {
 	if ch.Status == acme.StatusValid {
-		ek, err := g.judge(ctx, ch)
-		var refused *acme.Error
-		if errors.As(err, &refused) {
-			// The refusal is stored with the challenge, where the client looks for it; an error here would be answered and forgotten.
-			ch.Status, ch.ValidatedAt, ch.Error = acme.StatusInvalid, "", refused
-			g.ca.denied(ctx, refusalOf(err, clean(ch.Value)))
-		} else if err != nil {
-			return err
-		} else if !g.attested.add(ch.AuthorizationID, ek) {
-			return refusedBy(acme.ErrorRateLimitedType, "too many orders are open")
+		proof, err := g.judge(ctx, ch)
+		if err == nil {
+			return g.Attest(ctx, ch, proof)
 		}
+		var refused *acme.Error
+		if !errors.As(err, &refused) {
+			return err
+		}
+		// The refusal is stored with the challenge, where the client looks for it; an error here would be answered and forgotten.
+		ch.Status, ch.ValidatedAt, ch.Error = acme.StatusInvalid, "", refused
+		g.ca.denied(ctx, refusalOf(err, clean(ch.Value)))
 	}
-	return g.DB.UpdateChallenge(ctx, ch)
+	return g.Request.UpdateChallenge(ctx, ch)
 }
 
 // judge checks an attestation that smallstep found valid: smallstep accepts SHA-1, any key type, and any name when the AK certificate
 // has none, and knows no registry.
-func (g *guarded) judge(ctx context.Context, ch *acme.Challenge) (ek [32]byte, err error) {
+func (g *guarded) judge(ctx context.Context, ch *acme.Challenge) (proof acmedb.Proof, err error) {
 	if ch.Type != acme.DEVICEATTEST01 {
-		return ek, refusedBy(acme.ErrorUnauthorizedType, "only device-attest-01 is accepted")
+		return proof, refusedBy(acme.ErrorUnauthorizedType, "only device-attest-01 is accepted")
 	}
 	a, err := parseAttestation(ch.Payload)
 	if err != nil {
-		return ek, refusedBy(acme.ErrorBadAttestationStatementType, "%v", err)
+		return proof, refusedBy(acme.ErrorBadAttestationStatementType, "%v", err)
 	}
 	names, err := enroll.PermanentIdentifiers(a.ak)
 	if err != nil || !slices.Equal(names, []string{ch.Value}) {
-		return ek, refusedBy(acme.ErrorUnauthorizedType, "the AK certificate is not for %s", ch.Value)
+		return proof, refusedBy(acme.ErrorUnauthorizedType, "the AK certificate is not for %s", ch.Value)
 	}
-	if ek, err = ekOf(a.ak); err != nil {
-		return ek, refusedBy(acme.ErrorUnauthorizedType, "%v", err)
+	if proof.EK, err = ekOf(a.ak); err != nil {
+		return proof, refusedBy(acme.ErrorUnauthorizedType, "%v", err)
 	}
-	return ek, g.admitted(ctx, ek, ch.Value)
+	proof.SPKI = a.spki
+	return proof, g.admitted(ctx, proof.EK, ch.Value)
 }
 
 // admitted asks the registry whether the EK is that gateway's, now.
@@ -155,18 +200,14 @@ func (g *guarded) CreateCertificate(ctx context.Context, cert *acme.Certificate)
 }
 
 func (g *guarded) createCertificate(ctx context.Context, cert *acme.Certificate) error {
-	order, err := g.DB.GetOrder(ctx, cert.OrderID)
+	claim, err := g.Claim(ctx, cert.OrderID)
 	if err != nil {
 		return err
 	}
-	// smallstep takes the first identifier's name but the key of any authorization; with one of each they cannot differ.
-	if len(order.Identifiers) != 1 || len(order.AuthorizationIDs) != 1 {
-		return refusedBy(acme.ErrorUnauthorizedType, "the order is not for one gateway")
-	}
-	gateway := order.Identifiers[0].Value
-	ek, ok := g.attested.take(order.AuthorizationIDs[0])
-	if !ok {
-		return refusedBy(acme.ErrorUnauthorizedType, "the attestation is too old; order again")
+	gateway, ek := claim.Gateway, claim.EK
+	spki := sha256.Sum256(cert.Leaf.RawSubjectPublicKeyInfo)
+	if spki != claim.SPKI { // smallstep compares the CSR's key, too
+		return refusedBy(acme.ErrorUnauthorizedType, "the certificate's key is not the attested one")
 	}
 	// Asked again: between attestation and certificate lie minutes in which an operator may have suspended the gateway.
 	if err := g.admitted(ctx, ek, gateway); err != nil {
@@ -178,7 +219,7 @@ func (g *guarded) createCertificate(ctx context.Context, cert *acme.Certificate)
 	}
 	// The key first: if the event then fails, a key is on record that has no certificate, which harms nobody. The other way round a
 	// proven issuance would have no key to verify sealing records with.
-	if err := g.ca.cfg.Registry.AddKey(ctx, Key{Gateway: gateway, EK: ek, SPKI: sha256.Sum256(cert.Leaf.RawSubjectPublicKeyInfo),
+	if err := g.ca.cfg.Registry.AddKey(ctx, Key{Gateway: gateway, EK: ek, SPKI: spki,
 		Public: cert.Leaf.RawSubjectPublicKeyInfo, Serial: Serial(cert.Leaf),
 		NotBefore: cert.Leaf.NotBefore, NotAfter: cert.Leaf.NotAfter}); errors.Is(err, ErrNotActive) {
 		// Revoked since it was asked a moment ago: the registry says why.
@@ -191,12 +232,13 @@ func (g *guarded) createCertificate(ctx context.Context, cert *acme.Certificate)
 	if err := g.ca.issued(ctx, audit.Actor{ID: id.String()}, peerOf(ctx), id, cert.Leaf); err != nil {
 		return err
 	}
-	return g.DB.CreateCertificate(ctx, cert)
+	return g.Request.CreateCertificate(ctx, cert)
 }
 
 // attestationPayload is what judge needs of a device-attest-01 payload.
 type attestationPayload struct {
-	ak *x509.Certificate
+	ak   *x509.Certificate
+	spki [32]byte // SHA-256 of the attested key, PKIX DER
 }
 
 // payloadDecoding bounds what fxamacker/cbor allocates for a stranger: an attestation is two levels of small maps.
@@ -209,17 +251,48 @@ var payloadDecoding = func() cbor.DecMode {
 	return mode
 }()
 
-// parseAttestation reads a challenge's payload and checks algorithm and kind of the attested key.
-func parseAttestation(payload []byte) (*attestationPayload, error) {
+// attObj is the CBOR in a challenge's payload.
+func attObj(payload []byte) ([]byte, error) {
 	var outer struct {
 		AttObj string `json:"attObj"`
 	}
 	if err := json.Unmarshal(payload, &outer); err != nil {
-		return nil, errors.New("payload: not JSON")
+		return nil, errors.New(`payload: expected {"attObj": base64url}`)
 	}
 	raw, err := base64.RawURLEncoding.DecodeString(outer.AttObj)
 	if err != nil {
 		return nil, errors.New("attObj: not base64url")
+	}
+	return raw, nil
+}
+
+// decodable says whether a payload has the form of an attestation of any format, within bounds. A client that says why it has none is smallstep's.
+func decodable(payload []byte) error {
+	var failed struct {
+		Error string `json:"error"`
+	}
+	if json.Unmarshal(payload, &failed) == nil && failed.Error != "" {
+		return nil
+	}
+	raw, err := attObj(payload)
+	if err != nil {
+		return err
+	}
+	var object struct {
+		Format    string         `cbor:"fmt"`
+		Statement map[string]any `cbor:"attStmt"`
+	}
+	if err := payloadDecoding.Unmarshal(raw, &object); err != nil {
+		return errors.New("attObj: not the CBOR of an attestation")
+	}
+	return nil
+}
+
+// parseAttestation reads a challenge's payload and checks algorithm and kind of the attested key.
+func parseAttestation(payload []byte) (*attestationPayload, error) {
+	raw, err := attObj(payload)
+	if err != nil {
+		return nil, err
 	}
 	var object struct {
 		Format    string `cbor:"fmt"`
@@ -245,55 +318,17 @@ func parseAttestation(payload []byte) (*attestationPayload, error) {
 	if ecc, err := public.Parameters.ECCDetail(); err != nil || ecc.CurveID != tpm2.TPMECCNistP256 || !public.ObjectAttributes.SignEncrypt {
 		return nil, errors.New("device key: expected ECDSA P-256")
 	}
+	key, err := tpm2.Pub(*public)
+	if err != nil {
+		return nil, errors.New("device key: not a point of P-256")
+	}
+	spki, err := x509.MarshalPKIXPublicKey(key)
+	if err != nil {
+		return nil, errors.New("device key: not a point of P-256")
+	}
 	ak, err := x509.ParseCertificate(object.Statement.Chain[0])
 	if err != nil {
 		return nil, errors.New("AK certificate: not DER")
 	}
-	return &attestationPayload{ak: ak}, nil
-}
-
-// attested remembers which EK stood behind an accepted attestation until its order is finalised. It lives in memory: an order that a
-// restart interrupts is refused and made again.
-type attested struct {
-	now func() time.Time
-
-	mu      sync.Mutex
-	entries map[string]attestedEK
-}
-
-type attestedEK struct {
-	ek    [32]byte
-	until time.Time
-}
-
-// An honest client finalises within a second or two; a slow TPM signs its CSR within half a minute.
-const (
-	maxAttested  = 4096
-	attestedLife = 5 * time.Minute
-)
-
-func (a *attested) add(authorization string, ek [32]byte) bool {
-	now := a.now()
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if len(a.entries) >= maxAttested {
-		for k, e := range a.entries {
-			if now.After(e.until) {
-				delete(a.entries, k)
-			}
-		}
-	}
-	if len(a.entries) >= maxAttested {
-		return false
-	}
-	a.entries[authorization] = attestedEK{ek, now.Add(attestedLife)}
-	return true
-}
-
-func (a *attested) take(authorization string) ([32]byte, bool) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	e, ok := a.entries[authorization]
-	delete(a.entries, authorization)
-	return e.ek, ok && !a.now().After(e.until)
+	return &attestationPayload{ak: ak, spki: sha256.Sum256(spki)}, nil
 }

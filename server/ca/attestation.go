@@ -1,7 +1,9 @@
 package ca
 
 import (
+	"context"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
@@ -18,6 +20,7 @@ import (
 	"wardlink/enroll"
 	"wardlink/enroll/verify"
 	"wardlink/internal/secret"
+	"wardlink/server/ca/acmedb"
 )
 
 // secretSize is what stock clients expect, and what fits the credential of an EK with SHA-256 names.
@@ -39,6 +42,16 @@ func (c *CA) attest(w http.ResponseWriter, r *http.Request) {
 		c.refuse(w, r, http.StatusForbidden, "attestation", err.Error())
 		return
 	}
+	e := c.authority.Load()
+	if e == nil {
+		c.unavailable(w, "the CA's tables", errNoStore)
+		return
+	}
+	if !c.sources.allow(r.RemoteAddr) {
+		w.Header().Set("Retry-After", "30")
+		c.refuse(w, r, http.StatusTooManyRequests, "rate", "too many enrolments from your address")
+		return
+	}
 	plain := make([]byte, secretSize)
 	defer secret.Bytes(plain).Wipe()
 	_, _ = rand.Read(plain) // crypto/rand never fails: it ends the program instead
@@ -47,9 +60,17 @@ func (c *CA) attest(w http.ResponseWriter, r *http.Request) {
 		c.refuse(w, r, http.StatusForbidden, "attestation", err.Error())
 		return
 	}
-	if !c.pending.add(plain, verified) {
+	row, err := encodeChallenged(verified)
+	if err == nil {
+		err = e.store.AddPending(r.Context(), sha256.Sum256(plain), row)
+	}
+	if errors.Is(err, acmedb.ErrFull) {
 		w.Header().Set("Retry-After", "30")
 		c.refuse(w, r, http.StatusTooManyRequests, "busy", "too many challenges are pending")
+		return
+	}
+	if err != nil {
+		c.unavailable(w, "database", err)
 		return
 	}
 	answer(w, challenge)
@@ -67,8 +88,12 @@ func (c *CA) secret(w http.ResponseWriter, r *http.Request) {
 		c.refuse(w, r, http.StatusBadRequest, "malformed", "expected {\"secret\": base64}")
 		return
 	}
-	verified, ok := c.pending.take(request.Secret)
+	verified, ok, err := c.answered(r.Context(), request.Secret)
 	secret.Bytes(request.Secret).Wipe()
+	if err != nil {
+		c.unavailable(w, "the CA's tables", err)
+		return
+	}
 	if !ok {
 		c.refuse(w, r, http.StatusForbidden, "secret", "no challenge with this secret is pending: it was wrong, used, or older than a minute")
 		return
@@ -121,6 +146,20 @@ func (c *CA) secret(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	answer(w, verify.SecretResponse{Chain: [][]byte{cert.Raw, c.cfg.Attestation.Raw}})
+}
+
+// answered takes the challenge that the secret answers; false when there is none.
+func (c *CA) answered(ctx context.Context, plain []byte) (*verify.Verified, bool, error) {
+	e := c.authority.Load()
+	if e == nil {
+		return nil, false, errNoStore
+	}
+	row, ok, err := e.store.TakePending(ctx, sha256.Sum256(plain))
+	if err != nil || !ok {
+		return nil, false, err
+	}
+	v, err := decodeChallenged(row)
+	return v, err == nil, err
 }
 
 func (c *CA) wait(w http.ResponseWriter, r *http.Request, v *verify.Verified) {

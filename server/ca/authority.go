@@ -2,6 +2,7 @@ package ca
 
 import (
 	"bytes"
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/x509"
@@ -10,8 +11,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -19,18 +18,14 @@ import (
 	"github.com/go-chi/chi/v5"
 	"github.com/smallstep/certificates/acme"
 	acmeapi "github.com/smallstep/certificates/acme/api"
-	acmenosql "github.com/smallstep/certificates/acme/db/nosql"
 	"github.com/smallstep/certificates/authority"
 	"github.com/smallstep/certificates/authority/config"
 	"github.com/smallstep/certificates/authority/provisioner"
 	_ "github.com/smallstep/certificates/cas/softcas" // registers the signer that WithX509Signer uses
-	"github.com/smallstep/certificates/db"
-	"github.com/smallstep/nosql"
 
-	"wardlink/buffer/segment"
 	"wardlink/enroll"
-	"wardlink/internal/durable"
 	"wardlink/internal/spiffe"
+	"wardlink/server/ca/acmedb"
 )
 
 // provisionerName is the path element of the ACME directory: /acme/attest/directory.
@@ -38,13 +33,16 @@ const provisionerName = "attest"
 
 // embedded is smallstep's authority within this process, behind our ACME store.
 type embedded struct {
+	ca     *CA
 	auth   *authority.Authority
-	store  db.AuthDB
-	acme   acme.DB
+	store  *acmedb.Store
 	linker acme.Linker
 	client acme.Client
 	router http.Handler
 }
+
+// openTime bounds how long opening waits for a database that is locked.
+const openTime = 15 * time.Second
 
 // open makes the authority where there is none yet.
 func (c *CA) open() error {
@@ -60,58 +58,29 @@ func (c *CA) open() error {
 	return err
 }
 
-// openAuthority opens smallstep's store in the CA's directory and starts its authority. Nothing is read from files beside it. A damaged
-// store is set aside and a new one made: it holds accounts and orders, which gateways make again by themselves; what was issued is in
-// the registry and in the log.
+// openAuthority opens the CA's tables and starts smallstep's authority. Nothing is read from files.
 func openAuthority(c *CA) (*embedded, error) {
-	if err := os.MkdirAll(c.cfg.Dir, 0o700); err != nil {
+	ctx, cancel := context.WithTimeout(context.Background(), openTime)
+	defer cancel()
+	store, err := acmedb.Open(ctx, acmedb.Config{DB: c.cfg.DB, Now: c.cfg.Now, Log: c.cfg.Log, Limits: c.cfg.Limits})
+	if err != nil {
 		return nil, err
 	}
-	storage := &db.Config{Type: "bbolt", DataSource: filepath.Join(c.cfg.Dir, "acme.db")}
-	// bbolt locks the file: a second server on this directory waits and then fails here.
-	store, err := db.New(storage)
-	if segment.NotBolt(err) {
-		aside, lost := durable.SetAside(storage.DataSource)
-		c.cfg.Log.Error("the CA's store is damaged; a new one is made", "path", storage.DataSource, "set_aside", aside, "error", err)
-		if lost != nil {
-			return nil, errors.Join(err, lost)
-		}
-		store, err = db.New(storage)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w; is another server running on this directory?", storage.DataSource, err)
-	}
-	e := &embedded{store: store, client: acme.NewClient(), linker: acme.NewLinker(c.cfg.DNSNames[0], "acme")}
-	if err := e.start(c, storage); err != nil {
-		return nil, errors.Join(err, store.Shutdown())
-	}
-	return e, nil
-}
-
-func (e *embedded) start(c *CA, storage *db.Config) error {
-	raw, ok := e.store.(nosql.DB)
-	if !ok {
-		return fmt.Errorf("smallstep's store is a %T", e.store)
-	}
-	plain, err := acmenosql.New(raw)
-	if err != nil {
-		return err
-	}
-	e.acme = &guarded{DB: plain, ca: c, attested: &attested{now: c.cfg.Now, entries: make(map[string]attestedEK)}}
-	cfg := &config.Config{DNSNames: c.cfg.DNSNames, SkipValidation: true, DB: storage,
+	e := &embedded{ca: c, store: store, client: acme.NewClient(), linker: acme.NewLinker(c.cfg.DNSNames[0], "acme")}
+	cfg := &config.Config{DNSNames: c.cfg.DNSNames, SkipValidation: true,
 		AuthorityConfig: &config.AuthConfig{Provisioners: provisioner.List{deviceProvisioner(c)},
 			Backdate: &provisioner.Duration{Duration: backdate}}}
 	cfg.Init()
-	e.auth, err = authority.New(cfg, authority.WithDatabase(e.store), authority.WithX509RootCerts(c.cfg.Roots...),
+	e.auth, err = authority.New(cfg, authority.WithDatabase(noAuthDB{}), authority.WithX509RootCerts(c.cfg.Roots...),
 		authority.WithX509SignerFunc(c.signer), authority.WithX509Enforcers(validity{c}), authority.WithQuietInit())
 	if err != nil {
-		return fmt.Errorf("start the authority: %w", err)
+		return nil, fmt.Errorf("start the authority: %w", err)
 	}
 	// acmeapi reads its URL parameters through chi, so no other router will do.
 	router := chi.NewRouter()
 	router.Route("/acme", func(r chi.Router) { acmeapi.Route(r) })
 	e.router = router
-	return nil
+	return e, nil
 }
 
 // deviceProvisioner accepts TPM attestations under our attestation CA and makes X.509-SVIDs. The name is the order's, which
@@ -164,8 +133,7 @@ func (e *embedded) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	r.Body = io.NopCloser(bytes.NewReader(body))
 	ctx := authority.NewContext(r.Context(), e.auth)
-	ctx = db.NewContext(ctx, e.store)
-	ctx = acme.NewContext(ctx, e.acme, e.client, e.linker, nil)
+	ctx = acme.NewContext(ctx, &guarded{Request: e.store.Request(), ca: e.ca}, e.client, e.linker, nil)
 	e.router.ServeHTTP(w, r.WithContext(ctx))
 }
 

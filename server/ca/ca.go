@@ -25,6 +25,8 @@ import (
 	"wardlink/audit"
 	"wardlink/enroll/verify"
 	"wardlink/internal/spiffe"
+	"wardlink/server/ca/acmedb"
+	"wardlink/server/sqldb"
 )
 
 // Registry is what the CA asks. An adapter maps the registry's own errors to the two below.
@@ -99,7 +101,7 @@ type Config struct {
 	IssuingKey     crypto.Signer
 	Attestation    *x509.Certificate
 	AttestationKey crypto.Signer
-	Dir            string // directory of smallstep's store
+	DB             *sqldb.DB // with acmedb.Migrations; several CAs may share it
 	EKRoots        *x509.CertPool
 	// EKIntermediates and EKRoots are the TPM makers' CAs; both may be nil, then every EK must be pinned by the registry.
 	EKIntermediates *x509.CertPool
@@ -111,21 +113,23 @@ type Config struct {
 	Log             *slog.Logger
 	CertLife        time.Duration // of gateways' certificates; 0 means 24 hours
 	AKLife          time.Duration // of AK certificates; 0 means 1 hour
+	PerSource       int           // enrolments a second from one address, 60 times that at once; 0 means 10
+	Limits          acmedb.Limits
 }
 
 // CA serves the enrolment protocols and issues certificates. It is an http.Handler for /attestation/ and /acme/.
 type CA struct {
 	cfg       Config
 	issuer    atomic.Pointer[issuer]
-	pending   *pending
-	authority atomic.Pointer[embedded] // nil while its store cannot be opened
+	sources   *sources
+	authority atomic.Pointer[embedded] // nil while its tables cannot be opened
 	opening   sync.Mutex
 	handler   http.Handler
 	health    health
 }
 
-// New opens the store and starts the embedded authority. A store that cannot be opened is no error: the server must start all the same,
-// to serve the gateways that have certificates. Health says so, and Probe tries again.
+// New opens the CA's tables and starts the embedded authority. Tables that cannot be read or written now are no error: the server must start
+// all the same, to serve the gateways that have certificates. Health says so, and Probe tries again.
 func New(cfg Config) (*CA, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
@@ -139,13 +143,16 @@ func New(cfg Config) (*CA, error) {
 	if cfg.AKLife == 0 {
 		cfg.AKLife = time.Hour
 	}
+	if cfg.PerSource == 0 {
+		cfg.PerSource = 10
+	}
 	if err := check(cfg); err != nil {
 		return nil, fmt.Errorf("ca: %w", err)
 	}
-	c := &CA{cfg: cfg, pending: newPending(cfg.Now)}
+	c := &CA{cfg: cfg, sources: newSources(cfg.Now, cfg.PerSource)}
 	c.issuer.Store(&issuer{cfg.Issuing, cfg.IssuingKey})
 	if err := c.open(); err != nil {
-		cfg.Log.Error("the CA cannot open its store; no gateway gets a certificate until it can", "error", err)
+		cfg.Log.Error("the CA cannot open its tables; no gateway gets a certificate until it can", "error", err)
 	}
 	c.handler = c.routes()
 	return c, nil
@@ -162,8 +169,10 @@ func check(cfg Config) error {
 		return errors.New("an authority's certificate or key is missing")
 	case cfg.Registry == nil || cfg.Events == nil || cfg.Log == nil:
 		return errors.New("registry, events and log are required")
-	case cfg.Dir == "" || len(cfg.DNSNames) == 0:
-		return errors.New("no directory for the store, or no server name")
+	case cfg.DB == nil || len(cfg.DNSNames) == 0:
+		return errors.New("no database, or no server name")
+	case cfg.PerSource < 0:
+		return fmt.Errorf("%d enrolments a second from one address; expected a positive number", cfg.PerSource)
 	case cfg.CertLife < time.Minute || cfg.AKLife < time.Second:
 		return fmt.Errorf("lives %v and %v: expected at least a minute for certificates, a second for AK certificates", cfg.CertLife, cfg.AKLife)
 	}
@@ -181,7 +190,25 @@ func samePublic(cert *x509.Certificate, key crypto.Signer) bool {
 	return ok && public.Equal(cert.PublicKey)
 }
 
-// Close closes the store. Requests must have ended.
+// Run prunes the CA's tables until ctx ends.
+func (c *CA) Run(ctx context.Context) error {
+	tick := time.NewTicker(openInterval)
+	defer tick.Stop()
+	for {
+		if e := c.authority.Load(); e != nil {
+			return e.store.Run(ctx)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C: // whether Probe could open them
+		}
+	}
+}
+
+const openInterval = 10 * time.Second
+
+// Close ends the authority. Requests must have ended, and Run. The database stays open.
 func (c *CA) Close() error {
 	c.opening.Lock()
 	defer c.opening.Unlock()

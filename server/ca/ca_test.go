@@ -7,6 +7,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
@@ -21,9 +22,19 @@ import (
 	"wardlink/enroll/tpm"
 	"wardlink/internal/spiffe"
 	"wardlink/internal/swtpmtest"
+	"wardlink/server/ca/acmedb"
+	"wardlink/server/sqldb"
+	"wardlink/server/sqldb/sqldbtest"
 )
 
-func TestMain(m *testing.M) { swtpmtest.Main(m) }
+// TestMain is also the child of the tests that kill a CA.
+func TestMain(m *testing.M) {
+	if os.Getenv("WARDLINK_TEST_CA") != "" {
+		fmt.Fprintln(os.Stderr, childCA())
+		os.Exit(1)
+	}
+	swtpmtest.Main(m)
+}
 
 const domain = "ward.example"
 
@@ -110,7 +121,7 @@ func (r *registryFake) set(change func()) {
 
 // hospital is a CA with all that it needs, behind TLS.
 type hospital struct {
-	t        *testing.T
+	t        testing.TB
 	ca       *CA
 	registry *registryFake
 	server   *httptest.Server
@@ -121,7 +132,7 @@ type hospital struct {
 	fail   audit.Type // events of this type cannot be journaled
 }
 
-func newHospital(t *testing.T, adjust func(*Config)) *hospital {
+func newHospital(t testing.TB, adjust func(*Config)) *hospital {
 	t.Helper()
 	now := time.Now()
 	root, rootKey, err := NewRoot(domain, now)
@@ -140,7 +151,7 @@ func newHospital(t *testing.T, adjust func(*Config)) *hospital {
 		waiting: map[[32]byte]Waiting{}, keys: map[[32]byte]Key{}, aks: map[[32]byte]string{}, cut: map[[32]byte]*CutOffError{}}}
 	roots, intermediates := ekTrust(t)
 	cfg := Config{TrustDomain: domain, DNSNames: []string{"127.0.0.1"}, Roots: []*x509.Certificate{root}, Issuing: issuing, IssuingKey: issuingKey,
-		Attestation: attestation, AttestationKey: attestationKey, Dir: filepath.Join(t.TempDir(), "ca"), EKRoots: roots, EKIntermediates: intermediates,
+		Attestation: attestation, AttestationKey: attestationKey, DB: testDB(t), EKRoots: roots, EKIntermediates: intermediates,
 		Registry: h.registry, Events: h.event, Log: slog.New(slog.NewTextHandler(testLog{t}, nil))}
 	if adjust != nil {
 		adjust(&cfg)
@@ -158,8 +169,14 @@ func newHospital(t *testing.T, adjust func(*Config)) *hospital {
 	return h
 }
 
+// testDB is a database with the CA's tables.
+func testDB(t testing.TB) *sqldb.DB {
+	db, _ := sqldbtest.New(t, acmedb.Migrations()...)
+	return db
+}
+
 // ekTrust is the CA of the TPMs of this test process.
-func ekTrust(t *testing.T) (roots, intermediates *x509.CertPool) {
+func ekTrust(t testing.TB) (roots, intermediates *x509.CertPool) {
 	t.Helper()
 	roots, intermediates = x509.NewCertPool(), x509.NewCertPool()
 	for name, pool := range map[string]*x509.CertPool{"swtpm-localca-rootca-cert.pem": roots, "issuercert.pem": intermediates} {
@@ -231,7 +248,7 @@ func (h *hospital) enroller(t *testing.T, g *gateway) *enroll.Enroller {
 }
 
 // testLog shows logs of failed tests.
-type testLog struct{ t *testing.T }
+type testLog struct{ t testing.TB }
 
 func (l testLog) Write(p []byte) (int, error) {
 	l.t.Logf("%s", p)

@@ -92,8 +92,8 @@ func (h *health) look(now time.Time, err error) {
 	h.judge(now)
 }
 
-// Probe looks whether the CA could issue a certificate now, without issuing one: its two keys sign, neither CA has ended, its store takes
-// a nonce and gives it back, and what it needs of registry and journal works. Who runs the CA calls it every half minute.
+// Probe looks whether the CA could issue a certificate now, without issuing one: its two keys sign, neither CA has ended, its tables take
+// a nonce, and what it needs of registry and journal works. Who runs the CA calls it every half minute.
 func (c *CA) Probe(ctx context.Context) Health {
 	limited, cancel := context.WithTimeout(ctx, probeTime)
 	defer cancel()
@@ -121,20 +121,11 @@ func (c *CA) probe(ctx context.Context) error {
 	if err := c.open(); err != nil {
 		return err
 	}
-	if err := c.authority.Load().probe(ctx); err != nil {
-		return fmt.Errorf("the CA's store: %w", err)
+	if err := c.authority.Load().store.Probe(ctx); err != nil {
+		return fmt.Errorf("the CA's tables: %w", err)
 	}
 	if c.cfg.Needs != nil {
 		return c.cfg.Needs(ctx)
 	}
 	return nil
-}
-
-// probe writes to the store and takes it out again.
-func (e *embedded) probe(ctx context.Context) error {
-	nonce, err := e.acme.CreateNonce(ctx)
-	if err != nil {
-		return err
-	}
-	return e.acme.DeleteNonce(ctx, nonce)
 }

@@ -6,6 +6,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/x509"
 	"encoding/base64"
 	"errors"
@@ -200,7 +201,7 @@ func TestSlowBodies(t *testing.T) {
 		left = time.Until(until)
 	}}
 	plain := []byte("a secret")
-	h.ca.pending.add(plain, &verify.Verified{})
+	h.pend(t, plain)
 	text := `{"secret": "` + base64.StdEncoding.EncodeToString(plain) + `"}`
 	const slow = time.Second
 	in, out := io.Pipe()
@@ -378,5 +379,22 @@ func TestIssuingEndsWithItsRoot(t *testing.T) {
 	}
 	if _, _, err := NewIssuing(domain, root, key, time.Now().Add(25*time.Hour)); err == nil {
 		t.Error("made below a root that has ended")
+	}
+}
+
+// pend has the challenge of a TPM wait for this secret.
+func (h *hospital) pend(t *testing.T, plain []byte) {
+	t.Helper()
+	board := newSoftBoard(t, "", nil)
+	v, err := verify.Attestation(&board.request, h.ca.trust(), time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	row, err := encodeChallenged(v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := h.ca.authority.Load().store.AddPending(t.Context(), sha256.Sum256(plain), row); err != nil {
+		t.Fatal(err)
 	}
 }

@@ -78,13 +78,13 @@ func wholeBody(w http.ResponseWriter, r *http.Request) ([]byte, bool) {
 	return body, ok
 }
 
-// acme serves ACME, as far as the store could be opened.
+// acme serves ACME, as far as the tables could be opened.
 func (c *CA) acme(w http.ResponseWriter, r *http.Request) {
 	if e := c.authority.Load(); e != nil {
 		e.ServeHTTP(w, r)
 		return
 	}
-	c.unavailable(w, "the CA's store", errNoStore)
+	c.unavailable(w, "the CA's tables", errNoStore)
 }
 
 // recover turns a panic into an answer: one request's fault must not close the connection of another.

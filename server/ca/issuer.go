@@ -12,7 +12,7 @@ import (
 
 var (
 	errIssuerEnded = errors.New("the issuing CA has ended; make the next one with 'wardlink-server rotate issuing'")
-	errNoStore     = errors.New("the CA's store cannot be opened")
+	errNoStore     = errors.New("the CA's tables cannot be opened")
 )
 
 // issuer is what signs identities now.

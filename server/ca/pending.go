@@ -2,64 +2,46 @@ package ca
 
 import (
 	"crypto/sha256"
-	"sync"
-	"time"
+	"crypto/x509"
+	"encoding/json"
+	"fmt"
 
 	"wardlink/enroll/verify"
 )
 
-// Bounds of the challenges that wait for their answer. The protocol has no session: the secret itself names its challenge.
-const (
-	maxPending  = 4096 // each holds about 2 KB
-	pendingLife = time.Minute
-)
+// The challenges of the attestation CA that wait for their answer are in the database: which process challenged and which is answered need not
+// be the same. The protocol has no session: the secret itself names its challenge.
 
-// pending keeps the challenges sent and not yet answered, by the SHA-256 of their secret: the secrets themselves are not kept.
-type pending struct {
-	now func() time.Time
-
-	mu      sync.Mutex
-	entries map[[32]byte]challenged
-}
-
+// challenged is what is kept of a TPM until it answers. EKPublic and AKPublic are PKIX DER.
 type challenged struct {
-	verified *verify.Verified
-	until    time.Time
+	EK, EKPublic, AKName, AKPublic       []byte
+	Chain                                bool
+	Manufacturer, Model, Version, Serial string
 }
 
-func newPending(now func() time.Time) *pending {
-	return &pending{now: now, entries: make(map[[32]byte]challenged)}
+func encodeChallenged(v *verify.Verified) ([]byte, error) {
+	ak, err := x509.MarshalPKIXPublicKey(v.AKPublic)
+	if err != nil {
+		return nil, fmt.Errorf("challenge: %w", err)
+	}
+	return json.Marshal(challenged{EK: v.EK[:], EKPublic: v.EKPublic, AKName: v.AKName, AKPublic: ak, Chain: v.Chain,
+		Manufacturer: v.Manufacturer, Model: v.Model, Version: v.Version, Serial: v.Serial})
 }
 
-// add keeps a challenge; false when there are too many, so that a flood is refused instead of evicting honest gateways.
-func (p *pending) add(secret []byte, v *verify.Verified) bool {
-	now := p.now()
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if len(p.entries) >= maxPending {
-		for k, e := range p.entries {
-			if now.After(e.until) {
-				delete(p.entries, k)
-			}
-		}
+// decodeChallenged trusts the row no further than that the key of the EK is what its hash says.
+func decodeChallenged(row []byte) (*verify.Verified, error) {
+	var c challenged
+	if err := json.Unmarshal(row, &c); err != nil {
+		return nil, fmt.Errorf("challenge: %w", err)
 	}
-	if len(p.entries) >= maxPending {
-		return false
+	ak, err := x509.ParsePKIXPublicKey(c.AKPublic)
+	if err != nil {
+		return nil, fmt.Errorf("challenge: %w", err)
 	}
-	p.entries[sha256.Sum256(secret)] = challenged{v, now.Add(pendingLife)}
-	return true
-}
-
-// take removes and returns the challenge of a secret: each is answered once, within its minute. Looking up by hash keeps the time it
-// takes independent of how much of a guess is right.
-func (p *pending) take(secret []byte) (*verify.Verified, bool) {
-	key := sha256.Sum256(secret)
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	e, ok := p.entries[key]
-	delete(p.entries, key)
-	if !ok || p.now().After(e.until) {
-		return nil, false
+	v := &verify.Verified{EK: sha256.Sum256(c.EKPublic), EKPublic: c.EKPublic, AKName: c.AKName, AKPublic: ak, Chain: c.Chain,
+		Manufacturer: c.Manufacturer, Model: c.Model, Version: c.Version, Serial: c.Serial}
+	if string(c.EK) != string(v.EK[:]) {
+		return nil, fmt.Errorf("challenge: the row of another endorsement key")
 	}
-	return e.verified, true
+	return v, nil
 }

@@ -270,12 +270,34 @@ func TestGatewaysReachNoNodePaths(t *testing.T) {
 		fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}", path)
 		answer, _ := io.ReadAll(conn)
 		conn.Close()
-		if strings.HasPrefix(string(answer), "HTTP/1.1 200") || h.last() != "" {
+		if !strings.HasPrefix(string(answer), "HTTP/1.1 404") || h.last() != "" { // by the node: the server would answer 403
 			t.Errorf("%s through a node: %.60q, behind it: %s", path, answer, h.last())
 		}
 	}
 	if len(h.issued) > 0 {
 		t.Errorf("certificates were issued: %+v", h.issued)
+	}
+}
+
+// TestWhatANodePassesOnIsNotItsOwn: the server's half holds by itself: a request that a node carries reaches no path of nodes, and one that it does
+// not say whose it is reaches nothing else.
+func TestWhatANodePassesOnIsNotItsOwn(t *testing.T) {
+	h := newHouse(t)
+	c := h.node("node-1", time.Time{})
+	carried := map[string]string{peerHeader: "10.0.0.7:4711"}
+	if status, _ := h.direct(http.MethodPost, newsPath, carried, *c.own); status != http.StatusForbidden {
+		t.Errorf("news for a gateway: %d", status)
+	}
+	if status, _ := h.direct(http.MethodGet, "/time", nil, *c.own); status != http.StatusForbidden || h.last() != "" {
+		t.Errorf("the time for nobody: %d, %s", status, h.last())
+	}
+	for _, bad := range []map[string]string{{peerHeader: "somewhere"}, {peerHeader: "10.0.0.7:1", chainHeader: "?"}, {peerHeader: "10.0.0.7:1", chainHeader: "Zm9yZ2Vk"}} {
+		if status, _ := h.direct(http.MethodGet, "/time", bad, *c.own); status != http.StatusBadRequest || h.last() != "" {
+			t.Errorf("%v: %d, %s", bad, status, h.last())
+		}
+	}
+	if status, _ := h.direct(http.MethodGet, "/time", carried, *c.own); status != http.StatusOK || !strings.Contains(h.last(), "from 10.0.0.7:4711 with nothing") {
+		t.Errorf("a gateway's request: %d, %s", status, h.last())
 	}
 }
 

@@ -166,9 +166,12 @@ func New(cfg Config) (*Records, error) {
 }
 
 // Run consumes the journal until ctx ends. Errors of the database and the journal are logged and tried again for ever: what is in
-// the journal is safe there. It returns nil when ctx ended, or an error that trying again cannot mend.
+// the journal is safe there. It returns nil when ctx ended, or an error that trying again cannot mend. It may be called again once it has
+// returned; another process may have run meanwhile.
 func (r *Records) Run(ctx context.Context) error {
 	defer r.in.close()
+	r.in.forget() // what was remembered may have been disposed of meanwhile
+	clear(r.stepped)
 	for err := r.prepare(ctx); err != nil; err = r.prepare(ctx) {
 		if !sqldb.Environment(err) {
 			return fmt.Errorf("records: %w", err)

@@ -253,6 +253,19 @@ func (j *Journal) Append(ctx context.Context, entries ...journal.Entry) error {
 	return group.Append(ctx, j.Submit, entries)
 }
 
+// AppendSQL writes the statement that appends entries as one group, for a transaction of the journal's own database (sqldb.Adjoining). It must
+// be the transaction's last, in one message with it: from then on until the commit everybody's appends wait.
+func (j *Journal) AppendSQL(entries ...journal.Entry) (string, error) {
+	size := 0
+	for _, e := range entries {
+		if err := e.Valid(journal.MaxEntry); err != nil {
+			return "", err
+		}
+		size += e.Size()
+	}
+	return fmt.Sprintf(`SELECT public.journal_append('\x%x'::BYTEA, %d, %d)`, journal.Pack(entries), len(entries), size), nil
+}
+
 // Wait returns once an entry with Seq > after is committed, by this process or, some 50 ms later at most, by another; or with the error of ctx.
 func (j *Journal) Wait(ctx context.Context, after uint64) error {
 	j.waiting.Add(1)

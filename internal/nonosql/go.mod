@@ -1,0 +1,3 @@
+module github.com/smallstep/nosql
+
+go 1.26
