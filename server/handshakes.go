@@ -117,26 +117,44 @@ func (a *arrivals) counts() (arriving, connections int) {
 }
 
 // slots are the handshakes that a port does at once. Networks with somebody waiting take turns.
+//
+// A peer that begins and does not go on keeps its slot for a minute, longer than others wait. So a network may have most of the slots and
+// never the last ones, as of arrivals.
 type slots struct {
 	mu      sync.Mutex
 	free    int
 	taken   int
+	of      map[netip.Prefix]int
 	waiting map[netip.Prefix][]chan struct{}
 	turns   []netip.Prefix // networks of waiting
 }
 
-func newSlots(n int) *slots { return &slots{free: n, waiting: make(map[netip.Prefix][]chan struct{})} }
+func newSlots(n int) *slots {
+	return &slots{free: n, of: make(map[netip.Prefix]int), waiting: make(map[netip.Prefix][]chan struct{})}
+}
+
+// may says whether a network may have one of the free slots. The caller holds mu.
+func (s *slots) may(from netip.Prefix) bool {
+	return s.free > 0 && (s.of[from] == 0 || s.of[from] < shareOfFree*s.free)
+}
+
+// give takes a free slot for a network. The caller holds mu.
+func (s *slots) give(from netip.Prefix) {
+	s.free--
+	s.taken++
+	s.of[from]++
+}
 
 // take waits for a slot; false: ctx ended before there was one. release may be called again.
 func (s *slots) take(ctx context.Context, peer net.Addr) (release func(), ok bool) {
-	s.mu.Lock()
-	if s.free > 0 {
-		s.free--
-		s.taken++
-		s.mu.Unlock()
-		return sync.OnceFunc(s.release), true
-	}
 	from, turn := network(peer), make(chan struct{})
+	release = sync.OnceFunc(func() { s.release(from) })
+	s.mu.Lock()
+	if len(s.waiting[from]) == 0 && s.may(from) {
+		s.give(from)
+		s.mu.Unlock()
+		return release, true
+	}
 	if len(s.waiting[from]) == 0 {
 		s.turns = append(s.turns, from)
 	}
@@ -144,39 +162,49 @@ func (s *slots) take(ctx context.Context, peer net.Addr) (release func(), ok boo
 	s.mu.Unlock()
 	select {
 	case <-turn:
-		return sync.OnceFunc(s.release), true
+		return release, true
 	case <-ctx.Done():
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	select {
 	case <-turn: // it came at the same moment
-		go s.release()
+		go release()
 	default:
 		s.leave(from, turn)
 	}
 	return nil, false
 }
 
-// release gives a slot to the network whose turn it is.
-func (s *slots) release() {
+// release gives a slot back, and to the first network in turn that may have one. One that may not keeps its place.
+func (s *slots) release(from netip.Prefix) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.turns) == 0 {
-		s.free++
-		s.taken--
-		return
+	s.free++
+	s.taken--
+	if s.of[from]--; s.of[from] == 0 {
+		delete(s.of, from)
 	}
-	from := s.turns[0]
-	s.turns = s.turns[1:]
-	line := s.waiting[from]
-	close(line[0])
-	if line = line[1:]; len(line) == 0 {
-		delete(s.waiting, from)
-		return
+	for i := 0; i < len(s.turns); {
+		next := s.turns[i]
+		if !s.may(next) {
+			i++
+			continue
+		}
+		s.give(next)
+		s.turns = append(s.turns[:i:i], s.turns[i+1:]...)
+		line := s.waiting[next]
+		close(line[0])
+		if line = line[1:]; len(line) == 0 {
+			delete(s.waiting, next)
+			continue
+		}
+		s.waiting[next] = line
+		s.turns = append(s.turns, next)
+		if s.free == 0 {
+			return
+		}
 	}
-	s.waiting[from] = line
-	s.turns = append(s.turns, from)
 }
 
 // leave takes out who waits no longer. The caller holds mu.

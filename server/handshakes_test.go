@@ -139,6 +139,56 @@ func TestNetworksTakeTurns(t *testing.T) {
 	})
 }
 
+// TestOneNetworkLeavesSlots: peers of one network that begin and do not go on leave slots to the others, who need not wait at all.
+func TestOneNetworkLeavesSlots(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSlots(16)
+		ctx, cancel := context.WithCancel(t.Context())
+		var all sync.WaitGroup
+		var mu sync.Mutex
+		var held []func()
+		for range 40 {
+			all.Go(func() {
+				if release, ok := s.take(ctx, peerAt("10.1.1.1", 1)); ok {
+					mu.Lock()
+					held = append(held, release)
+					mu.Unlock()
+				}
+			})
+		}
+		synctest.Wait()
+		if taken, waiting := s.counts(); taken != 12 || waiting != 28 {
+			t.Errorf("one network has %d of 16 slots, and %d wait; expected 12 and 28", taken, waiting)
+		}
+		for i := range 100 {
+			now, gone := context.WithTimeout(t.Context(), time.Millisecond)
+			release, ok := s.take(now, peerAt(netip.AddrFrom4([4]byte{10, 3, byte(i), 1}).String(), 1))
+			gone()
+			if !ok {
+				t.Fatalf("network %d finds no slot", i)
+			}
+			release()
+		}
+		for i := 0; i < 40; i++ { // what is given back goes to those that wait, to the last
+			synctest.Wait()
+			mu.Lock()
+			if i >= len(held) {
+				t.Errorf("%d of 40 had a slot", i)
+				mu.Unlock()
+				break
+			}
+			release := held[i]
+			mu.Unlock()
+			release()
+		}
+		cancel()
+		all.Wait()
+		if taken, waiting := s.counts(); taken != 0 || waiting != 0 || s.free != 16 || len(s.turns)+len(s.waiting)+len(s.of) != 0 {
+			t.Errorf("%d taken, %d wait, %d free at the end", taken, waiting, s.free)
+		}
+	})
+}
+
 // TestHandshakesShareTheCores: while one waits for its peer another computes, and no more compute than may.
 func TestHandshakesShareTheCores(t *testing.T) {
 	tr := newTrust(t)
