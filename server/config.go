@@ -44,6 +44,7 @@ type Config struct {
 	Server   []string `yaml:"server"`   // of an ingest node: addresses of the gateways' port of the server that it belongs to
 	Health   string   `yaml:"health"`   // of an ingest node: listen address for a balancer's checks, plain HTTP; default: none
 
+	Balancers Balancers       `yaml:"balancers"` // before the gateways' port, which send PROXY headers; default: none
 	Limits    Limits          `yaml:"limits"`    // of the gateways' port; what is left out has its default
 	Log       string          `yaml:"log"`       // text (default) or json
 	Alerts    alerts.Settings `yaml:"alerts"`    // targets, and when the watchers raise; without targets alerts are rows and events alone
@@ -158,6 +159,9 @@ func (c Config) Check() error {
 	}
 	if (c.HospitalTLS.Cert == "") != (c.HospitalTLS.Key == "") {
 		return errors.New("hospital_tls: give both cert and key, or neither")
+	}
+	if _, err := c.Balancers.prefixes(); err != nil {
+		return err
 	}
 	if err := c.Limits.Check(); err != nil {
 		return fmt.Errorf("limits: %w", err)

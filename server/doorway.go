@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -30,6 +32,9 @@ type doorway struct {
 	log     *slog.Logger
 	waiting time.Duration // for the first byte; 0 is firstByteTime
 	at      *handshakes   // nil: with the default limits
+
+	balancers []netip.Prefix // peers that begin with a PROXY header; see Balancers
+	headers   atomic.Int64   // connections of theirs that have not sent it
 
 	serving sync.WaitGroup
 }
@@ -54,21 +59,55 @@ func (d *doorway) open(ctx context.Context, serve func(conn *tls.Conn, settled f
 		default:
 			return fmt.Errorf("port %s: %w", d.ln.Addr(), err)
 		}
-		settled, gone, refusal := d.at.arrive(conn.RemoteAddr())
-		if refusal != "" {
-			d.refuse(conn.RemoteAddr(), refusal)
-			conn.Close()
+		if d.behind(conn) {
+			d.arriveBehind(ctx, conn, serve)
 			continue
 		}
-		d.serving.Add(1)
-		go func() {
-			defer d.serving.Done()
-			defer gone()
-			if secured := d.handshake(ctx, conn); secured != nil {
-				serve(secured, settled)
-			}
-		}()
+		if enter := d.arrive(ctx, conn, serve); enter != nil {
+			d.serving.Go(enter)
+		}
 	}
+}
+
+// arrive finds a place for a connection, or closes it and gives nil. What it gives serves the connection.
+func (d *doorway) arrive(ctx context.Context, conn net.Conn, serve func(conn *tls.Conn, settled func())) func() {
+	settled, gone, refusal := d.at.arrive(conn.RemoteAddr())
+	if refusal != "" {
+		d.refuse(conn.RemoteAddr(), refusal)
+		conn.Close()
+		return nil
+	}
+	return func() {
+		defer gone()
+		if secured := d.handshake(ctx, conn); secured != nil {
+			serve(secured, settled)
+		}
+	}
+}
+
+// arriveBehind is arrive and what follows for a connection of a balancer: first it must say whose it is.
+func (d *doorway) arriveBehind(ctx context.Context, conn net.Conn, serve func(conn *tls.Conn, settled func())) {
+	if d.headers.Add(1) > int64(d.at.limits.arrivals) {
+		d.headers.Add(-1)
+		d.refuse(conn.RemoteAddr(), "too many connections of a balancer without a PROXY header")
+		conn.Close()
+		return
+	}
+	d.serving.Go(func() {
+		stop := context.AfterFunc(ctx, func() { conn.Close() })
+		from, err := proxied(conn)
+		d.headers.Add(-1)
+		if !stop() || err != nil {
+			if ctx.Err() == nil {
+				d.refuse(conn.RemoteAddr(), "a balancer's connection without a PROXY header")
+			}
+			conn.Close()
+			return
+		}
+		if enter := d.arrive(ctx, from, serve); enter != nil {
+			enter()
+		}
+	})
 }
 
 // wait returns once every connection that was let in has been served.

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"time"
 
 	"wardlink/server/ingest"
@@ -22,6 +23,7 @@ type endpoint struct {
 	http   http.Handler
 	mqtt   bool // else sessions are closed: they belong on an ingest node
 	at     *handshakes
+	behind []netip.Prefix // balancers
 	log    *slog.Logger
 }
 
@@ -31,7 +33,7 @@ func (e endpoint) serve(ctx context.Context) error {
 	sessions, cut := context.WithCancel(context.WithoutCancel(ctx))
 	defer cut()
 	port := &gatewayPort{
-		doorway: doorway{ln: e.ln, tls: gatewaysTLS(e.cert, e.root, e.ingest.VerifyConnection), refuse: e.ingest.Refusals().Add, at: e.at, log: e.log},
+		doorway: doorway{ln: e.ln, tls: gatewaysTLS(e.cert, e.root, e.ingest.VerifyConnection), refuse: e.ingest.Refusals().Add, at: e.at, balancers: e.behind, log: e.log},
 		mqtt: func(_ context.Context, conn net.Conn, state tls.ConnectionState) {
 			if !e.mqtt {
 				e.ingest.Refusals().Add(conn.RemoteAddr(), "this process takes no sessions; ingest nodes do")

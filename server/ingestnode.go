@@ -160,9 +160,13 @@ func (n *Node) Run(ctx context.Context) (err error) {
 		n.log.Error("the start is not journaled; nothing is taken in until the journal can be written", "error", err)
 	}
 	g, gctx := errgroup.WithContext(ctx)
+	behind, err := n.cfg.Balancers.prefixes()
+	if err != nil {
+		return err
+	}
 	g.Go(func() error {
 		return endpoint{ln: n.gateways, cert: n.serviceCert().get, root: n.root, ingest: n.ingest, http: n.client.Proxy(), mqtt: true,
-			at: newHandshakes(n.cfg.Limits.handshakes()), log: n.log}.serve(gctx)
+			at: newHandshakes(n.cfg.Limits.handshakes()), behind: behind, log: n.log}.serve(gctx)
 	})
 	g.Go(func() error { return n.ingest.Run(gctx) })
 	g.Go(func() error { return n.client.Run(gctx, n.ingest) })

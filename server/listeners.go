@@ -46,9 +46,13 @@ func (s *Server) openListeners() (err error) {
 }
 
 func (s *Server) serveGateways(ctx context.Context) error {
+	behind, err := s.cfg.Balancers.prefixes()
+	if err != nil {
+		return err
+	}
 	e := endpoint{
 		ln: s.listeners.gateways, cert: s.cert("ingest").get, root: s.keys.Root, ingest: s.ingest, http: s.gatewayHTTP(), mqtt: s.parts.Has(ServiceIngest),
-		at: s.handshakes, log: s.log,
+		at: s.handshakes, behind: behind, log: s.log,
 	}
 	return e.serve(ctx)
 }
