@@ -283,29 +283,53 @@ func (r *Records) settleOpened(ctx context.Context, o *opened) error {
 	return r.commit(ctx, one, 0)
 }
 
-// uncount takes back the attempts of batches that the machine, or the end of ctx, kept from being settled: neither a full disk nor
-// a restart makes batches dead. It is best effort: when even that cannot be written the attempts stay counted.
+// attempt is one counted attempt to open one batch.
+type attempt struct {
+	stream int64
+	number uint64
+}
+
+// uncount takes back the attempts of batches that the machine, or the end of ctx, kept from being settled: neither a full disk nor a
+// restart makes batches dead. What cannot be written now is owed, and written before anything is attempted again: a database that comes
+// and goes would otherwise use up a batch's attempts, one in each of its absences. Only a process that dies owing leaves one counted.
 func (r *Records) uncount(ctx context.Context, todo []*work) {
+	for _, w := range todo {
+		if w.counted {
+			r.owed = append(r.owed, attempt{w.stream, w.number})
+		}
+	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()
-	if err := r.write(ctx, func(tx *sql.Tx) error {
-		for _, w := range todo {
-			if !w.counted {
-				continue
-			}
+	if err := r.repay(ctx); err != nil {
+		r.log.Warn("attempts of batches stay counted until the database is back", "batches", len(r.owed), "error", err)
+	}
+}
+
+// repay writes what uncount owes. A commit whose answer was lost may take an attempt back twice: a batch is then tried once more.
+func (r *Records) repay(ctx context.Context) error {
+	if len(r.owed) == 0 {
+		return nil
+	}
+	err := r.write(ctx, func(tx *sql.Tx) error {
+		for _, a := range r.owed {
 			if _, err := tx.Exec("UPDATE batches SET attempts = CASE WHEN attempts > 0 THEN attempts - 1 ELSE 0 END WHERE stream = $1 AND number = $2 AND state = $3",
-				w.stream, int64(w.number), stateOpening); err != nil {
+				a.stream, int64(a.number), stateOpening); err != nil {
 				return err
 			}
 		}
 		return nil
-	}); err != nil {
-		r.log.Warn("attempts of batches stay counted", "batches", len(todo), "error", err)
+	})
+	if err == nil {
+		r.owed = nil
 	}
+	return err
 }
 
 // retry looks at what is pending. more says that there may be more than one look takes.
 func (r *Records) retry(ctx context.Context) (more bool, err error) {
+	if err := r.repay(ctx); err != nil {
+		return false, err
+	}
 	if r.unsure { // a look that failed left batches being opened
 		if err := r.recover(ctx); err != nil {
 			return false, err

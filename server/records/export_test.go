@@ -27,3 +27,16 @@ func UpdatesOfMany() []string {
 func (r *Records) Prepare(ctx context.Context) error {
 	return r.in.prepare(ctx, r.db, internQueries...)
 }
+
+// Uncount takes one attempt back, as settling does when the machine failed it, and says how many are still owed. One look at what is
+// pending follows where retry is asked for.
+func (r *Records) Uncount(ctx context.Context, stream int64, number uint64) (owed int) {
+	r.uncount(ctx, []*work{{stream: stream, number: number, counted: true}})
+	return len(r.owed)
+}
+
+// Retry takes one look at what is pending, as Run does.
+func (r *Records) Retry(ctx context.Context) error {
+	_, err := r.retry(ctx)
+	return err
+}

@@ -122,7 +122,8 @@ type Records struct {
 	looked    bool          // there was one in this life
 	lookedAt  time.Duration // elapsed then
 
-	unsure bool // the last look at what is pending did not come to its end
+	owed   []attempt // counted, and to be taken back: at most those of one pass, since no other begins before
+	unsure bool      // the last look at what is pending did not come to its end
 
 	current bool // the last pass met nothing that the server received more than a day before, or nothing at all
 
@@ -171,6 +172,7 @@ func New(cfg Config) (*Records, error) {
 func (r *Records) Run(ctx context.Context) error {
 	defer r.in.close()
 	r.in.forget() // what was remembered may have been disposed of meanwhile
+	r.owed = nil
 	clear(r.stepped)
 	for err := r.prepare(ctx); err != nil; err = r.prepare(ctx) {
 		if !sqldb.Environment(err) {
@@ -281,6 +283,9 @@ func (r *Records) recover(ctx context.Context) error {
 // pass settles what the journal has after cursor and gives the new cursor.
 func (r *Records) pass(ctx context.Context, cursor uint64) (uint64, error) {
 	r.current = false
+	if err := r.repay(ctx); err != nil {
+		return cursor, err
+	}
 	entries, err := r.journal.Read(cursor+1, readEntries)
 	if err != nil {
 		return cursor, err

@@ -22,6 +22,12 @@ var postgresMends = map[string]string{
 	"25006": "PostgreSQL takes no writes, as a standby does; point the URL at the primary",
 	"40001": "another transaction was in the way; it is tried again",
 	"40P01": "another transaction was in the way; it is tried again",
+	"0A000": mendSchema,
+	"3F000": mendSchema,
+	"42703": mendSchema,
+	"42804": mendSchema,
+	"42883": mendSchema,
+	"42P01": mendSchema,
 	"42501": "the login may not do that; check which URL this process was given",
 	"53":    "PostgreSQL is short of memory or connections; look at its log, and at max_connections beside OPERATING.md's arithmetic",
 	"53100": "PostgreSQL's disk is full; free space on it or give it a larger one",
@@ -36,6 +42,9 @@ var postgresMends = map[string]string{
 	"25P03": "a write stood still for a minute and was ended",
 	"26000": "prepared statements are not kept; connect to PostgreSQL itself and not through a pooler that shares sessions",
 }
+
+// mendSchema is for statements that the schema does not know: never the data's fault, since no statement is made of data.
+const mendSchema = "the schema is not this program's; a server of another release changed it: run the same release everywhere, and restart this process"
 
 const mendLost = "PostgreSQL does not answer, or the connection was lost; check that it runs and can be reached; it is used again by itself once it is back"
 

@@ -205,6 +205,9 @@ func TestPostgresKilledAndBack(t *testing.T) {
 	if err := insert(ctx, db, "before"); err != nil {
 		t.Fatal(err)
 	}
+	if err := db.QueryRow(ctx, "SELECT of_a_later_release FROM t").Scan(new(int)); !sqldb.Environment(err) {
+		t.Errorf("a column that the schema has not: %v", err)
+	}
 	if err := db.Write(ctx, func(tx *sql.Tx) error {
 		if err := s.Kill(); err != nil {
 			t.Fatal(err)
