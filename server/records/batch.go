@@ -57,8 +57,8 @@ type unavailable struct{ error }
 func (u *unavailable) Unwrap() error { return u.error }
 
 // intake enters the publishes and sealing records among entries, in one transaction, and gives the batches that are to be opened
-// now, their attempts counted. When there are none all of entries is settled with it.
-func (r *Records) intake(ctx context.Context, entries []journal.Entry) (todo []*work, err error) {
+// now, their attempts counted. When there are none, all up to seq is settled with it (see commit).
+func (r *Records) intake(ctx context.Context, entries []journal.Entry, seq uint64) (todo []*work, err error) {
 	err = r.write(ctx, func(tx *sql.Tx) error {
 		todo = nil
 		var taken []*taken
@@ -85,14 +85,11 @@ func (r *Records) intake(ctx context.Context, entries []journal.Entry) (todo []*
 		if err := r.arrived(tx, todo); err != nil {
 			return err
 		}
-		if len(todo) == 0 && len(entries) > 0 {
-			return setSeq(tx, entries[len(entries)-1].Seq)
+		if len(todo) == 0 {
+			return setSeq(tx, seq)
 		}
 		return nil
 	})
-	if err == nil && len(todo) > 0 {
-		r.behind.Store(todo[0].received)
-	}
 	return todo, err
 }
 

@@ -40,3 +40,6 @@ func (r *Records) Retry(ctx context.Context) error {
 	_, err := r.retry(ctx)
 	return err
 }
+
+// LookAheadFreely lets it look ahead for as long as it needs after each pass, up to the most that is saved up.
+func (r *Records) LookAheadFreely() { r.aheadMore = aheadDebt + aheadCredit }

@@ -1,7 +1,7 @@
 // Package records opens what gateways have sealed and keeps the observations by subject. It is the journal's consumer "records": it
-// reads publishes in the journal's order, verifies by the registry's history of device keys that the batch's sealing record was
-// signed by the gateway that published it, opens the batch with the records key, and stores each observation once, however often
-// its message or its batch was sent.
+// reads publishes in the journal's order, but alarms ahead of a backlog (ahead.go); verifies by the registry's history of device keys that
+// the batch's sealing record was signed by the gateway that published it, opens the batch with the records key, and stores each
+// observation once, however often its message or its batch was sent.
 //
 // A batch is pending, then opening (the attempt is counted before it opens, so that a batch that kills the process is counted
 // too), then stored or dead. Three failed attempts make it dead: its frame is kept, an event says so, nothing else waits for it.
@@ -127,6 +127,11 @@ type Records struct {
 
 	current bool // the last pass met nothing that the server received more than a day before, or nothing at all
 
+	filled bool  // the last pass had as much as makes it worth to look for alarms behind it
+	ahead  ahead // see ahead.go
+
+	aheadMore time.Duration // 0, but in tests that are not to hang on how fast the machine is
+
 	stepped map[string]wallSteps // by gateway
 
 	passed uint64 // where the journal's cursor stood when Run began
@@ -173,6 +178,7 @@ func (r *Records) Run(ctx context.Context) error {
 	defer r.in.close()
 	r.in.forget() // what was remembered may have been disposed of meanwhile
 	r.owed = nil
+	r.filled, r.ahead = false, ahead{}
 	clear(r.stepped)
 	for err := r.prepare(ctx); err != nil; err = r.prepare(ctx) {
 		if !sqldb.Environment(err) {
@@ -208,6 +214,7 @@ func (r *Records) Run(ctx context.Context) error {
 		if err != nil && ctx.Err() == nil {
 			r.log.Error("what is over could not be disposed of; trying again", "error", err)
 		}
+		began := time.Now()
 		next, err := r.pass(ctx, cursor)
 		if err != nil {
 			if !r.pause(ctx, "records are held up", err) {
@@ -218,6 +225,7 @@ func (r *Records) Run(ctx context.Context) error {
 		r.held.Store(nil)
 		if next != cursor {
 			cursor = next
+			r.lookAhead(ctx, cursor, time.Since(began))
 			continue
 		}
 		if lastRetry.IsZero() {
@@ -298,12 +306,13 @@ func (r *Records) pass(ctx context.Context, cursor uint64) (uint64, error) {
 	if err := r.noteGaps(ctx, cursor, entries); err != nil {
 		return cursor, err
 	}
-	work, err := r.intake(ctx, entries)
+	last := entries[len(entries)-1].Seq
+	work, err := r.intake(ctx, entries, last)
 	if err != nil {
 		return cursor, err
 	}
-	last := entries[len(entries)-1].Seq
 	if len(work) > 0 {
+		r.behind.Store(work[0].received)
 		if err := r.settleAll(ctx, work, last); err != nil {
 			return cursor, err
 		}
@@ -316,6 +325,7 @@ func (r *Records) pass(ctx context.Context, cursor uint64) (uint64, error) {
 			return cursor, err
 		}
 	}
+	r.filled = many(entries)
 	r.current = len(work) > 0 && r.now().Sub(time.UnixMilli(work[0].received)) < 24*time.Hour
 	return last, nil
 }
