@@ -72,6 +72,9 @@ func Backup(ctx context.Context, o BackupOptions) (res BackupResult, err error) 
 	if b.cfg, err = LoadConfig(o.Dir); err != nil {
 		return res, err
 	}
+	if b.cfg.Database != "" {
+		return res, fmt.Errorf("backup: %s keeps its stores in PostgreSQL: %w", o.Dir, sqldb.ErrNoSnapshot)
+	}
 	if b.keys, err = keys.Open(o.Dir); err != nil {
 		return res, err
 	}

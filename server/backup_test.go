@@ -452,3 +452,25 @@ func TestRecoveryIsConfirmed(t *testing.T) {
 		t.Error("another recovery file counts as proven")
 	}
 }
+
+// A server on PostgreSQL has no file to copy; what is said names who makes its backups.
+func TestBackupLeavesPostgresToItsOwnTools(t *testing.T) {
+	h := newHospital(t)
+	f, err := os.OpenFile(filepath.Join(h.dir, ConfigFile), os.O_APPEND|os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.WriteString("\ndatabase: postgres://wardlink@db.hospital.example/wardlink\n"); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	out := filepath.Join(t.TempDir(), "out")
+	if _, err := Backup(t.Context(), BackupOptions{Dir: h.dir, Out: out}); !errors.Is(err, sqldb.ErrNoSnapshot) {
+		t.Error(err)
+	}
+	if _, err := os.Lstat(out); !errors.Is(err, fs.ErrNotExist) {
+		t.Error("it left a file")
+	}
+}
