@@ -5,7 +5,7 @@ BUILD = stamp=$$(cross/stamp) && go build -trimpath -buildvcs=false -ldflags="$$
 # The agent speaks HTTP/1.1 alone; without HTTP/2 its program is half a megabyte smaller. cross/lean has what is not inlined.
 AGENT := -tags nethttpomithttp2 $(shell sed -n '/^[^\#]/s/.*/-gcflags=&=-l/p' cross/lean)
 
-# The packages that ask the database. test runs them on SQLite with all the others, and once more on PostgreSQL.
+# The packages that ask the database: test runs them on SQLite with all the others, and beside them on PostgreSQL.
 DATABASE := ./server/sqldb/... ./server/registry/... ./server/records/... ./server/alerts/... ./server/api/... ./server/fhir/... ./server/translog/...
 
 .PHONY: help build cross packages packages-test repro emulated demo test check faults race bench bench-peers bench-records simulate storms footprint fuzz lint vuln clean need need-postgres
@@ -20,12 +20,10 @@ build: ## the three programs, into bin/
 demo: need build ## monitor, gateway, server on a bad day: kills, a cut network, attacks, proof; half a minute after the build
 	bin/wardlink demo
 
-test: need need-postgres ## all tests, with a real TPM emulator, and those of the database once more on a real PostgreSQL; some 7 minutes on two cores, and none of its parts may take more than 8
+test: need need-postgres ## all tests, with a real TPM emulator, and those of the database on a real PostgreSQL, too; some 8 minutes on two cores, and none of its parts may take more than 9
 	@scripts/need haproxy:haproxy qemu-arm-static:qemu-user-static socat:socat python3:python3
 	@scripts/recording --say
-	go test -timeout 8m ./...
-	@echo "make test: the packages that ask the database, once more, on PostgreSQL"
-	WARDLINK_ENGINE=postgres go test -timeout 8m $(DATABASE)
+	scripts/test $(DATABASE)
 
 check: need build lint race emulated packages-test ## the long checks: lint, race detector, ARM, packages, a minute of chaos, former agents, a real recording where there is one; some 25 minutes
 	bin/wardlink demo --chaos 60 --gateways 3

@@ -29,7 +29,7 @@ func someFaults() int {
 	if n, err := strconv.Atoi(os.Getenv("WARDLINK_FAULTS")); err == nil {
 		return n
 	}
-	return 12
+	return 8
 }
 
 // fault is what a call meets.
@@ -295,9 +295,20 @@ func matrixCases(t *testing.T, all []point, slow bool) (cases []matrixCase) {
 	}
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d, of %d cases", seed, len(cases)+len(rest))
-	rand.New(rand.NewPCG(seed, 0)).Shuffle(len(rest), func(i, k int) { rest[i], rest[k] = rest[k], rest[i] })
-	if !slow {
-		return append(cases, rest[:min(someFaults(), len(rest))]...)
+	rng := rand.New(rand.NewPCG(seed, 0))
+	rng.Shuffle(len(rest), func(i, k int) { rest[i], rest[k] = rest[k], rest[i] })
+	if !slow { // of each call one fault at its first time, and some of all others
+		rng.Shuffle(len(cases), func(i, k int) { cases[i], cases[k] = cases[k], cases[i] })
+		tried := map[string]bool{}
+		var some []matrixCase
+		for _, c := range cases {
+			if tried[c.at.call] {
+				rest = append(rest, c)
+			} else {
+				tried[c.at.call], some = true, append(some, c)
+			}
+		}
+		return append(some, rest[:min(someFaults(), len(rest))]...)
 	}
 	rest = append(rest, cases...)
 	for i, c := range rest { // what lasts from a start on, and from a commit on
@@ -306,7 +317,7 @@ func matrixCases(t *testing.T, all []point, slow bool) (cases []matrixCase) {
 			rest[to], rest[i] = rest[i], rest[to]
 		}
 	}
-	return rest[:min(max(3, someFaults()/5), len(rest))]
+	return rest[:min(max(2, someFaults()/5), len(rest))]
 }
 
 // repeats is how many like calls of a slow life are gone through: how many more a life makes depends on how long it waits.
