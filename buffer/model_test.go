@@ -227,7 +227,7 @@ func (m *model) takeSome() {
 			b.status, b.loose = acked, true
 		case p == 28:
 			m.b.Park(g.ID, "the model says so")
-			b.status, b.loose = isParked, true
+			b.status, b.loose, b.parked = isParked, true, true // the second's write may come at any time
 		default:
 			m.b.Release(g.ID)
 		}
