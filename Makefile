@@ -5,8 +5,8 @@ BUILD = stamp=$$(cross/stamp) && go build -trimpath -buildvcs=false -ldflags="$$
 # The agent speaks HTTP/1.1 alone; without HTTP/2 its program is half a megabyte smaller. cross/lean has what is not inlined.
 AGENT := -tags nethttpomithttp2 $(shell sed -n '/^[^\#]/s/.*/-gcflags=&=-l/p' cross/lean)
 
-# The packages that ask the database: test runs them on SQLite with all the others, and beside them on PostgreSQL.
-DATABASE := ./server/sqldb/... ./server/registry/... ./server/records/... ./server/alerts/... ./server/api/... ./server/fhir/... ./server/translog/...
+# The packages that ask the database (translog's tests have both journals anyway): test runs them on SQLite with all the others, and beside them on PostgreSQL.
+DATABASE := ./server/sqldb/... ./server/registry/... ./server/records/... ./server/alerts/... ./server/api/... ./server/fhir/...
 
 .PHONY: help build cross packages packages-test repro emulated demo test check faults race bench bench-peers bench-records simulate storms footprint fuzz lint vuln clean need need-postgres
 
@@ -29,6 +29,7 @@ check: need build lint race emulated packages-test ## the long checks: lint, rac
 	bin/wardlink demo --chaos 60 --gateways 3
 	@scripts/need haproxy:haproxy
 	bin/wardlink demo --postgres --nodes 3 --chaos 60 --gateways 3
+	WARDLINK_CROSS=all go test -count=1 ./cross
 	scripts/faults 150
 	scripts/older
 	scripts/recording
