@@ -33,7 +33,7 @@ check: need build lint race emulated packages-test ## the long checks: lint, rac
 	scripts/faults 150
 	scripts/older
 	scripts/recording
-	CA_DAYS=30 go test -timeout 30m -run '^TestTablesStayBounded$$' ./server/ca/acmedb
+	CA_DAYS=5 go test -timeout 10m -run '^TestTablesStayBounded$$' ./server/ca/acmedb
 
 faults: need ## every call by which an agent or a server writes fails, or is its last; power cuts, torn and rotten files: tables; some ten minutes
 	scripts/faults
