@@ -256,8 +256,9 @@ func TestOrderAcrossNodes(t *testing.T) {
 	acc := account(t)
 	ids := make(map[string]bool)
 	var mu sync.Mutex
+	fresh := *acc
 	race(t, all, "-", func(r *Request) error {
-		mine := *acc
+		mine := fresh
 		err := r.CreateAccount(ctx, &mine)
 		mu.Lock()
 		defer mu.Unlock()
