@@ -38,9 +38,10 @@ check: need build lint race emulated packages-test ## the long checks: lint, rac
 faults: need ## every call by which an agent or a server writes fails, or is its last; power cuts, torn and rotten files: tables; some ten minutes
 	scripts/faults
 
+# One test is left out: it starts and kills a program at each step, and takes minutes with the detector in it.
 race: ## the concurrent packages under the race detector
 	@scripts/need gcc:build-essential pg_createcluster:postgresql
-	CGO_ENABLED=1 GOFIPS140=off go test -race -timeout 15m ./agent/... ./buffer/... ./server/alerts/... ./server/ca/acmedb ./server/journal/... ./server/ingest/... ./server/translog/... ./demo/...
+	CGO_ENABLED=1 GOFIPS140=off go test -race -timeout 15m -skip '^TestWriterDiesAtAStep$$' ./agent/... ./buffer/... ./server/alerts/... ./server/ca/acmedb ./server/journal/... ./server/ingest/... ./server/translog/... ./demo/...
 
 cross: ## every program for every machine, into dist/; sizes beside goals
 	cross/build dist
