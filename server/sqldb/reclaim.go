@@ -54,6 +54,11 @@ func (d *DB) Reclaim(ctx context.Context) error {
 
 // vacuum takes a connection of its own: it may last, and the writer's is for writes.
 func (d *DB) vacuum(ctx context.Context) (err error) {
+	// A connection tells once a second at most what it deleted, or when it was idle for 10 s: without this, a run's last deletes would not be
+	// among what is asked for here.
+	if _, err := d.writer.ExecContext(ctx, "SELECT pg_stat_force_next_flush()"); err != nil {
+		return err
+	}
 	rows, err := d.Query(ctx, "SELECT quote_ident(relname) FROM pg_stat_user_tables WHERE schemaname = 'public' AND n_dead_tup > 0")
 	if err != nil {
 		return err

@@ -15,7 +15,7 @@ import (
 // What was deleted is in neither file after Reclaim, a file that is mostly free becomes small, and a reader that holds the log makes nobody
 // wait long.
 func TestReclaimLeavesNoTraces(t *testing.T) {
-	sqldbtest.SQLite(t, "PostgreSQL's files are whoever's who runs it")
+	sqldbtest.SQLite(t, "PostgreSQL's files are whoever's who runs it; what Reclaim does there is in TestPostgresReclaimVacuumsWhatWasDeletedFrom")
 	db, path := sqldbtest.New(t, sqldb.Migration{Domain: "t", Version: 1, SQL: "CREATE TABLE t (id INTEGER PRIMARY KEY, v BLOB)"})
 	ctx := t.Context()
 	write := func(query string, args ...any) {
@@ -72,5 +72,28 @@ func TestReclaimLeavesNoTraces(t *testing.T) {
 	after, free, err := db.Sizes(ctx)
 	if err != nil || after > before/4+8<<20 || holds() {
 		t.Errorf("%d bytes of %d, %d free, traces: %v, %v", after, before, free, holds(), err)
+	}
+}
+
+// A run of disposal may be one transaction: what it deleted from is vacuumed at once, and nothing else is.
+func TestPostgresReclaimVacuumsWhatWasDeletedFrom(t *testing.T) {
+	tables := sqldb.Migration{Domain: "t", Version: 1, SQL: "CREATE TABLE gone (a INTEGER); CREATE TABLE stays (a INTEGER)"}
+	db := sqldbtest.Open(t, sqldbtest.Filled(t, tables), tables)
+	for _, query := range []string{"INSERT INTO gone (a) VALUES (1), (2)", "INSERT INTO stays (a) VALUES (1)", "DELETE FROM gone WHERE a = 1"} {
+		if err := db.Write(t.Context(), func(tx *sql.Tx) error {
+			_, err := tx.Exec(query)
+			return err
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := db.Reclaim(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for table, want := range map[string]bool{"gone": true, "stays": false} {
+		var vacuumed bool
+		if err := db.QueryRow(t.Context(), "SELECT vacuum_count > 0 FROM pg_stat_user_tables WHERE relname = $1", table).Scan(&vacuumed); err != nil || vacuumed != want {
+			t.Errorf("%s: vacuumed: %v, %v; expected %v", table, vacuumed, err, want)
+		}
 	}
 }
