@@ -146,6 +146,7 @@ var statements = map[string]func(t *testing.T){
 		if want := append(str(topic), "config of gw-1"...); err != nil || h.kind != kindPublish || h.flags != 0 || !bytes.Equal(body, want) {
 			t.Fatalf("%+v %q, %v", h, body, err)
 		}
+		c.ping() // and it does not come again (4.3.1-1)
 	},
 	"MQTT-2.3.1-6": func(t *testing.T) {
 		_, c, p := batches(t)
@@ -252,10 +253,26 @@ var statements = map[string]func(t *testing.T){
 		refuses(t, int(connackDenied), reasonSession, connectBody(0x00, "gw-1"), []byte{0xc0, 0})
 	},
 	"MQTT-3.2.2-6": func(t *testing.T) { refuses(t, -1, reasonMalformed, connectBody(0x12, "gw-1")) },
-	"MQTT-3.3.1-3": testResentWithItsID,
+	"MQTT-3.3.1-3": func(t *testing.T) { // what answers a publish that has DUP has none
+		_, c, p := batches(t)
+		c.send(publishPacket(0x3a, telemetry.KeyTopic("gw-1"), 2, p.signed))
+		if h, _, err := c.packet(); err != nil || h.kind != kindPuback || h.flags != 0 {
+			t.Fatalf("%+v, %v", h, err)
+		}
+		c.send(publishPacket(0x3a, vitals, 3, newPeriod(t).frame(telemetry.LaneVitals, 7, 9)))
+		h, body, err := c.packet()
+		if err != nil || h.kind != kindPublish || h.flags != 0 {
+			t.Fatalf("%+v, %v", h, err)
+		}
+		checkRefusal(t, body, reasonSealing)
+	},
 	"MQTT-3.3.1-4": func(t *testing.T) { closes(t, reasonMalformed, publishPacket(0x36, vitals, 5, []byte("x"))) },
 	"MQTT-3.3.1-5": func(t *testing.T) { closes(t, reasonRetain, publishPacket(0x33, vitals, 5, []byte("x"))) },
-	"MQTT-3.3.2-1": func(t *testing.T) { closes(t, reasonMalformed, raw(0x32, []byte{0xff, 0xff, 'x'})) },
+	"MQTT-3.3.2-1": func(t *testing.T) {
+		closes(t, reasonMalformed, raw(0x32, []byte{0xff, 0xff, 'x'}))
+		closes(t, reasonMalformed, raw(0x32, append([]byte{0, 5}, str(vitals)...))) // the packet id first
+		closes(t, reasonMalformed, publishPacket(0x32, "wl/1/gw-1/\xff", 5, []byte("x")))
+	},
 	"MQTT-3.3.2-2": testWildcardTopics,
 	"MQTT-3.3.2-3": testOnlyWhatWasAskedFor,
 	"MQTT-3.3.4-1": func(t *testing.T) {
@@ -271,7 +288,7 @@ var statements = map[string]func(t *testing.T){
 	},
 	"MQTT-3.8.1-1": func(t *testing.T) { closes(t, reasonFlags, append([]byte{0x80}, subscribePacket(1, down, 0)[1:]...)) },
 	"MQTT-3.8.3-1": func(t *testing.T) { closes(t, reasonMalformed, subscribePacket(1, "wl/1/gw-1/\xff", 0)) },
-	"MQTT-3.8.3-2": testWildcardFilters,
+	"MQTT-3.8.3-2": func(t *testing.T) { testSubackPerFilter(t); testWildcardFilters(t) },
 	"MQTT-3.8.3-3": func(t *testing.T) {
 		closes(t, reasonMalformed, raw(0x82, []byte{0, 1}))
 		closes(t, reasonMalformed, raw(0x82, []byte{0, 1, 0, 0, 0, 0}))
@@ -282,11 +299,11 @@ var statements = map[string]func(t *testing.T){
 	},
 	"MQTT-3.8.4-1":  testSubackPerFilter,
 	"MQTT-3.8.4-3":  testSameFilterAgain,
-	"MQTT-3.8.4-4":  testSubackPerFilter,
+	"MQTT-3.8.4-4":  func(t *testing.T) { testSubackPerFilter(t); testWildcardFilters(t) },
 	"MQTT-3.8.4-5":  testSubackPerFilter,
 	"MQTT-3.8.4-6":  testSubackPerFilter,
-	"MQTT-3.9.3-1":  testSubackPerFilter,
-	"MQTT-3.9.3-2":  testWildcardFilters,
+	"MQTT-3.9.3-1":  func(t *testing.T) { testSubackPerFilter(t); testWildcardFilters(t) },
+	"MQTT-3.9.3-2":  func(t *testing.T) { testSubackPerFilter(t); testWildcardFilters(t) },
 	"MQTT-3.10.1-1": func(t *testing.T) { closes(t, reasonPacketType, raw(0xa2, append([]byte{0, 1}, str(down)...))) },
 	"MQTT-3.12.4-1": func(t *testing.T) { _, c, _ := batches(t); c.ping(); c.ping() },
 	"MQTT-3.14.1-1": func(t *testing.T) {
@@ -319,6 +336,10 @@ var statements = map[string]func(t *testing.T){
 	"MQTT-4.7.3-1": func(t *testing.T) {
 		closes(t, reasonMalformed, publishPacket(0x32, "", 5, []byte("x")))
 		closes(t, reasonMalformed, subscribePacket(1, "", 0))
+	},
+	"MQTT-4.7.3-3": func(t *testing.T) { // as long as one can be; a filter that long has no room
+		closes(t, reasonTopic, publishPacket(0x32, strings.Repeat("x", 65_535), 5, []byte("x")))
+		closes(t, reasonTooLong, subscribePacket(1, strings.Repeat("x", 65_535), 0))
 	},
 	"MQTT-4.7.3-4": func(t *testing.T) { // neither case, nor an empty level, nor another form of a letter is forgiven
 		for _, topic := range []string{strings.ToUpper(vitals), "/" + vitals, vitals + "/", strings.Replace(vitals, "/up/", "//up/", 1), strings.Replace(vitals, "a", "a\u0301", 1)} {
@@ -362,6 +383,9 @@ func testResentWithItsID(t *testing.T) {
 	c.expectPuback(2)
 	c.expectPuback(2)
 	c.ping()
+	if rows := b.journal.rows(); len(rows) != 2 || rows[0].Number != rows[1].Number {
+		t.Fatalf("committed: %+v", rows)
+	}
 }
 
 func testWildcardTopics(t *testing.T) {

@@ -24,8 +24,8 @@ const (
 	kindDisconnect kind = 14
 )
 
-// Bounds of one packet's remaining length, checked before anything is allocated. A CONNECT of the profile holds ten bytes and a
-// client id of at most 63; a PUBLISH holds one of our topics (at most 63 + 20 bytes), a packet id and one frame.
+// Bounds of one packet's remaining length, checked before anything is allocated. A CONNECT of the profile holds ten bytes, a
+// client id of at most 63 and the agent's hello; a PUBLISH holds one of our topics (at most 63 + 20 bytes), a packet id and one frame.
 const (
 	maxConnect   = 256
 	maxPublish   = telemetry.MaxFrame + 256
@@ -69,7 +69,7 @@ func readHeader(r io.Reader, scratch *[5]byte, have int) (header, error) {
 		}
 	}
 	if last > 1 && scratch[last] == 0 {
-		return h, violation{reasonMalformed} // a length in more bytes than it needs: nobody honest writes that
+		return h, violation{reasonMalformed} // a length in more bytes than it needs
 	}
 	for i := last; i >= 1; i-- {
 		h.size = h.size<<7 | int(scratch[i]&0x7f)
@@ -84,7 +84,7 @@ func (h header) check() error {
 	case kindConnect:
 		least, most = 12, maxConnect
 	case kindPublish:
-		least, most, flags = 2, maxPublish, h.flags // judged by publish.go, which can say more about it
+		least, most, flags = 2, maxPublish, h.flags // judged by parsePublish, which can say more about them
 	case kindPuback:
 		least, most = 2, 2
 	case kindSubscribe:
