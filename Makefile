@@ -8,7 +8,7 @@ AGENT := -tags nethttpomithttp2 $(shell sed -n '/^[^\#]/s/.*/-gcflags=&=-l/p' cr
 # The packages that ask the database (translog's tests have both journals anyway): test runs them on SQLite with all the others, and beside them on PostgreSQL.
 DATABASE := ./server/sqldb/... ./server/registry/... ./server/records/... ./server/alerts/... ./server/api/... ./server/fhir/...
 
-.PHONY: help build cross packages packages-test repro emulated demo test check faults race bench bench-peers bench-records simulate storms footprint fuzz lint vuln clean need need-postgres
+.PHONY: help build cross packages packages-test repro emulated demo demo-nodes test check faults race bench bench-peers bench-records simulate storms footprint fuzz lint vuln clean need need-postgres
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -20,12 +20,16 @@ build: ## the three programs, into bin/
 demo: need build ## monitor, gateway, server on a bad day: kills, a cut network, attacks, proof; half a minute after the build
 	bin/wardlink demo
 
-test: need need-postgres ## all tests, with a real TPM emulator, and those of the database on a real PostgreSQL, too; some 8 minutes on two cores, and none of its parts may take more than 9
+demo-nodes: need need-postgres build ## the same at three ingest nodes behind HAProxy on a PostgreSQL, one of them killed mid-stream
+	@scripts/need haproxy:haproxy
+	bin/wardlink demo --postgres --nodes 3
+
+test: need need-postgres ## all tests, with a real TPM emulator, and those of the database on a real PostgreSQL, too; some 9 minutes on two busy cores, and no package's may take longer than that
 	@scripts/need haproxy:haproxy qemu-arm-static:qemu-user-static socat:socat python3:python3
 	@scripts/recording --say
 	scripts/test $(DATABASE)
 
-check: need build lint race emulated packages-test ## the long checks: lint, race detector, ARM, packages, a minute of chaos, former agents, a real recording where there is one; some 25 minutes
+check: need build lint race emulated packages-test ## the long checks: lint, race detector, ARM, packages, a minute of chaos, former agents, five days of the CA's tables, a real recording where there is one; upwards of half an hour
 	bin/wardlink demo --chaos 60 --gateways 3
 	@scripts/need haproxy:haproxy
 	bin/wardlink demo --postgres --nodes 3 --chaos 60 --gateways 3
@@ -75,7 +79,7 @@ bench-records: ## records on SQLite and PostgreSQL: backlog, lag at a rate, sear
 	@scripts/need pg_ctlcluster:postgresql
 	scripts/records
 
-simulate: ## fleets of up to a million gateways, by what was measured (docs/SCALE.md); before them a prediction beside a measurement; some 3 minutes
+simulate: ## fleets of up to a million gateways, by what was measured (docs/SCALE.md); before them a prediction beside a measurement; one to three minutes
 	scripts/simulate
 
 footprint: need ## what an agent takes of memory and disk, beside goals; some 10 minutes (FOOTPRINT_SAMPLES and others, see e2e/footprint)
