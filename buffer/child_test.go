@@ -1,20 +1,18 @@
 package buffer
 
 import (
-	"bufio"
 	"context"
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"wardlink/internal/child"
 	"wardlink/internal/syscalltest"
 )
 
@@ -40,7 +38,8 @@ func TestMain(m *testing.M) {
 	os.Exit(0)
 }
 
-func child(t *testing.T, mode, dir, arg string) *exec.Cmd {
+// itself is the test binary as a child, in one of the modes of TestMain.
+func itself(t *testing.T, mode, dir, arg string) *exec.Cmd {
 	// A child that hangs is killed with the test's own time still left to say so.
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	t.Cleanup(cancel)
@@ -121,7 +120,7 @@ func TestKill(t *testing.T) {
 	durable, maybe := map[ID]bool{}, map[ID]bool{}
 	const rounds = 24
 	for round := range rounds {
-		killed(t, child(t, "write", dir, strconv.Itoa(round)), 1+rng.IntN(40), time.Duration(rng.IntN(8000))*time.Microsecond, func(line string) {
+		err := child.Killed(itself(t, "write", dir, strconv.Itoa(round)), 1+rng.IntN(40), time.Duration(rng.IntN(8000))*time.Microsecond, func(line string) {
 			var id ID
 			var lane, epoch int
 			if _, err := fmt.Sscanf(line, "+ %d %d", &lane, &id.Number); err == nil {
@@ -138,6 +137,9 @@ func TestKill(t *testing.T) {
 			id.Lane = uint8(lane)
 			maybe[id] = true
 		})
+		if err != nil {
+			t.Fatal(err)
+		}
 		if r := mustCheck(t, dir); !r.OK() {
 			t.Fatalf("round %d: %+v", round, r)
 		}
@@ -165,32 +167,4 @@ func TestKill(t *testing.T) {
 		t.Fatalf("only %d batches were written in %d rounds; the test tests nothing", len(durable), rounds)
 	}
 	t.Logf("%d batches durable, %d acknowledged", len(durable), len(maybe))
-}
-
-// killed runs cmd, kills it the delay after it printed so many lines, and gives every whole line it printed to fn.
-func killed(t *testing.T, cmd *exec.Cmd, lines int, delay time.Duration, fn func(line string)) {
-	t.Helper()
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	r := bufio.NewReader(out)
-	for {
-		line, err := r.ReadString('\n')
-		if err != nil {
-			break
-		}
-		if lines--; lines == 0 {
-			defer time.AfterFunc(delay, func() { _ = cmd.Process.Kill() }).Stop()
-		}
-		fn(strings.TrimSuffix(line, "\n"))
-	}
-	err = cmd.Wait()
-	var exit *exec.ExitError
-	if !errors.As(err, &exit) || exit.ExitCode() != -1 {
-		t.Fatalf("the child ended by itself: %v", err)
-	}
 }

@@ -43,7 +43,7 @@ func damageBase(t *testing.T) string {
 // tells, and the process lives. It runs in a child, because what it guards against ends a process past all recovering.
 func TestDamage(t *testing.T) {
 	t.Parallel()
-	out, err := child(t, "damage", damageBase(t), "").Output()
+	out, err := itself(t, "damage", damageBase(t), "").Output()
 	if err != nil {
 		t.Fatalf("the child died: %v; its last cases:\n%s", err, out[max(0, len(out)-600):])
 	}

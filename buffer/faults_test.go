@@ -46,7 +46,7 @@ func TestPageFaults(t *testing.T) {
 	}
 	chosen := some(t, len(cases), 20)
 	failed := inPairs(chosen, func(i int) error {
-		out, err := runChild(child(t, "damage-one", base, strconv.Itoa(i)))
+		out, err := runChild(itself(t, "damage-one", base, strconv.Itoa(i)))
 		if err != nil {
 			return fmt.Errorf("case %d, %s of %s: %w\n%s", i, cases[i].name, filepath.Base(cases[i].victim), err, out)
 		}
@@ -182,7 +182,7 @@ func TestTornFaults(t *testing.T) {
 		for _, c := range chosen[i:min(i+at, len(chosen))] {
 			fmt.Fprintf(&list, "%d ", c)
 		}
-		out, err := runChild(child(t, "torn", dir, list.String()))
+		out, err := runChild(itself(t, "torn", dir, list.String()))
 		if err != nil {
 			return fmt.Errorf("%w\n%s", err, out[max(0, len(out)-1000):])
 		}

@@ -27,7 +27,7 @@ func TestMappedFaults(t *testing.T) {
 	n := int(info.Used) / segment.PageSize
 	chosen := some(t, n, 4, 0, 2, n-1)
 	told(t, "a mapped file is cut at a page", len(chosen), inPairs(chosen, func(i int) error {
-		out, err := runChild(child(t, "mapped", base, strconv.Itoa(i)))
+		out, err := runChild(itself(t, "mapped", base, strconv.Itoa(i)))
 		if err != nil {
 			return fmt.Errorf("cut at page %d: %w\n%s", i, err, out[max(0, len(out)-1500):])
 		}

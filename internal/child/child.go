@@ -1,4 +1,5 @@
-// Package child runs the real programs as child processes, for the demonstration and the tests of the programs together.
+// Package child runs the real programs as child processes, for the demonstration and the tests of the programs together; and test binaries, until
+// they are killed.
 package child
 
 import (

@@ -1,18 +1,16 @@
 package journaltest
 
 import (
-	"bufio"
 	"context"
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
 	"os/exec"
-	"strings"
 	"testing"
 	"time"
 
 	"wardlink/audit"
+	"wardlink/internal/child"
 	"wardlink/server/journal"
 )
 
@@ -166,7 +164,7 @@ func kill(t *testing.T, p Place) {
 	t.Logf("%d entries acknowledged", len(a.Acknowledged))
 }
 
-// killed runs a child, kills it the delay after it printed so many lines, and gives every whole line it printed to fn.
+// killed runs a child that writes to the journal at place, and kills it.
 func killed(t *testing.T, place string, lines int, delay time.Duration, fn func(line string)) {
 	t.Helper()
 	// A child that hangs is killed with the test's own time still left to say so.
@@ -175,27 +173,7 @@ func killed(t *testing.T, place string, lines int, delay time.Duration, fn func(
 	cmd := exec.CommandContext(ctx, os.Args[0])
 	cmd.Env = append(os.Environ(), childEnv+"="+place)
 	cmd.Stderr = os.Stderr
-	out, err := cmd.StdoutPipe()
-	if err != nil {
+	if err := child.Killed(cmd, lines, delay, fn); err != nil {
 		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	r := bufio.NewReader(out)
-	for {
-		line, err := r.ReadString('\n')
-		if err != nil {
-			break
-		}
-		if lines--; lines == 0 {
-			defer time.AfterFunc(delay, func() { _ = cmd.Process.Kill() }).Stop()
-		}
-		fn(strings.TrimSuffix(line, "\n"))
-	}
-	err = cmd.Wait()
-	var exit *exec.ExitError
-	if !errors.As(err, &exit) || exit.ExitCode() != -1 {
-		t.Fatalf("the child ended by itself: %v", err)
 	}
 }
