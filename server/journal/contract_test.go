@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"wardlink/server/journal"
 	"wardlink/server/journal/journaltest"
@@ -43,6 +44,20 @@ func TestContract(t *testing.T) {
 			},
 		}
 	})
+}
+
+// TestIDsAcrossRestartsWithAClockThatGoesBack by an hour each time: a start's number comes from the clock.
+func TestIDsAcrossRestartsWithAClockThatGoesBack(t *testing.T) {
+	now := time.Unix(1_800_000_000, 0)
+	c := config(filepath.Join(t.TempDir(), "journal"))
+	c.Now = func() time.Time { return now }
+	if err := journal.Create(c); err != nil {
+		t.Fatal(err)
+	}
+	journaltest.IDs(t, journaltest.Place{Open: func() (journal.Store, error) {
+		now = now.Add(-time.Hour)
+		return journal.Open(c)
+	}})
 }
 
 func BenchmarkSubmit(b *testing.B) {

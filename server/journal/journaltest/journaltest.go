@@ -68,7 +68,7 @@ func ReadAll(t testing.TB, j journal.Store, from uint64) []journal.Entry {
 func Run(t *testing.T, fresh func(t testing.TB) Place) {
 	for name, test := range map[string]func(t *testing.T, p Place){
 		"AppendReadAcrossRestart": appendReadAcrossRestart, "InvalidEntries": invalidEntries, "CallbacksInOrderAndQueueBound": callbacksInOrder,
-		"WaitAndCursor": waitAndCursor, "AliveGoesTheWayOfACommit": alive, "ReadGivesWhatIsAskedFor": readBounds, "Kill": kill, "IDsAcrossFastRestarts": ids,
+		"WaitAndCursor": waitAndCursor, "AliveGoesTheWayOfACommit": alive, "ReadGivesWhatIsAskedFor": readBounds, "Kill": kill, "IDsAcrossFastRestarts": IDs,
 		"ClosedSaysSo": closed,
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -294,25 +294,25 @@ func readBounds(t *testing.T, p Place) {
 		}
 	}
 	for from := uint64(0); from <= n+2; from++ {
-		for _, max := range []int{1, 2, 7, 1000} {
-			next := larger(from, 1)
+		for _, limit := range []int{1, 2, 7, 1000} {
+			next := max(from, 1)
 			for {
-				got, err := j.Read(next, max)
-				if err != nil || len(got) > max {
-					t.Fatalf("from %d at most %d: %d entries, %v", next, max, len(got), err)
+				got, err := j.Read(next, limit)
+				if err != nil || len(got) > limit {
+					t.Fatalf("from %d at most %d: %d entries, %v", next, limit, len(got), err)
 				}
 				if len(got) == 0 {
 					break
 				}
 				for _, e := range got {
 					if e.Seq != next || string(e.Head) != strconv.FormatUint(next, 10) || len(e.Blob) != int(next-1) {
-						t.Fatalf("from %d at most %d: entry %d with head %s in the place of %d", from, max, e.Seq, e.Head, next)
+						t.Fatalf("from %d at most %d: entry %d with head %s in the place of %d", from, limit, e.Seq, e.Head, next)
 					}
 					next++
 				}
 			}
-			if next != larger(from, n+1) {
-				t.Fatalf("from %d at most %d: it ended at %d", from, max, next)
+			if next != max(from, n+1) {
+				t.Fatalf("from %d at most %d: it ended at %d", from, limit, next)
 			}
 		}
 	}
@@ -321,10 +321,8 @@ func readBounds(t *testing.T, p Place) {
 	}
 }
 
-func larger(a, b uint64) uint64 { return max(a, b) }
-
-// ids opens the journal several times within a second.
-func ids(t *testing.T, p Place) {
+// IDs opens the journal several times within a second, and wants no id twice.
+func IDs(t *testing.T, p Place) {
 	seen := map[audit.EventID]bool{}
 	for range 4 {
 		j, err := p.Open()
