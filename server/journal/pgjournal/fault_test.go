@@ -128,6 +128,23 @@ func health(t testing.TB, j journal.Store, want bool) {
 	}
 }
 
+// fullForAWhile fills the disk until the journal is ill and some groups were refused, and makes room again.
+func fullForAWhile(t *testing.T, disk *mounttest.Disk, j journal.Store, l *load) {
+	t.Helper()
+	disk.Fill()
+	ill(t, j)
+	_, before := l.count()
+	for end := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
+		if _, errs := l.count(); errs > before+20 {
+			break
+		} else if time.Now().After(end) {
+			t.Fatal("no more errors with a full disk")
+		}
+	}
+	t.Logf("the journal says: %v", j.Health())
+	disk.Free()
+}
+
 // TestFullDisk: the disk of the database is full. Groups are refused, for certain, and none is acknowledged that is not there; with room the
 // journal goes on by itself, idle or not.
 func TestFullDisk(t *testing.T) {
@@ -148,18 +165,7 @@ func TestFullDisk(t *testing.T) {
 	j := must(t, pgjournal.Config{URL: p.Name, Consumers: journaltest.Consumers()})
 	l := startLoad(t, 8, j)
 	l.more(t, 200)
-	disk.Fill()
-	ill(t, j)
-	_, before := l.count()
-	for end := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
-		if _, errs := l.count(); errs > before+20 {
-			break
-		} else if time.Now().After(end) {
-			t.Fatal("no more errors with a full disk")
-		}
-	}
-	t.Logf("the journal says: %v", j.Health())
-	disk.Free()
+	fullForAWhile(t, disk, j, l)
 	l.more(t, 200)
 	well(t, j)
 	l.end(t, p)
@@ -194,18 +200,7 @@ func TestFullDiskOfTheWriteAheadLog(t *testing.T) {
 	j := must(t, pgjournal.Config{URL: p.Name, Consumers: journaltest.Consumers()})
 	l := startLoad(t, 8, j)
 	l.more(t, 200)
-	disk.Fill()
-	ill(t, j)
-	_, before := l.count()
-	for end := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
-		if _, errs := l.count(); errs > before+20 {
-			break
-		} else if time.Now().After(end) {
-			t.Fatal("no more errors with a full disk")
-		}
-	}
-	t.Logf("the journal says: %v", j.Health())
-	disk.Free()
+	fullForAWhile(t, disk, j, l)
 	if err := s.Halt(); err != nil { // it may have ended, or be at its recovery again and again
 		t.Fatal(err)
 	}
