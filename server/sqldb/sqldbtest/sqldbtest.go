@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 
@@ -40,6 +41,30 @@ func SQLite(t testing.TB, because string) {
 	if Postgres(t) {
 		t.Skip("of SQLite alone: " + because)
 	}
+}
+
+// Plan gives the steps of SQLite's plan of a query, one a line. It ends a run on PostgreSQL, whose plans go by how many rows there are.
+func Plan(t testing.TB, db *sqldb.DB, query string, args ...any) string {
+	t.Helper()
+	SQLite(t, "it reads SQLite's plan; PostgreSQL's goes by how many rows there are")
+	rows, err := db.Query(t.Context(), "EXPLAIN QUERY PLAN "+query, args...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = rows.Close() }()
+	var plan strings.Builder
+	for rows.Next() {
+		var id, parent, unused int
+		var step string
+		if err := rows.Scan(&id, &parent, &unused, &step); err != nil {
+			t.Fatal(err)
+		}
+		plan.WriteString(step + "\n")
+	}
+	if err := rows.Err(); err != nil || plan.Len() == 0 {
+		t.Fatalf("no plan of %s: %v", query, err)
+	}
+	return plan.String()
 }
 
 // New makes a database and opens it: in a directory of the test's own, or on PostgreSQL where this run of the tests is on that.
