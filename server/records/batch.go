@@ -288,7 +288,7 @@ type attempt struct {
 
 // uncount takes back the attempts of batches that the machine, or the end of ctx, kept from being settled: neither a full disk nor a
 // restart makes batches dead. What cannot be written now is owed, and written before anything is attempted again: a database that comes
-// and goes would otherwise use up a batch's attempts, one in each of its absences. Only a process that dies owing leaves one counted.
+// and goes would otherwise use up a batch's attempts, one in each of its absences. Only a Run that ends owing, and a process that dies, leave one counted.
 func (r *Records) uncount(ctx context.Context, todo []*work) {
 	for _, w := range todo {
 		if w.counted {
