@@ -125,12 +125,7 @@ type proxiedConn struct {
 func (c proxiedConn) RemoteAddr() net.Addr { return c.peer }
 
 // CloseWrite is spokenConn's.
-func (c proxiedConn) CloseWrite() error {
-	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
-		return half.CloseWrite()
-	}
-	return c.Conn.Close()
-}
+func (c proxiedConn) CloseWrite() error { return closeWrite(c.Conn) }
 
 // behind says whether a connection comes from a balancer.
 func (d *doorway) behind(conn net.Conn) bool {

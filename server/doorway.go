@@ -211,11 +211,14 @@ func (c *spokenConn) Read(b []byte) (int, error) {
 }
 
 // CloseWrite lets the endpoint end its half first, so that its last words are not lost in a reset.
-func (c *spokenConn) CloseWrite() error {
-	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+func (c *spokenConn) CloseWrite() error { return closeWrite(c.Conn) }
+
+// closeWrite ends our half of a connection that has halves, and any other whole.
+func closeWrite(conn net.Conn) error {
+	if half, ok := conn.(interface{ CloseWrite() error }); ok {
 		return half.CloseWrite()
 	}
-	return c.Conn.Close()
+	return conn.Close()
 }
 
 // firstByte waits for the peer to say something, at most for d, and gives a connection that still has it.

@@ -108,7 +108,8 @@ func load(in io.Reader, out io.Writer) error {
 		}
 		group.Go(func() {
 			<-start
-			if err := flood(conn, packet, len(packet)-len(job.Frame)-2, job.Window, &left); err != nil {
+			more := func() bool { return left.Add(-1) >= 0 }
+			if err := flood(conn, packet, len(packet)-len(job.Frame)-2, job.Window, more); err != nil {
 				errs <- err
 			}
 		})
@@ -130,12 +131,13 @@ func load(in io.Reader, out io.Writer) error {
 	return <-errs
 }
 
-// flood publishes one packet again and again; its packet id is at idAt, and is another each time.
-func flood(conn *tls.Conn, packet []byte, idAt, window int, left *atomic.Int64) error {
+// flood publishes one packet again and again while there are more, window of them in flight, and waits for the last PUBACK. The packet id
+// is at idAt, and is another each time.
+func flood(conn *tls.Conn, packet []byte, idAt, window int, more func() bool) error {
 	inFlight, id := 0, uint16(0)
 	answers := make([]byte, 4*window)
 	for {
-		for inFlight < window && left.Add(-1) >= 0 {
+		for inFlight < window && more() {
 			id = id%0xffff + 1
 			binary.BigEndian.PutUint16(packet[idAt:], id)
 			if _, err := conn.Write(packet); err != nil {
@@ -227,31 +229,52 @@ func benchmarkPublish(b *testing.B, j Journal) {
 	defer stop()
 	job.Addr = k.addr
 
-	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), loadEnv+"=1")
-	cmd.Stderr = os.Stderr
-	in, out := must(cmd.StdinPipe())(b), must(cmd.StdoutPipe())(b)
-	must(0, cmd.Start())(b)
-	must(0, gob.NewEncoder(in).Encode(job))(b)
-	lines := bufio.NewReader(out)
-	expect := func(want string) {
-		if line, err := lines.ReadString('\n'); err != nil || line != want+"\n" {
-			b.Fatalf("load process said %q, %v", line, err)
-		}
-	}
-	expect("ready")
+	process := startLoad(b, job)
+	process.expect("ready")
 	before := cpuTime(b)
 	b.ReportAllocs()
 	b.ResetTimer()
-	must(in.Write([]byte{1}))(b)
-	expect("done")
+	process.begin()
+	process.expect("done")
 	b.StopTimer()
 	b.ReportMetric(float64((cpuTime(b)-before).Microseconds())/float64(b.N), "cpu-us/publish")
 	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "publishes/s")
-	in.Close()
-	if err := cmd.Wait(); err != nil {
-		b.Fatal(err)
+	process.end()
+}
+
+// loadProcess is a process that runs load.
+type loadProcess struct {
+	b   *testing.B
+	cmd *exec.Cmd
+	in  io.WriteCloser
+	out *bufio.Reader
+}
+
+// startLoad starts the load process and tells it its job. It says "ready" once all gateways are connected.
+func startLoad(b *testing.B, job loadJob) *loadProcess {
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), loadEnv+"=1")
+	cmd.Stderr = os.Stderr
+	p := &loadProcess{b: b, cmd: cmd, in: must(cmd.StdinPipe())(b), out: bufio.NewReader(must(cmd.StdoutPipe())(b))}
+	must(0, cmd.Start())(b)
+	must(0, gob.NewEncoder(p.in).Encode(job))(b)
+	return p
+}
+
+func (p *loadProcess) expect(want string) {
+	p.b.Helper()
+	if line, err := p.out.ReadString('\n'); err != nil || line != want+"\n" {
+		p.b.Fatalf("load process said %q, %v", line, err)
 	}
+}
+
+// begin lets it publish.
+func (p *loadProcess) begin() { must(p.in.Write([]byte{1}))(p.b) }
+
+// end lets it close its connections, and waits for that.
+func (p *loadProcess) end() {
+	p.in.Close()
+	must(0, p.cmd.Wait())(p.b)
 }
 
 func cpuTime(b *testing.B) time.Duration {

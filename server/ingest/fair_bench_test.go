@@ -1,20 +1,15 @@
 package ingest
 
 import (
-	"bufio"
-	"encoding/gob"
+	"crypto/tls"
+	"encoding/binary"
 	"fmt"
-	"os"
-	"os/exec"
+	"io"
 	"path/filepath"
 	"slices"
 	"sync"
 	"testing"
 	"time"
-
-	"crypto/tls"
-	"encoding/binary"
-	"io"
 
 	"wardlink/server/journal"
 	"wardlink/telemetry"
@@ -43,23 +38,16 @@ func BenchmarkFlood(b *testing.B) {
 	stop := k.serve(k.srv)
 	defer stop()
 	job.Addr = k.addr
-	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), loadEnv+"=1")
-	cmd.Stderr = os.Stderr
-	in, out := must(cmd.StdinPipe())(b), must(cmd.StdoutPipe())(b)
-	must(0, cmd.Start())(b)
-	must(0, gob.NewEncoder(in).Encode(job))(b)
-	lines := bufio.NewReader(out)
-	must(lines.ReadString('\n'))(b)
+	process := startLoad(b, job)
+	process.expect("ready")
 	b.ResetTimer()
-	must(in.Write([]byte{1}))(b)
+	process.begin()
 	var p99 [3]time.Duration
-	if _, err := fmt.Fscan(lines, &p99[0], &p99[1], &p99[2]); err != nil {
+	if _, err := fmt.Fscan(process.out, &p99[0], &p99[1], &p99[2]); err != nil {
 		b.Fatal(err)
 	}
 	b.StopTimer()
-	in.Close()
-	must(0, cmd.Wait())(b)
+	process.end()
 	ms := func(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 	b.ReportMetric(ms(p99[0]), "quiet-p99-ms")
 	b.ReportMetric(ms(p99[1]), "tenfold-p99-ms")
@@ -118,7 +106,9 @@ func fairness(job loadJob, conns []*tls.Conn, packets [][]byte, idAt []int) ([3]
 					note(nil, err)
 				})
 			case 2:
-				group.Go(func() { note(nil, floodUntil(conns[last], packets[last], idAt[last], job.Window, end)) })
+				group.Go(func() {
+					note(nil, flood(conns[last], packets[last], idAt[last], job.Window, func() bool { return time.Now().Before(end) }))
+				})
 			}
 			group.Wait()
 			if failed != nil {
@@ -133,27 +123,4 @@ func fairness(job loadJob, conns []*tls.Conn, packets [][]byte, idAt []int) ([3]
 		medians[kind] = rounds[kind][len(rounds[kind])/2]
 	}
 	return medians, nil
-}
-
-// floodUntil keeps window publishes in flight until the end, and then waits for the last PUBACK.
-func floodUntil(conn *tls.Conn, packet []byte, idAt, window int, end time.Time) error {
-	inFlight, id := 0, uint16(0)
-	var answer [4]byte
-	for {
-		for inFlight < window && time.Now().Before(end) {
-			id = id%0xffff + 1
-			binary.BigEndian.PutUint16(packet[idAt:], id)
-			if _, err := conn.Write(packet); err != nil {
-				return err
-			}
-			inFlight++
-		}
-		if inFlight == 0 {
-			return nil
-		}
-		if _, err := io.ReadFull(conn, answer[:]); err != nil {
-			return err
-		}
-		inFlight--
-	}
 }

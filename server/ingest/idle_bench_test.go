@@ -1,12 +1,9 @@
 package ingest
 
 import (
-	"bufio"
 	"context"
-	"encoding/gob"
 	"fmt"
 	"os"
-	"os/exec"
 	"runtime"
 	"runtime/debug"
 	"strconv"
@@ -52,18 +49,11 @@ func benchmarkIdle(b *testing.B, gateways, size int) {
 	stop := k.serve(k.srv)
 	job.Addr = k.addr
 
-	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), loadEnv+"=1")
-	cmd.Stderr = os.Stderr
-	in, out := must(cmd.StdinPipe())(b), must(cmd.StdoutPipe())(b)
-	must(0, cmd.Start())(b)
-	must(0, gob.NewEncoder(in).Encode(job))(b)
+	process := startLoad(b, job)
 	job = loadJob{}
 	debug.FreeOSMemory()
 	before := residentKB(b)
-	if line, err := bufio.NewReader(out).ReadString('\n'); err != nil || line != "ready\n" {
-		b.Fatalf("load process said %q, %v", line, err)
-	}
+	process.expect("ready")
 	if n := len(k.srv.Sessions()); n != gateways {
 		b.Fatalf("%d sessions", n)
 	}
@@ -79,11 +69,8 @@ func benchmarkIdle(b *testing.B, gateways, size int) {
 	if name := os.Getenv("WARDLINK_HEAP"); name != "" {
 		writeHeap(b, name)
 	}
-	must(in.Write([]byte{1}))(b)
-	in.Close()
-	if err := cmd.Wait(); err != nil {
-		b.Fatal(err)
-	}
+	process.begin()
+	process.end()
 	stop()
 	cancel()
 	<-running

@@ -33,7 +33,7 @@ func TestTablesStayBounded(t *testing.T) {
 	c := newClock()
 	s := open(t, db, c.now)
 	ctx := t.Context()
-	cert, account := leaf(t), account
+	cert := leaf(t)
 	keys := make([]*acme.Account, gateways)
 	most := map[string]int{}
 	renewals, owed, next := 0, 0.0, 0
