@@ -8,15 +8,11 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
 	"os"
-	"os/signal"
-	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	"wardlink/e2e/load"
@@ -31,14 +27,7 @@ func main() {
 		}
 		return
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	switch err := run(ctx, os.Args[1:]); {
-	case errors.Is(err, flag.ErrHelp):
-	case err != nil:
-		fmt.Fprintln(os.Stderr, "peers: no figure:", err)
-		os.Exit(1)
-	}
+	load.Command("peers: no figure", run)
 }
 
 // run is the benchmark. Whatever went wrong, there is no table then: a figure that is not checked is none.
@@ -76,20 +65,13 @@ func run(ctx context.Context, args []string) (err error) {
 	}
 	rep := b.report()
 	rep.print(os.Stdout)
-	if o.json == "" {
-		return nil
-	}
-	data, err := json.MarshalIndent(rep, "", "  ")
-	if err != nil {
-		return err
-	}
-	return os.WriteFile(o.json, append(data, '\n'), 0o644)
+	return load.WriteJSON(o.json, rep)
 }
 
 func parse(args []string) (o options, err error) {
 	fs := flag.NewFlagSet("peers", flag.ContinueOnError)
-	fs.Float64Var(&o.seconds, "seconds", number("WARDLINK_BENCH_SECONDS", 2.5), "measured `SECONDS` of each figure")
-	fs.IntVar(&o.rounds, "rounds", int(number("WARDLINK_BENCH_ROUNDS", 3)), "rounds; the median is shown")
+	fs.Float64Var(&o.seconds, "seconds", load.Variable("WARDLINK_BENCH_SECONDS", 2.5), "measured `SECONDS` of each figure")
+	fs.IntVar(&o.rounds, "rounds", int(load.Variable("WARDLINK_BENCH_ROUNDS", 3)), "rounds; the median is shown")
 	fs.BoolVar(&o.quick, "quick", os.Getenv("WARDLINK_BENCH_QUICK") != "", "measure 50 clients with 1 KB alone")
 	only := fs.String("only", os.Getenv("WARDLINK_BENCH_ONLY"), "comma-separated `SERVERS` (default: all)")
 	fs.StringVar(&o.nats, "nats", "", "nats-server `PROGRAM`")
@@ -117,12 +99,4 @@ func parse(args []string) (o options, err error) {
 		o.only[name] = true
 	}
 	return o, nil
-}
-
-// number is an environment variable's, or what counts without it.
-func number(name string, otherwise float64) float64 {
-	if v, err := strconv.ParseFloat(os.Getenv(name), 64); err == nil {
-		return v
-	}
-	return otherwise
 }

@@ -8,7 +8,6 @@ import (
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
-	"errors"
 	"log"
 	"math/big"
 	"net"
@@ -59,12 +58,12 @@ func (s *stage) listen(ctx context.Context, handler http.Handler) (base string, 
 		Certificates: []tls.Certificate{{Certificate: [][]byte{ehr.Raw}, PrivateKey: ehrKey}}}}}
 	s.closers = append(s.closers, func() error {
 		client.CloseIdleConnections()
-		return errors.Join(srv.Close())
+		return srv.Close()
 	})
 	return "https://" + ln.Addr().String() + "/fhir", client, nil
 }
 
-// certificate issues one for an hour; without a parent it is its own.
+// certificate issues one for a day; without a parent it is its own.
 func certificate(parent *x509.Certificate, parentKey *ecdsa.PrivateKey, template *x509.Certificate) (*x509.Certificate, *ecdsa.PrivateKey, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {

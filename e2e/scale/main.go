@@ -16,13 +16,13 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"runtime/pprof"
 	"slices"
 	"syscall"
 	"time"
 
+	"wardlink/e2e/load"
 	"wardlink/internal/pgserver"
 )
 
@@ -43,14 +43,9 @@ type plan struct {
 	profile  string
 }
 
-func main() {
-	if err := run(os.Args[1:]); err != nil {
-		fmt.Fprintln(os.Stderr, "scale:", err)
-		os.Exit(1)
-	}
-}
+func main() { load.Command("scale", run) }
 
-func run(args []string) (err error) {
+func run(ctx context.Context, args []string) (err error) {
 	commands := map[string]func(context.Context, plan) error{"keepup": keepup, "fill": fill, "search": search, "full": full, "dispose": dispose}
 	if len(args) == 0 || commands[args[0]] == nil {
 		return fmt.Errorf("expected one of keepup, fill, search, full, dispose")
@@ -90,9 +85,9 @@ func run(args []string) (err error) {
 		if err := errors.Join(os.MkdirAll(p.dir, 0o700), os.Chmod(p.dir, 0o711)); err != nil {
 			return err
 		}
-		server, err := pgserver.New(pgserver.Config{Base: p.dir, Settings: map[string]string{"shared_buffers": "512MB", "max_wal_size": "2GB"}})
-		if err != nil {
-			return err
+		server, startErr := pgserver.New(pgserver.Config{Base: p.dir, Settings: map[string]string{"shared_buffers": "512MB", "max_wal_size": "2GB"}})
+		if startErr != nil {
+			return startErr
 		}
 		defer func() { err = errors.Join(err, server.Close()) }()
 		p.database = server.URL("postgres", pgserver.Superuser)
@@ -107,8 +102,6 @@ func run(args []string) (err error) {
 		}
 		defer func() { pprof.StopCPUProfile(); _ = out.Close() }()
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
 	return commands[args[0]](ctx, p)
 }
 

@@ -5,15 +5,14 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
 	"os"
-	"os/signal"
-	"strconv"
 	"syscall"
 	"time"
+
+	"wardlink/e2e/load"
 )
 
 // options are what a run is told. Gateways 0 to steady-1 publish all the time, the next one floods, the others are the crowd.
@@ -31,14 +30,7 @@ type options struct {
 
 func main() {
 	crowdMain()
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	switch err := run(ctx, os.Args[1:]); {
-	case errors.Is(err, flag.ErrHelp):
-	case err != nil:
-		fmt.Fprintln(os.Stderr, "storm:", err)
-		os.Exit(1)
-	}
+	load.Command("storm", run)
 }
 
 func run(ctx context.Context, args []string) (err error) {
@@ -47,11 +39,11 @@ func run(ctx context.Context, args []string) (err error) {
 	fs.StringVar(&o.server, "server", "bin/wardlink-server", "the server's `PROGRAM`")
 	fs.StringVar(&o.dir, "dir", "", "`DIR` on the disk in question (default: the temporary directory)")
 	fs.StringVar(&o.json, "json", os.Getenv("WARDLINK_BENCH_JSON"), "write the figures as JSON to `FILE`")
-	fs.IntVar(&o.crowd, "crowd", int(number("WARDLINK_STORM_GATEWAYS", 10_000)), "gateways that are idle, and come back at once")
+	fs.IntVar(&o.crowd, "crowd", int(load.Variable("WARDLINK_STORM_GATEWAYS", 10_000)), "gateways that are idle, and come back at once")
 	fs.IntVar(&o.steady, "steady", 200, "gateways that publish all the time")
-	fs.Float64Var(&o.rate, "rate", number("WARDLINK_STORM_RATE", 5), "publishes a second of each of them")
-	fs.IntVar(&o.seconds, "seconds", int(number("WARDLINK_STORM_SECONDS", 15)), "`SECONDS` measured before each attack, and of the flood")
-	fs.DurationVar(&o.settle, "settle", time.Duration(number("WARDLINK_STORM_SETTLE", 150))*time.Second, "how long idle memory may take to settle")
+	fs.Float64Var(&o.rate, "rate", load.Variable("WARDLINK_STORM_RATE", 5), "publishes a second of each of them")
+	fs.IntVar(&o.seconds, "seconds", int(load.Variable("WARDLINK_STORM_SECONDS", 15)), "`SECONDS` measured before each attack, and of the flood")
+	fs.DurationVar(&o.settle, "settle", time.Duration(load.Variable("WARDLINK_STORM_SETTLE", 150))*time.Second, "how long idle memory may take to settle")
 	fs.DurationVar(&o.back, "back", 10*time.Minute, "within which everybody must be back")
 	if err := fs.Parse(args); err != nil {
 		return err
@@ -80,14 +72,7 @@ func run(ctx context.Context, args []string) (err error) {
 		}
 	}
 	s.print(os.Stdout)
-	if o.json == "" {
-		return nil
-	}
-	data, err := json.MarshalIndent(s.result, "", "  ")
-	if err != nil {
-		return err
-	}
-	return os.WriteFile(o.json, append(data, '\n'), 0o644)
+	return load.WriteJSON(o.json, s.result)
 }
 
 // descriptors makes room for so many connections, in this process and its children.
@@ -101,12 +86,4 @@ func descriptors(n uint64) error {
 		return fmt.Errorf("%d descriptors are needed and %d allowed: %w; run as root, raise the limit ('ulimit -Hn'), or take fewer gateways (WARDLINK_STORM_GATEWAYS)", n, have.Max, err)
 	}
 	return nil
-}
-
-// number is an environment variable's, or what counts without it.
-func number(name string, otherwise float64) float64 {
-	if v, err := strconv.ParseFloat(os.Getenv(name), 64); err == nil {
-		return v
-	}
-	return otherwise
 }
