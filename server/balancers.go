@@ -33,6 +33,9 @@ func (b Balancers) prefixes() (out []netip.Prefix, err error) {
 			}
 			p = netip.PrefixFrom(ip.Unmap(), ip.Unmap().BitLen())
 		}
+		if p.Addr().Is4In6() { // a connection's address is compared unmapped, so that it would match none
+			return nil, fmt.Errorf("balancers[%d]: %q; write an IPv4 network as IPv4, such as 10.1.0.0/28", i, text)
+		}
 		out = append(out, p.Masked())
 	}
 	return out, nil

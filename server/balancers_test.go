@@ -142,3 +142,14 @@ func TestBalancersNameThePeer(t *testing.T) {
 		t.Error("a name is taken as a balancer's address")
 	}
 }
+
+func TestBalancersAreAddressesAndNetworks(t *testing.T) {
+	for text, ok := range map[string]bool{
+		"10.1.0.5": true, "::ffff:10.1.0.5": true, "10.1.0.0/28": true, "2001:db8::/64": true,
+		"::ffff:10.1.0.0/112": false, "fe80::1%eth0": false, "balancer.example": false, "10.1.0.0/33": false, "": false,
+	} {
+		if _, err := (Balancers{text}).prefixes(); (err == nil) != ok {
+			t.Errorf("%q: %v", text, err)
+		}
+	}
+}
