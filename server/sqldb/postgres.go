@@ -5,7 +5,6 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"maps"
 	"math/rand/v2"
 	"slices"
 	"strconv"
@@ -84,12 +83,10 @@ func openPostgres(path string, conns int, parameters map[string]string) (*sql.DB
 
 // handlePostgres is openPostgres that makes no connection yet.
 func handlePostgres(path string, conns int, parameters map[string]string) (*sql.DB, error) {
-	c, err := postgresConfig(path)
+	c, err := NativeConfig(path, parameters)
 	if err != nil {
 		return nil, err
 	}
-	maps.Copy(c.RuntimeParams, sessionParameters())
-	maps.Copy(c.RuntimeParams, parameters)
 	db := sql.OpenDB(connector{stdlib.GetConnector(*c, stdlib.OptionAfterConnect(func(ctx context.Context, conn *pgx.Conn) error {
 		err := suitable(ctx, conn)
 		if err != nil {

@@ -114,27 +114,19 @@ func (d *DB) Singleton(ctx context.Context, name string, run func(ctx context.Co
 // takePlace waits for the lock on the service's table. The connection that it gives holds it, in an open transaction that has neither a
 // number nor a snapshot and so keeps no vacuum from its work.
 func (d *DB) takePlace(ctx context.Context, name string) (*pgx.Conn, error) {
-	c, err := postgresConfig(d.url)
-	if err != nil {
-		return nil, err
-	}
-	for k, v := range sessionParameters() {
-		c.RuntimeParams[k] = v
-	}
 	// The turn may take days; a standby that dies while it waits is noticed by the server.
-	for _, k := range []string{"statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout", "idle_session_timeout"} {
-		c.RuntimeParams[k] = "0"
-	}
-	c.RuntimeParams["client_connection_check_interval"] = "5000"
-	c.RuntimeParams["application_name"] = "wardlink " + name
-	conn, err := pgx.ConnectConfig(ctx, c)
+	c, err := NativeConfig(d.url, map[string]string{
+		"statement_timeout": "0", "lock_timeout": "0", "idle_in_transaction_session_timeout": "0", "idle_session_timeout": "0",
+		"client_connection_check_interval": "5000", "application_name": "wardlink " + name,
+	})
 	if err != nil {
 		return nil, err
 	}
-	if err = suitable(ctx, conn); err == nil {
-		_, err = conn.Exec(ctx, "BEGIN ISOLATION LEVEL READ COMMITTED; LOCK TABLE lease_"+name+" IN EXCLUSIVE MODE")
-	}
+	conn, err := ConnectNative(ctx, c)
 	if err != nil {
+		return nil, err
+	}
+	if _, err := conn.Exec(ctx, "BEGIN ISOLATION LEVEL READ COMMITTED; LOCK TABLE lease_"+name+" IN EXCLUSIVE MODE"); err != nil {
 		return nil, errors.Join(err, conn.Close(context.WithoutCancel(ctx)))
 	}
 	return conn, nil
