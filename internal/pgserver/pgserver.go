@@ -357,13 +357,6 @@ func (s *Server) Dir() string { return s.dir }
 // Log is the server's log.
 func (s *Server) Log() string { return filepath.Join(s.dir, "log") }
 
-// Pid is the postmaster's; 0 while the server does not run.
-func (s *Server) Pid() int {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.pid
-}
-
 // URL names a database for a role, by the socket.
 func (s *Server) URL(database, role string) string {
 	u := url.URL{Scheme: "postgres", User: url.User(role), Path: "/" + database, RawQuery: url.Values{"host": {s.dir}, "port": {s.port}}.Encode()}

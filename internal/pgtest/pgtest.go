@@ -113,7 +113,7 @@ func Create(t testing.TB, s *pgserver.Server, name, template string) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if s.Pid() == 0 {
+		if s.PID() == 0 {
 			return
 		}
 		if err := s.Exec(ctx, "postgres", "DROP DATABASE IF EXISTS "+name+" WITH (FORCE)"); err != nil {

@@ -97,7 +97,7 @@ func TestKillStartPause(t *testing.T) {
 func TestNothingStays(t *testing.T) {
 	if os.Getenv("PGTEST_CHILD") != "" {
 		s := pgtest.Server(t)
-		fmt.Printf("\nserver %d %s\n", s.Pid(), s.Dir())
+		fmt.Printf("\nserver %d %s\n", s.PID(), s.Dir())
 		if os.Getenv("PGTEST_CHILD") == "panic" {
 			panic("as a test may")
 		}

@@ -19,9 +19,9 @@ import (
 func BenchmarkSubmit(b *testing.B) {
 	s, url := server(b)
 	j := must(b, pgjournal.Config{URL: url, Consumers: journaltest.Consumers()})
-	before := processors(b, s.Pid())
+	before := processors(b, s.PID())
 	journaltest.BenchmarkSubmit(b, j)
-	b.ReportMetric((processors(b, s.Pid())-before)*1e6/float64(b.N), "us-pg/entry")
+	b.ReportMetric((processors(b, s.PID())-before)*1e6/float64(b.N), "us-pg/entry")
 	var groups float64
 	if err := connect(b, url).QueryRow(b.Context(), "SELECT count(*) FROM journal_groups").Scan(&groups); err != nil {
 		b.Fatal(err)
@@ -49,7 +49,7 @@ func BenchmarkRead(b *testing.B) {
 	s, url := server(b)
 	j := must(b, pgjournal.Config{URL: url, Consumers: journaltest.Consumers()})
 	journaltest.BenchmarkSubmit(b, j)
-	before, began := processors(b, s.Pid()), journaltest.Processor()
+	before, began := processors(b, s.PID()), journaltest.Processor()
 	b.ResetTimer()
 	for from := uint64(1); from <= uint64(b.N); {
 		got, err := j.Read(from, 1000)
@@ -59,7 +59,7 @@ func BenchmarkRead(b *testing.B) {
 		from = got[len(got)-1].Seq + 1
 	}
 	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "entries/s")
-	b.ReportMetric((processors(b, s.Pid())-before)*1e6/float64(b.N), "us-pg/entry")
+	b.ReportMetric((processors(b, s.PID())-before)*1e6/float64(b.N), "us-pg/entry")
 	b.ReportMetric(float64(journaltest.Processor()-began)/float64(b.N), "us-own/entry")
 }
 
