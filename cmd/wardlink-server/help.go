@@ -7,11 +7,12 @@ wardlink-server init --dir DIR [--trust-domain DOMAIN] [--name HOST]... [--ek-tr
        wardlink-server init --dir DIR --confirm-recovery [--passphrase-file FILE]
 
 Makes a new server's directory: keys, recovery file, configuration, empty stores, and the first operator's file. The recovery passphrase is
-shown once. With --database the stores are in an empty PostgreSQL database, and services may run in several processes. With --confirm-recovery it makes nothing: it proves that the recovery file of a server opens with the passphrase, and notes that.
+shown once. With --database the stores are in an empty PostgreSQL database, and services may run in several processes. With --confirm-recovery
+it makes nothing: it proves that the recovery file of a server opens with the passphrase, and notes that.
 
   wardlink-server init --dir ./hospital --name localhost
   wardlink-server init --dir /srv/wardlink --trust-domain ward.hospital.example --name wardlink.hospital.example --ek-trust vendor-roots.pem
-  wardlink-server init --dir /srv/wardlink --name wardlink.hospital.example --database 'postgres://wardlink@db.hospital.example/wardlink' \\
+  wardlink-server init --dir /srv/wardlink --name wardlink.hospital.example --database 'postgres://wardlink@db.hospital.example/wardlink' \
       --database-password-file ./password --services ca,records,log,api
   wardlink-server init --dir /srv/wardlink --confirm-recovery
 `,

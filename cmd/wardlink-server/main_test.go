@@ -28,6 +28,11 @@ func TestEveryCommandExplainsItself(t *testing.T) {
 			t.Errorf("%s --help: exit %d\n%s", m[1], code, said)
 		}
 	}
+	for name, text := range helps {
+		if strings.Contains(text, `\\`) {
+			t.Errorf("%s --help: an example goes on after two backslashes, which a shell takes for one of the argument's", name)
+		}
+	}
 	for _, above := range []string{"rotate", "recovery"} {
 		if code, _, said := program(t, "", above, "--help"); code != 0 || !strings.HasPrefix(said, "Usage: wardlink-server "+above+" ") {
 			t.Errorf("%s --help: exit %d\n%s", above, code, said)
