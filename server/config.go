@@ -38,7 +38,7 @@ type Config struct {
 	ExpiredGrace Span `yaml:"expired_grace"`
 
 	// Database is a PostgreSQL database, postgres://user@host/name without a password; default: SQLite in the server's directory. The
-	// password is in DIR/keys/database.password or a systemd credential (see dsn).
+	// password is in DIR/keys/database.password or a systemd credential (see database.go).
 	Database string   `yaml:"database"`
 	Services Services `yaml:"services"` // of the process that runs on this directory, unless its command says others; default: all
 	Server   []string `yaml:"server"`   // of an ingest node: addresses of the gateways' port of the server that it belongs to

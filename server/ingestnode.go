@@ -47,7 +47,7 @@ type Node struct {
 	ingest  *ingest.Server
 
 	gateways, health net.Listener // health: nil without an address
-	closers          []func() error
+	closers          closers
 }
 
 // NewNode opens an ingest node's directory, its database and its listeners. The server that it belongs to may be away.
@@ -155,15 +155,15 @@ func (n *Node) serviceCert() *serviceCert {
 // Run serves until ctx ends. Then the sessions are drained: what is journaled is answered.
 func (n *Node) Run(ctx context.Context) (err error) {
 	defer func() { err = errors.Join(err, n.close()) }()
+	behind, err := n.cfg.Balancers.prefixes()
+	if err != nil {
+		return err
+	}
 	n.log.Info("ingest node started", "trust_domain", n.cfg.TrustDomain, "node", n.name, "gateways", n.gateways.Addr().String(), "server", n.cfg.Server)
 	if err := n.event(ctx, audit.ServerStarted); err != nil {
 		n.log.Error("the start is not journaled; nothing is taken in until the journal can be written", "error", err)
 	}
 	g, gctx := errgroup.WithContext(ctx)
-	behind, err := n.cfg.Balancers.prefixes()
-	if err != nil {
-		return err
-	}
 	g.Go(func() error {
 		return endpoint{ln: n.gateways, cert: n.serviceCert().get, root: n.root, ingest: n.ingest, http: n.client.Proxy(), mqtt: true,
 			at: newHandshakes(n.cfg.Limits.handshakes()), behind: behind, log: n.log}.serve(gctx)
@@ -235,11 +235,4 @@ func (n *Node) serveHealth(ctx context.Context) error {
 	return nil
 }
 
-func (n *Node) close() error {
-	var errs []error
-	for i := len(n.closers) - 1; i >= 0; i-- {
-		errs = append(errs, n.closers[i]())
-	}
-	n.closers = nil
-	return errors.Join(errs...)
-}
+func (n *Node) close() error { return n.closers.close() }

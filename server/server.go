@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -71,7 +72,20 @@ type Server struct {
 	handshakes *handshakes // of the gateways' port
 
 	listeners struct{ gateways, hospital, operators net.Listener }
-	closers   []func() error // in order of opening
+	closers   closers
+}
+
+// closers end what a process has opened, in the order in which it was.
+type closers []func() error
+
+// close calls each once, what was opened last first.
+func (c *closers) close() error {
+	var errs []error
+	for _, end := range slices.Backward(*c) {
+		errs = append(errs, end())
+	}
+	*c = nil
+	return errors.Join(errs...)
 }
 
 // drainTime is how long the listeners have to end after SIGTERM.
@@ -370,11 +384,4 @@ func (s *Server) event(ctx context.Context, t audit.Type) error {
 	return nil
 }
 
-func (s *Server) close() error {
-	var errs []error
-	for i := len(s.closers) - 1; i >= 0; i-- {
-		errs = append(errs, s.closers[i]())
-	}
-	s.closers = nil
-	return errors.Join(errs...)
-}
+func (s *Server) close() error { return s.closers.close() }

@@ -15,7 +15,7 @@ const (
 	ServiceAPI     = "api"     // the operators' and the hospital's ports, the time; holds the config key, and reads with the records key
 )
 
-// Services are those that one process runs, in the order of AllServices.
+// Services are those that one process runs.
 type Services []string
 
 // AllServices are what a process runs that is told nothing.
