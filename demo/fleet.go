@@ -172,9 +172,10 @@ type agentStatus struct {
 	Gateway string `json:"gateway"`
 	Waiting string `json:"waiting"`
 	Uplink  struct {
-		Connected bool   `json:"connected"`
-		LastError string `json:"last_error"`
-		Again     uint64 `json:"again"`
+		Connected bool      `json:"connected"`
+		Since     time.Time `json:"since"` // since when Connected is what it is
+		LastError string    `json:"last_error"`
+		Again     uint64    `json:"again"`
 	} `json:"uplink"`
 	Resend struct {
 		Asked, Brought, Gone uint64

@@ -103,22 +103,84 @@ func (t *theatre) nodeProcesses() (out []*child.Process) {
 	return out
 }
 
-// killNode kills one ingest node in the middle of the stream, and starts it again once the gateways have gone on at the others.
+// missed is how long a gateway may take to notice that its node is dead: the balancer resets the connection at once.
+const missed = 2 * time.Second
+
+// killNode kills the ingest node that has the first gateway's session, in the middle of the stream, and starts it again once the gateways have
+// gone on at the others. Which one that is only the balancer knows, so one after the other is killed until the session ends.
 func (t *theatre) killNode(ctx context.Context) error {
-	count, err := t.untilHalf(ctx, t.fleet[0])
+	g := t.fleet[0]
+	count, err := t.untilHalf(ctx, g)
 	if err != nil {
 		return err
 	}
-	// The balancer gives the fewest connections the next one, so each node has some; the last one's sessions are as good as any.
-	n := t.nodes[len(t.nodes)-1]
-	t.stages.note("SIGKILL to %s of %d after %d messages of %s", n.name, len(t.nodes), count, t.fleet[0].name)
-	begun := time.Now()
-	t.killNodeProcess(n)
-	if err := t.reconnected(ctx); err != nil {
-		return err
+	for _, n := range t.nodes {
+		before, err := t.connected(ctx)
+		if err != nil {
+			return err
+		}
+		t.stages.note("SIGKILL to %s of %d after %d messages of %s", n.name, len(t.nodes), count, g.name)
+		begun := time.Now()
+		t.killNodeProcess(n)
+		held := t.ends(ctx, g, before[g])
+		if held && len(t.nodes) > 1 {
+			if err := t.goOn(ctx, before); err != nil {
+				return err
+			}
+			t.stages.note("its session of %s is gone; every gateway delivers at the other nodes after %.1f s; it is started again", g.name, time.Since(begun).Seconds())
+			return t.runNode(n)
+		}
+		if err := t.runNode(n); err != nil {
+			return err
+		}
+		if held {
+			t.stages.note("it was the only one, and is started again")
+			return t.goOn(ctx, before)
+		}
+		t.stages.note("it had no session of %s, and is started again", g.name)
 	}
-	t.stages.note("every gateway delivers at the other nodes after %.1f s; %s is started again", time.Since(begun).Seconds(), n.name)
-	return t.runNode(n)
+	return fmt.Errorf("%s kept its session while each of %s was killed", g.name, plural(len(t.nodes), "node"))
+}
+
+// connected waits until every gateway is, and gives what its agent says then.
+func (t *theatre) connected(ctx context.Context) (map[*gateway]agentStatus, error) {
+	said := make(map[*gateway]agentStatus)
+	err := child.Until(ctx, "the gateways' connections", t.running(), func(ctx context.Context) (bool, error) {
+		for _, g := range t.fleet {
+			s, err := g.status(ctx)
+			if err != nil || !s.Uplink.Connected {
+				return false, nil
+			}
+			said[g] = s
+		}
+		return true, nil
+	})
+	return said, err
+}
+
+// ends says whether a gateway's session does, of which its agent said this.
+func (t *theatre) ends(ctx context.Context, g *gateway, session agentStatus) bool {
+	ctx, cancel := context.WithTimeout(ctx, missed)
+	defer cancel()
+	return child.Until(ctx, "the session's end", nil, func(ctx context.Context) (bool, error) {
+		s, err := g.status(ctx)
+		return err == nil && (!s.Uplink.Connected || !s.Uplink.Since.Equal(session.Uplink.Since)), nil
+	}) == nil
+}
+
+// goOn waits until the hospital has acknowledged more of each gateway than before, or all.
+func (t *theatre) goOn(ctx context.Context, before map[*gateway]agentStatus) error {
+	ctx, cancel := context.WithTimeout(ctx, returnTime)
+	defer cancel()
+	return child.Until(ctx, "the gateways' deliveries", t.running(), func(ctx context.Context) (bool, error) {
+		for _, g := range t.fleet {
+			s, err := g.status(ctx)
+			if err != nil || !s.Uplink.Connected || s.acknowledged() <= before[g].acknowledged() && s.waiting() > 0 {
+				return false, nil
+			}
+		}
+		return true, nil
+	})
 }
 
 func (t *theatre) killNodeProcess(n *ingestNode) {

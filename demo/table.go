@@ -25,7 +25,7 @@ func (t *theatre) table() {
 	row("agents killed", s.AgentKills, amid)
 	row("servers killed", s.ServerKills, amid)
 	if s.Nodes > 0 {
-		row("nodes killed", s.Kills.Node, fmt.Sprintf("of %d, %s; gateways went on at the others", s.Nodes, amid))
+		row("nodes killed", s.Kills.Node, fmt.Sprintf("of %d, %s", s.Nodes, amid))
 	}
 	if s.Kills.Database > 0 {
 		row("databases killed", s.Kills.Database, "PostgreSQL, with SIGKILL")

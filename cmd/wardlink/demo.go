@@ -22,7 +22,8 @@ func (t *tool) demo() *cobra.Command {
 			"is missing, doubled or different, every batch is accounted for, every attack was refused and the log verifies.\n\n" +
 			"With --disaster it backs the server up while the monitors send, destroys the server's directory later, restores the old\n" +
 			"backup, and lets the gateways bring what it lacks.\n\n" +
-			"With --postgres --nodes N the gateways reach N ingest nodes behind HAProxy, and one of them is killed mid-stream.\n\n" +
+			"With --postgres --nodes N the gateways reach N ingest nodes behind HAProxy, and the node that has a gateway's session is\n" +
+			"killed mid-stream.\n\n" +
 			"With --chaos it kills and cuts at random instead: a SIGKILL in two seconds and more, also amid starts, and cuts\n" +
 			"between them.",
 		Example: `  wardlink demo
