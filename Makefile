@@ -8,7 +8,7 @@ AGENT := -tags nethttpomithttp2 $(shell sed -n '/^[^\#]/s/.*/-gcflags=&=-l/p' cr
 # The packages that ask the database (translog's tests have both journals anyway): test runs them on SQLite with all the others, and beside them on PostgreSQL.
 DATABASE := ./server/sqldb/... ./server/registry/... ./server/records/... ./server/alerts/... ./server/api/... ./server/fhir/...
 
-.PHONY: help build cross packages packages-test repro emulated demo demo-nodes test check faults race bench bench-peers bench-records simulate storms footprint fuzz lint vuln clean need need-postgres
+.PHONY: help build cross packages packages-test repro emulated demo demo-nodes test check faults race bench bench-peers bench-records simulate storms footprint fuzz mutate lint vuln clean need need-postgres
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -29,7 +29,7 @@ test: need need-postgres ## all tests, with a real TPM emulator, and those of th
 	@scripts/recording --say
 	scripts/test $(DATABASE)
 
-check: need build lint race emulated packages-test ## the long checks: lint, race detector, ARM, packages, a minute of chaos, former agents, five days of the CA's tables, a real recording where there is one; upwards of half an hour
+check: need build lint mutate race emulated packages-test ## the long checks: lint, checks taken out, race detector, ARM, packages, a minute of chaos, former agents, five days of the CA's tables, a real recording where there is one; upwards of half an hour
 	bin/wardlink demo --chaos 60 --gateways 3
 	@scripts/need haproxy:haproxy
 	bin/wardlink demo --postgres --nodes 3 --chaos 60 --gateways 3
@@ -87,6 +87,9 @@ footprint: need ## what an agent takes of memory and disk, beside goals; some 10
 
 fuzz: ## every fuzz target for FUZZTIME (default 10s) each
 	scripts/fuzz
+
+mutate: ## takes each check of a TPM's attestation out, one at a time: does a test notice? Half a minute
+	scripts/mutate
 
 lint: ## gofmt, vet, staticcheck (pinned in go.mod)
 	scripts/lint

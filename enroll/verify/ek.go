@@ -21,6 +21,7 @@ import (
 var (
 	oidSubjectAltName             = asn1.ObjectIdentifier{2, 5, 29, 17}
 	oidSubjectDirectoryAttributes = asn1.ObjectIdentifier{2, 5, 29, 9}
+	oidRSAESOAEP                  = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 7}
 	// TPM description in certificates (TCG EK Credential Profile 2.6, 3.1.2).
 	oidManufacturer = asn1.ObjectIdentifier{2, 23, 133, 2, 1}
 	oidModel        = asn1.ObjectIdentifier{2, 23, 133, 2, 2}
@@ -37,14 +38,34 @@ func UnwrapCertificate(nv []byte) ([]byte, error) {
 		}
 		nv = nv[5 : 5+n]
 	}
+	if len(nv) == 0 || nv[0] != 0x30 {
+		return nil, errors.New("EK certificate: not a DER sequence")
+	}
 	var der asn1.RawValue
 	if _, err := asn1.Unmarshal(nv, &der); err != nil {
 		return nil, fmt.Errorf("EK certificate: %w", err)
 	}
-	if der.Class != asn1.ClassUniversal || der.Tag != asn1.TagSequence || !der.IsCompound {
-		return nil, errors.New("EK certificate: not a DER sequence")
-	}
 	return der.FullBytes, nil
+}
+
+// CertifiedKey is the PKIX DER of the key that a certificate certifies, in our own encoding; nil when nobody here knows its kind. Some makers
+// certify an RSA EK under the algorithm RSAES-OAEP (RFC 4055, 4.1), which crypto/x509 does not know: it is the same key.
+func CertifiedKey(cert *x509.Certificate) []byte {
+	key := cert.PublicKey
+	var info struct {
+		Algorithm pkix.AlgorithmIdentifier
+		Key       asn1.BitString
+	}
+	if _, err := asn1.Unmarshal(cert.RawSubjectPublicKeyInfo, &info); err == nil && info.Algorithm.Algorithm.Equal(oidRSAESOAEP) {
+		if oaep, err := x509.ParsePKCS1PublicKey(info.Key.RightAlign()); err == nil {
+			key = oaep
+		}
+	}
+	der, err := x509.MarshalPKIXPublicKey(key)
+	if err != nil {
+		return nil
+	}
+	return der
 }
 
 // KeyAlgorithm names the algorithm of a PKIX public key for humans, such as "RSA-2048" or "P-384".
@@ -87,7 +108,7 @@ func ekTemplate(key crypto.PublicKey) (tpm2.TPMTPublic, error) {
 			return tpm2.TPMTPublic{}, ErrEK
 		}
 		point, err := k.Bytes() // 04 || X || Y
-		if err != nil {
+		if err != nil {         // cannot fail: a key that was parsed is a point of its curve
 			return tpm2.TPMTPublic{}, ErrEK
 		}
 		half := (len(point) - 1) / 2

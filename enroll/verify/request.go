@@ -10,7 +10,7 @@ import (
 // Bounds of an attestation request. A real one has about 6 KB.
 const (
 	MaxRequest      = 64 << 10 // bytes of JSON
-	maxCertificates = 4
+	maxCertificates = 8        // an EK's own, and a chain
 	maxCertificate  = 8 << 10
 	maxStructure    = 2 << 10 // any TPM structure; the largest, a TPMT_PUBLIC with an RSA-4096 key, has about 600 bytes
 	maxText         = 64
@@ -22,7 +22,7 @@ const (
 type Request struct {
 	TPMInfo      TPMInfo  `json:"tpmInfo"`
 	EK           []byte   `json:"ek"`                // PKIX DER
-	EKCerts      [][]byte `json:"ekCerts,omitempty"` // DER
+	EKCerts      [][]byte `json:"ekCerts,omitempty"` // DER or as NV holds it (UnwrapCertificate): the EK's own first, then its chain
 	AKCert       []byte   `json:"akCert,omitempty"`  // a former AK certificate; ignored
 	AttestParams Params   `json:"params"`
 	// Serial is the serial number of the box around the TPM, in the box's own words; stock clients send none.

@@ -20,7 +20,7 @@ import (
 // Trust is the bundle of TPM makers' certificates. Nil pools mean that no chain verifies and only pinned EKs are admitted.
 type Trust struct {
 	Roots         *x509.CertPool
-	Intermediates *x509.CertPool // beside those, a certificate's own chain is not fetched: hospitals have no Internet there
+	Intermediates *x509.CertPool // beside those that the TPM shows itself; none is fetched: hospitals have no Internet there
 }
 
 // Verified is an attestation that passed every check. Only Attestation makes one; server/ca keeps it in the database until the TPM answers.
@@ -81,34 +81,25 @@ func Attestation(r *Request, trust Trust, now time.Time) (*Verified, error) {
 	return v, nil
 }
 
-// endorsement checks the EK and its certificate.
-func (v *Verified) endorsement(r *Request, trust Trust, now time.Time) error {
-	key, err := x509.ParsePKIXPublicKey(r.EK)
-	if err != nil {
-		return fmt.Errorf("%w: %v", ErrEK, err)
-	}
+// endorsement checks the EK and its certificates.
+func (v *Verified) endorsement(r *Request, trust Trust, now time.Time) (err error) {
+	key, _ := x509.ParsePKIXPublicKey(r.EK) // what is none is nil, and no EK
 	if v.ek, err = ekTemplate(key); err != nil {
 		return err
 	}
 	// The hash is over our own encoding: two encodings of one key must not be two gateways.
-	if v.EKPublic, err = x509.MarshalPKIXPublicKey(key); err != nil {
+	if v.EKPublic, err = x509.MarshalPKIXPublicKey(key); err != nil { // cannot fail: ekTemplate has taken it
 		return fmt.Errorf("%w: %v", ErrEK, err)
 	}
 	v.EK = sha256.Sum256(v.EKPublic)
 	v.describe(r.TPMInfo)
-
-	v.ChainErr = errors.New("the TPM shows no EK certificate")
-	for _, der := range r.EKCerts {
-		cert, err := x509.ParseCertificate(der)
-		if err != nil {
-			v.ChainErr = fmt.Errorf("EK certificate: %w", err)
-			continue
-		}
-		if of, err := x509.MarshalPKIXPublicKey(cert.PublicKey); err != nil || !bytes.Equal(of, v.EKPublic) {
-			return ErrEKCert
-		}
+	own, between, err := v.certificates(r.EKCerts)
+	if err != nil {
+		return err
+	}
+	for _, cert := range own {
 		v.describeBy(cert)
-		if v.ChainErr = chain(cert, trust, now); v.ChainErr == nil {
+		if v.ChainErr = chain(cert, between, trust, now); v.ChainErr == nil {
 			v.Chain = true
 			return nil
 		}
@@ -116,11 +107,46 @@ func (v *Verified) endorsement(r *Request, trust Trust, now time.Time) error {
 	return nil
 }
 
-// chain verifies an EK certificate. SubjectAltName and subjectDirectoryAttributes are critical in EK certificates and unknown to
+// certificates sorts what the TPM shows into the EK's own certificates and those of authorities between them and a maker's root, which some
+// TPMs hold, too. Neither is believed yet. ChainErr says why there may be none; a certificate of another key is a refusal.
+func (v *Verified) certificates(shown [][]byte) (own, between []*x509.Certificate, err error) {
+	v.ChainErr = errors.New("the TPM shows no EK certificate")
+	for _, nv := range shown {
+		der, err := UnwrapCertificate(nv)
+		if err != nil {
+			v.ChainErr = err
+			continue
+		}
+		cert, err := x509.ParseCertificate(der)
+		switch {
+		case err != nil:
+			v.ChainErr = fmt.Errorf("EK certificate: %w", err)
+		case bytes.Equal(CertifiedKey(cert), v.EKPublic):
+			own = append(own, cert)
+		case cert.IsCA:
+			between = append(between, cert)
+		default:
+			return nil, nil, ErrEKCert
+		}
+	}
+	return own, between, nil
+}
+
+// chain verifies an EK certificate, with the help of what was shown beside it. SubjectAltName and subjectDirectoryAttributes are critical in EK certificates and unknown to
 // crypto/x509; both only describe the TPM.
-func chain(cert *x509.Certificate, trust Trust, now time.Time) error {
+func chain(cert *x509.Certificate, between []*x509.Certificate, trust Trust, now time.Time) error {
 	if trust.Roots == nil { // crypto/x509 would take the system's roots
 		return ErrNoTrust
+	}
+	intermediates := trust.Intermediates
+	if len(between) > 0 {
+		intermediates = x509.NewCertPool()
+		if trust.Intermediates != nil {
+			intermediates = trust.Intermediates.Clone()
+		}
+		for _, c := range between {
+			intermediates.AddCert(c)
+		}
 	}
 	open := *cert
 	open.UnhandledCriticalExtensions = nil
@@ -129,7 +155,7 @@ func chain(cert *x509.Certificate, trust Trust, now time.Time) error {
 			open.UnhandledCriticalExtensions = append(open.UnhandledCriticalExtensions, oid)
 		}
 	}
-	if _, err := open.Verify(x509.VerifyOptions{Roots: trust.Roots, Intermediates: trust.Intermediates, CurrentTime: now,
+	if _, err := open.Verify(x509.VerifyOptions{Roots: trust.Roots, Intermediates: intermediates, CurrentTime: now,
 		KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}}); err != nil {
 		return fmt.Errorf("EK certificate: %w", err)
 	}
@@ -166,7 +192,7 @@ func (v *Verified) attestationKey(p Params) error {
 		return ErrDecrypt
 	}
 	name, err := tpm2.ObjectName(ak)
-	if err != nil {
+	if err != nil { // cannot fail: names are by SHA-256
 		return ErrAKPublic
 	}
 	if err := creation(p, key, name.Buffer); err != nil {
@@ -182,18 +208,21 @@ func rsaKey(ak *tpm2.TPMTPublic) (*rsa.PublicKey, error) {
 		return nil, ErrAKAlgorithm
 	}
 	parms, err := ak.Parameters.RSADetail()
-	if err != nil {
+	if err != nil { // cannot fail: go-tpm ties both unions' members to the type
 		return nil, ErrAKAlgorithm
 	}
 	unique, err := ak.Unique.RSA()
-	if err != nil {
+	if err != nil { // cannot fail: nor this
 		return nil, ErrAKAlgorithm
 	}
 	if scheme, err := parms.Scheme.Details.RSASSA(); err != nil || scheme.HashAlg != tpm2.TPMAlgSHA256 {
 		return nil, ErrAKScheme
 	}
 	key, err := tpm2.RSAPub(parms, unique)
-	if err != nil || key.N.BitLen() < 2048 || key.N.BitLen() > 4096 || key.E != 65537 || key.N.Bit(0) == 0 {
+	if err != nil { // cannot fail: go-tpm checks nothing here
+		return nil, ErrAKAlgorithm
+	}
+	if key.N.BitLen() < 2048 || key.N.BitLen() > 4096 || key.E != 65537 || key.N.Bit(0) == 0 {
 		return nil, ErrAKAlgorithm
 	}
 	return key, nil
@@ -219,10 +248,10 @@ func creation(p Params, ak *rsa.PublicKey, name []byte) error {
 		return ErrName
 	}
 	signature, err := tpm2.Unmarshal[tpm2.TPMTSignature](p.CreateSignature)
-	if err != nil || signature.SigAlg != tpm2.TPMAlgRSASSA {
+	if err != nil {
 		return ErrSigFormat
 	}
-	rsassa, err := signature.Signature.RSASSA()
+	rsassa, err := signature.Signature.RSASSA() // go-tpm ties the union's member to the algorithm
 	if err != nil || rsassa.Hash != tpm2.TPMAlgSHA256 {
 		return ErrSigFormat
 	}
@@ -236,7 +265,7 @@ func creation(p Params, ak *rsa.PublicKey, name []byte) error {
 // Seal encrypts secret (32 bytes) so that only a TPM holding both the EK and this very AK can read it: TPM2_MakeCredential in software.
 func (v *Verified) Seal(random io.Reader, secret []byte) (Challenge, error) {
 	kem, err := tpm2.ImportEncapsulationKey(&v.ek)
-	if err != nil {
+	if err != nil { // cannot fail: Attestation has made it
 		return Challenge{}, fmt.Errorf("make credential: %w", err)
 	}
 	id, enc, err := tpm2.CreateCredential(random, kem, v.AKName, secret)

@@ -7,8 +7,9 @@ import (
 	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/x509"
-	"encoding/json"
+	"encoding/pem"
 	"errors"
+	"math/big"
 	"os"
 	"path/filepath"
 	"strings"
@@ -89,14 +90,29 @@ type forge struct {
 	sign   func([]byte) []byte
 }
 
+// softKey is one of the two RSA keys of testdata/soft.pem, which are secret to nobody: making keys would take most of these tests' time, and
+// make mutate runs them once for each check.
+func softKey(t testing.TB, n int) *rsa.PrivateKey {
+	t.Helper()
+	rest := readFile(t, "soft.pem")
+	var block *pem.Block
+	for range n + 1 {
+		if block, rest = pem.Decode(rest); block == nil {
+			t.Fatalf("testdata/soft.pem: no key %d", n)
+		}
+	}
+	key, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key.(*rsa.PrivateKey)
+}
+
 // newForge is an attestation by an AK in software, which is what an attacker without a TPM has. It passes every check but the
 // challenge, which only a TPM answers.
 func newForge(t *testing.T) *forge {
 	t.Helper()
-	key, err := rsa.GenerateKey(rand.Reader, 2048)
-	if err != nil {
-		t.Fatal(err)
-	}
+	key := softKey(t, 0)
 	f := &forge{t: t, key: key, data: request(t).AttestParams.CreateData}
 	public, err := tpm2.Unmarshal[tpm2.TPMTPublic](request(t).AttestParams.Public)
 	if err != nil {
@@ -161,6 +177,20 @@ func TestEachCheckStandsAlone(t *testing.T) {
 		"does not sign":                                {attribute(func(a *tpm2.TPMAObject) { a.SignEncrypt = false }), verify.ErrSign},
 		"decrypts":                                     {attribute(func(a *tpm2.TPMAObject) { a.Decrypt = true }), verify.ErrDecrypt},
 		"named by SHA-384":                             {func(f *forge) { f.public.NameAlg = tpm2.TPMAlgSHA384; f.creation() }, verify.ErrAKAlgorithm},
+		"of another kind":                              {func(f *forge) { f.public = ecc(); f.creation() }, verify.ErrAKAlgorithm},
+		"too long":                                     {modulus(new(big.Int).SetBit(big.NewInt(1), 4096, 1)), verify.ErrAKAlgorithm},
+		"an even modulus":                              {modulus(new(big.Int).Lsh(big.NewInt(1), 2047)), verify.ErrAKAlgorithm},
+		"an exponent of 3": {func(f *forge) {
+			parms, err := f.public.Parameters.RSADetail()
+			if err != nil {
+				f.t.Fatal(err)
+			}
+			changed := *parms
+			changed.Exponent = 3
+			f.public.Parameters = tpm2.NewTPMUPublicParms(tpm2.TPMAlgRSA, &changed)
+			f.creation()
+		}, verify.ErrAKAlgorithm},
+		"no signature": {func(f *forge) { f.creation(); f.sign = func([]byte) []byte { return nil } }, verify.ErrSigFormat},
 		"signs with PSS": {func(f *forge) {
 			f.scheme(tpm2.TPMAlgRSAPSS, tpm2.NewTPMUAsymScheme(tpm2.TPMAlgRSAPSS, &tpm2.TPMSSigSchemeRSAPSS{HashAlg: tpm2.TPMAlgSHA256}))
 			f.creation()
@@ -180,11 +210,7 @@ func TestEachCheckStandsAlone(t *testing.T) {
 		"made by software": {func(f *forge) { f.creation(); f.attest.Magic = 0x41414141 }, verify.ErrMagic},
 		"signed by another key": {func(f *forge) {
 			f.creation()
-			other, err := rsa.GenerateKey(rand.Reader, 2048)
-			if err != nil {
-				f.t.Fatal(err)
-			}
-			f.key = other
+			f.key = softKey(f.t, 1)
 		}, verify.ErrSignature},
 		"a signature of another kind": {func(f *forge) {
 			f.creation()
@@ -219,6 +245,21 @@ func TestEachCheckStandsAlone(t *testing.T) {
 	}
 }
 
+// modulus has another RSA key in the public area's place.
+func modulus(n *big.Int) func(*forge) {
+	return func(f *forge) {
+		f.public.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgRSA, &tpm2.TPM2BPublicKeyRSA{Buffer: n.Bytes()})
+		f.creation()
+	}
+}
+
+// ecc is a restricted signing key of P-256.
+func ecc() tpm2.TPMTPublic {
+	public := tpm2.ECCEKTemplate
+	public.ObjectAttributes = tpm2.TPMAObject{FixedTPM: true, FixedParent: true, SensitiveDataOrigin: true, UserWithAuth: true, Restricted: true, SignEncrypt: true}
+	return public
+}
+
 func TestShortAK(t *testing.T) {
 	t.Setenv("GODEBUG", "rsa1024min=0")
 	weak := newForge(t)
@@ -239,163 +280,24 @@ func (f *forge) scheme(alg tpm2.TPMAlgID, details tpm2.TPMUAsymScheme) {
 		&tpm2.TPMSRSAParms{KeyBits: 2048, Scheme: tpm2.TPMTRSAScheme{Scheme: alg, Details: details}})
 }
 
-func TestTrailingBytesAreRefused(t *testing.T) {
-	r := request(t)
-	r.AttestParams.Public = append(r.AttestParams.Public, 0)
-	if _, err := verify.Attestation(r, trust(t), within(t)); !errors.Is(err, verify.ErrAKPublic) {
-		t.Errorf("behind the public area: %v", err)
-	}
-	f := newForge(t)
-	f.creation()
-	r = f.request()
-	r.AttestParams.CreateAttestation = append(r.AttestParams.CreateAttestation, 0)
-	r.AttestParams.CreateSignature = f.sign(r.AttestParams.CreateAttestation)
-	if _, err := verify.Attestation(r, trust(t), within(t)); !errors.Is(err, verify.ErrAttest) {
-		t.Errorf("behind the attestation: %v", err)
-	}
-}
-
-func TestEndorsement(t *testing.T) {
-	verdict := func(t *testing.T, change func(*verify.Request), by verify.Trust, now time.Time) (*verify.Verified, error) {
-		t.Helper()
-		r := request(t)
-		change(r)
-		return verify.Attestation(r, by, now)
-	}
-	whole := trust(t)
-	now := within(t)
-	same := func(*verify.Request) {}
-
-	if _, err := verdict(t, func(r *verify.Request) { r.EK = []byte("ek") }, whole, now); !errors.Is(err, verify.ErrEK) {
-		t.Errorf("junk for an EK: %v", err)
-	}
-	for _, bits := range []int{3072} {
-		key, err := rsa.GenerateKey(rand.Reader, bits)
-		if err != nil {
-			t.Fatal(err)
-		}
-		der, err := x509.MarshalPKIXPublicKey(key.Public())
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := verdict(t, func(r *verify.Request) { r.EK, r.EKCerts = der, nil }, whole, now); !errors.Is(err, verify.ErrEK) {
-			t.Errorf("an RSA-%d EK: %v", bits, err)
-		}
-	}
-	p384, err := verify.UnwrapCertificate(readFile(t, "nv-p384.der"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := verdict(t, func(r *verify.Request) { r.EKCerts = [][]byte{p384} }, whole, now); !errors.Is(err, verify.ErrEKCert) {
-		t.Errorf("the certificate of the TPM's other EK: %v", err)
-	}
-	for name, row := range map[string]struct {
-		change func(*verify.Request)
-		trust  verify.Trust
-		now    time.Time
-	}{
-		"no certificate":     {func(r *verify.Request) { r.EKCerts = nil }, whole, now},
-		"an unknown maker":   {same, verify.Trust{Roots: x509.NewCertPool(), Intermediates: whole.Intermediates}, now},
-		"no trusted maker":   {same, verify.Trust{}, now},
-		"no intermediate":    {same, verify.Trust{Roots: whole.Roots}, now},
-		"not yet valid":      {same, whole, now.Add(-100 * 24 * time.Hour)},
-		"unreadable":         {func(r *verify.Request) { r.EKCerts = [][]byte{[]byte("certificate")} }, whole, now},
-		"a cut certificate":  {func(r *verify.Request) { r.EKCerts[0] = r.EKCerts[0][:300] }, whole, now},
-		"a broken signature": {func(r *verify.Request) { r.EKCerts[0][len(r.EKCerts[0])-1] ^= 1 }, whole, now},
+// What is no TPM structure, or more than one, is refused before anything is read off it.
+func TestStructuresAreWhole(t *testing.T) {
+	for name, spoil := range map[string]func([]byte) []byte{
+		"bytes behind it": func(b []byte) []byte { return append(b, 0) }, "cut": func(b []byte) []byte { return b[:len(b)-1] }, "none": func([]byte) []byte { return nil },
 	} {
-		v, err := verdict(t, row.change, row.trust, row.now)
-		if err != nil || v.Chain || v.ChainErr == nil {
-			t.Errorf("%s: %v, chain %v", name, err, v)
-		} else if v.Manufacturer == "" || v.Model == "" || v.Version == "" {
-			t.Errorf("%s: the TPM is not described: %+v", name, v)
+		f := newForge(t)
+		f.creation()
+		r := f.request()
+		r.AttestParams.Public = spoil(r.AttestParams.Public)
+		if _, err := verify.Attestation(r, trust(t), within(t)); !errors.Is(err, verify.ErrAKPublic) {
+			t.Errorf("the public area, %s: %v", name, err)
 		}
-	}
-	if v, err := verdict(t, same, verify.Trust{}, now); err != nil || v.ChainErr != verify.ErrNoTrust {
-		t.Errorf("without trust the system's roots are asked: %v %v", v, err)
-	}
-	// The ECC EK is as good: its challenge can be made.
-	cert, err := x509.ParseCertificate(p384)
-	if err != nil {
-		t.Fatal(err)
-	}
-	der, err := x509.MarshalPKIXPublicKey(cert.PublicKey)
-	if err != nil {
-		t.Fatal(err)
-	}
-	v, err := verdict(t, func(r *verify.Request) { r.EK, r.EKCerts = der, [][]byte{p384} }, whole, now)
-	if err != nil || !v.Chain {
-		t.Fatalf("P-384: %v %v", v, err)
-	}
-	if _, err := v.Seal(rand.Reader, make([]byte, 32)); err != nil {
-		t.Error(err)
-	}
-}
-
-// A certificate of the maker's CA that is not for an EK does not make one.
-func TestUsageIsChecked(t *testing.T) {
-	platform := readFile(t, "not-ek.der")
-	cert, err := x509.ParseCertificate(platform)
-	if err != nil {
-		t.Fatal(err)
-	}
-	der, err := x509.MarshalPKIXPublicKey(cert.PublicKey)
-	if err != nil {
-		t.Fatal(err)
-	}
-	pool := x509.NewCertPool()
-	pool.AddCert(cert)
-	r := request(t)
-	r.EK, r.EKCerts = der, [][]byte{platform}
-	v, err := verify.Attestation(r, verify.Trust{Roots: pool}, cert.NotBefore.Add(time.Hour))
-	if err != nil || v.Chain || !strings.Contains(v.ChainErr.Error(), "2.23.133.8.1") {
-		t.Errorf("%v, chain %+v", err, v)
-	}
-}
-
-func TestUnwrapCertificate(t *testing.T) {
-	der := request(t).EKCerts[0]
-	header := append([]byte{0x10, 0x01, 0x00, byte(len(der) >> 8), byte(len(der))}, der...)
-	for name, nv := range map[string][]byte{
-		"bare":                der,
-		"padded with FF":      append(bytes.Clone(der), bytes.Repeat([]byte{0xff}, 500)...),
-		"padded with 00":      append(bytes.Clone(der), make([]byte, 500)...),
-		"TCG header":          header,
-		"TCG header, padding": append(bytes.Clone(header), bytes.Repeat([]byte{0xff}, 9)...),
-	} {
-		got, err := verify.UnwrapCertificate(nv)
-		if err != nil || !bytes.Equal(got, der) {
-			t.Errorf("%s: %d bytes, %v", name, len(got), err)
+		r = f.request()
+		r.AttestParams.CreateAttestation = spoil(r.AttestParams.CreateAttestation)
+		r.AttestParams.CreateSignature = f.sign(r.AttestParams.CreateAttestation)
+		if _, err := verify.Attestation(r, trust(t), within(t)); !errors.Is(err, verify.ErrAttest) {
+			t.Errorf("the attestation, %s: %v", name, err)
 		}
-	}
-	for name, nv := range map[string][]byte{
-		"nothing": nil, "only padding": bytes.Repeat([]byte{0xff}, 100), "cut": der[:len(der)-1], "header lies": header[:len(header)-1],
-		"not a sequence": {0x04, 0x02, 1, 2},
-	} {
-		if _, err := verify.UnwrapCertificate(nv); err == nil {
-			t.Errorf("%s: no error", name)
-		}
-	}
-}
-
-func TestRequestIsBounded(t *testing.T) {
-	for name, change := range map[string]func(*verify.Request){
-		"certificates":       func(r *verify.Request) { r.EKCerts = make([][]byte, 5) },
-		"a long certificate": func(r *verify.Request) { r.EKCerts[0] = make([]byte, 9<<10) },
-		"a long structure":   func(r *verify.Request) { r.AttestParams.Public = make([]byte, 3<<10) },
-		"TPM 1.2":            func(r *verify.Request) { r.TPMInfo.Version = 1 },
-	} {
-		r := request(t)
-		change(r)
-		data, err := json.Marshal(r)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := verify.ParseRequest(data); err == nil {
-			t.Errorf("%s: no error", name)
-		}
-	}
-	if _, err := verify.ParseRequest(make([]byte, verify.MaxRequest+1)); err == nil {
-		t.Error("a long request: no error")
 	}
 }
 
@@ -426,18 +328,6 @@ func FuzzStructures(f *testing.F) {
 		forged.AttestParams = verify.Params{Public: public, CreateData: data, CreateAttestation: attest, CreateSignature: sig}
 		if v, err := verify.Attestation(&forged, by, now); err == nil && !bytes.Equal(public, p.Public) {
 			t.Fatalf("a forged key passed: %+v", v)
-		}
-	})
-}
-
-func FuzzUnwrapCertificate(f *testing.F) {
-	f.Add(request(f).EKCerts[0])
-	f.Add(readFile(f, "nv-p384.der"))
-	f.Add([]byte{0x10, 0x01, 0x00, 0x00, 0x02, 0x30, 0x00, 0xff})
-	f.Fuzz(func(t *testing.T, nv []byte) {
-		der, err := verify.UnwrapCertificate(nv)
-		if err == nil && !bytes.Contains(nv, der) {
-			t.Fatal("the certificate is not in the index")
 		}
 	})
 }
