@@ -78,9 +78,12 @@ func FuzzDecodeRow(f *testing.F) {
 	more.Extra = Extra(additions)
 	seeds(f, mustEncode(f)(EncodeRow(testRow(1))), mustEncode(f)(EncodeRow(more)))
 	f.Fuzz(func(t *testing.T, data []byte) {
+		if !compareRow(t, data) {
+			return
+		}
 		r, err := DecodeRow(data)
 		if err != nil {
-			return
+			t.Fatal(err)
 		}
 		if again, err := EncodeRow(r); err != nil || !bytes.Equal(again, data) {
 			t.Errorf("%x decodes to %+v and encodes to %x, %v", data, r, again, err)
