@@ -72,13 +72,15 @@ func (j *Journal) notify(notes <-chan group.Group[Entry]) {
 // commit makes a group durable, in a new segment when the current one has no room or is given up.
 func (j *Journal) commit(batch []group.Pending[Entry]) error {
 	first := j.committed + 1 // only this goroutine writes it
-	entries := make([]Entry, len(batch))
+	entries := j.entries[:0]
 	size := uint64(0)
-	for i, p := range batch {
-		entries[i] = p.Entry
+	for _, p := range batch {
+		entries = append(entries, p.Entry)
 		size += uint64(p.Entry.Size())
 	}
-	value := pack(first, entries)
+	value := pack(j.value[:0], first, entries)
+	clear(entries) // frames are their sessions' again once they are durable
+	j.entries, j.value = entries, value
 	bound := int64(len(value)+2*segment.PageSize) + commitPages*segment.PageSize
 	if j.current == nil || j.current.file.Room() < bound {
 		if err := j.begin(first); err != nil {

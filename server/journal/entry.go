@@ -46,6 +46,7 @@ type Store interface {
 	Submit(e Entry, done func(seq uint64, err error)) error
 
 	Read(from uint64, max int) ([]Entry, error)
+	ReadHeads(from uint64, max int) ([]Entry, error)
 	Wait(ctx context.Context, after uint64) error
 	Cursor(consumer string) uint64
 	SetCursor(consumer string, seq uint64) error

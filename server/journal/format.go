@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -102,14 +103,14 @@ func parseSummary(b []byte) (s summary, err error) {
 	return s, nil
 }
 
-// pack writes the entries of one commit as one value. bbolt gives a large value its own pages; an entry of its own key each would
-// be copied again with every neighbour that is added to its page.
-func pack(first uint64, entries []Entry) []byte {
+// pack writes the entries of one commit as one value, over what is in b if it has room there. bbolt gives a large value its own pages; an entry
+// of its own key each would be copied again with every neighbour that is added to its page.
+func pack(b []byte, first uint64, entries []Entry) []byte {
 	size := packHead + packTail
 	for _, e := range entries {
 		size += entryHead + len(e.Head) + len(e.Blob)
 	}
-	b := binary.BigEndian.AppendUint32(make([]byte, 0, size), uint32(len(entries)))
+	b = binary.BigEndian.AppendUint32(slices.Grow(b[:0], size), uint32(len(entries)))
 	for _, e := range entries {
 		b = append(append(b, e.ID[:]...), byte(e.Kind))
 		b = binary.BigEndian.AppendUint32(b, uint32(len(e.Head)))
@@ -120,7 +121,7 @@ func pack(first uint64, entries []Entry) []byte {
 }
 
 // Pack is the entries of one group as one value, for a store that gives them their numbers only when it takes them.
-func Pack(entries []Entry) []byte { return pack(0, entries) }
+func Pack(entries []Entry) []byte { return pack(nil, 0, entries) }
 
 // Unpack is the inverse of Pack for a group whose first number is first: it checks length and checksum, and calls fn for each entry in order
 // until it returns false. Head and Blob alias b. An error is segment.ErrDamaged.

@@ -199,7 +199,10 @@ type Journal struct {
 	state   *durable.AB
 	cursors cursors // guarded by mu
 
-	current *seg // of the committer alone
+	// Of the committer alone:
+	current *seg
+	entries []Entry // of the commit under way, and the value they are packed into: room that the next one uses again
+	value   []byte
 	workers sync.WaitGroup
 }
 

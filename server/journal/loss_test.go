@@ -18,7 +18,7 @@ func failFirstCommit(t *testing.T, j *Journal, first uint64) {
 	if err := j.begin(first); err != nil {
 		t.Fatal(err)
 	}
-	value := pack(first, []Entry{entryOf(j, "void", 10)})
+	value := pack(nil, first, []Entry{entryOf(j, "void", 10)})
 	err := j.current.file.Commit(1<<17, func(tx *bbolt.Tx) error {
 		commit, err := tx.Bucket([]byte(bucketCommits)).CreateBucket(seqKey(first))
 		if err != nil {

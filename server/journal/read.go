@@ -17,7 +17,15 @@ import (
 // none yet. Sequence numbers have no holes, except where a commit or a file was damaged; Read then goes on behind it. A finished file
 // that the disk does not give is an error for readTries tries and readTime, so that a disk may come back; then it is damaged as well.
 func (j *Journal) Read(from uint64, max int) ([]Entry, error) {
-	r := &reading{from: from, max: max}
+	return j.read(&reading{from: from, max: max})
+}
+
+// ReadHeads is Read without the blobs: they are not copied, do not count among the 8 MB, and Blob is nil.
+func (j *Journal) ReadHeads(from uint64, max int) ([]Entry, error) {
+	return j.read(&reading{from: from, max: max, heads: true})
+}
+
+func (j *Journal) read(r *reading) ([]Entry, error) {
 	j.reading.Lock()
 	defer j.reading.Unlock()
 	for !r.full() {
@@ -75,6 +83,7 @@ type reading struct {
 	from  uint64 // the next number wanted
 	until uint64 // the last that counts in the segment
 	max   int
+	heads bool // blobs are not wanted
 	bytes int
 	done  bool
 	out   []Entry
@@ -116,6 +125,9 @@ func (r *reading) segment(tx *bbolt.Tx) error {
 }
 
 func (r *reading) entry(e Entry) bool {
+	if r.heads {
+		e.Blob = nil
+	}
 	switch {
 	case e.Seq < r.from:
 		return true
@@ -125,7 +137,11 @@ func (r *reading) entry(e Entry) bool {
 		r.done = true
 		return false
 	}
-	e.Head, e.Blob = bytes.Clone(e.Head), bytes.Clone(e.Blob)
+	own := append(append(make([]byte, 0, e.Size()), e.Head...), e.Blob...) // what is mapped is not ours
+	head := len(e.Head)
+	if e.Head = own[:head:head]; !r.heads {
+		e.Blob = own[head:]
+	}
 	r.out = append(r.out, e)
 	r.bytes += e.Size()
 	r.from = e.Seq + 1

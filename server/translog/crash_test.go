@@ -234,7 +234,7 @@ func (j *fileJournal) grow(ctx context.Context) {
 	}
 }
 
-func (j *fileJournal) Read(from uint64, max int) ([]journal.Entry, error) {
+func (j *fileJournal) ReadHeads(from uint64, max int) ([]journal.Entry, error) {
 	var out []journal.Entry
 	for seq := from; seq <= j.length.Load() && len(out) < max; seq++ {
 		out = append(out, makeEntry(j.t, seq))

@@ -112,7 +112,7 @@ func (l *Log) pass(ctx context.Context) (more bool, err error) {
 func (l *Log) collect() (p pass, more bool, err error) {
 	p.seq = l.at.Seq
 	for {
-		entries, err := l.cfg.Journal.Read(p.seq+1, readEntries)
+		entries, err := l.cfg.Journal.ReadHeads(p.seq+1, readEntries)
 		if err != nil {
 			return p, false, fmt.Errorf("read journal at %d: %w", p.seq+1, err)
 		}
@@ -227,7 +227,7 @@ func (l *Log) takeHole(p *pass, first, last uint64) error {
 	return nil
 }
 
-// takeRow adds a publish to the open window. The head is copied: the journal's memory holds the frame beside it, and must not be kept.
+// takeRow adds a publish to the open window. The head is copied: the journal's memory may hold the frame beside it, and must not be kept.
 func (l *Log) takeRow(p *pass, e journal.Entry, row audit.Row) error {
 	for i := range l.covered {
 		if s := &l.covered[i]; s.first <= e.Seq && e.Seq <= s.last {

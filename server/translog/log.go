@@ -50,8 +50,8 @@ var (
 
 // Journal is what the log is made of. Sequence numbers start at 1 and ascend; a hole stands for entries that were damaged.
 type Journal interface {
-	Read(from uint64, max int) ([]journal.Entry, error) // committed entries with Seq >= from, in order; none is not an error
-	Wait(ctx context.Context, after uint64) error       // until an entry with Seq > after is committed
+	ReadHeads(from uint64, max int) ([]journal.Entry, error) // committed entries with Seq >= from, in order; none is not an error
+	Wait(ctx context.Context, after uint64) error            // until an entry with Seq > after is committed
 	Cursor(consumer string) uint64
 	SetCursor(consumer string, seq uint64) error // durable
 }

@@ -72,7 +72,7 @@ func (l *Log) checkJournal() error {
 	if l.at.Seq == 0 {
 		return nil
 	}
-	entries, err := l.cfg.Journal.Read(l.at.Seq, 1)
+	entries, err := l.cfg.Journal.ReadHeads(l.at.Seq, 1)
 	if err != nil {
 		return fmt.Errorf("open log: read journal at %d: %w", l.at.Seq, err)
 	}

@@ -52,6 +52,7 @@ type Queue[E Entry] struct {
 	room    sync.Cond // the queue got shorter, or ended
 	entries []Pending[E]
 	bytes   int
+	former  int // entries of the last group: as many are likely to come
 	asked   []chan struct{}
 	ended   bool
 	more    chan struct{}
@@ -73,6 +74,9 @@ func (q *Queue[E]) Submit(e E, done func(seq uint64, err error)) error {
 	}
 	if q.ended {
 		return fmt.Errorf("journal: %w", q.closed)
+	}
+	if q.entries == nil {
+		q.entries = make([]Pending[E], 0, q.former+q.former/4)
 	}
 	q.entries = append(q.entries, Pending[E]{Entry: e, Done: done})
 	q.bytes += e.Size()
@@ -103,6 +107,9 @@ func (q *Queue[E]) Take(bytes, entries int) (g Group[E], last bool) {
 	q.entries = q.entries[n:]
 	if len(q.entries) == 0 {
 		q.entries = nil // lets the array go once its entries are done
+	}
+	if n > 0 {
+		q.former = n
 	}
 	q.bytes -= size
 	q.room.Broadcast()

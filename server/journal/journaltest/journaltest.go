@@ -304,6 +304,15 @@ func readBounds(t *testing.T, p Place) {
 				if len(got) == 0 {
 					break
 				}
+				heads, err := j.ReadHeads(next, limit)
+				if err != nil || len(heads) == 0 || len(heads) > limit {
+					t.Fatalf("heads from %d at most %d: %d entries, %v", next, limit, len(heads), err)
+				}
+				for i := range min(len(got), len(heads)) {
+					if h, e := heads[i], got[i]; h.Seq != e.Seq || h.ID != e.ID || h.Kind != e.Kind || string(h.Head) != string(e.Head) || h.Blob != nil {
+						t.Fatalf("heads from %d at most %d: %+v in the place of %+v", next, limit, h, e)
+					}
+				}
 				for _, e := range got {
 					if e.Seq != next || string(e.Head) != strconv.FormatUint(next, 10) || len(e.Blob) != int(next-1) {
 						t.Fatalf("from %d at most %d: entry %d with head %s in the place of %d", from, limit, e.Seq, e.Head, next)

@@ -92,6 +92,15 @@ func (j *Journal) Read(from uint64, max int) ([]journal.Entry, error) {
 	return out, nil
 }
 
+// ReadHeads is Read with a nil Blob.
+func (j *Journal) ReadHeads(from uint64, max int) ([]journal.Entry, error) {
+	out, err := j.Read(from, max)
+	for i := range out {
+		out[i].Blob = nil
+	}
+	return out, err
+}
+
 func (r *reader) from(ctx context.Context, from uint64, max int) (out []journal.Entry, err error) {
 	bytes := 0
 	// add says whether there is room for more.
