@@ -1,6 +1,8 @@
 # Everything is built static, with Go's certified FIPS 140-3 module, and reproducible from the sources (cross/).
 export CGO_ENABLED := 0
 export GOFIPS140 := certified
+# Tests, tools and programs are compiled by the same flags, so that each package is compiled once.
+export GOFLAGS := $(strip $(shell go env GOFLAGS) -trimpath)
 BUILD = stamp=$$(cross/stamp) && go build -trimpath -buildvcs=false -ldflags="$$stamp"
 # The agent speaks HTTP/1.1 alone; without HTTP/2 its program is half a megabyte smaller. cross/lean has what is not inlined.
 AGENT := -tags nethttpomithttp2 $(shell sed -n '/^[^\#]/s/.*/-gcflags=&=-l/p' cross/lean)
@@ -29,15 +31,9 @@ test: need need-postgres ## all tests, with a real TPM emulator, and those of th
 	@scripts/recording --say
 	scripts/test $(DATABASE)
 
-check: need build lint mutate race emulated packages-test ## the long checks: lint, checks taken out, race detector, ARM, packages, a minute of chaos, former agents, five days of the CA's tables, a real recording where there is one; upwards of half an hour
-	bin/wardlink demo --chaos 60 --gateways 3
-	@scripts/need haproxy:haproxy
-	bin/wardlink demo --postgres --nodes 3 --chaos 60 --gateways 3
-	WARDLINK_CROSS=all go test -count=1 ./cross
-	scripts/faults 150
-	scripts/older
-	scripts/recording
-	CA_DAYS=5 go test -timeout 10m -run '^TestTablesStayBounded$$' ./server/ca/acmedb
+check: need need-postgres build ## the long checks, in two lanes: lint, checks taken out, race detector, ARM, packages, two minutes of chaos, a sample of faults, former agents, two days of the CA's tables, real recordings where there are some
+	@scripts/need haproxy:haproxy qemu-arm-static:qemu-user-static gcc:build-essential debootstrap:debootstrap rpm:rpm man:man-db systemd-analyze:systemd flock:util-linux
+	scripts/check
 
 faults: need ## every call by which an agent or a server writes fails, or is its last; power cuts, torn and rotten files: tables; some ten minutes
 	scripts/faults
