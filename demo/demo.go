@@ -36,10 +36,11 @@ type theatre struct {
 	fleet   []*gateway
 	api     *client.Client
 
-	backedUp  time.Time
-	newLog    string   // origin of the log that the restore began
-	mallory   *gateway // is enrolled like the others, and then carried away
-	malloryEK [32]byte // SHA-256 of its endorsement key
+	backedUp      time.Time
+	backedUpAcked uint64   // of the first gateway, at that time
+	newLog        string   // origin of the log that the restore began
+	mallory       *gateway // is enrolled like the others, and then carried away
+	malloryEK     [32]byte // SHA-256 of its endorsement key
 
 	mu       sync.Mutex
 	pg       *pgserver.Server // nil without Postgres

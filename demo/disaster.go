@@ -53,15 +53,31 @@ func (t *theatre) makeBackup(ctx context.Context) error {
 	}
 	t.stages.note("backup made beside the running server: %.2f MB in %.1f s", float64(res.Bytes)/1e6, time.Since(begun).Seconds())
 	t.backedUp = time.Now()
+	status, err := t.fleet[0].status(ctx)
+	if err != nil {
+		return err
+	}
+	t.backedUpAcked = status.acknowledged()
 	t.count(func(s *Summary) {
 		s.Disaster = &Disaster{BackupSeconds: time.Since(begun).Seconds(), BackupBytes: res.Bytes}
 	})
 	return nil
 }
 
+// afterBackup is how many batches of the first gateway are acknowledged after the backup, at the least, before the server is lost: what was
+// acknowledged and is in no backup is what a disaster is about, however slowly a gateway came back from its own kill.
+const afterBackup = 20
+
 // loseServer takes the server and everything it had, while the monitors send on, and restores the old backup.
 func (t *theatre) loseServer(ctx context.Context) error {
 	n, err := t.untilHalf(ctx, t.fleet[0])
+	if err != nil {
+		return err
+	}
+	err = child.Until(ctx, "deliveries after the backup", t.running(), func(ctx context.Context) (bool, error) {
+		s, err := t.fleet[0].status(ctx)
+		return err == nil && s.acknowledged() >= t.backedUpAcked+afterBackup, nil
+	})
 	if err != nil {
 		return err
 	}
