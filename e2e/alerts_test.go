@@ -102,6 +102,7 @@ func (h *hospital) configure(more string) {
 // TestAlertsReachTheirTarget: what is wrong with a running server arrives at a receiver, signed; it is listed, taken on and silenced by an
 // operator, each with its leaf; a target that fails is seen by 'alerts test'; and an alert that waits outlives a SIGKILL.
 func TestAlertsReachTheirTarget(t *testing.T) {
+	t.Parallel()
 	h := initHospital(t)
 	p := newPager(t, h.dir)
 	p.set(true)
@@ -156,6 +157,7 @@ func TestAlertsReachTheirTarget(t *testing.T) {
 
 // TestAlertsFromAFullDisk: the journal cannot be written, and the pager rings all the same; the events follow when there is room again.
 func TestAlertsFromAFullDisk(t *testing.T) {
+	t.Parallel()
 	if !inOwnMounts(t) {
 		return
 	}

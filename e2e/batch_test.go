@@ -25,16 +25,21 @@ type approvalReport struct {
 
 // TestBatchApproval: three gateways are admitted from one file, one of them only once its row is mended; what stands is left alone.
 func TestBatchApproval(t *testing.T) {
+	t.Parallel()
 	// What a box says of its serial number is what its service manager passed to it, here the same for all three.
 	credentials := t.TempDir()
 	if err := os.WriteFile(filepath.Join(credentials, "serial"), []byte("S-4711\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	t.Setenv("CREDENTIALS_DIRECTORY", credentials)
 	h := newHospital(t)
 	boxes := []*box{h.newBox("one", h.kit()), h.newBox("two", h.kit()), h.newBox("three", h.kit())}
 	for _, b := range boxes {
-		b.start()
+		var err error
+		b.agent, err = child.Start(b.name, filepath.Join(b.dir, "agent.log"), "env", "CREDENTIALS_DIRECTORY="+credentials, program("wardlink-agent"), "run", "--config", b.config())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(b.agent.Stop)
 	}
 	// The TPM is the running agent's alone; what it is called is in its status.
 	short := make([]string, len(boxes))
@@ -157,6 +162,7 @@ func TestBatchApproval(t *testing.T) {
 
 // TestBootPartition: what an engineer puts on the card is what a gateway reads.
 func TestBootPartition(t *testing.T) {
+	t.Parallel()
 	h := newHospital(t)
 	card := filepath.Join(h.dir, "card")
 	if err := os.Mkdir(card, 0o700); err != nil {

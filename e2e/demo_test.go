@@ -48,6 +48,7 @@ func TestMainJob(t *testing.T) {
 
 // TestChaos: ten seconds of kills and cuts at random. The seed is drawn: a failure prints it, and it repeats the blows.
 func TestChaos(t *testing.T) {
+	t.Parallel()
 	ctx, cancel := context.WithTimeout(context.Background(), 4*time.Minute)
 	defer cancel()
 	var out bytes.Buffer
@@ -156,6 +157,7 @@ func inflated(data []byte) (texts [][]byte) {
 // TestScanSeesUnsealedBatches is the scan's own control: a batch as it is before its seal, anywhere in a file, is found although none
 // of the canaries can be read in it as it is.
 func TestScanSeesUnsealedBatches(t *testing.T) {
+	t.Parallel()
 	var b telemetry.Batch
 	for i := range 3 {
 		msg := fmt.Sprintf("MSH|^~\\&|BEDSIDE|WARDSIM|||20261122120000.000+0000||ORU^R01^ORU_R01|C-%d|T|2.6|||AL|NE||UNICODE UTF-8\r", i) +

@@ -17,6 +17,7 @@ import (
 
 // TestDisaster loses the server's whole directory, with an old backup and the gateways as all that is left.
 func TestDisaster(t *testing.T) {
+	t.Parallel()
 	ctx, cancel := context.WithTimeout(context.Background(), 4*time.Minute)
 	defer cancel()
 	var out bytes.Buffer
@@ -33,6 +34,7 @@ func TestDisaster(t *testing.T) {
 // TestKilledBackupAndRestore kills both at instants spread over what they take. A backup that has its name is whole; what a killed restore
 // leaves either is whole or is refused by everything.
 func TestKilledBackupAndRestore(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	server, pass := filepath.Join(dir, "server"), filepath.Join(dir, "passphrase")
 	if err := os.WriteFile(pass, []byte("correct horse battery staple\n"), 0o600); err != nil {

@@ -46,6 +46,7 @@ func (r findings) level(area, step string) (level, found string) {
 
 // TestDoctor goes through a gateway's day: all well, server gone, agent gone, TPM gone. Looking never costs the running agent its session.
 func TestDoctor(t *testing.T) {
+	t.Parallel()
 	h := newHospital(t)
 	b := h.newBox("box", h.kit())
 	b.deliverAs("icu-7")

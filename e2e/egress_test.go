@@ -57,6 +57,7 @@ func relay(l net.Listener, onward func(in *bufio.Reader, conn net.Conn) (net.Con
 // A gateway has a network of its own in which nothing is but the one port: no DNS, no second address, no way past. It enrols, learns the
 // time and delivers.
 func TestOnePortIsEnough(t *testing.T) {
+	t.Parallel()
 	if !mounttest.Inside(t, ownPrograms+"="+bin) {
 		return
 	}
@@ -154,6 +155,7 @@ func (p *proxyWithPassword) answers() (asked []string) {
 // A gateway whose only way out is a proxy enrols, learns the time and delivers through it; its doctor knows the step. What the proxy
 // refuses is said, and the password is nowhere.
 func TestThroughAProxy(t *testing.T) {
+	t.Parallel()
 	h := newHospital(t)
 	const name, password = "wardlink.ward.invalid:443", "c0rrect-h0rse"
 	// What is right is "icu:c0rrect-h0rse" in base64.
@@ -229,6 +231,7 @@ func TestThroughAProxy(t *testing.T) {
 
 // The first address of the kit is off: enrolment, time and telemetry go to the second, and status and doctor say so.
 func TestSecondAddress(t *testing.T) {
+	t.Parallel()
 	h := newHospital(t)
 	off := freeAddr(t)
 	b := h.newBox("box", h.kitTo(off, h.gateways))

@@ -56,8 +56,9 @@ func (f *faultWard) life(t *testing.T, i *injector, server bool) {
 		f.proc.Stop()
 		if server { // the next life begins with what a kill left
 			f.proc = f.program(t, nil, "server", "wardlink-server", "run", "--dir", f.server())
-			for until := time.Now().Add(20 * time.Second); f.ready(context.Background()) != "ready" && time.Now().Before(until); {
-				time.Sleep(20 * time.Millisecond)
+			until := time.Now().Add(20 * time.Second)
+			for asked := time.Now(); f.ready(context.Background()) != "ready" && asked.Before(until); asked = time.Now() {
+				time.Sleep(child.Rest(time.Since(asked)))
 			}
 			f.proc.Kill()
 		}
@@ -66,6 +67,7 @@ func (f *faultWard) life(t *testing.T, i *injector, server bool) {
 	f.sent++
 	began := time.Now()
 	for time.Since(began) < 90*time.Second {
+		asked := time.Now()
 		if f.proc.Ended() {
 			f.ended(t, i, server, "server", "server started")
 			said = "its start was refused, or it was killed"
@@ -88,7 +90,7 @@ func (f *faultWard) life(t *testing.T, i *injector, server bool) {
 			i.lift()
 		}
 		if !acked || f.backlog(t.Context()) != 0 {
-			time.Sleep(20 * time.Millisecond)
+			time.Sleep(child.Rest(time.Since(asked)))
 			continue // each read is a commit of the journal's; a life's own commits come first
 		}
 		count, err := f.observations()
@@ -105,7 +107,7 @@ func (f *faultWard) life(t *testing.T, i *injector, server bool) {
 			}
 			return
 		}
-		time.Sleep(20 * time.Millisecond)
+		time.Sleep(child.Rest(time.Since(asked)))
 	}
 	count, err := f.observations()
 	t.Fatalf("%s: acknowledged %v; FHIR shows %d of %d observations (%v), /readyz %q, %d batches wait", control, acked, count, f.sent, err, f.ready(t.Context()), f.backlog(t.Context()))

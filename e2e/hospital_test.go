@@ -307,6 +307,7 @@ type gatewayList struct {
 
 // TestAnUnknownTPMWaits: an unregistered TPM gets no certificate; it buffers, waits in the list, and after approval delivers.
 func TestAnUnknownTPMWaits(t *testing.T) {
+	t.Parallel()
 	h := newHospital(t)
 	b := h.newBox("box", h.kit())
 	b.start()
@@ -367,6 +368,7 @@ func TestAnUnknownTPMWaits(t *testing.T) {
 
 // TestForeignKitIsRefusedByTheGateway: an agent that is led to another hospital's server sends it nothing and says why.
 func TestForeignKitIsRefusedByTheGateway(t *testing.T) {
+	t.Parallel()
 	h := newHospital(t)
 	other := newHospital(t)
 	text, err := os.ReadFile(other.kit())
@@ -387,6 +389,7 @@ func TestForeignKitIsRefusedByTheGateway(t *testing.T) {
 
 // TestServerSaysWhatIsInItsWay: two servers on one directory, two on one port.
 func TestServerSaysWhatIsInItsWay(t *testing.T) {
+	t.Parallel()
 	h := newHospital(t)
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
@@ -404,6 +407,7 @@ func TestServerSaysWhatIsInItsWay(t *testing.T) {
 
 // TestMintedOperatorsAreInTheLog: who has the server's disk can make operators, but not without a trace in the log, also while it runs.
 func TestMintedOperatorsAreInTheLog(t *testing.T) {
+	t.Parallel()
 	h := newHospital(t)
 	h.must("wardlink-server", "operator", "--dir", h.server(), "--name", "second")
 	h.await("both operators in the log", func(ctx context.Context) (bool, error) {
@@ -415,6 +419,7 @@ func TestMintedOperatorsAreInTheLog(t *testing.T) {
 
 // TestNoOtherWayIn: old TLS, MQTT without a certificate, and the operators' API without an operator's.
 func TestNoOtherWayIn(t *testing.T) {
+	t.Parallel()
 	h := newHospital(t)
 	for _, addr := range []string{h.gateways, h.hospital, h.operators} {
 		conn, err := tls.Dial("tcp", addr, &tls.Config{InsecureSkipVerify: true, MaxVersion: tls.VersionTLS12})

@@ -15,6 +15,7 @@ import (
 // TestInterruptedDemoLeavesNothing: Ctrl-C, whenever it comes, ends every process and removes every file. While the demonstration
 // plays it is a failure that is said in one line; with --keep it is how one leaves.
 func TestInterruptedDemoLeavesNothing(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		name, after string // interrupted once a line holds this
 		args        []string

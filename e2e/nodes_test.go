@@ -138,6 +138,7 @@ func TestNodesBehindABalancer(t *testing.T) {
 // TestWhatAThiefOfANodeGets: all files of a node's directory and its database login open no batch, read and write no record, make no gateway and
 // no operator, and are worth nothing once the node is removed.
 func TestWhatAThiefOfANodeGets(t *testing.T) {
+	t.Parallel()
 	c := newCell(t, 1)
 	n := c.nodes[0]
 	if k, err := keys.OpenOf(n.dir, "records", "log"); err == nil {
@@ -246,6 +247,7 @@ func TestWhatAThiefOfANodeGets(t *testing.T) {
 // TestStandby: a second process takes records and log over when the first one is killed, both live through a kill of the database, and a copy
 // of the log's directory is no place for a standby.
 func TestStandby(t *testing.T) {
+	t.Parallel()
 	c := newCell(t, 1)
 	b := c.newBox("box", c.kit())
 	b.deliverAs("icu-7")

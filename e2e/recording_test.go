@@ -26,6 +26,7 @@ import (
 // TestRecordingIsUnderstood: what the independent monitor makes of a recording, the product understands to the last sample. The record is a
 // synthetic one of everything that is unpleasant in real ones; the demonstration takes real ones all the way.
 func TestRecordingIsUnderstood(t *testing.T) {
+	t.Parallel()
 	rec, err := bedside.OpenRecording(writeRecord(t))
 	if err != nil {
 		t.Fatal(err)

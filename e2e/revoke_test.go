@@ -12,6 +12,7 @@ import (
 // TestRevokedGateway: an operator's command cuts a live session; the gateway gets no certificate any more, says why, and keeps what
 // its monitors send.
 func TestRevokedGateway(t *testing.T) {
+	t.Parallel()
 	h := newHospital(t)
 	b := h.newBox("box", h.kit())
 	b.deliverAs("icu-7")

@@ -27,6 +27,7 @@ import (
 // TestAnUnknownGatewayGetsOnlyAPlaceInTheList goes through every door of the gateways' port, with a TPM that nobody has entered, with a certificate
 // of its own making and with none. What it may have is a challenge for its own TPM, the public time, the terms of ACME, and its place.
 func TestAnUnknownGatewayGetsOnlyAPlaceInTheList(t *testing.T) {
+	t.Parallel()
 	h := newHospital(t)
 	b := h.newBox("box", h.kit())
 	b.start()

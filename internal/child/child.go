@@ -113,11 +113,10 @@ func Output(ctx context.Context, program string, args ...string) ([]byte, error)
 	return out, nil
 }
 
-// Until asks again and again, until ok, an error, a dead process or the end of ctx.
+// Until asks again and again, until ok, an error, a dead process or the end of ctx. Between two questions it rests.
 func Until(ctx context.Context, what string, watch []*Process, ok func(ctx context.Context) (bool, error)) error {
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
 	for {
+		began := time.Now()
 		done, err := ok(ctx)
 		if err != nil || done {
 			return err
@@ -128,11 +127,17 @@ func Until(ctx context.Context, what string, watch []*Process, ok func(ctx conte
 			}
 		}
 		select {
-		case <-tick.C:
+		case <-time.After(Rest(time.Since(began))):
 		case <-ctx.Done():
 			return fmt.Errorf("waiting for %s: %w", what, errors.Join(ctx.Err(), context.Cause(ctx)))
 		}
 	}
+}
+
+// Rest is how long to wait before the next question when the last one took so long: four times that, for most start a program and shake hands with
+// a server, and who waits must leave the processor to what is waited for; 20 ms at least, a quarter of a second at most.
+func Rest(took time.Duration) time.Duration {
+	return min(max(4*took, 20*time.Millisecond), 250*time.Millisecond)
 }
 
 // Ended tells whether the process has ended, wanted or not.
