@@ -75,7 +75,7 @@ func (e *Enroller) attest(ctx context.Context, keys *tpm.Keys) (*attestation, er
 	request.Serial = e.cfg.Serial
 	// Without one the hospital can still know the EK by its hash.
 	if ek.Certificate != nil {
-		request.EKCerts = [][]byte{ek.Certificate}
+		request.EKCerts = append([][]byte{ek.Certificate}, ek.Chain...)
 	}
 	var challenge verify.Challenge
 	if err := e.post(ctx, "/attest", request, &challenge); err != nil {

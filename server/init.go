@@ -53,7 +53,7 @@ type InitOptions struct {
 	Passphrase string   // of the recovery file; at least 16 characters
 	Operator   string   // name of the first operator
 	Password   string   // of the database's login, where Config names PostgreSQL; "": it needs none
-	EKTrust    []string // PEM files of TPM vendors' roots and intermediates, copied into DIR/ek-trust
+	EKTrust    []string // PEM or DER files of TPM vendors' roots and intermediates, copied into DIR/ek-trust
 }
 
 // Init makes a new server's directory: keys, recovery file, configuration, empty stores and the first operator's file. It refuses a
@@ -137,12 +137,12 @@ func migrations() []sqldb.Migration {
 func readTrust(files []string) (map[string][]byte, error) {
 	trust := map[string][]byte{}
 	for _, f := range files {
+		if _, err := ca.ReadTrustFile(f); err != nil {
+			return nil, err
+		}
 		data, err := os.ReadFile(f)
 		if err != nil {
 			return nil, fmt.Errorf("ek-trust: %w", err)
-		}
-		if b, _ := pem.Decode(data); b == nil || b.Type != "CERTIFICATE" {
-			return nil, fmt.Errorf("ek-trust: %s: expected PEM certificates", f)
 		}
 		if _, twice := trust[filepath.Base(f)]; twice {
 			return nil, fmt.Errorf("ek-trust: two files are called %s; rename one", filepath.Base(f))

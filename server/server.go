@@ -5,7 +5,6 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"database/sql"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -221,14 +220,14 @@ func (s *Server) salvage() *ingest.Salvage {
 }
 
 func (s *Server) openCA() error {
-	roots, inter, err := loadTrust(ekTrustDir(s.dir))
+	makers, err := ca.OpenTrustDir(ekTrustDir(s.dir), s.log)
 	if err != nil {
 		return err
 	}
 	s.ca, err = ca.New(ca.Config{
 		TrustDomain: s.cfg.TrustDomain, DNSNames: s.cfg.Names, Roots: []*x509.Certificate{s.keys.Root},
 		Issuing: s.keys.Issuing, IssuingKey: s.keys.IssuingKey, Attestation: s.keys.Attestation, AttestationKey: s.keys.AttestationKey,
-		DB: s.db, EKRoots: roots, EKIntermediates: inter, Registry: caRegistry{s.registry, s.signOrder}, Log: s.log,
+		DB: s.db, EKTrust: makers.Trust, Registry: caRegistry{s.registry, s.signOrder}, Log: s.log,
 		Events: s.caEvent, Needs: s.issuingNeeds,
 		Refused: s.refused,
 	})
@@ -256,37 +255,6 @@ func removeFormerCAStore(dir string, log *slog.Logger) {
 		return
 	}
 	log.Info("the CA's former store is removed: what it held of enrolments under way is in the database now", "path", former)
-}
-
-// loadTrust reads the TPM makers' certificates: self-signed ones are roots, others intermediates.
-func loadTrust(dir string) (roots, intermediates *x509.CertPool, err error) {
-	roots, intermediates = x509.NewCertPool(), x509.NewCertPool()
-	files, err := filepath.Glob(filepath.Join(dir, "*"))
-	if err != nil {
-		return nil, nil, err
-	}
-	for _, f := range files {
-		rest, err := os.ReadFile(f)
-		if err != nil {
-			return nil, nil, fmt.Errorf("ek-trust: %w", err)
-		}
-		for {
-			var block *pem.Block
-			if block, rest = pem.Decode(rest); block == nil {
-				break
-			}
-			c, err := x509.ParseCertificate(block.Bytes)
-			if err != nil {
-				return nil, nil, fmt.Errorf("ek-trust: %s: %w; remove the file or mend it", f, err)
-			}
-			if c.CheckSignatureFrom(c) == nil {
-				roots.AddCert(c)
-			} else {
-				intermediates.AddCert(c)
-			}
-		}
-	}
-	return roots, intermediates, nil
 }
 
 // Run serves until ctx ends. Then the listeners end first, what was journaled is opened and logged, and the stores close.

@@ -5,7 +5,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"crypto/x509"
-	"errors"
 	"fmt"
 	"strings"
 
@@ -14,18 +13,13 @@ import (
 	"wardlink/enroll/verify"
 )
 
-// Where the RSA-2048 EK and its certificate live (TCG EK Credential Profile for TPM 2.0, 2.6, tables 2 and 3).
-const (
-	rsaEKHandle      = 0x81010001
-	rsaEKCertificate = 0x01C00002
-	maxCertificate   = 8 << 10 // bytes of one NV index; real EK certificates have 0.7 to 2 KB
-)
-
-// EK is the endorsement key that enrolment uses: RSA-2048, because every TPM has one and stock tools look at no other.
+// EK is the endorsement key that enrolment uses: the one that the key files name; on a gateway without them RSA-2048, or the kind of which the
+// TPM shows a certificate.
 type EK struct {
 	Public      []byte   // PKIX DER
 	Hash        [32]byte // SHA-256 of Public
 	Certificate []byte   // DER as unwrapped from NV; nil when the TPM holds none that belongs to this key
+	Chain       [][]byte // DER: certificates between Certificate and the maker's root, as far as the TPM holds them
 	Handle      uint32   // persistent handle, 0 when the key is derived at each use
 }
 
@@ -64,40 +58,34 @@ func (t *TPM) EK(ctx context.Context) (EK, error) {
 	})
 }
 
-// endorsement finds the RSA EK: the persistent one if it has the standard template and agrees with the certificate, else a
-// derived one.
+// endorsement finds the EK. OpenKeys compares with the key files once. A reading after a restart of the TPM must not bring in another EK behind
+// its back, to which the sessions would then be salted.
 func (c *conn) endorsement() (*endorsement, error) {
 	if c.tpm.ek != nil {
 		return c.tpm.ek, nil
 	}
-	certificate, err := c.certificate(rsaEKCertificate)
+	e, err := c.choose(c.tpm.pinned)
 	if err != nil {
 		return nil, err
 	}
-	e := &endorsement{persistent: rsaEKHandle}
-	answer, err := tpm2.ReadPublic{ObjectHandle: tpm2.TPMHandle(rsaEKHandle)}.Execute(c)
-	if err == nil {
-		public, err := answer.OutPublic.Contents()
-		if err != nil {
+	if e.ek.Certificate != nil {
+		if e.ek.Chain, err = c.chain(); err != nil {
 			return nil, err
 		}
-		e.public, e.name = *public, answer.Name
 	}
-	if err != nil || !isRSAEK(&e.public) || !e.describe(certificate) {
-		if e, err = c.deriveEK(); err != nil {
-			return nil, fmt.Errorf("derive the EK: %w", err)
-		}
-		e.describe(certificate)
-	}
-	// OpenKeys compares with the key files once. A reading after a restart of the TPM must not bring in another EK behind its back,
-	// to which the sessions would then be salted.
-	if c.tpm.pinned == nil {
-		c.tpm.pinned = &e.ek.Hash
-	} else if *c.tpm.pinned != e.ek.Hash {
-		return nil, fmt.Errorf("the EK is another one than before: %w", ErrForeign)
-	}
-	c.tpm.ek = e
+	c.tpm.pinned, c.tpm.ek = &e.ek.Hash, e
 	return e, nil
+}
+
+// pin takes the EK of the key files for the one that counts, if it is one of this TPM's.
+func (t *TPM) pin(ctx context.Context, hash [32]byte) error {
+	return t.do(ctx, "find the EK of the key files", func(c *conn) error {
+		if _, err := c.choose(&hash); err != nil {
+			return err
+		}
+		c.tpm.pinned, c.tpm.ek = &hash, nil
+		return nil
+	})
 }
 
 // describe fills e.ek and reports whether the certificate, if there is one, is for this key.
@@ -110,26 +98,18 @@ func (e *endorsement) describe(certificate []byte) bool {
 	if certificate == nil {
 		return true
 	}
-	if cert, err := x509.ParseCertificate(certificate); err == nil {
-		if of, err := x509.MarshalPKIXPublicKey(cert.PublicKey); err != nil || !bytes.Equal(of, der) {
-			return false
-		}
+	if cert, err := x509.ParseCertificate(certificate); err == nil && !bytes.Equal(verify.CertifiedKey(cert), der) {
+		return false
 	}
 	e.ek.Certificate = certificate // one that Go cannot read is the server's to judge
 	return true
 }
 
-func isRSAEK(p *tpm2.TPMTPublic) bool {
-	return p.Type == tpm2.TPMAlgRSA && p.NameAlg == tpm2.TPMAlgSHA256 &&
-		p.ObjectAttributes == tpm2.RSAEKTemplate.ObjectAttributes &&
-		bytes.Equal(p.AuthPolicy.Buffer, tpm2.RSAEKTemplate.AuthPolicy.Buffer)
-}
-
 // deriveEK makes the EK from the endorsement seed and keeps it as a saved context, since deriving an RSA key takes seconds on a real TPM.
-func (c *conn) deriveEK() (*endorsement, error) {
+func (c *conn) deriveEK(k *ekKind) (*endorsement, error) {
 	made, err := tpm2.CreatePrimary{
 		PrimaryHandle: tpm2.AuthHandle{Handle: tpm2.TPMRHEndorsement, Auth: tpm2.PasswordAuth(nil)},
-		InPublic:      tpm2.New2B(tpm2.RSAEKTemplate),
+		InPublic:      tpm2.New2B(k.template),
 	}.Execute(c)
 	if err != nil {
 		return nil, err
@@ -161,53 +141,6 @@ func (c *conn) loadEK() (e *endorsement, h tpm2.TPMHandle, release func(), err e
 	}
 	h = tpm2.TPMHandle(loaded.LoadedHandle)
 	return e, h, func() { c.flush(h) }, nil
-}
-
-// certificate reads an EK certificate from NV, nil when the index does not exist.
-func (c *conn) certificate(index uint32) ([]byte, error) {
-	public, err := tpm2.NVReadPublic{NVIndex: tpm2.TPMHandle(index)}.Execute(c)
-	if errors.Is(err, tpm2.TPMRCHandle) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("NV index %#x: %w", index, err)
-	}
-	nv, err := public.NVPublic.Contents()
-	if err != nil {
-		return nil, err
-	}
-	if nv.DataSize > maxCertificate {
-		return nil, fmt.Errorf("NV index %#x: %d bytes; an EK certificate has at most %d", index, nv.DataSize, maxCertificate)
-	}
-	chunk, err := c.property(tpm2.TPMPTNVBufferMax)
-	if err != nil {
-		return nil, err
-	}
-	if chunk == 0 || chunk > 1024 {
-		chunk = 1024 // larger answers may not fit the response buffer
-	}
-	named := tpm2.NamedHandle{Handle: tpm2.TPMHandle(index), Name: public.NVName}
-	auth := tpm2.AuthHandle{Handle: named.Handle, Name: named.Name, Auth: tpm2.PasswordAuth(nil)}
-	if !nv.Attributes.AuthRead {
-		auth = tpm2.AuthHandle{Handle: tpm2.TPMRHOwner, Auth: tpm2.PasswordAuth(nil)}
-	}
-	var data []byte
-	for len(data) < int(nv.DataSize) {
-		part, err := tpm2.NVRead{AuthHandle: auth, NVIndex: named, Offset: uint16(len(data)),
-			Size: uint16(min(int(chunk), int(nv.DataSize)-len(data)))}.Execute(c)
-		if err != nil {
-			return nil, fmt.Errorf("NV index %#x: %w", index, err)
-		}
-		if len(part.Data.Buffer) == 0 {
-			return nil, fmt.Errorf("NV index %#x: the TPM answers with no data", index)
-		}
-		data = append(data, part.Data.Buffer...)
-	}
-	der, err := verify.UnwrapCertificate(data)
-	if err != nil {
-		return nil, nil // an index that holds something else is no certificate; the registry's pin decides then
-	}
-	return der, nil
 }
 
 // Info reads what the TPM says of itself and every EK that it shows: persistent ones and those with a certificate in NV.
@@ -266,15 +199,15 @@ func (c *conn) otherEKs(info *Info) error {
 		return err
 	}
 	for _, h := range indices {
-		if uint32(h) >= 0x01C08000 { // platform certificates and what the owner defined
+		if uint32(h) >= firstChain { // chains; platform certificates and what the owner defined
 			continue
 		}
 		der, err := c.certificate(uint32(h))
 		if err != nil || der == nil {
 			continue
 		}
-		if cert, err := x509.ParseCertificate(der); err == nil {
-			if public, err := x509.MarshalPKIXPublicKey(cert.PublicKey); err == nil {
+		if cert, err := x509.ParseCertificate(der); err == nil && !cert.IsCA {
+			if public := verify.CertifiedKey(cert); public != nil {
 				info.add(public, uint32(h))
 			}
 		}

@@ -122,7 +122,11 @@ func OpenKeys(ctx context.Context, t *TPM, dir string) (*Keys, error) {
 	if err != nil {
 		return nil, err
 	}
-	if ak.ek != ek.Hash || device.ek != ek.Hash {
+	if ak.ek == device.ek && ak.ek != ek.Hash { // another of this TPM's EKs may have been the one when they were made
+		if err := t.pin(ctx, ak.ek); err != nil {
+			return nil, fmt.Errorf("open keys in %s: %w", dir, err)
+		}
+	} else if ak.ek != device.ek {
 		return nil, fmt.Errorf("open keys in %s: %w", dir, ErrForeign)
 	}
 	for _, b := range []*blob{ak, device} {
@@ -197,8 +201,7 @@ func (k *Keys) ActivateCredential(ctx context.Context, credential, secret []byte
 			defer release()
 			answer, err := tpm2.ActivateCredential{
 				ActivateHandle: auth(loaded[0], session(ek, h, tpm2.AESEncryption(128, tpm2.EncryptInOut))),
-				KeyHandle: tpm2.AuthHandle{Handle: h, Name: ek.name,
-					Auth: tpm2.Policy(tpm2.TPMAlgSHA256, 16, leakFree(endorsementPolicy), tpm2.Salted(h, ek.public))},
+				KeyHandle:      tpm2.AuthHandle{Handle: h, Name: ek.name, Auth: ek.auth(h)},
 				CredentialBlob: *id,
 				Secret:         *enc,
 			}.Execute(c)

@@ -230,7 +230,7 @@ func TestAnotherEKIsRefusedLater(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := d.do(t.Context(), "change the TPM", func(c *conn) (err error) {
-		made, err := c.deriveEK()
+		made, err := c.deriveEK(&ekKinds()[0])
 		if err != nil {
 			return err
 		}

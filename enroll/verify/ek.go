@@ -48,6 +48,20 @@ func UnwrapCertificate(nv []byte) ([]byte, error) {
 	return der.FullBytes, nil
 }
 
+// SplitCertificates finds the DER certificates in a text of them, at most n, with padding of 00 or FF between them. It ends at what is neither.
+func SplitCertificates(text []byte, n int) (found [][]byte) {
+	for len(found) < n {
+		text = bytes.TrimLeft(text, "\x00\xff")
+		var der asn1.RawValue
+		rest, err := asn1.Unmarshal(text, &der)
+		if err != nil || text[0] != 0x30 {
+			break
+		}
+		found, text = append(found, der.FullBytes), rest
+	}
+	return found
+}
+
 // CertifiedKey is the PKIX DER of the key that a certificate certifies, in our own encoding; nil when nobody here knows its kind. Some makers
 // certify an RSA EK under the algorithm RSAES-OAEP (RFC 4055, 4.1), which crypto/x509 does not know: it is the same key.
 func CertifiedKey(cert *x509.Certificate) []byte {

@@ -286,6 +286,18 @@ func disorder(t *testing.T, tbs []byte) []byte {
 	return swapped(t, swapped(t, swapped(t, tbs, []byte("aaaaaaaa"), []byte("cccccccc")), []byte("bbbbbbbb"), []byte("aaaaaaaa")), []byte("cccccccc"), []byte("bbbbbbbb"))
 }
 
+func TestSplitCertificates(t *testing.T) {
+	m := newMaker(t, softKey(t, 0), softKey(t, 1))
+	text := append(append(append([]byte{0, 0}, m.ca.Raw...), 0xff, 0xff), m.root.Raw...)
+	got := verify.SplitCertificates(append(text, 0xff), 4)
+	if len(got) != 2 || !bytes.Equal(got[0], m.ca.Raw) || !bytes.Equal(got[1], m.root.Raw) {
+		t.Errorf("%d certificates", len(got))
+	}
+	if len(verify.SplitCertificates(text, 1)) != 1 || verify.SplitCertificates(m.ca.Raw[:100], 4) != nil {
+		t.Error("more than asked for, or a part of one")
+	}
+}
+
 func TestUnwrapCertificate(t *testing.T) {
 	der := request(t).EKCerts[0]
 	header := append([]byte{0x10, 0x01, 0x00, byte(len(der) >> 8), byte(len(der))}, der...)
@@ -309,6 +321,26 @@ func TestUnwrapCertificate(t *testing.T) {
 			t.Errorf("%s: no error", name)
 		}
 	}
+}
+
+// What is found lies in the text, in its order, and is not more than was asked for.
+func FuzzSplitCertificates(f *testing.F) {
+	der := request(f).EKCerts[0]
+	f.Add(append(bytes.Clone(der), der...))
+	f.Add(append(append([]byte{0xff, 0x00}, der...), 0x30, 0))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		found := verify.SplitCertificates(text, 3)
+		if len(found) > 3 {
+			t.Fatalf("%d", len(found))
+		}
+		for _, der := range found {
+			at := bytes.Index(text, der)
+			if at < 0 || len(der) < 2 {
+				t.Fatal("a certificate that is not there")
+			}
+			text = text[at+len(der):]
+		}
+	})
 }
 
 func FuzzUnwrapCertificate(f *testing.F) {

@@ -264,7 +264,7 @@ func TestIssuanceWaitsForTheRecord(t *testing.T) {
 
 // A TPM of an unknown maker is admitted once the registry holds its EK, and not before.
 func TestPinnedEK(t *testing.T) {
-	h := newHospital(t, func(c *Config) { c.EKRoots, c.EKIntermediates, c.CertLife = nil, nil, time.Minute })
+	h := newHospital(t, func(c *Config) { c.EKTrust, c.CertLife = nil, time.Minute })
 	g := h.gateway(t, swtpmtest.Start(t).Path)
 	var waiting *enroll.WaitingError
 	if _, err := g.e.Enroll(t.Context()); !errors.As(err, &waiting) {

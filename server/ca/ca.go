@@ -102,19 +102,18 @@ type Config struct {
 	Attestation    *x509.Certificate
 	AttestationKey crypto.Signer
 	DB             *sqldb.DB // with acmedb.Migrations; several CAs may share it
-	EKRoots        *x509.CertPool
-	// EKIntermediates and EKRoots are the TPM makers' CAs; both may be nil, then every EK must be pinned by the registry.
-	EKIntermediates *x509.CertPool
-	Registry        Registry
-	Events          func(context.Context, audit.Event) error // durable when it returns nil
-	Refused         func(peer, reason string)                // may be nil; refusals before a proven identity, to be aggregated
-	Needs           func(context.Context) error              // may be nil; asked by Probe: what the registry and the journal must be able to do
-	Now             func() time.Time                         // may be nil: time.Now
-	Log             *slog.Logger
-	CertLife        time.Duration // of gateways' certificates; 0 means 24 hours
-	AKLife          time.Duration // of AK certificates; 0 means 1 hour
-	PerSource       int           // enrolments a second from one address, 60 times that at once; 0 means 10
-	Limits          acmedb.Limits
+	// EKTrust gives the TPM makers' CAs, as of now; it may be nil, then every EK must be pinned by the registry.
+	EKTrust   func() verify.Trust
+	Registry  Registry
+	Events    func(context.Context, audit.Event) error // durable when it returns nil
+	Refused   func(peer, reason string)                // may be nil; refusals before a proven identity, to be aggregated
+	Needs     func(context.Context) error              // may be nil; asked by Probe: what the registry and the journal must be able to do
+	Now       func() time.Time                         // may be nil: time.Now
+	Log       *slog.Logger
+	CertLife  time.Duration // of gateways' certificates; 0 means 24 hours
+	AKLife    time.Duration // of AK certificates; 0 means 1 hour
+	PerSource int           // enrolments a second from one address, 60 times that at once; 0 means 10
+	Limits    acmedb.Limits
 }
 
 // CA serves the enrolment protocols and issues certificates. It is an http.Handler for /attestation/ and /acme/.
@@ -252,5 +251,8 @@ func (c *CA) issued(ctx context.Context, who audit.Actor, peer string, id spiffe
 func Serial(cert *x509.Certificate) string { return strings.ToLower(cert.SerialNumber.Text(16)) }
 
 func (c *CA) trust() verify.Trust {
-	return verify.Trust{Roots: c.cfg.EKRoots, Intermediates: c.cfg.EKIntermediates}
+	if c.cfg.EKTrust == nil {
+		return verify.Trust{}
+	}
+	return c.cfg.EKTrust()
 }

@@ -20,6 +20,7 @@ import (
 	"wardlink/audit"
 	"wardlink/enroll"
 	"wardlink/enroll/tpm"
+	"wardlink/enroll/verify"
 	"wardlink/internal/spiffe"
 	"wardlink/internal/swtpmtest"
 	"wardlink/server/ca/acmedb"
@@ -134,6 +135,18 @@ type hospital struct {
 
 func newHospital(t testing.TB, adjust func(*Config)) *hospital {
 	t.Helper()
+	trust := ekTrust(t)
+	return hospitalOf(t, func(c *Config) {
+		c.EKTrust = func() verify.Trust { return trust }
+		if adjust != nil {
+			adjust(c)
+		}
+	})
+}
+
+// hospitalOf is a hospital that trusts no maker of TPMs: no emulator is made for it.
+func hospitalOf(t testing.TB, adjust func(*Config)) *hospital {
+	t.Helper()
 	now := time.Now()
 	root, rootKey, err := NewRoot(domain, now)
 	if err != nil {
@@ -149,9 +162,8 @@ func newHospital(t testing.TB, adjust func(*Config)) *hospital {
 	}
 	h := &hospital{t: t, root: root, registry: &registryFake{active: map[[32]byte]string{}, blocked: map[[32]byte]bool{}, revoked: map[[32]byte]string{},
 		waiting: map[[32]byte]Waiting{}, keys: map[[32]byte]Key{}, aks: map[[32]byte]string{}, cut: map[[32]byte]*CutOffError{}}}
-	roots, intermediates := ekTrust(t)
 	cfg := Config{TrustDomain: domain, DNSNames: []string{"127.0.0.1"}, Roots: []*x509.Certificate{root}, Issuing: issuing, IssuingKey: issuingKey,
-		Attestation: attestation, AttestationKey: attestationKey, DB: testDB(t), EKRoots: roots, EKIntermediates: intermediates,
+		Attestation: attestation, AttestationKey: attestationKey, DB: testDB(t),
 		Registry: h.registry, Events: h.event, Log: slog.New(slog.NewTextHandler(testLog{t}, nil))}
 	if adjust != nil {
 		adjust(&cfg)
@@ -176,16 +188,16 @@ func testDB(t testing.TB) *sqldb.DB {
 }
 
 // ekTrust is the CA of the TPMs of this test process.
-func ekTrust(t testing.TB) (roots, intermediates *x509.CertPool) {
+func ekTrust(t testing.TB) verify.Trust {
 	t.Helper()
-	roots, intermediates = x509.NewCertPool(), x509.NewCertPool()
+	roots, intermediates := x509.NewCertPool(), x509.NewCertPool()
 	for name, pool := range map[string]*x509.CertPool{"swtpm-localca-rootca-cert.pem": roots, "issuercert.pem": intermediates} {
 		data, err := os.ReadFile(filepath.Join(swtpmtest.Shared(t).CA, name))
 		if err != nil || !pool.AppendCertsFromPEM(data) {
 			t.Fatalf("%s: %v", name, err)
 		}
 	}
-	return roots, intermediates
+	return verify.Trust{Roots: roots, Intermediates: intermediates}
 }
 
 func (h *hospital) event(_ context.Context, e audit.Event) error {
