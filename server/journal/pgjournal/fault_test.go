@@ -19,7 +19,7 @@ import (
 	"wardlink/server/journal/pgjournal"
 )
 
-// rounds is how often a fault comes: few in a unit test, WARDLINK_JOURNAL_ROUNDS times as many in `make check`.
+// rounds is how often a fault comes: few in a unit test, WARDLINK_JOURNAL_ROUNDS times as many in scripts/faults.
 func rounds(n int) int {
 	if times, err := strconv.Atoi(os.Getenv("WARDLINK_JOURNAL_ROUNDS")); err == nil && times > 0 {
 		return n * times
