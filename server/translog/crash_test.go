@@ -155,7 +155,7 @@ func TestLaterWindowWithoutFormer(t *testing.T) {
 
 func turn(t *testing.T, l *Log) error {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
 	defer cancel()
 	_, err := l.turn(ctx)
 	return err

@@ -226,7 +226,7 @@ func create(t testing.TB, cfg Config) {
 
 func waitFor(t testing.TB, l *Log, seq uint64) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
 	defer cancel()
 	if err := l.WaitFor(ctx, seq); err != nil {
 		t.Fatal(err)

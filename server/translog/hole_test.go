@@ -186,7 +186,7 @@ func TestDamagedJournalCommit(t *testing.T) {
 	}
 	dir := filepath.Join(base, "log")
 	create(t, testConfig(t, dir, nil))
-	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
 	defer cancel()
 	for round := range 3 {
 		j, err := journal.Open(jc)

@@ -20,7 +20,7 @@ func TestRealJournal(t *testing.T) {
 	}
 	dir := filepath.Join(base, "log")
 	create(t, testConfig(t, dir, nil))
-	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
 	defer cancel()
 	for range 2 {
 		j, err := journal.Open(jc)

@@ -246,7 +246,7 @@ func TestUnsoundJournal(t *testing.T) {
 // runBriefly runs a log that is expected to stop by itself.
 func runBriefly(t *testing.T, l *Log) error {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	return l.Run(ctx)
 }
