@@ -86,8 +86,14 @@ func (e *Enroller) attest(ctx context.Context, keys *tpm.Keys) (*attestation, er
 		return nil, err
 	}
 	defer secret.Bytes(plain).Wipe() // it is the name of our challenge at the server: whoever had it would get our AK certificate
+	answering := verify.SecretRequest{Secret: plain}
+	if challenge.Boot {
+		if answering.Boot, err = e.boot(ctx, keys, plain); err != nil {
+			return nil, err
+		}
+	}
 	var answer verify.SecretResponse
-	if err := e.post(ctx, "/secret", verify.SecretRequest{Secret: plain}, &answer); err != nil {
+	if err := e.post(ctx, "/secret", answering, &answer); err != nil {
 		return nil, err
 	}
 	if len(answer.Chain) == 0 || len(answer.Chain) > 4 {
@@ -108,6 +114,25 @@ func (e *Enroller) attest(ctx context.Context, keys *tpm.Keys) (*attestation, er
 		return nil, fmt.Errorf("AK certificate: %w", err)
 	}
 	return &attestation{gateway: names[0], chain: answer.Chain}, nil
+}
+
+// boot says how this machine booted: a quote over the challenge's secret, and the event log where there is one. What the machine cannot say is
+// no error here, as the hospital's policy judges it; a TPM that fails is.
+func (e *Enroller) boot(ctx context.Context, keys *tpm.Keys, plain []byte) (*verify.Boot, error) {
+	quote, err := keys.Quote(ctx, verify.Qualifying(plain))
+	if errors.Is(err, tpm.ErrNoBank) {
+		e.cfg.Log.Warn("the hospital cannot be told how this machine booted", "error", err)
+		return &verify.Boot{Missing: tpm.ErrNoBank.Error()}, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	b := &verify.Boot{Quote: quote.Attest, Signature: quote.Signature, PCRs: quote.PCRs}
+	if b.Log, err = tpm.ReadEventLog(e.cfg.EventLog); err != nil {
+		e.cfg.Log.Warn("the hospital cannot be told which parts this machine booted", "error", err)
+		b.Missing = printable(err.Error())
+	}
+	return b, nil
 }
 
 // post sends one JSON request of the attestation protocol.

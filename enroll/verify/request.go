@@ -50,11 +50,13 @@ type Params struct {
 type Challenge struct {
 	Credential []byte `json:"credential"` // TPM2B_ID_OBJECT
 	Secret     []byte `json:"secret"`     // TPM2B_ENCRYPTED_SECRET
+	Boot       bool   `json:"boot"`       // the answer may say how the gateway booted; stock clients do not know the member
 }
 
 // SecretRequest is the body of POST /secret: the decrypted secret, which is also the only name of the pending challenge.
 type SecretRequest struct {
 	Secret []byte `json:"secret"`
+	Boot   *Boot  `json:"boot,omitempty"` // of our agent; stock clients send none
 }
 
 // SecretResponse is the answer: the AK certificate and its issuer, DER.

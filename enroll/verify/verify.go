@@ -247,17 +247,22 @@ func creation(p Params, ak *rsa.PublicKey, name []byte) error {
 	if !bytes.Equal(info.ObjectName.Buffer, name) {
 		return ErrName
 	}
-	signature, err := tpm2.Unmarshal[tpm2.TPMTSignature](p.CreateSignature)
+	return rsassa(ak, p.CreateAttestation, p.CreateSignature, ErrSigFormat, ErrSignature)
+}
+
+// rsassa checks a TPMT_SIGNATURE by the AK over message: format is the error of another scheme, wrong that of a signature that does not verify.
+func rsassa(ak *rsa.PublicKey, message, sig []byte, format, wrong error) error {
+	signature, err := tpm2.Unmarshal[tpm2.TPMTSignature](sig)
 	if err != nil {
-		return ErrSigFormat
+		return format
 	}
 	rsassa, err := signature.Signature.RSASSA() // go-tpm ties the union's member to the algorithm
 	if err != nil || rsassa.Hash != tpm2.TPMAlgSHA256 {
-		return ErrSigFormat
+		return format
 	}
-	sum := sha256.Sum256(p.CreateAttestation)
+	sum := sha256.Sum256(message)
 	if rsa.VerifyPKCS1v15(ak, crypto.SHA256, sum[:], rsassa.Sig.Buffer) != nil {
-		return ErrSignature
+		return wrong
 	}
 	return nil
 }

@@ -128,6 +128,14 @@ func (s *TPM) Clear() {
 	}
 }
 
+// Extend extends a PCR, as firmware does with the hash of what it starts next.
+func (s *TPM) Extend(pcr int, digest [32]byte) {
+	s.t.Helper()
+	if err := swtpm.Extend(s.Socket, pcr, digest); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
 // Restart powers the TPM off and on: transient objects and sessions are gone, the rest stays.
 func (s *TPM) Restart() {
 	s.t.Helper()
