@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"wardlink/agent/egress"
+	"wardlink/enroll/tpm"
 	"wardlink/internal/durable"
 	"wardlink/internal/spiffe"
 	"wardlink/internal/strictyaml"
@@ -34,6 +35,9 @@ type Config struct {
 
 	// ReportEvery is how often the agent reports of itself while nothing changes; default 60s, 1s to 1h. A report has about 0.5 KB.
 	ReportEvery string `yaml:"report_every"`
+
+	// EventLog is the firmware's event log, which the hospital gets with each quote; default what the kernel shows, where it shows one.
+	EventLog string `yaml:"event_log"`
 
 	// Console is the file that tells whoever stands before the box its fingerprint, in the form of /etc/issue; default
 	// /run/wardlink-agent/issue. Nothing is written where its directory does not exist.
@@ -172,6 +176,9 @@ func ParseConfig(data []byte) (Config, error) {
 	}
 	if !strings.HasPrefix(c.TPM, "/") && !strings.HasPrefix(c.TPM, "swtpm:/") {
 		return Config{}, fmt.Errorf("tpm: %q; expected a device such as /dev/tpmrm0, or swtpm:/path/to.sock", c.TPM)
+	}
+	if c.EventLog != "" && !strings.HasPrefix(c.EventLog, "/") {
+		return Config{}, fmt.Errorf("event_log: %q; expected a path such as %s", c.EventLog, tpm.EventLog)
 	}
 	if n := len(c.Socket()); n > maxSocket {
 		return Config{}, fmt.Errorf("state: %q is too long: the status socket in it would have a path of %d bytes, and a Unix socket's has at most %d", c.State, n, maxSocket)

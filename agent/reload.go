@@ -87,7 +87,7 @@ func (a *Agent) reload(sources context.Context, load func() (Config, error)) (st
 func (c Config) needRestart(next Config) (keys []string) {
 	for key, same := range map[string]bool{
 		"kit": c.Kit == next.Kit, "state": c.State == next.State, "tpm": c.TPM == next.TPM, "buffer": c.Buffer == next.Buffer, "proxy": c.Proxy == next.Proxy,
-		"log": c.Log == next.Log, "console": c.Console == next.Console, "metrics": c.Metrics == next.Metrics,
+		"log": c.Log == next.Log, "event_log": c.EventLog == next.EventLog, "console": c.Console == next.Console, "metrics": c.Metrics == next.Metrics,
 	} {
 		if !same {
 			keys = append(keys, key)

@@ -90,7 +90,19 @@ const (
 	// An operator ended a gateway's life; Detail holds the signed order. And its signed word that it wiped itself, with all that proves it.
 	GatewayDecommissioned Type = "gateway.decommissioned"
 	GatewayWiped          Type = "gateway.wiped"
-	TPMCleared            Type = "tpm.cleared" // a gateway's TPM shows a new attestation key under the same endorsement key
+	// A gateway booted something that its policy does not know: what it publishes is marked. And an operator's word that this is over.
+	GatewayQuarantined Type = "gateway.quarantined"
+	GatewayReadmitted  Type = "gateway.readmitted"
+	TPMCleared         Type = "tpm.cleared" // a gateway's TPM shows a new attestation key under the same endorsement key
+)
+
+// How gateways may boot, as operators say.
+const (
+	BootPolicySet Type = "boot.policy"    // of a gateway, or of all; Detail holds it
+	BootAllowed   Type = "boot.allowed"   // a release; Detail holds its PCR values, and the gateway that they were taken of
+	BootWithdrawn Type = "boot.withdrawn" // a release is allowed no more
+	BootLocked    Type = "boot.locked"    // what was learned of a gateway is what it is held to from here on
+	BootRelearned Type = "boot.relearned" // what was learned of a gateway is forgotten
 )
 
 // GatewaySalvaged: an operator brought batches of a dead gateway's card. Rows and sealing records of it have this event's id as their
@@ -102,6 +114,9 @@ const (
 	Accepted       = "accepted"               // the gateway published it
 	Salvaged       = "salvaged"               // an operator brought it
 	SalvagedFormer = "salvaged, former board" // sealed by a board that was replaced since
+	// The same of a gateway in quarantine: what it says of patients is never final.
+	AcceptedQuarantined = "accepted, quarantined"
+	SalvagedQuarantined = "salvaged, quarantined"
 )
 
 // Ingest nodes: an operator made one a part of this server, or ended that; Detail of the first holds its key's hash and its database login.

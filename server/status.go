@@ -19,6 +19,7 @@ import (
 	"wardlink/internal/build"
 	"wardlink/server/api"
 	"wardlink/server/api/client"
+	"wardlink/server/boot"
 	"wardlink/server/ca"
 	"wardlink/server/registry"
 )
@@ -157,8 +158,11 @@ func (c caRegistry) Wait(ctx context.Context, w ca.Waiting) error {
 	})
 }
 
-func (c caRegistry) Attested(ctx context.Context, gateway string, ek [32]byte, ak []byte) error {
-	return c.r.Attested(ctx, gateway, ek, ak)
+func (c caRegistry) Attested(ctx context.Context, gateway string, ek [32]byte, ak []byte, booted boot.Measurement) error {
+	if err := c.r.Attested(ctx, gateway, ek, ak); err != nil {
+		return err
+	}
+	return c.r.Measured(ctx, gateway, booted)
 }
 
 func (c caRegistry) AddKey(ctx context.Context, k ca.Key) error {

@@ -167,6 +167,9 @@ const (
 	MarkUnknownUnit Marks = 1 << 3
 	MarkTimeUnread  Marks = 1 << 4 // Time is missing or cannot be read
 	MarkTimeUnsure  Marks = 1 << 5 // Time is a local one that the source's zone has twice or never, when its clocks are set; At is one hour out, perhaps
+
+	// MarkQuarantined is the hospital's alone: the gateway was in quarantine. What a gateway sends under this bit does not count.
+	MarkQuarantined Marks = 1 << 7
 )
 
 // Limits of everything that crosses a trust boundary. Readers check them before they allocate.

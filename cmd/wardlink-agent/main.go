@@ -59,6 +59,7 @@ defaults:
   proxy: {url: "", credentials: ""}   # such as http://proxy:3128, and a file of mode 0600 with user:password; none: directly
   log: text                           # or json
   metrics: {socket: "", group: ""}    # such as /run/wardlink-agent/metrics.sock, for a scraper of that group: GET /metrics, Prometheus text
+  event_log: /sys/kernel/security/tpm0/binary_bios_measurements  # what the firmware measured; sent where it is there
   console: /run/wardlink-agent/issue  # the fingerprint for the box's console, as /etc/issue has it; where that directory exists
   report_every: 60s                   # how often the hospital hears how the gateway is, 1s to 1h; about 0.5 KB each
   sources:                            # at least one

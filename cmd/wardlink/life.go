@@ -208,6 +208,9 @@ func gatewayNote(g client.Gateway) string {
 	} else if h := g.Hold; h != nil {
 		notes = append(notes, fmt.Sprintf("%s %s by %s: %s", g.State, h.At.Local().Format(time.DateTime), shortActor(h.By), h.Reason))
 	}
+	if q := g.Quarantine; q != nil {
+		notes = append(notes, fmt.Sprintf("in quarantine since %s: %s", q.Since.Local().Format(time.DateTime), q.Mismatch.String()))
+	}
 	if e := g.End; e != nil && g.State != "decommissioned" {
 		notes = append(notes, fmt.Sprintf("hands over what waits, then is decommissioned; since %s by %s: %s", e.At.Local().Format(time.DateTime), shortActor(e.By), e.Reason))
 	}
@@ -230,6 +233,9 @@ func showLife(w io.Writer, g client.Gateway) {
 			}
 			fmt.Fprintf(w, "ward\t%s from %s on%s\n", orDash(ward.Ward), shownSince(ward.Since), by)
 		}
+	}
+	if q := g.Quarantine; q != nil {
+		fmt.Fprintf(w, "quarantined\tsince %s: %s; 'wardlink boot show %s' says more\n", q.Since.Local().Format(time.RFC3339), q.Mismatch.String(), g.ID)
 	}
 	if e := g.End; e != nil {
 		showEnd(w, g.State, *e)

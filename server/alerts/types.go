@@ -37,28 +37,29 @@ type Type string
 
 // The types.
 const (
-	GatewaySilent   Type = "gateway-silent"
-	GapOpen         Type = "gap-open"
-	BatchDead       Type = "batch-dead"
-	BatchParked     Type = "batch-parked"
-	BatchesLost     Type = "batches-lost"
-	CertificateLate Type = "certificate-late"
-	CertificateEnds Type = "certificate-ends"
-	CAUnwell        Type = "ca-unwell"
-	GraceUsed       Type = "grace-used"
-	ConfigReverted  Type = "config-reverted"
-	ConfigLate      Type = "config-late"
-	RefusalsMany    Type = "refusals-many"
-	DiskLow         Type = "disk-low"
-	BackupOld       Type = "backup-old"
-	RecoveryUnsure  Type = "recovery-unsure"
-	JournalFails    Type = "journal-fails"
-	DatabaseFails   Type = "database-fails"
-	LogLags         Type = "log-lags"
-	RecordsLag      Type = "records-lag"
-	ClockJumped     Type = "clock-jumped"
-	TargetFails     Type = "target-fails"
-	WatchBlind      Type = "watch-blind"
+	GatewaySilent      Type = "gateway-silent"
+	GatewayQuarantined Type = "gateway-quarantined"
+	GapOpen            Type = "gap-open"
+	BatchDead          Type = "batch-dead"
+	BatchParked        Type = "batch-parked"
+	BatchesLost        Type = "batches-lost"
+	CertificateLate    Type = "certificate-late"
+	CertificateEnds    Type = "certificate-ends"
+	CAUnwell           Type = "ca-unwell"
+	GraceUsed          Type = "grace-used"
+	ConfigReverted     Type = "config-reverted"
+	ConfigLate         Type = "config-late"
+	RefusalsMany       Type = "refusals-many"
+	DiskLow            Type = "disk-low"
+	BackupOld          Type = "backup-old"
+	RecoveryUnsure     Type = "recovery-unsure"
+	JournalFails       Type = "journal-fails"
+	DatabaseFails      Type = "database-fails"
+	LogLags            Type = "log-lags"
+	RecordsLag         Type = "records-lag"
+	ClockJumped        Type = "clock-jumped"
+	TargetFails        Type = "target-fails"
+	WatchBlind         Type = "watch-blind"
 )
 
 // Kind is what is known about a type before it is ever raised.
@@ -75,6 +76,9 @@ var kinds = []Kind{
 	{GatewaySilent, Warning, 4 * time.Hour, "gateway",
 		"A gateway that was connected has had no session for longer than is usual.",
 		"Look at its power, network and 'wardlink-agent doctor'; what its monitors send meanwhile is kept on the box."},
+	{GatewayQuarantined, Critical, 4 * time.Hour, "gateway",
+		"A gateway booted something that its policy does not know: what it publishes is kept and marked, and never final in FHIR.",
+		"The detail names the PCR and the entry of the event log; 'wardlink boot show ID' shows all; after a look at the box, 'wardlink gateway readmit ID --reason TEXT'."},
 	{GapOpen, Critical, 4 * time.Hour, "gateway",
 		"Batch numbers of a gateway are missing and its own reports do not account for them.",
 		"'wardlink trace --gateway ID' shows where they stopped; do not wipe the gateway, its buffer may hold them."},

@@ -112,7 +112,7 @@ func New(cfg Config) *API {
 	} {
 		a.mux.Handle(pattern, a.operator(h))
 	}
-	for _, routes := range []map[string]handler{a.alertRoutes(), a.lifeRoutes(), a.configRoutes(), a.salvageRoutes()} {
+	for _, routes := range []map[string]handler{a.alertRoutes(), a.lifeRoutes(), a.configRoutes(), a.salvageRoutes(), a.bootRoutes()} {
 		for pattern, h := range routes {
 			a.mux.Handle(pattern, a.operator(h))
 		}

@@ -32,6 +32,7 @@ import (
 	"wardlink/server/alerts"
 	"wardlink/server/api"
 	"wardlink/server/api/client"
+	"wardlink/server/boot"
 	"wardlink/server/ca"
 	"wardlink/server/ca/acmedb"
 	"wardlink/server/journal"
@@ -137,7 +138,7 @@ type noGateways struct{}
 
 func (noGateways) ByEK(context.Context, [32]byte) (string, error) { return "", ca.ErrUnknown }
 func (noGateways) Wait(context.Context, ca.Waiting) error         { return nil }
-func (noGateways) Attested(context.Context, string, [32]byte, []byte) error {
+func (noGateways) Attested(context.Context, string, [32]byte, []byte, boot.Measurement) error {
 	return nil
 }
 func (noGateways) AddKey(context.Context, ca.Key) error { return nil }

@@ -170,7 +170,7 @@ func (c *Configs) All(ctx context.Context) ([]client.ConfigState, error) {
 	}
 	var out []client.ConfigState
 	for _, g := range gateways {
-		if g.State != registry.Active {
+		if g.State != registry.Active && g.State != registry.Quarantined {
 			continue
 		}
 		own, site, report := wanted[Target{Name: g.ID}], wanted[Target{Site: true, Name: g.Site}], reports[g.ID]

@@ -49,8 +49,15 @@ func (a *API) listGateways(w http.ResponseWriter, r *http.Request, who who) erro
 	if err != nil {
 		return err
 	}
+	held, err := a.Registry.Quarantines(r.Context())
+	if err != nil {
+		return err
+	}
 	for _, g := range gs {
 		one := shown(g)
+		if q, ok := held[g.ID]; ok {
+			one.Quarantine = shownQuarantine(g.ID, q)
+		}
 		one.Agent = agents[g.ID]
 		if h, ok := draining[g.ID]; ok {
 			one.End = &client.End{Hold: shownHold(h), Drain: true}
@@ -80,6 +87,13 @@ func (a *API) showGateway(w http.ResponseWriter, r *http.Request, who who) error
 		return err
 	}
 	out := shown(g)
+	b, err := a.Registry.Boot(r.Context(), id)
+	if err != nil {
+		return err
+	}
+	if b.Held != nil {
+		out.Quarantine = shownQuarantine(id, *b.Held)
+	}
 	wards, err := a.Registry.Wards(r.Context(), id)
 	if err != nil {
 		return err

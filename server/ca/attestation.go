@@ -3,15 +3,16 @@ package ca
 import (
 	"context"
 	"crypto/rand"
+	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
 	"encoding/base64"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"strings"
 	"time"
@@ -20,6 +21,7 @@ import (
 	"wardlink/enroll"
 	"wardlink/enroll/verify"
 	"wardlink/internal/secret"
+	"wardlink/server/boot"
 	"wardlink/server/ca/acmedb"
 )
 
@@ -73,23 +75,24 @@ func (c *CA) attest(w http.ResponseWriter, r *http.Request) {
 		c.unavailable(w, "database", err)
 		return
 	}
+	challenge.Boot = true
 	answer(w, challenge)
 }
 
 // secret answers POST /attestation/secret: whoever knows the secret is the TPM that holds EK and AK. Only now is the registry asked,
 // and only now may the TPM enter the waiting list, so that nobody fills it with keys that he does not have.
 func (c *CA) secret(w http.ResponseWriter, r *http.Request) {
-	body, ok := readBody(w, r, 4<<10)
+	body, ok := readBody(w, r, verify.MaxSecretRequest)
 	if !ok {
 		return
 	}
-	var request verify.SecretRequest
-	if err := json.Unmarshal(body, &request); err != nil {
-		c.refuse(w, r, http.StatusBadRequest, "malformed", "expected {\"secret\": base64}")
+	request, err := verify.ParseSecretRequest(body)
+	if err != nil {
+		c.refuse(w, r, http.StatusBadRequest, "malformed", err.Error())
 		return
 	}
+	defer secret.Bytes(request.Secret).Wipe()
 	verified, ok, err := c.answered(r.Context(), request.Secret)
-	secret.Bytes(request.Secret).Wipe()
 	if err != nil {
 		c.unavailable(w, "the CA's tables", err)
 		return
@@ -124,7 +127,14 @@ func (c *CA) secret(w http.ResponseWriter, r *http.Request) {
 		c.unavailable(w, "registry", err)
 		return
 	}
-	if err := c.cfg.Registry.Attested(ctx, gateway, verified.EK, verified.AKName); err != nil {
+	booted, quoted, err := measured(request, verified)
+	if err != nil {
+		c.denied(ctx, audit.Event{Actor: c.gateway(gateway), Target: enroll.Fingerprint(verified.EK), Reason: err.Error(),
+			Detail: map[string]string{"ek_sha256": hex.EncodeToString(verified.EK[:])}})
+		reply(w, http.StatusForbidden, enroll.Problem{Type: problemPrefix + "quote", Detail: err.Error()})
+		return
+	}
+	if err := c.cfg.Registry.Attested(ctx, gateway, verified.EK, verified.AKName, booted); err != nil {
 		c.unavailable(w, "registry", err)
 		return
 	}
@@ -135,17 +145,50 @@ func (c *CA) secret(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	// Journaled before the certificate leaves; one that was signed and then withheld proves nothing to anybody.
-	if err := c.cfg.Events(ctx, audit.Event{Type: audit.AKCertified, Time: c.cfg.Now().UnixMilli(), Actor: audit.Actor{ID: "peer"}, Peer: peer,
-		Target: gateway, Outcome: audit.Success, Detail: map[string]string{
-			"ek_sha256": hex.EncodeToString(verified.EK[:]), "chain": fmt.Sprint(verified.Chain), "ak_name": hex.EncodeToString(verified.AKName),
-			"manufacturer": verified.Manufacturer, "model": verified.Model, "version": verified.Version,
-			"serial": Serial(cert), "not_after": cert.NotAfter.UTC().Format(time.RFC3339),
-		}}); err != nil {
+	if err := c.akCertified(ctx, peer, gateway, verified, cert, quoted); err != nil {
 		c.health.issued(ctx, c.cfg.Now(), err)
 		c.unavailable(w, "journal", err)
 		return
 	}
 	answer(w, verify.SecretResponse{Chain: [][]byte{cert.Raw, c.cfg.Attestation.Raw}})
+}
+
+// measured judges what a gateway says of how it booted. quoted names it for the log: the SHA-256 of the quote and of the event log, nil without
+// a quote. An error is a quote that no honest TPM makes.
+func measured(request *verify.SecretRequest, v *verify.Verified) (m boot.Measurement, quoted map[string]string, err error) {
+	b := request.Boot
+	switch {
+	case b == nil:
+		return boot.Of(nil, nil, ""), nil, nil
+	case len(b.Quote) == 0:
+		return boot.Of(nil, nil, b.Missing), nil, nil
+	}
+	ak, ok := v.AKPublic.(*rsa.PublicKey)
+	if !ok {
+		return m, nil, verify.ErrAKAlgorithm
+	}
+	proven, err := verify.Quote(b, ak, request.Secret)
+	if err != nil {
+		return m, nil, err
+	}
+	quote, log := sha256.Sum256(b.Quote), sha256.Sum256(b.Log)
+	quoted = map[string]string{"quote_sha256": hex.EncodeToString(quote[:])}
+	if len(b.Log) > 0 {
+		quoted["event_log_sha256"] = hex.EncodeToString(log[:])
+	}
+	return boot.Of(proven, b.Log, b.Missing), quoted, nil
+}
+
+// akCertified journals an AK certificate that is about to be handed out.
+func (c *CA) akCertified(ctx context.Context, peer, gateway string, v *verify.Verified, cert *x509.Certificate, quoted map[string]string) error {
+	detail := map[string]string{
+		"ek_sha256": hex.EncodeToString(v.EK[:]), "chain": fmt.Sprint(v.Chain), "ak_name": hex.EncodeToString(v.AKName),
+		"manufacturer": v.Manufacturer, "model": v.Model, "version": v.Version,
+		"serial": Serial(cert), "not_after": cert.NotAfter.UTC().Format(time.RFC3339),
+	}
+	maps.Copy(detail, quoted)
+	return c.cfg.Events(ctx, audit.Event{Type: audit.AKCertified, Time: c.cfg.Now().UnixMilli(), Actor: audit.Actor{ID: "peer"}, Peer: peer,
+		Target: gateway, Outcome: audit.Success, Detail: detail})
 }
 
 // answered takes the challenge that the secret answers; false when there is none.

@@ -25,6 +25,7 @@ import (
 	"wardlink/audit"
 	"wardlink/enroll/verify"
 	"wardlink/internal/spiffe"
+	"wardlink/server/boot"
 	"wardlink/server/ca/acmedb"
 	"wardlink/server/sqldb"
 )
@@ -36,8 +37,9 @@ type Registry interface {
 	ByEK(ctx context.Context, ek [32]byte) (gateway string, err error)
 	// Wait puts a TPM that has proven its EK into the list for an operator to approve.
 	Wait(ctx context.Context, w Waiting) error
-	// Attested notes which attestation key (its TPM name) a gateway's TPM has proven to hold.
-	Attested(ctx context.Context, gateway string, ek [32]byte, ak []byte) error
+	// Attested notes which attestation key (its TPM name) a gateway's TPM has proven to hold, and how it booted, which it judges: what follows
+	// from that has happened when it returns nil.
+	Attested(ctx context.Context, gateway string, ek [32]byte, ak []byte, booted boot.Measurement) error
 	// AddKey keeps a device key and its certificate, durably; ErrNotActive when its gateway may not have one now, ErrTaken for a key that
 	// is another gateway's.
 	AddKey(ctx context.Context, k Key) error

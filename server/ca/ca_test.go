@@ -23,6 +23,7 @@ import (
 	"wardlink/enroll/verify"
 	"wardlink/internal/spiffe"
 	"wardlink/internal/swtpmtest"
+	"wardlink/server/boot"
 	"wardlink/server/ca/acmedb"
 	"wardlink/server/sqldb"
 	"wardlink/server/sqldb/sqldbtest"
@@ -49,6 +50,7 @@ type registryFake struct {
 	keys    map[[32]byte]Key
 	aks     map[[32]byte]string
 	cut     map[[32]byte]*CutOffError
+	booted  []boot.Measurement // as attested
 	fail    error
 	late    func() // revokes just before a key is entered
 }
@@ -84,13 +86,14 @@ func (r *registryFake) Wait(_ context.Context, w Waiting) error {
 	return nil
 }
 
-func (r *registryFake) Attested(_ context.Context, gateway string, ek [32]byte, ak []byte) error {
+func (r *registryFake) Attested(_ context.Context, gateway string, ek [32]byte, ak []byte, booted boot.Measurement) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.active[ek] != gateway || len(ak) != 34 { // algorithm and SHA-256
 		return errors.New("the attestation key is not described")
 	}
 	r.aks[ek] = string(ak)
+	r.booted = append(r.booted, booted)
 	return r.fail
 }
 
@@ -231,6 +234,7 @@ type gateway struct {
 	dir string
 	e   *enroll.Enroller
 	ek  [32]byte
+	log string // its event log; "" is the machine's
 }
 
 func (h *hospital) gateway(t *testing.T, path string) *gateway {
@@ -252,7 +256,7 @@ func (h *hospital) gateway(t *testing.T, path string) *gateway {
 func (h *hospital) enroller(t *testing.T, g *gateway) *enroll.Enroller {
 	t.Helper()
 	e, err := enroll.New(enroll.Config{TPM: g.tpm, Dir: g.dir, Attestation: h.server.URL + "/attestation",
-		Directory: h.server.URL + "/acme/attest/directory", HTTP: h.server.Client(), Log: slog.New(slog.NewTextHandler(testLog{t}, nil))})
+		Directory: h.server.URL + "/acme/attest/directory", HTTP: h.server.Client(), EventLog: g.log, Log: slog.New(slog.NewTextHandler(testLog{t}, nil))})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -13,35 +13,38 @@ import (
 
 	"wardlink/audit"
 	"wardlink/enroll"
+	"wardlink/enroll/verify"
 	"wardlink/internal/spiffe"
 )
 
 // Bounds of what this handler does at a time and takes in.
 const (
 	maxBody        = 64 << 10 // of an ACME request; an attestation has 3 to 6 KB
+	maxLong        = 64       // requests with event logs, whose bodies have up to verify.MaxSecretRequest
 	maxConcurrent  = 64
 	maxReading     = 512 // requests whose bodies are on their way
 	bodyTimeout    = 15 * time.Second
 	requestTimeout = 30 * time.Second // from the whole body on
 	problemPrefix  = "urn:wardlink:"
+	secretPath     = "/attestation/secret"
 )
 
 // routes serves the two protocols and nothing else.
 func (c *CA) routes() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /attestation/attest", c.attest)
-	mux.HandleFunc("POST /attestation/secret", c.secret)
+	mux.HandleFunc("POST "+secretPath, c.secret)
 	mux.HandleFunc("/acme/", c.acme)
 	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
 		reply(w, http.StatusNotFound, enroll.Problem{Type: problemPrefix + "not-found", Detail: "expected /attestation/attest, /attestation/secret or /acme/attest/directory"})
 	})
-	reading, slots := make(chan struct{}, maxReading), make(chan struct{}, maxConcurrent)
+	reading, long, slots := make(chan struct{}, maxReading), make(chan struct{}, maxLong), make(chan struct{}, maxConcurrent)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		defer c.recover(w, r)
 		if !c.enter(w, r, reading) {
 			return
 		}
-		body, ok := wholeBody(w, r)
+		body, ok := c.body(w, r, long)
 		<-reading
 		if !ok || !c.enter(w, r, slots) {
 			return
@@ -67,12 +70,25 @@ func (c *CA) enter(w http.ResponseWriter, r *http.Request, places chan struct{})
 	}
 }
 
+// body reads a body of the length that its path may have. Long ones, which only answered challenges are, have fewer places: what is on its way
+// takes memory, 24 MB of it at most.
+func (c *CA) body(w http.ResponseWriter, r *http.Request, long chan struct{}) ([]byte, bool) {
+	if r.URL.Path != secretPath || r.ContentLength <= maxBody {
+		return wholeBody(w, r, maxBody)
+	}
+	if !c.enter(w, r, long) {
+		return nil, false
+	}
+	defer func() { <-long }()
+	return wholeBody(w, r, verify.MaxSecretRequest)
+}
+
 // wholeBody reads the body before anything is begun for it: a slow sender must neither hold a place that others need nor use up the time
 // that the CA has, or its request would fail here and count against the CA. False when it has answered already.
-func wholeBody(w http.ResponseWriter, r *http.Request) ([]byte, bool) {
+func wholeBody(w http.ResponseWriter, r *http.Request, limit int64) ([]byte, bool) {
 	deadlines := http.NewResponseController(w)
 	_ = deadlines.SetReadDeadline(time.Now().Add(bodyTimeout))
-	body, ok := readBody(w, r, maxBody)
+	body, ok := readBody(w, r, limit)
 	// net/http reads on, to see the peer hang up, and would take the deadline for that.
 	_ = deadlines.SetReadDeadline(time.Now().Add(2 * requestTimeout))
 	return body, ok

@@ -23,6 +23,7 @@ import (
 	"golang.org/x/crypto/acme"
 
 	"wardlink/audit"
+	"wardlink/server/boot"
 	"wardlink/server/ca/acmedb"
 	"wardlink/server/sqldb"
 	"wardlink/server/sqldb/sqldbtest"
@@ -100,9 +101,11 @@ func (k killable) at(step, what string) error {
 	return nil
 }
 
-func (k killable) ByEK(context.Context, [32]byte) (string, error)           { return "gw-1", nil }
-func (k killable) Wait(context.Context, Waiting) error                      { return nil }
-func (k killable) Attested(context.Context, string, [32]byte, []byte) error { return nil }
+func (k killable) ByEK(context.Context, [32]byte) (string, error) { return "gw-1", nil }
+func (k killable) Wait(context.Context, Waiting) error            { return nil }
+func (k killable) Attested(context.Context, string, [32]byte, []byte, boot.Measurement) error {
+	return nil
+}
 func (k killable) AddKey(_ context.Context, key Key) error {
 	return k.at("AddKey", fmt.Sprintf("%x", key.SPKI))
 }

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"wardlink/audit"
 	"wardlink/server/records"
 	"wardlink/telemetry"
 	"wardlink/telemetry/hl7"
@@ -67,6 +68,29 @@ func TestOddReadingsShow(t *testing.T) {
 				t.Errorf("found by LOINC: %v", found)
 			}
 		})
+	}
+}
+
+// What a gateway in quarantine sent is never final, whatever its monitor says, and shows why; what its status says otherwise stays.
+func TestQuarantinedReadingsAreNotFinal(t *testing.T) {
+	cases := []struct{ sent, want string }{{"R", "preliminary"}, {"F", "preliminary"}, {"C", "preliminary"}, {"", "preliminary"}, {"P", "preliminary"},
+		{"X", "cancelled"}, {"D", "entered-in-error"}}
+	f := setup(t)
+	f.verdict = audit.AcceptedQuarantined
+	var messages []telemetry.Message
+	for i, c := range cases {
+		messages = append(messages, reading("p1", i, "60", func(_ *telemetry.Message, o *telemetry.Observation) { o.Status = c.sent }))
+	}
+	f.fill(messages)
+	b := f.get(search("p1", ""))
+	for i, c := range cases { // the newest is first
+		o := at(b, "entry", len(cases)-1-i, "resource")
+		if got := text(o, "status"); got != c.want {
+			t.Errorf("OBX-11 %q: status %q; expected %s", c.sent, got, c.want)
+		}
+		if text(o, "interpretation", 0, "coding", 0, "code") != "quarantined" || text(o, "meta", "security", 0, "code") != "UNCERTREL" || at(o, "meta", "profile") != nil {
+			t.Errorf("OBX-11 %q: %v", c.sent, o)
+		}
 	}
 }
 

@@ -110,6 +110,7 @@ func toObservation(o *records.Observation) *observation {
 		r.Interpretation = append(r.Interpretation, c)
 	}
 	judge(r, o)
+	unverified(r, o)
 	r.Meta = metaOf(r, o, item, flags)
 	return r
 }
@@ -141,7 +142,17 @@ func judge(r *observation, o *records.Observation) {
 		return
 	}
 	r.Interpretation = append(r.Interpretation, codeableConcept{Coding: []coding{note}, Text: note.Display})
-	if o.Marks&telemetry.MarkImplausible != 0 && (r.Status == "final" || r.Status == "corrected") {
+}
+
+// unverified makes a reading preliminary that no chart may take over unseen: one that is not plausible, or of a gateway that booted something
+// unknown. FHIR's word is for results that are not verified yet; "entered-in-error" would say that the reading is wrong, which nobody knows.
+func unverified(r *observation, o *records.Observation) {
+	if o.Marks&telemetry.MarkQuarantined != 0 {
+		note := coding{System: systemMarks, Code: "quarantined", Display: "The gateway was in quarantine: it had booted something unknown"}
+		r.Interpretation = append(r.Interpretation, codeableConcept{Coding: []coding{note}, Text: note.Display})
+	}
+	doubted := o.Marks&telemetry.MarkQuarantined != 0 || o.Marks&telemetry.MarkImplausible != 0 && o.Marks&telemetry.MarkNoReading == 0
+	if doubted && (r.Status == "final" || r.Status == "corrected") {
 		r.Status = "preliminary"
 	}
 }
@@ -156,8 +167,11 @@ func metaOf(r *observation, o *records.Observation, item codes.Item, flags []str
 	if o.Process == "T" || o.Process == "D" || slices.Contains(flags, "TEST") || slices.Contains(flags, "DEMO") {
 		m.Security = []coding{{System: systemActReason, Code: "HTEST", Display: "test health data"}}
 	}
+	if o.Marks&telemetry.MarkQuarantined != 0 {
+		m.Security = append(m.Security, coding{System: systemIntegrity, Code: "UNCERTREL", Display: "uncertain reliability"})
+	}
 	coded := r.ValueQuantity != nil && r.ValueQuantity.Code == item.UCUM
-	odd := o.Marks&(telemetry.MarkImplausible|telemetry.MarkTimeUnread) != 0 || !fits(o.Code, o.Unit.UCUM, unitUnknown(o))
+	odd := o.Marks&(telemetry.MarkImplausible|telemetry.MarkTimeUnread|telemetry.MarkQuarantined) != 0 || !fits(o.Code, o.Unit.UCUM, unitUnknown(o))
 	if item.Profile != "" && !odd && o.Waveform == nil && r.Subject != nil && (coded || r.DataAbsentReason != nil) {
 		m.Profile = []string{item.Profile}
 	}

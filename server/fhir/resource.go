@@ -167,10 +167,11 @@ const (
 	systemUCUM      = "http://unitsofmeasure.org"
 	systemCategory  = "http://terminology.hl7.org/CodeSystem/observation-category"
 	systemAbsent    = "http://terminology.hl7.org/CodeSystem/data-absent-reason"
+	systemIntegrity = "http://terminology.hl7.org/CodeSystem/v3-ObservationValue"
 	systemActReason = "http://terminology.hl7.org/CodeSystem/v3-ActReason"
 	systemFlags     = "http://terminology.hl7.org/CodeSystem/v3-ObservationInterpretation"
 	systemOwnCodes  = "urn:wardlink:code-system:"     // a device's own code system, by its name in OBX-3.3
-	systemMarks     = "urn:wardlink:observation-mark" // implausible, unit-misfit, unit-unknown
+	systemMarks     = "urn:wardlink:observation-mark" // implausible, quarantined, unit-misfit, unit-unknown
 	extensionAbsent = "http://hl7.org/fhir/StructureDefinition/data-absent-reason"
 	// When the gateway had the message, by the hospital's clock, of a reading whose own time could not be read. Its uncertainty is in
 	// milliseconds.

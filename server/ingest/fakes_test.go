@@ -216,6 +216,7 @@ type fakeRegistry struct {
 	revision int64
 	err      error
 	lanes    map[string]uint8
+	held     bool // all are in quarantine
 	inactive map[string]bool
 	revoked  map[string]bool
 	retired  map[[32]byte]string // keys of replaced boards, and whose they were
@@ -260,7 +261,7 @@ func (r *fakeRegistry) AdmitKey(ctx context.Context, gateway string, key [32]byt
 	case r.inactive[gateway]:
 		return registry.Admission{}, fmt.Errorf("gateway %s: %w", gateway, registry.ErrNotActive)
 	}
-	return registry.Admission{Gateway: gateway, Lanes: lanes}, nil
+	return registry.Admission{Gateway: gateway, Lanes: lanes, Quarantined: r.held}, nil
 }
 
 func (r *fakeRegistry) Revision(context.Context) (int64, error) {

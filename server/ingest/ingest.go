@@ -370,6 +370,14 @@ func (s *Server) cutOff(ctx context.Context) error {
 	return nil
 }
 
+// admit takes what the registry says of the session's gateway.
+func (c *session) admit(adm registry.Admission) {
+	c.lanes.Store(uint32(adm.Lanes))
+	if was := c.quarantined.Swap(adm.Quarantined); was != adm.Quarantined {
+		c.srv.log.Warn("what a gateway publishes is marked, or no more", "gateway", c.id.gateway, "quarantined", adm.Quarantined)
+	}
+}
+
 // judge asks what one session's gateway may do now. An error means that nobody knows.
 func (s *Server) judge(ctx context.Context, c *session) error {
 	ctx, cancel := context.WithTimeout(ctx, s.limits.Ask)
@@ -377,7 +385,7 @@ func (s *Server) judge(ctx context.Context, c *session) error {
 	adm, err := s.registry.AdmitKey(ctx, c.id.gateway, c.id.key)
 	switch {
 	case err == nil:
-		c.lanes.Store(uint32(adm.Lanes))
+		c.admit(adm)
 	case denied(err):
 		s.log.Warn("gateway is no longer admitted; its session is cut", "gateway", c.id.gateway)
 		c.stop(endRevoked, true)

@@ -156,6 +156,9 @@ func (c *session) commitBatch(p publish, frame seal.Header, hash [32]byte) error
 		return err
 	}
 	by := bearer{gateway: c.id.gateway, session: c.event, actor: audit.Actor{ID: c.id.spiffe, Serial: c.id.serial}, peer: c.peer, verdict: audit.Accepted}
+	if c.quarantined.Load() {
+		by.verdict = audit.AcceptedQuarantined
+	}
 	e, err := by.publish(c.srv.journal.NextID(), frame, hash, p.payload, s.begun)
 	if err != nil {
 		return err

@@ -42,6 +42,7 @@ type SalvageJournal interface {
 type SalvageRegistry interface {
 	Get(ctx context.Context, gateway string) (registry.Gateway, error) // registry.ErrUnknown
 	RetiredKey(ctx context.Context, key [32]byte) (bool, error)        // it is a device key of a board that was replaced
+	Quarantines(ctx context.Context) (map[string]registry.Quarantine, error)
 }
 
 // SalvageRecords says what is known of a gateway's batches.
@@ -97,6 +98,11 @@ func (s *Salvage) Bring(ctx context.Context, c Card) (Brought, error) {
 	if g.State != registry.Active && c.Despite != string(g.State) {
 		return Brought{}, refuse.New(registry.ErrConflict, "gateway %s is %s; what its card holds may be brought in all the same when you know where it has been: say --despite %s", g.ID, g.State, g.State)
 	}
+	held, err := s.Registry.Quarantines(ctx) // also of one that was suspended since
+	if err != nil {
+		return Brought{}, err
+	}
+	_, quarantined := held[g.ID]
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	waited, cancel := context.WithTimeout(ctx, passWait)
@@ -105,7 +111,7 @@ func (s *Salvage) Bring(ctx context.Context, c Card) (Brought, error) {
 	if err != nil && (ctx.Err() != nil || !errors.Is(err, context.DeadlineExceeded)) {
 		return Brought{}, err
 	}
-	a := &act{Salvage: s, card: c, state: g.State, lanes: g.Lanes(), brought: map[[16]byte]proven{}, event: s.Journal.NextID(), now: time.Now()}
+	a := &act{Salvage: s, card: c, state: g.State, lanes: g.Lanes(), quarantined: quarantined, brought: map[[16]byte]proven{}, event: s.Journal.NextID(), now: time.Now()}
 	a.out = Brought{Event: a.event, Frames: make([]string, len(c.Frames)), Sealings: make([]string, len(c.Sealings))}
 	if err := a.prove(ctx); err != nil {
 		return Brought{}, err
@@ -128,16 +134,18 @@ type proven struct {
 // act is one Bring.
 type act struct {
 	*Salvage
-	card    Card
-	state   registry.State
-	lanes   uint8
-	brought map[[16]byte]proven
-	refused map[[16]byte]string
-	event   audit.EventID
-	now     time.Time
-	out     Brought
-	frames  []journal.Entry
-	order   [][16]byte // of the sealing records in use
+	card  Card
+	state registry.State
+	lanes uint8
+	// quarantined: the gateway is, or is cut off out of a quarantine.
+	quarantined bool
+	brought     map[[16]byte]proven
+	refused     map[[16]byte]string
+	event       audit.EventID
+	now         time.Time
+	out         Brought
+	frames      []journal.Entry
+	order       [][16]byte // of the sealing records in use
 }
 
 // prove decides about the sealing records that came.
@@ -171,8 +179,11 @@ func (a *act) take(ctx context.Context, data []byte, signed seal.Signed, record 
 		return err
 	}
 	p := proven{payload: data, signed: signed, record: record, verdict: audit.Salvaged}
-	if former {
+	switch {
+	case former:
 		p.verdict = audit.SalvagedFormer
+	case a.quarantined:
+		p.verdict = audit.SalvagedQuarantined
 	}
 	a.brought[record.ID] = p
 	return nil

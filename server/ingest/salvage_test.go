@@ -26,6 +26,7 @@ type ashes struct {
 	profile  string
 	unproven string // why no sealing record is proven
 	retired  bool
+	held     map[string]registry.Quarantine
 	known    map[[16]byte][]byte
 	here     map[telemetry.BatchID]bool
 	waited   []uint64
@@ -37,6 +38,11 @@ func (a *ashes) Get(_ context.Context, id string) (registry.Gateway, error) {
 	}
 	return registry.Gateway{ID: id, State: a.state, Profile: a.profile}, nil
 }
+
+func (a *ashes) Quarantines(context.Context) (map[string]registry.Quarantine, error) {
+	return a.held, nil
+}
+
 func (a *ashes) RetiredKey(context.Context, [32]byte) (bool, error) { return a.retired, nil }
 func (a *ashes) ProveSealing(context.Context, string, seal.Signed) (string, error) {
 	return a.unproven, nil
@@ -100,6 +106,17 @@ func TestSalvageJournalsWhatIsProven(t *testing.T) {
 	if _, err := s.Bring(t.Context(), cardOf(p, p.frame(telemetry.LaneVitals, 1, 50))); err != nil {
 		t.Fatal(err)
 	}
+	defer func() { // the card of a gateway that was cut off out of a quarantine
+		a.retired, a.state, a.held = false, registry.Suspended, map[string]registry.Quarantine{"gw-1": {}}
+		card := cardOf(p, p.frame(telemetry.LaneVitals, 2, 50))
+		card.Despite = string(registry.Suspended)
+		if _, err := s.Bring(t.Context(), card); err != nil {
+			t.Fatal(err)
+		}
+		if rows := j.rows(); rows[2].Verdict != audit.SalvagedQuarantined {
+			t.Errorf("row %+v", rows[2])
+		}
+	}()
 	if rows := j.rows(); rows[1].Verdict != audit.SalvagedFormer || len(a.waited) != 2 || a.waited[1] != 3 {
 		t.Errorf("row %+v, waited for %v", rows[1], a.waited)
 	}

@@ -29,8 +29,10 @@ type session struct {
 	agent   telemetry.Hello
 	version uint16        // of the protocol
 	lanes   atomic.Uint32 // registry.Admission.Lanes
-	topics  [telemetry.LaneCount]string
-	key     string
+	// quarantined is registry.Admission.Quarantined: what is committed meanwhile bears the mark for ever.
+	quarantined atomic.Bool
+	topics      [telemetry.LaneCount]string
+	key         string
 
 	traffic *traffic
 	source  *source
@@ -358,7 +360,7 @@ func (s *Server) admit(ctx context.Context, c *session) (code byte, reason strin
 			s.log.Error("registry cannot be asked; a gateway is turned away", "gateway", c.id.gateway, "error", err)
 			return connackUnavailable, reasonRegistry
 		}
-		c.lanes.Store(uint32(adm.Lanes))
+		c.admit(adm)
 	}
 	if c.id.late {
 		reason, err := s.pardon(ctx, c.id, time.Now())

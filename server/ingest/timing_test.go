@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -344,6 +345,50 @@ func TestLanesChangeInASession(t *testing.T) {
 		c.send(publishPacket(0x32, telemetry.UpTopic("gw-1", telemetry.LaneVitals), 2, p.frame(telemetry.LaneVitals, 0, 1)))
 		c.expect(kindPublish)
 		c.expectEnd()
+	})
+}
+
+// A quarantine that begins or ends in a session: the session stays, and each publish bears the verdict of its moment.
+func TestQuarantineInASession(t *testing.T) {
+	inBubble(t, Limits{}, func(t *testing.T, b *pipeBench) {
+		c := b.session("gw-1", 10*time.Hour, 0)
+		p := newPeriod(t)
+		c.send(publishPacket(0x32, telemetry.KeyTopic("gw-1"), 1, p.signed))
+		c.expectPuback(1)
+		want := []string{}
+		for i, held := range []bool{false, true, true, false} {
+			b.reg.change(func() { b.reg.held = held })
+			time.Sleep(time.Second)
+			id := uint16(2 + i)
+			c.send(publishPacket(0x32, telemetry.UpTopic("gw-1", telemetry.LaneVitals), id, p.frame(telemetry.LaneVitals, uint64(i), 1)))
+			c.expectPuback(id)
+			if want = append(want, audit.Accepted); held {
+				want[i] = audit.AcceptedQuarantined
+			}
+		}
+		got := []string{}
+		for _, row := range b.journal.rows() {
+			got = append(got, row.Verdict)
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("verdicts %q; expected %q", got, want)
+		}
+	})
+}
+
+// A gateway that is in quarantine when it connects is admitted, and its first publish is marked.
+func TestQuarantineAtConnect(t *testing.T) {
+	inBubble(t, Limits{}, func(t *testing.T, b *pipeBench) {
+		b.reg.change(func() { b.reg.held = true })
+		c := b.session("gw-1", 10*time.Hour, 0)
+		p := newPeriod(t)
+		c.send(publishPacket(0x32, telemetry.KeyTopic("gw-1"), 1, p.signed))
+		c.expectPuback(1)
+		c.send(publishPacket(0x32, telemetry.UpTopic("gw-1", telemetry.LaneVitals), 2, p.frame(telemetry.LaneVitals, 0, 1)))
+		c.expectPuback(2)
+		if rows := b.journal.rows(); len(rows) != 1 || rows[0].Verdict != audit.AcceptedQuarantined {
+			t.Errorf("%+v", rows)
+		}
 	})
 }
 

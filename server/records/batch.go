@@ -38,8 +38,10 @@ type work struct {
 	counted  bool // the attempt under way is counted in the database
 	card     bool // an operator brought it from a dead gateway's card: it is no sign of life
 	former   bool // and that is of a board that was replaced since
-	again    bool // it is met again: its number has arrived before, and its frame may be kept
-	alone    bool // an attempt to open it did not end well, or did not end: it is opened by itself, so that it can harm only itself
+	// quarantined: it was journaled while its gateway was in quarantine, and is stored with that mark.
+	quarantined bool
+	again       bool // it is met again: its number has arrived before, and its frame may be kept
+	alone       bool // an attempt to open it did not end well, or did not end: it is opened by itself, so that it can harm only itself
 }
 
 // failure is what an attempt failed with. Its text is one of a few constants: what opening and decoding say could quote what was
@@ -112,6 +114,7 @@ func (r *Records) takePublish(tx *sql.Tx, e *journal.Entry) (*taken, error) {
 		hash: row.Frame, received: row.Received, frame: e.Blob, attempts: 1, counted: true,
 	}
 	w.card, w.former = salvaged(row.Verdict)
+	w.quarantined = quarantined(row.Verdict)
 	if w.stream, err = r.in.stream(tx, streamKey{w.gateway, w.epoch, w.lane}); err != nil {
 		return nil, err
 	}
@@ -128,15 +131,15 @@ func (r *Records) takePublish(tx *sql.Tx, e *journal.Entry) (*taken, error) {
 	return &taken{w, e.Seq, sealing}, nil
 }
 
-var newBatches = bulk{"INSERT INTO batches (stream, number, frame, sealing, seq, received, state, attempts, due, reason, aged) VALUES ",
-	" ON CONFLICT (stream, number) DO NOTHING RETURNING stream, number", "?, ?, ?, ?, ?, ?, ?, ?, 0, '', ?"}
+var newBatches = bulk{"INSERT INTO batches (stream, number, frame, sealing, seq, received, state, attempts, due, reason, aged, quarantined) VALUES ",
+	" ON CONFLICT (stream, number) DO NOTHING RETURNING stream, number", "?, ?, ?, ?, ?, ?, ?, ?, 0, '', ?, ?"}
 
 // enter makes the rows of batches that are new, and gives those that are to be opened now.
 func (r *Records) enter(tx *sql.Tx, in []*taken) (todo []*work, err error) {
 	type name struct{ stream, number int64 }
 	var args []any
 	for _, t := range in {
-		args = append(args, t.stream, int64(t.number), t.hash[:], t.sealing, int64(t.seq), t.received, int64(stateOpening), int64(t.attempts), t.aged)
+		args = append(args, t.stream, int64(t.number), t.hash[:], t.sealing, int64(t.seq), t.received, int64(stateOpening), int64(t.attempts), t.aged, flag(t.quarantined))
 	}
 	fresh := make(map[name]bool)
 	if err := r.in.returned(tx, newBatches, args, func(rows *sql.Rows) error {
@@ -408,7 +411,7 @@ func (r *Records) postpone(ctx context.Context) (more bool, err error) {
 
 // due reads the pending batches whose time has come, with the frames that were kept for them.
 func (r *Records) due(ctx context.Context) ([]*work, error) {
-	rows, err := r.db.Query(ctx, `SELECT s.gateway, s.epoch, s.lane, b.stream, b.number, b.frame, b.received, b.attempts, b.aged, f.frame
+	rows, err := r.db.Query(ctx, `SELECT s.gateway, s.epoch, s.lane, b.stream, b.number, b.frame, b.received, b.attempts, b.aged, b.quarantined <> 0, f.frame
 		FROM batches b JOIN streams s ON s.id = b.stream JOIN batch_frames f ON f.stream = b.stream AND f.number = b.number
 		WHERE b.state <> 2 AND b.state = 0 AND b.due <= $1 ORDER BY b.due LIMIT $2`, r.now().UnixMilli(), retryBatches)
 	if err != nil {
@@ -421,7 +424,7 @@ func (r *Records) due(ctx context.Context) ([]*work, error) {
 		var epoch, hash []byte
 		var lane int
 		var number int64
-		if err := rows.Scan(&w.gateway, &epoch, &lane, &w.stream, &number, &hash, &w.received, &w.attempts, &w.aged, &w.frame); err != nil {
+		if err := rows.Scan(&w.gateway, &epoch, &lane, &w.stream, &number, &hash, &w.received, &w.attempts, &w.aged, &w.quarantined, &w.frame); err != nil {
 			return nil, err
 		}
 		w.epoch, w.lane, w.number, w.hash = telemetry.Epoch(epoch), telemetry.Lane(lane), uint64(number), [32]byte(hash)

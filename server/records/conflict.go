@@ -36,8 +36,8 @@ func (r *Records) takeConflict(tx *sql.Tx, seq uint64, w *work, first [32]byte, 
 	} else {
 		r.log.Error("no room for a second frame under one batch number; only its hash is kept", "batch", w.String())
 	}
-	res, err := tx.Exec(`INSERT INTO batch_conflicts (stream, number, frame, seq, received, tried, data) VALUES ($1, $2, $3, $4, $5, 0, $6)
-		ON CONFLICT (stream, number, frame) DO NOTHING`, w.stream, int64(w.number), w.hash[:], int64(seq), r.clock.aged(w.received), data)
+	res, err := tx.Exec(`INSERT INTO batch_conflicts (stream, number, frame, seq, received, tried, data, quarantined) VALUES ($1, $2, $3, $4, $5, 0, $6, $7)
+		ON CONFLICT (stream, number, frame) DO NOTHING`, w.stream, int64(w.number), w.hash[:], int64(seq), r.clock.aged(w.received), data, flag(w.quarantined))
 	if err != nil {
 		return err
 	}
@@ -61,9 +61,9 @@ func (r *Records) takeConflict(tx *sql.Tx, seq uint64, w *work, first [32]byte, 
 // in the row that becomes free. Without such a frame the batch stays dead.
 func (r *Records) tryNext(tx *sql.Tx, stream, number int64) error {
 	var hash, data []byte
-	var seq, received int64
-	err := tx.QueryRow(`SELECT frame, seq, received, data FROM batch_conflicts
-		WHERE stream = $1 AND number = $2 AND tried = 0 AND data IS NOT NULL ORDER BY seq LIMIT 1`, stream, number).Scan(&hash, &seq, &received, &data)
+	var seq, received, quarantined int64
+	err := tx.QueryRow(`SELECT frame, seq, received, data, quarantined FROM batch_conflicts
+		WHERE stream = $1 AND number = $2 AND tried = 0 AND data IS NOT NULL ORDER BY seq LIMIT 1`, stream, number).Scan(&hash, &seq, &received, &data, &quarantined)
 	if errors.Is(err, sql.ErrNoRows) {
 		return nil
 	}
@@ -78,16 +78,16 @@ func (r *Records) tryNext(tx *sql.Tx, stream, number int64) error {
 		query string
 		args  []any
 	}{
-		{`INSERT INTO batch_conflicts (stream, number, frame, seq, received, tried, data)
-			SELECT b.stream, b.number, b.frame, b.seq, b.received, 1, f.frame
+		{`INSERT INTO batch_conflicts (stream, number, frame, seq, received, tried, data, quarantined)
+			SELECT b.stream, b.number, b.frame, b.seq, b.received, 1, f.frame, b.quarantined
 			FROM batches b LEFT JOIN batch_frames f ON f.stream = b.stream AND f.number = b.number WHERE b.stream = $1 AND b.number = $2`,
 			[]any{stream, number}},
 		{"DELETE FROM batch_conflicts WHERE stream = $1 AND number = $2 AND frame = $3", []any{stream, number, hash}},
 		{"INSERT INTO batch_frames (stream, number, frame) VALUES ($1, $2, $3) ON CONFLICT (stream, number) DO UPDATE SET frame = excluded.frame",
 			[]any{stream, number, data}},
 		{"DELETE FROM frames_unkept WHERE stream = $1 AND number = $2", []any{stream, number}},
-		{`UPDATE batches SET frame = $3, sealing = $4, seq = $5, received = $6, state = $7, attempts = 0, due = 0, reason = ''
-			WHERE stream = $1 AND number = $2`, []any{stream, number, hash, sealing, seq, received, statePending}},
+		{`UPDATE batches SET frame = $3, sealing = $4, seq = $5, received = $6, state = $7, attempts = 0, due = 0, reason = '', quarantined = $8
+			WHERE stream = $1 AND number = $2`, []any{stream, number, hash, sealing, seq, received, statePending, quarantined}},
 	} {
 		if _, err := tx.Exec(step.query, step.args...); err != nil {
 			return err

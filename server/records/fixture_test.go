@@ -328,13 +328,18 @@ func (g *gateway) sealBatch(messages ...telemetry.Message) []byte {
 // publish journals a frame as ingest does for the named gateway.
 func (g *gateway) publish(publisher string, frame []byte) {
 	g.f.t.Helper()
+	g.publishAs(audit.Accepted, publisher, frame)
+}
+
+func (g *gateway) publishAs(verdict, publisher string, frame []byte) {
+	g.f.t.Helper()
 	h, err := seal.CheckFrame(frame)
 	if err != nil {
 		g.f.t.Fatal(err)
 	}
 	row := audit.Row{
 		ID: g.f.journal.NextID(), Gateway: publisher, Epoch: h.Epoch, Lane: uint8(h.Lane), Number: h.Number, Frame: seal.FrameHash(frame),
-		Received: g.f.clock.Now().UnixMilli(), Serial: "01", Peer: "10.0.0.1:1", Verdict: "accepted",
+		Received: g.f.clock.Now().UnixMilli(), Serial: "01", Peer: "10.0.0.1:1", Verdict: verdict,
 	}
 	head, err := audit.EncodeRow(row)
 	if err != nil {

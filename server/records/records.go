@@ -44,7 +44,7 @@ var (
 func Migrations() []sqldb.Migration {
 	own := []sqldb.Migration{{Domain: "records", Version: 1, SQL: schema1}, {Domain: "retention", Version: 1, SQL: retention1},
 		{Domain: "retention", Version: 2, SQL: retention2}, {Domain: "waveforms", Version: 1, SQL: waveforms1}, {Domain: "times", Version: 1, SQL: times1}}
-	return slices.Concat(own, accountMigrations(), heartbeatMigrations(), configMigrations(), bedMigrations(), longMigrations())
+	return slices.Concat(own, accountMigrations(), heartbeatMigrations(), configMigrations(), bedMigrations(), longMigrations(), quarantineMigrations())
 }
 
 // Consumer is the name of the records' cursor in the journal.

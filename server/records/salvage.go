@@ -78,7 +78,13 @@ func (r *Records) Passed(ctx context.Context, seq uint64) error {
 
 // salvaged tells whether a batch came from a card, and whether from that of a board that was replaced.
 func salvaged(verdict string) (card, former bool) {
-	return verdict == audit.Salvaged || verdict == audit.SalvagedFormer, verdict == audit.SalvagedFormer
+	switch verdict {
+	case audit.Salvaged, audit.SalvagedQuarantined:
+		return true, false
+	case audit.SalvagedFormer:
+		return true, true
+	}
+	return false, false
 }
 
 // heard is when the gateway of a report was heard of: a report that came from its card is no sign of life.

@@ -223,7 +223,7 @@ func (w *readings) observation(message int64, s *stored, m *telemetry.Message, o
 	if obs.Time != s.first {
 		sent = obs.Time
 	}
-	at, marks := placed(m, obs.At, obs.Marks)
+	at, marks := placed(m, obs.At, s.o.marked(obs.Marks))
 	rows := &w.observations
 	if kind == kindPart {
 		rows = &w.parts

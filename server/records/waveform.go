@@ -79,7 +79,7 @@ func (rs *readings) waveform(message int64, s *stored, m *telemetry.Message, w *
 	if w.Time != s.first {
 		sent = w.Time
 	}
-	at, marks := placed(m, w.At, w.Marks)
+	at, marks := placed(m, w.At, s.o.marked(w.Marks))
 	rs.waveforms = append(rs.waveforms, message, int64(w.Index), series, channel, at, sent, int64(marks), s.aged, int64(len(w.Samples)), samples)
 	if len(rs.waveforms) >= 10*maxChunks {
 		return rs.flushWaveforms()

@@ -152,6 +152,9 @@ func swap(tx *sql.Tx, who audit.Actor, id, reason string, now time.Time, s Repla
 		FROM gateway_keys k WHERE k.gateway = $1 ON CONFLICT (spki) DO NOTHING`, id); err != nil {
 		return err
 	}
+	if err := forgetBoot(tx, id); err != nil {
+		return err
+	}
 	for _, ek := range s.New {
 		if _, err := tx.Exec("INSERT INTO gateway_eks (ek, gateway) VALUES ($1, $2)", ek[:], id); err != nil {
 			return err

@@ -53,7 +53,7 @@ func (r *Registry) Decommission(ctx context.Context, who audit.Actor, peer, id, 
 			return false, r.outbox.Add(tx, audit.Event{Type: audit.GatewayDecommissioned, Actor: who, Peer: peer, Target: id, Outcome: audit.Success,
 				Reason: reason, Detail: map[string]string{"decommissioned_already": former.At.Format(time.RFC3339)}})
 		}
-		if drain && g.State != Active {
+		if drain && g.State != Active && g.State != Quarantined {
 			return false, refusal.New(ErrConflict, "gateway %s is %s, so it cannot hand over what waits: resume it first, or decommission it with --now, which destroys that", id, g.State)
 		}
 		end, err = r.end(tx, who, peer, g, reason, drain, now, sign)

@@ -110,6 +110,8 @@ func (g *Gateway) cutOff() string {
 		return fmt.Sprintf("revoked (%s); if that was a mistake: wardlink gateway resume %s --reason TEXT", g.Revoked.Reason, g.ID)
 	case g.State == Suspended && g.Hold != nil:
 		return fmt.Sprintf("suspended (%s); wardlink gateway resume %s", g.Hold.Reason, g.ID)
+	case g.State == Quarantined:
+		return fmt.Sprintf("in quarantine, and connected; wardlink gateway readmit %s --reason TEXT", g.ID)
 	case g.Hold != nil:
 		return fmt.Sprintf("%s (%s), for ever", g.State, g.Hold.Reason)
 	}

@@ -40,6 +40,7 @@ var wards1 string
 // Migrations is the registry's schema. Domains are migrated in the order of their names: those behind registry may name its tables.
 func Migrations() []sqldb.Migration {
 	own := []sqldb.Migration{{Domain: "registry", Version: 1, SQL: schema1}, {Domain: "operators", Version: 1, SQL: operators1}, {Domain: "revocations", Version: 1, SQL: revocations1},
+		{Domain: "registry_boot", Version: 1, SQL: boot1},
 		{Domain: "standing", Version: 1, SQL: standing1}, {Domain: "standing", Version: 2, SQL: standing2},
 		{Domain: "waiting", Version: 1, SQL: waiting1}, {Domain: "wards", Version: 1, SQL: wards1}}
 	return append(own, nodeMigrations()...)
@@ -52,14 +53,14 @@ var (
 	ErrConflict  = errors.New("conflicts with the registry")
 )
 
-// State of a gateway. Quarantined is not reached yet; it is reserved in the schema.
+// State of a gateway.
 type State string
 
 // The states.
 const (
 	Active         State = "active"
 	Suspended      State = "suspended"
-	Quarantined    State = "quarantined"
+	Quarantined    State = "quarantined" // admitted, and what it publishes is marked: it booted something unknown
 	Decommissioned State = "decommissioned"
 	Revoked        State = "revoked" // there is a Revocation, whatever the state was before
 )
@@ -346,7 +347,7 @@ func (g *Gateway) admissible(now time.Time) error {
 		return &RevokedError{g.ID, g.Revoked.Reason}
 	case g.State != Active && g.Hold != nil:
 		return &HeldError{g.ID, g.State, g.Hold.Reason}
-	case g.State != Active:
+	case g.State != Active && g.State != Quarantined:
 		return fmt.Errorf("gateway %s is %s: %w", g.ID, g.State, ErrNotActive)
 	case !g.NotBefore.IsZero() && now.Before(g.NotBefore), !g.NotAfter.IsZero() && now.After(g.NotAfter):
 		return fmt.Errorf("gateway %s is outside its validity: %w", g.ID, ErrNotActive)
@@ -361,6 +362,8 @@ func (g *Gateway) Lanes() uint8 { return profiles[g.Profile] }
 type Admission struct {
 	Gateway string
 	Lanes   uint8 // bit per telemetry.Lane that it may publish on
+	// Quarantined marks what it publishes: it booted something unknown.
+	Quarantined bool
 }
 
 // Admit says what a gateway may do now: ErrUnknown, ErrNotActive (a *RevokedError among them), or its admission.
@@ -372,7 +375,7 @@ func (r *Registry) Admit(ctx context.Context, gateway string) (Admission, error)
 	if err := g.admissible(r.now()); err != nil {
 		return Admission{}, err
 	}
-	return Admission{Gateway: g.ID, Lanes: profiles[g.Profile]}, nil
+	return Admission{Gateway: g.ID, Lanes: profiles[g.Profile], Quarantined: g.State == Quarantined}, nil
 }
 
 // AdmitKey is Admit for a session that a device key opens, by the SHA-256 of its SPKI: one of a board that was replaced is admitted no more.

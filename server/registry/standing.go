@@ -80,7 +80,7 @@ func (r *Registry) Suspend(ctx context.Context, who audit.Actor, peer, id, reaso
 			h, again = *g.Hold, true
 			ev.Detail = map[string]string{"suspended_already": h.At.Format(time.RFC3339)}
 			return false, r.outbox.Add(tx, ev)
-		case Active:
+		case Active, Quarantined:
 		default:
 			return false, refusal.New(ErrConflict, "gateway %s is %s, which is more than suspended", id, g.State)
 		}
@@ -125,6 +125,8 @@ func (r *Registry) Resume(ctx context.Context, who audit.Actor, peer, id, reason
 		switch {
 		case was == Active:
 			return false, r.outbox.Add(tx, ev)
+		case was == Quarantined:
+			return false, refusal.New(ErrConflict, "gateway %s is in quarantine, and connected: 'wardlink gateway readmit %s --reason TEXT' ends that", id, id)
 		case was == Decommissioned:
 			return false, refusal.New(ErrConflict, "gateway %s is decommissioned, which is for ever; register another id and TPM", id)
 		case was == Revoked && reason == "":
@@ -143,7 +145,11 @@ func (r *Registry) Resume(ctx context.Context, who audit.Actor, peer, id, reason
 		if _, err := tx.Exec("DELETE FROM gateway_holds WHERE gateway = $1", id); err != nil {
 			return false, err
 		}
-		if _, err := tx.Exec("UPDATE gateways SET state = $1 WHERE id = $2", string(Active), id); err != nil {
+		state, err := unheld(tx, id)
+		if err != nil {
+			return false, err
+		}
+		if _, err := tx.Exec("UPDATE gateways SET state = $1 WHERE id = $2", string(state), id); err != nil {
 			return false, err
 		}
 		return true, r.outbox.Add(tx, ev)

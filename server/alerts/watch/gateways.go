@@ -90,6 +90,21 @@ func (s *silent) conditions(ctx context.Context, now time.Time) (out []alerts.Co
 	return out, nil
 }
 
+// quarantineLook says who booted something unknown, and what that was.
+func quarantineLook(r Registry) look {
+	return func(ctx context.Context, _ time.Time) (out []alerts.Condition, err error) {
+		held, err := r.Quarantines(ctx)
+		for _, gateway := range slices.Sorted(maps.Keys(held)) {
+			detail := held[gateway].Mismatch.Detail()
+			detail["since"] = rfc(held[gateway].Since)
+			if out = append(out, alerts.Condition{Subject: gateway, Detail: detail}); len(out) == maxListed {
+				break
+			}
+		}
+		return out, err
+	}
+}
+
 func deadLook(r Records) look {
 	return func(ctx context.Context, _ time.Time) (out []alerts.Condition, err error) {
 		list, err := r.DeadByGateway(ctx, maxListed)

@@ -42,6 +42,7 @@ type Ingest interface {
 type Registry interface {
 	Admit(ctx context.Context, gateway string) (registry.Admission, error)
 	Certificates(ctx context.Context) ([]registry.Certificate, error)
+	Quarantines(ctx context.Context) (map[string]registry.Quarantine, error)
 }
 
 // Records is what has become of the batches.
@@ -161,6 +162,7 @@ func New(cfg Config) (*Watch, error) {
 		{typ: alerts.CertificateLate, every: 5 * time.Minute, look: certificateLook(cfg.Registry, cfg.Limits.CertificateLate)},
 		{typ: alerts.CertificateEnds, every: 5 * time.Minute, look: termsLook(cfg.Terms)},
 		{typ: alerts.CAUnwell, every: tick, look: caLook(cfg.CA)},
+		{typ: alerts.GatewayQuarantined, every: tick, look: quarantineLook(cfg.Registry)},
 		{typ: alerts.GraceUsed, every: tick, look: graceLook(cfg.Ingest)},
 		{typ: alerts.ConfigReverted, every: tick, look: revertedLook(cfg.Configurations)},
 		{typ: alerts.ConfigLate, every: time.Minute, look: lateLook(cfg.Configurations, cfg.Ingest)},

@@ -13,6 +13,7 @@ import (
 
 	"wardlink/audit"
 	"wardlink/server/alerts"
+	"wardlink/server/boot"
 	"wardlink/server/ingest"
 	"wardlink/server/journal"
 	"wardlink/server/records"
@@ -108,6 +109,34 @@ func TestDeadParkedRefused(t *testing.T) {
 	p.pass(3 * time.Minute)
 	p.expect("batch-parked/gw-4 critical")
 	p.leap(24 * time.Hour) // a gateway that never reports
+	p.expect()
+}
+
+// Nobody leaves quarantine by himself, so the alert stands until an operator acts, and says what differs.
+func TestQuarantined(t *testing.T) {
+	p := newPost(t)
+	p.register("gw-1")
+	by := audit.Actor{ID: "spiffe://ward.example/operator/op"}
+	p.must(p.registry.SetBootPolicy(t.Context(), by, "", "", &boot.Policy{Mode: boot.Learn, PCRs: boot.DefaultPCRs, After: 1}))
+	booted := func(loader byte) boot.Measurement {
+		m := boot.Measurement{PCRs: map[int]boot.Digest{}}
+		for pcr := range 8 {
+			m.PCRs[pcr] = boot.Digest{loader}
+		}
+		return m
+	}
+	p.must(p.registry.Measured(t.Context(), "gw-1", booted(1)))
+	p.pass(time.Minute)
+	p.expect()
+	p.must(p.registry.Measured(t.Context(), "gw-1", booted(2)))
+	p.pass(time.Minute)
+	p.expect("gateway-quarantined/gw-1 critical")
+	p.must(p.registry.Measured(t.Context(), "gw-1", booted(1)))
+	p.pass(5 * time.Minute)
+	p.expect("gateway-quarantined/gw-1 critical")
+	_, err := p.registry.Readmit(t.Context(), by, "", "gw-1", "it was the bench's boot loader", false)
+	p.must(err)
+	p.pass(3 * time.Minute)
 	p.expect()
 }
 

@@ -12,13 +12,15 @@ type Gateway struct {
 	State   string   `json:"state"`
 	EK      []string `json:"ek_sha256"` // hex
 
-	Revoked *Revocation `json:"revoked,omitempty"`           // set when State is "revoked"
-	Hold    *Hold       `json:"hold,omitempty"`              // of a gateway that is suspended or decommissioned
-	Agent   string      `json:"agent,omitempty"`             // release of its agent, as it said last; empty: nothing was heard of it yet
-	End     *End        `json:"end,omitempty"`               // of a gateway that is decommissioned, or drains before it is; a list has the latter alone
-	Next    *Ward       `json:"next_ward,omitempty"`         // a move that is to come
-	Wards   []Ward      `json:"wards,omitempty"`             // the history, when one gateway is shown
-	Retired []string    `json:"retired_ek_sha256,omitempty"` // of former boards, when one gateway is shown; hex
+	Revoked *Revocation `json:"revoked,omitempty"` // set when State is "revoked"
+	Hold    *Hold       `json:"hold,omitempty"`    // of a gateway that is suspended or decommissioned
+	// Quarantine is why what it publishes is marked, also of one that is cut off meanwhile.
+	Quarantine *Quarantine `json:"quarantine,omitempty"`
+	Agent      string      `json:"agent,omitempty"`             // release of its agent, as it said last; empty: nothing was heard of it yet
+	End        *End        `json:"end,omitempty"`               // of a gateway that is decommissioned, or drains before it is; a list has the latter alone
+	Next       *Ward       `json:"next_ward,omitempty"`         // a move that is to come
+	Wards      []Ward      `json:"wards,omitempty"`             // the history, when one gateway is shown
+	Retired    []string    `json:"retired_ek_sha256,omitempty"` // of former boards, when one gateway is shown; hex
 }
 
 // Revocation says that a gateway was cut off.
