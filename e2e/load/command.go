@@ -6,6 +6,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"math"
 	"os"
 	"os/signal"
 	"strconv"
@@ -23,12 +24,27 @@ func Command(name string, run func(ctx context.Context, args []string) error) {
 	}
 }
 
-// Variable is an environment variable's number, or what counts without it.
+// Variable is an environment variable's number, or what counts without it. One that is no number ends the program: figures taken on other terms
+// than those that were asked for are worse than none.
 func Variable(name string, otherwise float64) float64 {
-	if v, err := strconv.ParseFloat(os.Getenv(name), 64); err == nil {
-		return v
+	v, err := variable(name, otherwise)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
 	}
-	return otherwise
+	return v
+}
+
+func variable(name string, otherwise float64) (float64, error) {
+	text := os.Getenv(name)
+	if text == "" {
+		return otherwise, nil
+	}
+	v, err := strconv.ParseFloat(text, 64)
+	if err != nil || math.IsNaN(v) || math.IsInf(v, 0) {
+		return 0, fmt.Errorf("environment variable %s=%q: expected a number, such as %g", name, text, otherwise)
+	}
+	return v, nil
 }
 
 // WriteJSON writes a benchmark's figures to a file; "" is none.
