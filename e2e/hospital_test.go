@@ -108,7 +108,7 @@ func (h *hospital) run() {
 
 func (h *hospital) must(name string, args ...string) []byte {
 	h.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
 	defer cancel()
 	out, err := child.Output(ctx, program(name), args...)
 	if err != nil {
@@ -127,7 +127,7 @@ func (h *hospital) ask(into any, args ...string) {
 
 func (h *hospital) await(what string, ok func(ctx context.Context) (bool, error)) {
 	h.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
 	defer cancel()
 	if err := child.Until(ctx, what, []*child.Process{h.proc}, ok); err != nil {
 		h.t.Fatal(err)

@@ -89,7 +89,8 @@ func (c *cell) sessions() int {
 	return s.Sessions
 }
 
-// cutWithin is how long a revoked gateway's session may live on, at whatever node, from the start of the operator's command.
+// cutWithin is how long a revoked gateway's session may live on, at whatever node, from the start of the operator's command; on a machine that is so
+// busy that a command which only looks takes a tenth of it, twenty times as long as that.
 const cutWithin = 2 * time.Second
 
 // TestNodesBehindABalancer: gateways enrol and deliver through any of the nodes; one that dies costs nothing that was acknowledged; an operator's
@@ -119,6 +120,9 @@ func TestNodesBehindABalancer(t *testing.T) {
 		other.proc.Kill()
 		g.send("A1")
 		g.awaitIdle()
+		looked := time.Now()
+		c.must("wardlink", "--operator", c.operator(), "gateway", "list")
+		within := max(cutWithin, 20*time.Since(looked))
 		begun := time.Now()
 		c.must("wardlink", "--operator", c.operator(), "gateway", "revoke", g.id, "--reason", "stolen")
 		c.await("the cut", func(ctx context.Context) (bool, error) {
@@ -126,8 +130,8 @@ func TestNodesBehindABalancer(t *testing.T) {
 			return err == nil && !s.Uplink.Connected, nil
 		})
 		took := time.Since(begun).Round(10 * time.Millisecond)
-		if t.Logf("cut at %s %s after the start of the command", c.nodes[i].name, took); took > cutWithin {
-			t.Errorf("%s: a revoked gateway's session lived on for %s; expected at most %s", c.nodes[i].name, took, cutWithin)
+		if t.Logf("cut at %s %s after the start of the command", c.nodes[i].name, took); took > within {
+			t.Errorf("%s: a revoked gateway's session lived on for %s; expected at most %s", c.nodes[i].name, took, within)
 		}
 		c.runNode(other)
 	}

@@ -290,7 +290,7 @@ func (p *player) until(ts *testscript.TestScript, _ bool, args []string) {
 	want, err := regexp.Compile("(?m)" + args[0])
 	ts.Check(err)
 	name, rest := args[1], p.arguments(args[1], args[2:])
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
 	defer cancel()
 	var out []byte
 	err = child.Until(ctx, "output like "+args[0], nil, func(ctx context.Context) (bool, error) {

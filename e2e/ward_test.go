@@ -215,7 +215,7 @@ func (w *ward) ready(ctx context.Context) string {
 func (w *ward) awaitReady(want string) {
 	w.Helper()
 	got := ""
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
 	defer cancel()
 	if err := child.Until(ctx, "readiness", []*child.Process{w.proc}, func(ctx context.Context) (bool, error) {
 		if now := w.ready(ctx); ctx.Err() == nil {
@@ -238,7 +238,7 @@ func (w *ward) takes(control string) {
 func (w *ward) awaitObservations(n int) {
 	w.Helper()
 	status, count, outcome := 0, 0, ""
-	ctx, cancel := context.WithTimeout(context.Background(), 40*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
 	defer cancel()
 	if err := child.Until(ctx, "observations", []*child.Process{w.proc}, func(context.Context) (bool, error) {
 		status, count, outcome = w.read()
