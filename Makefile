@@ -10,7 +10,7 @@ AGENT := -tags nethttpomithttp2 $(shell sed -n '/^[^\#]/s/.*/-gcflags=&=-l/p' cr
 # The packages that ask the database (translog's tests have both journals anyway): test runs them on SQLite with all the others, and beside them on PostgreSQL.
 DATABASE := ./server/sqldb/... ./server/registry/... ./server/records/... ./server/alerts/... ./server/api/... ./server/fhir/...
 
-.PHONY: help build cross packages packages-test repro emulated demo demo-nodes test check faults race bench bench-peers bench-records simulate storms footprint fuzz mutate lint vuln clean need need-postgres
+.PHONY: help build cross packages packages-test repro emulated demo demo-nodes test check faults race bench bench-peers bench-records simulate storms footprint fuzz interop mutate lint vuln clean need need-postgres
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -89,6 +89,9 @@ footprint: need ## what an agent takes of memory and disk, beside goals; some 10
 
 fuzz: ## every fuzz target for FUZZTIME (default 10s) each
 	scripts/fuzz
+
+interop: ## enrolment against stock step and step-ca, what is issued against openssl and go-spiffe; a minute, the first time some minutes more for building step and step-ca
+	scripts/interop
 
 mutate: ## takes each check of a TPM's attestation out, one at a time: does a test notice? Half a minute
 	scripts/mutate

@@ -122,8 +122,8 @@ func (g *guarded) judge(ctx context.Context, ch *acme.Challenge) (proof acmedb.P
 	if err != nil {
 		return proof, refusedBy(acme.ErrorBadAttestationStatementType, "%v", err)
 	}
-	names, err := enroll.PermanentIdentifiers(a.ak)
-	if err != nil || !slices.Equal(names, []string{ch.Value}) {
+	// Without exactly this name smallstep would take any; what cannot be read names nobody.
+	if names, _ := enroll.PermanentIdentifiers(a.ak); !slices.Equal(names, []string{ch.Value}) {
 		return proof, refusedBy(acme.ErrorUnauthorizedType, "the AK certificate is not for %s", ch.Value)
 	}
 	if proof.EK, err = ekOf(a.ak); err != nil {
@@ -235,6 +235,13 @@ func (g *guarded) createCertificate(ctx context.Context, cert *acme.Certificate)
 	return g.Request.CreateCertificate(ctx, cert)
 }
 
+// The COSE algorithms (RFC 9053, RFC 8812) that a statement may name. Smallstep takes no more of them than the hash, and stock step writes that of
+// the attested key where WebAuthn has that of the AK: ES256 beside the AK's RSA signature.
+const (
+	rs256 = -257
+	es256 = -7
+)
+
 // attestationPayload is what judge needs of a device-attest-01 payload.
 type attestationPayload struct {
 	ak   *x509.Certificate
@@ -308,8 +315,8 @@ func parseAttestation(payload []byte) (*attestationPayload, error) {
 	if object.Format != "tpm" || len(object.Statement.Chain) == 0 {
 		return nil, errors.New("attObj: expected format tpm with an AK certificate")
 	}
-	if object.Statement.Algorithm != -257 {
-		return nil, errors.New("attObj: expected an RS256 signature")
+	if alg := object.Statement.Algorithm; alg != rs256 && alg != es256 {
+		return nil, errors.New("attObj: expected an algorithm with SHA-256")
 	}
 	public, err := tpm2.Unmarshal[tpm2.TPMTPublic](object.Statement.Public)
 	if err != nil {
@@ -323,7 +330,7 @@ func parseAttestation(payload []byte) (*attestationPayload, error) {
 		return nil, errors.New("device key: not a point of P-256")
 	}
 	spki, err := x509.MarshalPKIXPublicKey(key)
-	if err != nil {
+	if err != nil { // cannot fail: key is on the curve
 		return nil, errors.New("device key: not a point of P-256")
 	}
 	ak, err := x509.ParseCertificate(object.Statement.Chain[0])

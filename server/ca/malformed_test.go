@@ -81,7 +81,7 @@ func TestMalformedAnswers(t *testing.T) {
 	}
 	for _, member := range []string{"ver", "alg", "x5c", "sig", "certInfo", "pubArea"} {
 		rows[member+" is missing"] = right(func(s statement) { delete(s, member) })
-		for what, v := range map[string]any{"a number": -7, "a text": "text", "bytes": []byte{1, 2, 3}, "empty": []byte{}, "a list": []any{7}, "null": nil, "long": make([]byte, 8<<10)} {
+		for what, v := range map[string]any{"a number": -8, "a text": "text", "bytes": []byte{1, 2, 3}, "empty": []byte{}, "a list": []any{7}, "null": nil, "long": make([]byte, 8<<10)} {
 			rows[member+" is "+what] = right(func(s statement) { s[member] = v })
 		}
 	}

@@ -74,8 +74,10 @@ func TestParseAttestation(t *testing.T) {
 			s["pubArea"] = tpm2.Marshal(public)
 		}
 	}
-	if _, err := parseAttestation(forged(func(_, _ map[string]any) {})); err != nil {
-		t.Fatal(err)
+	for _, algorithm := range []int{rs256, es256} { // our agent's and stock step's
+		if _, err := parseAttestation(forged(func(_, s map[string]any) { s["alg"] = algorithm })); err != nil {
+			t.Fatal(err)
+		}
 	}
 	for name, change := range map[string]func(object, statement map[string]any){
 		"SHA-1":          func(_, s map[string]any) { s["alg"] = -65535 },
@@ -91,6 +93,10 @@ func TestParseAttestation(t *testing.T) {
 			}
 			ecc.CurveID = tpm2.TPMECCNistP384
 			p.Parameters = tpm2.NewTPMUPublicParms(tpm2.TPMAlgECC, ecc)
+		}),
+		"no key": func(_, s map[string]any) { s["pubArea"] = []byte{1, 2} },
+		"a point that is not on the curve": device(func(p *tpm2.TPMTPublic) {
+			p.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgECC, &tpm2.TPMSECCPoint{X: tpm2.TPM2BECCParameter{Buffer: []byte{1}}, Y: tpm2.TPM2BECCParameter{Buffer: []byte{1}}})
 		}),
 		"a key that cannot sign": device(func(p *tpm2.TPMTPublic) { p.ObjectAttributes.SignEncrypt = false }),
 	} {

@@ -57,9 +57,10 @@ func TestSources(t *testing.T) {
 
 // TestFloodOfAccounts: an address that makes accounts without end is told to wait, with the status upon which clients do.
 func TestFloodOfAccounts(t *testing.T) {
-	h := newHospital(t, func(c *Config) {
+	now := time.Now() // the bucket stays as it is, however long this takes
+	h := hospitalOf(t, func(c *Config) {
 		c.PerSource = 1
-		c.Now = func() time.Time { return time.Unix(time.Now().Unix()/3600*3600, 0) }
+		c.Now = func() time.Time { return now }
 	})
 	board := newSoftBoard(t, h.server.URL, h.server.Client())
 	for i := 0; ; i++ {
