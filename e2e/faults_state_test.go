@@ -80,17 +80,20 @@ func (f *faultWard) fileFault(t *testing.T, path string, do func([]byte) []byte)
 	}
 	control := fmt.Sprintf("S%d", f.sent)
 	from := f.agentWords()
-	acked := f.carries(t, control, f.sent+1, 6*time.Second)
-	words := f.agentWords()[len(from):]
+	// The names of a pair's two files begin alike.
+	name := strings.TrimSuffix(strings.TrimSuffix(filepath.Base(path), ".a"), ".b")
+	named := func() bool {
+		words := f.agentWords()[len(from):]
+		return strings.Contains(words, filepath.Dir(path)) && strings.Contains(words, name)
+	}
+	acked := f.carries(t, control, f.sent+1, func(took time.Duration) bool { return took > 6*time.Second && named() || took > time.Minute })
 	count, _ := f.observations()
 	if acked && count == f.sent+1 {
 		f.sent++
 		return "goes on"
 	}
-	// It says which file; the names of a pair's two files begin alike.
-	name := strings.TrimSuffix(strings.TrimSuffix(filepath.Base(path), ".a"), ".b")
-	if !strings.Contains(words, filepath.Dir(path)) || !strings.Contains(words, name) {
-		t.Errorf("it does not name %s:\n%s", path, words)
+	if !named() {
+		t.Errorf("it does not name %s:\n%s", path, f.agentWords()[len(from):])
 	}
 	what = "takes, and says why it does not deliver"
 	if !acked {
@@ -100,7 +103,7 @@ func (f *faultWard) fileFault(t *testing.T, path string, do func([]byte) []byte)
 		t.Fatal(err)
 	}
 	f.sent++
-	if !f.carries(t, control, f.sent, 30*time.Second) {
+	if !f.carries(t, control, f.sent, func(took time.Duration) bool { return took > 3*time.Minute }) {
 		t.Fatalf("with %s put back the agent takes nothing:\n%s", path, f.agentWords()[len(from):])
 	}
 	if count, err := f.observations(); count != f.sent {
@@ -114,13 +117,13 @@ func (f *faultWard) agentWords() string {
 	return string(words)
 }
 
-// carries starts the agent, has it take a message, waits a while for FHIR to show it, and stops the agent. It tells whether the message was
+// carries starts the agent, has it take a message, waits until FHIR shows it or enough says that it took long enough, and stops the agent. It tells whether the message was
 // acknowledged. An agent may refuse to start and must not end later.
-func (f *faultWard) carries(t *testing.T, control string, want int, patience time.Duration) (acked bool) {
+func (f *faultWard) carries(t *testing.T, control string, want int, enough func(took time.Duration) bool) (acked bool) {
 	t.Helper()
 	f.box.agent = f.program(t, nil, "box/agent", "wardlink-agent", "run", "--config", f.box.config())
 	defer f.box.agent.Stop()
-	for began := time.Now(); time.Since(began) < patience; time.Sleep(20 * time.Millisecond) {
+	for began := time.Now(); !enough(time.Since(began)); time.Sleep(20 * time.Millisecond) {
 		if f.box.agent.Ended() {
 			if acked {
 				t.Errorf("the agent has ended after it took a message:\n%s", f.agentWords())
