@@ -183,7 +183,7 @@ func TestWhatAThiefOfANodeGets(t *testing.T) {
 	}
 	defer conn.Close(ctx)
 	for _, q := range []string{
-		"SELECT * FROM public.observations", "SELECT * FROM public.journal_groups", "SELECT * FROM public.gateways", "SELECT * FROM public.nodes", "SELECT * FROM public.operators",
+		"SELECT * FROM public.readings", "SELECT * FROM public.journal_groups", "SELECT * FROM public.gateways", "SELECT * FROM public.nodes", "SELECT * FROM public.operators",
 		"DELETE FROM public.journal_groups", "UPDATE public.registry_state SET revision = 0", "INSERT INTO public.operators (serial, name, not_before, not_after) VALUES ('1', 'x', 0, 0)",
 		"INSERT INTO public.nodes (name, spki, hosts, login, added, removed) VALUES ('x', '', '', 'x', 0, 0)", "LOCK TABLE public.write_lock", "CREATE TABLE public.x (a INT)",
 	} {

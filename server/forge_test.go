@@ -133,7 +133,7 @@ func TestTheLogDoesNotNeedTheDatabase(t *testing.T) {
 	client := r.reader()
 	r.expect(client)
 	if err := r.db.Write(t.Context(), func(tx *sql.Tx) error {
-		for _, table := range []string{"observations", "gateway_certificates", "gateway_keys"} {
+		for _, table := range []string{"readings", "gateway_certificates", "gateway_keys"} {
 			if _, err := tx.Exec("DELETE FROM " + table); err != nil {
 				return err
 			}

@@ -135,7 +135,7 @@ func (s *stage) deleteBefore(ctx context.Context, before time.Time) error {
 	for n := int64(1); n > 0; {
 		if err := s.db.Write(ctx, func(tx *sql.Tx) error {
 			const over = "(SELECT id FROM messages WHERE lane = 1 AND aged < $1 ORDER BY id LIMIT 2000)"
-			if _, err := tx.Exec("DELETE FROM observations WHERE message IN "+over, before.UnixMilli()); err != nil {
+			if _, err := tx.Exec("DELETE FROM readings WHERE EXISTS (SELECT 1 FROM (SELECT id AS message FROM messages WHERE lane = 1 AND aged < $1 ORDER BY id LIMIT 2000) m WHERE readings.id BETWEEN m.message * 1048576 AND m.message * 1048576 + 1048575)", before.UnixMilli()); err != nil {
 				return err
 			}
 			res, err := tx.Exec("DELETE FROM messages WHERE id IN "+over, before.UnixMilli())

@@ -85,16 +85,15 @@ func (s *stage) repeat(ctx context.Context, later time.Duration, k int64) error 
 			FROM messages WHERE id BETWEEN $3 AND $4 ORDER BY id`, ids, ms, first, last); err != nil {
 			return err
 		}
-		res, err := tx.Exec(`INSERT INTO observations (message, idx, series, form, at, value, time, marks)
-			SELECT message + $1, idx, series, form, at + $2, value, time, marks FROM observations WHERE message BETWEEN $3 AND $4 ORDER BY message, idx`, ids, ms, first, last)
-		if err != nil {
+		if _, err := tx.Exec(`INSERT INTO readings (id, layout, at, unread, count, cells)
+			SELECT id + $1 * 1048576, layout, at + $2, unread, count, cells FROM readings WHERE id BETWEEN $3 * 1048576 AND $4 * 1048576 + 1048575 ORDER BY id`, ids, ms, first, last); err != nil {
 			return err
 		}
-		n, err := res.RowsAffected()
-		if err != nil {
+		var n int64
+		if err := tx.QueryRow("SELECT CAST(SUM(count) AS BIGINT) FROM readings WHERE id BETWEEN $1 * 1048576 AND $2 * 1048576 + 1048575", first, last).Scan(&n); err != nil {
 			return err
 		}
-		_, err = tx.Exec("UPDATE records_totals SET messages = messages + $1, observations = observations + $2", last-first+1, n)
+		_, err := tx.Exec("UPDATE records_totals SET messages = messages + $1, observations = observations + $2", last-first+1, n)
 		return err
 	})
 }

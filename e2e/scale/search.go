@@ -51,7 +51,7 @@ func (s *stage) serve(ctx context.Context) (*hospital, error) {
 		return nil, err
 	}
 	var newest int64
-	if err := s.db.QueryRow(ctx, "SELECT at FROM observations WHERE series = (SELECT MIN(id) FROM series) ORDER BY at DESC LIMIT 1").Scan(&newest); err != nil {
+	if err := s.db.QueryRow(ctx, "SELECT at FROM readings WHERE layout = (SELECT MIN(id) FROM layouts) ORDER BY at DESC LIMIT 1").Scan(&newest); err != nil {
 		return nil, fmt.Errorf("the database has no observations; fill it first: %w", err)
 	}
 	h.last = time.UnixMilli(newest)

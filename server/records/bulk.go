@@ -23,10 +23,15 @@ const (
 )
 
 // statement is the one for n rows. Its parameters are numbered for PostgreSQL. For SQLite they are not: its driver would compare the numbers'
-// texts, of each with each.
+// texts, of each with each. And there it says OR FAIL, so that SQLite keeps no journal of the statement beside that of the transaction: a
+// statement that fails ends the transaction anyway.
 func (b bulk) statement(n int, numbered bool) string {
 	var text strings.Builder
-	text.WriteString(b.before)
+	before := b.before
+	if !numbered {
+		before = strings.Replace(strings.Replace(before, "INSERT INTO", "INSERT OR FAIL INTO", 1), "UPDATE ", "UPDATE OR FAIL ", 1)
+	}
+	text.WriteString(before)
 	number := 0
 	for i := range n {
 		if i > 0 {
@@ -56,7 +61,18 @@ type sized []struct {
 	query string
 }
 
-var allBulks = []bulk{newBatches, storeBatches, insertMessages, insertObservations, insertWaveforms, extendRuns, addLanes, addStored, addSources}
+var allBulks = []bulk{newBatches, storeBatches, insertMessages, insertReadings, insertWaveforms, extendRuns, addLanes, addStored, addSources}
+
+// sizes are the statements of at most that many rows.
+func (b bulk) sizes(numbered bool, most int) (of sized) {
+	for n := most; n > 0; n /= 2 {
+		of = append(of, struct {
+			args  int
+			query string
+		}{n * strings.Count(b.row, "?"), b.statement(n, numbered)})
+	}
+	return of
+}
 
 // prepareBulks makes the statements of all bulks ready, once per database.
 func (in *interner) prepareBulks(ctx context.Context, db *sqldb.DB) error {
@@ -65,16 +81,11 @@ func (in *interner) prepareBulks(ctx context.Context, db *sqldb.DB) error {
 		most = mostPostgres
 	}
 	for _, b := range allBulks {
-		var of sized
-		for n := most; n > 0; n /= 2 {
-			query := b.statement(n, numbered)
-			if err := in.prepare(ctx, db, query); err != nil {
+		of := b.sizes(numbered, most)
+		for _, s := range of {
+			if err := in.prepare(ctx, db, s.query); err != nil {
 				return err
 			}
-			of = append(of, struct {
-				args  int
-				query string
-			}{n * strings.Count(b.row, "?"), query})
 		}
 		in.bulks[b.before] = of
 	}

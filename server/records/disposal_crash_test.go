@@ -119,7 +119,7 @@ func TestKilledDisposalLosesNoLeaf(t *testing.T) {
 func (f *fixture) disposal() (left, events, pending int64) {
 	f.t.Helper()
 	if err := f.db.Read(f.ctx, func(tx *sql.Tx) error {
-		if err := tx.QueryRow(`SELECT (SELECT COUNT(*) FROM observations), (SELECT CAST(COALESCE(SUM(count), 0) AS BIGINT) FROM retention_runs WHERE class = 'vitals')`).
+		if err := tx.QueryRow(`SELECT (SELECT CAST(COALESCE(SUM(count), 0) AS BIGINT) FROM readings), (SELECT CAST(COALESCE(SUM(count), 0) AS BIGINT) FROM retention_runs WHERE class = 'vitals')`).
 			Scan(&left, &pending); err != nil {
 			return err
 		}

@@ -148,7 +148,12 @@ func overMessages(ctx context.Context, tx *sql.Tx, lane, subject, cutoff int64) 
 
 // deleteMessage gives how many rows it deleted.
 func deleteMessage(tx *sql.Tx, id int64, total *disposed) (rows int64, err error) {
-	observations, err := affected(tx.Exec("DELETE FROM observations WHERE message = $1", id))
+	first, last := rowsOf(id)
+	var observations int64
+	if err := tx.QueryRow("SELECT CAST(COALESCE(SUM(count), 0) AS BIGINT) FROM readings WHERE id BETWEEN $1 AND $2", first, last).Scan(&observations); err != nil {
+		return 0, err
+	}
+	rows, err = affected(tx.Exec("DELETE FROM readings WHERE id BETWEEN $1 AND $2", first, last))
 	if err != nil {
 		return 0, err
 	}
@@ -166,7 +171,7 @@ func deleteMessage(tx *sql.Tx, id int64, total *disposed) (rows int64, err error
 	total.count += observations + chunks
 	total.detail["messages"]++
 	total.detail["leftovers"] += leftovers
-	return observations + chunks + leftovers + 1, nil
+	return rows + chunks + leftovers + 1, nil
 }
 
 // deleteSubject deletes a patient of whom nothing is left, of any class.
@@ -180,8 +185,10 @@ func deleteSubject(tx *sql.Tx, subject int64) (int64, error) {
 	if err != nil || n == 0 {
 		return 0, err
 	}
-	if _, err = tx.Exec("DELETE FROM series WHERE subject = $1", subject); err != nil {
-		return 0, err
+	for _, table := range []string{"series", "layouts"} {
+		if _, err = tx.Exec("DELETE FROM "+table+" WHERE subject = $1", subject); err != nil {
+			return 0, err
+		}
 	}
 	return n, dropLongTexts(tx, long)
 }

@@ -63,7 +63,9 @@ type interner struct {
 	series   cache[seriesKey]
 	forms    cache[formKey]
 	channels cache[channelKey]
+	layouts  cache[string] // by layouts.series
 
+	listed  []byte
 	deflate *flate.Writer
 	packed  bytes.Buffer
 	tops    map[int64]topRun // by stream
@@ -86,6 +88,7 @@ func (in *interner) forget() {
 	in.series = make(cache[seriesKey])
 	in.forms = make(cache[formKey])
 	in.channels = make(cache[channelKey])
+	in.layouts = make(cache[string])
 	in.tops = make(map[int64]topRun)
 	in.ranged = make(map[int64]int64)
 }
@@ -118,10 +121,16 @@ func (in *interner) prepare(ctx context.Context, db *sqldb.DB, queries ...string
 var noCancel = context.Background()
 
 func (in *interner) exec(tx *sql.Tx, query string, args ...any) (sql.Result, error) {
+	if in.stmts[query] == nil { // an upgrade prepares nothing
+		return tx.ExecContext(noCancel, query, args...)
+	}
 	return tx.StmtContext(noCancel, in.stmts[query]).ExecContext(noCancel, args...)
 }
 
 func (in *interner) row(tx *sql.Tx, query string, args ...any) *sql.Row {
+	if in.stmts[query] == nil {
+		return tx.QueryRowContext(noCancel, query, args...)
+	}
 	return tx.StmtContext(noCancel, in.stmts[query]).QueryRowContext(noCancel, args...)
 }
 

@@ -40,11 +40,11 @@ var (
 	retention2 string
 )
 
-// Migrations is the records' schema, and those of retention, waveforms, accounts and repaired times, which apply after it.
+// Migrations is the records' schema, and those of readings, retention, waveforms, accounts and repaired times, which apply after it.
 func Migrations() []sqldb.Migration {
 	own := []sqldb.Migration{{Domain: "records", Version: 1, SQL: schema1}, {Domain: "retention", Version: 1, SQL: retention1},
 		{Domain: "retention", Version: 2, SQL: retention2}, {Domain: "waveforms", Version: 1, SQL: waveforms1}, {Domain: "times", Version: 1, SQL: times1}}
-	return slices.Concat(own, accountMigrations(), heartbeatMigrations(), configMigrations(), bedMigrations(), longMigrations(), quarantineMigrations())
+	return slices.Concat(own, accountMigrations(), heartbeatMigrations(), configMigrations(), bedMigrations(), longMigrations(), quarantineMigrations(), readingMigrations())
 }
 
 // Consumer is the name of the records' cursor in the journal.
@@ -250,7 +250,7 @@ func (r *Records) Run(ctx context.Context) error {
 
 func (r *Records) prepare(ctx context.Context) error {
 	ctx = context.WithoutCancel(ctx)
-	if err := r.in.prepare(ctx, r.db, slices.Concat(internQueries, writeQueries, waveformQueries)...); err != nil {
+	if err := r.in.prepare(ctx, r.db, slices.Concat(internQueries, writeQueries, waveformQueries, layoutQueries)...); err != nil {
 		return err
 	}
 	return r.in.prepareBulks(ctx, r.db)

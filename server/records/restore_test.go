@@ -242,7 +242,7 @@ func TestDevicePartsAreCountedApart(t *testing.T) {
 		t.Errorf("%q", got)
 	}
 	var rows int
-	if err := f.db.QueryRow(f.ctx, "SELECT COUNT(*) FROM observations").Scan(&rows); err != nil || rows != 2 {
+	if err := f.db.QueryRow(f.ctx, "SELECT CAST(COALESCE(SUM(count), 0) AS BIGINT) FROM readings").Scan(&rows); err != nil || rows != 2 {
 		t.Errorf("%d rows, %v", rows, err)
 	}
 }

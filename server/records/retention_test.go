@@ -137,7 +137,7 @@ func TestEachClassGoesWhenItsTimeIsOver(t *testing.T) {
 	g.lane = telemetry.LaneVitals
 	received := f.clock.Now()
 	f.ran("stored")
-	if n := f.count("SELECT COUNT(*) FROM observations"); n != 3 {
+	if n := f.count("SELECT CAST(COALESCE(SUM(count), 0) AS BIGINT) FROM readings"); n != 3 {
 		t.Fatalf("%d observations", n)
 	}
 
@@ -154,7 +154,7 @@ func TestEachClassGoesWhenItsTimeIsOver(t *testing.T) {
 	if _, err := os.Stat(copied); !errors.Is(err, os.ErrNotExist) && !sqldbtest.Postgres(t) {
 		t.Errorf("the copy is still there: %v", err)
 	}
-	if n := f.count("SELECT COUNT(*) FROM observations"); n != 4 || len(f.disposals(records.ClassVitals)) != 0 {
+	if n := f.count("SELECT CAST(COALESCE(SUM(count), 0) AS BIGINT) FROM readings"); n != 4 || len(f.disposals(records.ClassVitals)) != 0 {
 		t.Fatalf("%d observations", n)
 	}
 	f.later(11 * testDay)
@@ -189,7 +189,7 @@ func TestEachClassGoesWhenItsTimeIsOver(t *testing.T) {
 
 	f.later(280 * testDay)
 	f.ran("alarms are over, and everything else")
-	for _, table := range []string{"leftovers", "messages", "subjects", "origins", "observations", "batches"} {
+	for _, table := range []string{"leftovers", "messages", "subjects", "origins", "readings", "batches"} {
 		if n := f.count("SELECT COUNT(*) FROM " + table); n != 0 {
 			t.Errorf("%s: %d rows left", table, n)
 		}

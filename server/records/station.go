@@ -324,12 +324,7 @@ func (s *Store) Visible(ctx context.Context, c SourceAccount) (found bool, err e
 	if c.last == 0 {
 		return false, nil
 	}
-	var at int64
-	var patient sql.NullString
-	err = s.db.QueryRow(ctx, `SELECT o.at, p.patient FROM (
-			SELECT at, series, idx FROM observations WHERE message = $1 UNION ALL SELECT at, series, idx FROM waveforms WHERE message = $1
-		) o JOIN series e ON e.id = o.series LEFT JOIN subjects p ON p.id = e.subject
-		WHERE e.kind <> 2 ORDER BY o.idx LIMIT 1`, c.last).Scan(&at, &patient)
+	at, subject, err := s.anyReading(ctx, c.last)
 	if errors.Is(err, sql.ErrNoRows) {
 		// Of parts of devices alone: what there is of it is one message.
 		var n int
@@ -341,13 +336,57 @@ func (s *Store) Visible(ctx context.Context, c SourceAccount) (found bool, err e
 	}
 	to := at + 1
 	q := Query{From: &at, To: &to, Limit: 1}
-	if patient.Valid {
-		q.Patients = []string{patient.String}
-	} else {
-		q.NoPatient = true
+	if q.NoPatient = subject == 0; !q.NoPatient {
+		var patient string
+		if err := s.db.QueryRow(ctx, "SELECT patient FROM subjects WHERE id = $1", subject).Scan(&patient); err != nil {
+			return false, fmt.Errorf("records: %w", err)
+		}
+		q.Patients = []string{patient}
 	}
 	page, err := s.Search(ctx, q)
 	return len(page.Observations) > 0, err
+}
+
+// anyReading gives the instant and the subject of some reading of a message, or of a chunk of samples; sql.ErrNoRows where it has none.
+func (s *Store) anyReading(ctx context.Context, message int64) (at, subject int64, err error) {
+	err = s.db.Read(ctx, func(tx *sql.Tx) error {
+		first, last := rowsOf(message)
+		type row struct {
+			at, subject int64
+			series      []int64
+		}
+		var found []row
+		if err := each(ctx, tx, func(rows *sql.Rows) error {
+			var r row
+			var list []byte
+			err := rows.Scan(&r.at, &r.subject, &list)
+			if err == nil {
+				r.series, err = parseSeries(list)
+			}
+			found = append(found, r)
+			return err
+		}, "SELECT r.at, l.subject, l.series FROM readings r JOIN layouts l ON l.id = r.layout WHERE r.id BETWEEN $1 AND $2 ORDER BY r.id", first, last); err != nil {
+			return err
+		}
+		isPart := make(map[int64]bool)
+		for _, r := range found {
+			for _, id := range r.series {
+				if _, known := isPart[id]; !known {
+					var kind int64
+					if err := tx.QueryRowContext(ctx, "SELECT kind FROM series WHERE id = $1", id).Scan(&kind); err != nil {
+						return err
+					}
+					isPart[id] = kind == kindPart
+				}
+				if !isPart[id] {
+					at, subject = r.at, r.subject
+					return nil
+				}
+			}
+		}
+		return tx.QueryRowContext(ctx, "SELECT w.at, s.subject FROM waveforms w JOIN series s ON s.id = w.series WHERE w.message = $1 ORDER BY w.idx LIMIT 1", message).Scan(&at, &subject)
+	})
+	return at, subject, err
 }
 
 func instant(ms int64) time.Time {

@@ -7,8 +7,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"math"
-	"slices"
 	"strconv"
 	"strings"
 
@@ -152,159 +150,6 @@ type Page struct {
 	More         bool // there are results behind the last one
 }
 
-// maxSeries bounds what one search walks along; a patient has tens, and a hostile gateway can make more.
-const maxSeries = 10_000
-
-// ErrTooBroad means that a query matches more kinds of readings than a search can merge.
-var ErrTooBroad = errors.New("too many kinds of readings match; name codes")
-
-// Search gives the newest observations that match, one page of them, on one snapshot. A page that continues with After the last
-// Position of the former one neither repeats nor skips a result, however much is stored or disposed of meanwhile; only a reading whose
-// time is repaired meanwhile may move between pages (times.go).
-func (s *Store) Search(ctx context.Context, q Query) (page Page, err error) {
-	err = s.db.Read(ctx, func(tx *sql.Tx) error {
-		series, err := matching(ctx, tx, &q)
-		if err != nil {
-			return err
-		}
-		top, err := newest(ctx, tx, series, &q)
-		if err != nil {
-			return err
-		}
-		room := q.Room
-		if room <= 0 {
-			room = math.MaxInt
-		}
-		page.Observations, err = loadPlaces(ctx, tx, top[:min(len(top), q.Limit)], room)
-		page.More = len(page.Observations) < len(top)
-		return err
-	})
-	if err != nil && !errors.Is(err, ErrTooBroad) {
-		return Page{}, fmt.Errorf("records: %w", err)
-	}
-	return page, err
-}
-
-// walked is one series that a search walks along.
-type walked struct {
-	id       int64
-	waveform bool
-}
-
-func matching(ctx context.Context, tx *sql.Tx, q *Query) (ids []walked, err error) {
-	subjects := "SELECT 0"
-	var args []any
-	if !q.NoPatient {
-		if len(q.Patients) == 0 {
-			return nil, nil
-		}
-		subjects = "SELECT id FROM subjects WHERE patient IN (" + sqldb.Parameters(1, len(q.Patients)) + ")"
-		for _, p := range q.Patients {
-			args = append(args, p)
-		}
-	}
-	rows, err := tx.QueryContext(ctx, "SELECT id, mdc, ucum, code_system, code, kind FROM series WHERE kind <> 2 AND subject IN ("+subjects+")", args...)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = rows.Close() }()
-	type named struct {
-		walked
-		Series
-	}
-	var long []named // whose texts are looked up once this is read
-	for rows.Next() {
-		var kind int64
-		var one named
-		if err := rows.Scan(&one.id, &one.Code.MDC, &one.UCUM, &one.Code.Sys, &one.Code.ID, &kind); err != nil {
-			return nil, err
-		}
-		one.waveform, one.UnitUnknown = isWaveform(kind), kind == kindUnitUnknown || kind == kindWaveformUnitUnknown
-		switch {
-		case q.Match != nil && (strings.HasPrefix(one.Code.ID, longMark) || strings.HasPrefix(one.Code.Sys, longMark) || strings.HasPrefix(one.UCUM, longMark)):
-			long = append(long, one)
-		case q.Match == nil || q.Match(one.Series):
-			ids = append(ids, one.walked)
-		}
-		if len(ids)+len(long) > maxSeries {
-			return nil, ErrTooBroad
-		}
-	}
-	if err := rows.Err(); err != nil {
-		return nil, err
-	}
-	for _, one := range long {
-		if err := expand(ctx, tx.QueryRowContext, &one.Code.ID, &one.Code.Sys, &one.UCUM); err != nil {
-			return nil, err
-		}
-		if q.Match(one.Series) {
-			ids = append(ids, one.walked)
-		}
-	}
-	return ids, nil
-}
-
-// newest merges the heads of the series: one more than the limit, to know whether there is more. Once enough are known, later
-// series are read only as far as they can still contribute.
-func newest(ctx context.Context, tx *sql.Tx, series []walked, q *Query) ([]place, error) {
-	want := q.Limit + 1
-	from, to := int64(math.MinInt64), int64(math.MaxInt64)
-	if q.From != nil {
-		from = *q.From
-	}
-	if q.To != nil {
-		to = *q.To
-	}
-	after := Position{At: math.MaxInt64, Message: math.MaxInt64, Index: math.MaxInt64}
-	if q.After != nil {
-		after = *q.After
-	}
-	var stmts [2]*sql.Stmt
-	for i, table := range []string{"observations", "waveforms"} {
-		stmt, err := tx.PrepareContext(ctx, `SELECT at, message, idx FROM `+table+`
-			WHERE series = $1 AND at >= $2 AND at < $3 AND (at, message, idx) < ($4, $5, $6)
-			ORDER BY at DESC, message DESC, idx DESC LIMIT $7`)
-		if err != nil {
-			return nil, err
-		}
-		defer func() { _ = stmt.Close() }()
-		stmts[i] = stmt
-	}
-	var top []place
-	for _, one := range series {
-		stmt := stmts[0]
-		if one.waveform {
-			stmt = stmts[1]
-		}
-		rows, err := stmt.QueryContext(ctx, one.id, from, to, after.At, after.Message, after.Index, want)
-		if err != nil {
-			return nil, err
-		}
-		for rows.Next() {
-			p := place{waveform: one.waveform}
-			if err := rows.Scan(&p.At, &p.Message, &p.Index); err != nil {
-				return nil, errors.Join(err, rows.Close())
-			}
-			top = append(top, p)
-		}
-		if err := errors.Join(rows.Err(), rows.Close()); err != nil {
-			return nil, err
-		}
-		slices.SortFunc(top, func(a, b place) int { return -a.compare(b.Position) })
-		if len(top) >= want {
-			top = top[:want]
-			from = max(from, top[want-1].At)
-		}
-	}
-	return top, nil
-}
-
-// place is a position and the table that it is in.
-type place struct {
-	Position
-	waveform bool
-}
-
 func (p Position) compare(o Position) int {
 	return cmp.Or(cmp.Compare(p.At, o.At), cmp.Compare(p.Message, o.Message), cmp.Compare(p.Index, o.Index))
 }
@@ -331,34 +176,6 @@ func ParsePosition(s string) (p Position, err error) {
 	return p, nil
 }
 
-const (
-	observationColumns = `SELECT m.key, o.at, COALESCE(o.time, m.time), o.value, o.marks, o.message, o.idx,
-	s.mdc, s.code_system, s.code, f.code_name, f.type, f.unit, s.ucum, f.sub_id, f.limits, f.device, f.status, f.flags, f.bed,
-	COALESCE(p.patient, ''), COALESCE(p.system, ''), COALESCE(p.value, ''),
-	src.gateway, src.source, g.location, g.processing, m.wall, m.mono, m.journaled
-	FROM `
-	observationTables = `observations o%s JOIN messages m ON m.id = o.message JOIN series s ON s.id = o.series JOIN forms f ON f.id = o.form
-	JOIN sources src ON src.id = m.source JOIN origins g ON g.id = m.origin LEFT JOIN subjects p ON p.id = s.subject
-	WHERE s.kind <> 2`
-)
-
-var (
-	selectObservation = observationColumns + fmt.Sprintf(observationTables, "") + " AND o.message = $1 AND o.idx = $2"
-	// placedObservations reads those at some places at once: one by one, the statements cost more than the rows.
-	placedObservations = observationColumns + "wanted w JOIN " + fmt.Sprintf(observationTables, " ON o.message = w.message AND o.idx = w.idx")
-)
-
-func scanObservation(row interface{ Scan(...any) error }) (o Observation, err error) {
-	var key []byte
-	err = row.Scan(&key, &o.At, &o.Time, &o.Value, &o.Marks, &o.position.Message, &o.position.Index,
-		&o.Code.MDC, &o.Code.Sys, &o.Code.ID, &o.Code.Name, &o.Type, &o.Unit.Sent, &o.Unit.UCUM, &o.SubID, &o.Limits, &o.Device, &o.Status, &o.Flags, &o.Bed,
-		&o.Patient.ID, &o.Patient.System, &o.Patient.Value,
-		&o.Gateway, &o.Source, &o.Location, &o.Process, &o.Received.Wall, &o.Received.Mono, &o.Journaled)
-	o.position.At = o.At
-	o.ID = fmt.Sprintf("%x-%d", key, o.position.Index)
-	return o, err
-}
-
 // Observation gives one observation by id, or ErrNotFound.
 func (s *Store) Observation(ctx context.Context, id string) (o Observation, err error) {
 	key, index, ok := parseObservationID(id)
@@ -370,17 +187,19 @@ func (s *Store) Observation(ctx context.Context, id string) (o Observation, err 
 		if err := tx.QueryRowContext(ctx, "SELECT id FROM messages WHERE key = $1", key).Scan(&message); err != nil {
 			return err
 		}
-		o, err = scanObservation(tx.QueryRowContext(ctx, selectObservation, message, index))
-		if errors.Is(err, sql.ErrNoRows) {
-			o, err = scanWaveform(tx.QueryRowContext(ctx, selectWaveform, message, index), new(unpacker))
+		p, err := placeOf(ctx, tx, message, uint32(index))
+		if err != nil {
+			return err
 		}
-		if err == nil {
-			err = o.expand(ctx, tx)
+		if p == nil { // it may be a chunk of a waveform
+			p = &place{Position: Position{Message: message, Index: index}, waveform: true}
 		}
-		if err == nil {
-			err = o.setArrival(tx)
+		found, err := loadPlaces(ctx, tx, []place{*p}, 0)
+		if err != nil {
+			return err
 		}
-		return err
+		o = found[0]
+		return nil
 	})
 	if errors.Is(err, sql.ErrNoRows) {
 		return Observation{}, ErrNotFound

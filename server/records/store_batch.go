@@ -120,8 +120,6 @@ var (
 		"CAST(? AS BIGINT), CAST(? AS BIGINT), CAST(? AS BIGINT)"}
 	insertMessages = bulk{"INSERT INTO messages (key, source, digest, copy, stream, number, boot, subject, origin, control, sent_at, time, wall, mono, journaled, lane, aged) VALUES ",
 		" ON CONFLICT (key) DO NOTHING RETURNING id, key", "?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?"}
-	insertObservations = bulk{"INSERT INTO observations (message, idx, series, form, at, value, time, marks) VALUES ",
-		" ON CONFLICT (message, idx) DO NOTHING", "?, ?, ?, ?, ?, ?, ?, ?"}
 )
 
 // commit writes what became of each batch: observations and state in one transaction.
@@ -222,23 +220,6 @@ func (r *Records) settle(tx *sql.Tx, o *opened) error {
 		return err
 	}
 	return r.tryNext(tx, o.stream, int64(o.number))
-}
-
-// indices adds those that a message which is stored already has. An index names one thing of a message for ever: an agent that was updated
-// makes a waveform of what was a row of numbers before, and what stands there stays.
-func indices(tx *sql.Tx, id int64, held map[uint32]bool) error {
-	rows, err := tx.Query("SELECT idx FROM observations WHERE message = $1 UNION ALL SELECT idx FROM waveforms WHERE message = $1", id)
-	if err != nil {
-		return err
-	}
-	for rows.Next() {
-		var i uint32
-		if err := rows.Scan(&i); err != nil {
-			return errors.Join(err, rows.Close())
-		}
-		held[i] = true
-	}
-	return errors.Join(rows.Err(), rows.Close())
 }
 
 // The years that RFC 3339 and FHIR can write, as Unix milliseconds: what is stored lies within.

@@ -5,7 +5,6 @@ import (
 	"errors"
 
 	"wardlink/telemetry"
-	"wardlink/telemetry/codes"
 )
 
 // stored is a message on its way into the tables.
@@ -127,7 +126,7 @@ func (r *Records) storeMessages(tx *sql.Tx, messages []*stored, total *totals) e
 	}); err != nil {
 		return err
 	}
-	w := readings{r: r, tx: tx, total: total}
+	w := readings{r: r, tx: tx, total: total, rows: rowMaker{in: r.in}}
 	for _, m := range messages {
 		id, first := fresh[m.key]
 		delete(fresh, m.key) // the same message in another batch of the group is one that is known
@@ -144,7 +143,8 @@ type readings struct {
 	tx    *sql.Tx
 	total *totals
 
-	observations, parts, waveforms []any // parameters
+	rows      rowMaker
+	waveforms []any // parameters
 }
 
 // message adds what one message holds. id is that of its row, if it is fresh.
@@ -158,36 +158,41 @@ func (w *readings) message(m *stored, id int64, fresh bool) error {
 	if err != nil {
 		return err
 	}
-	held := make(map[uint32]bool, len(arrived.Observations)+len(arrived.Waveforms))
+	var has map[uint32]bool
+	part := int64(0)
 	if !fresh {
 		if err := w.flush(); err != nil { // some of it may be among what is gathered
 			return err
 		}
-		if err := indices(w.tx, id, held); err != nil {
+		if has, part, err = held(w.tx, id); err != nil {
 			return err
 		}
 	}
-	count := int64(0)
+	count, parts := int64(0), int64(0)
 	for i := range arrived.Observations {
 		o := &arrived.Observations[i]
-		if held[o.Index] {
+		if has[o.Index] {
 			continue
 		}
-		held[o.Index] = true
-		part, err := w.observation(id, m, arrived, o)
-		if err != nil {
+		isPart, err := w.observation(m, arrived, o)
+		switch {
+		case err != nil:
 			return err
-		}
-		if !part {
+		case isPart:
+			parts++
+		default:
 			count++
 		}
 	}
+	if _, err := w.rows.end(w.tx, id, part, m.subject); err != nil {
+		return err
+	}
+	w.total.observations, w.total.parts = w.total.observations+count, w.total.parts+parts
 	for i := range arrived.Waveforms {
 		o := &arrived.Waveforms[i]
-		if held[o.Index] {
+		if has[o.Index] {
 			continue
 		}
-		held[o.Index] = true
 		count++
 		if err := w.waveform(id, m, arrived, o); err != nil {
 			return err
@@ -196,59 +201,25 @@ func (w *readings) message(m *stored, id int64, fresh bool) error {
 	if fresh {
 		w.total.passed.message(m.source, id, m.subject, bedded(arrived), m.o.received, count)
 	}
+	if len(w.rows.args) >= flushRows || w.rows.size >= flushSize {
+		if err := w.flush(); err != nil {
+			return err
+		}
+	}
 	return w.r.storeLeftover(w.tx, id, arrived)
 }
 
-// observation tells whether it is the part of a device, which is no observation.
-func (w *readings) observation(message int64, s *stored, m *telemetry.Message, obs *telemetry.Observation) (part bool, err error) {
-	kind := int64(kindReading)
-	switch {
-	case codes.IsDevice(obs.Code.MDC) && obs.Marks&telemetry.MarkNoReading != 0:
-		// It is kept, since it says which device the rows below it are of; nothing was measured that could be missing.
-		kind = kindPart
-	case obs.Marks&telemetry.MarkUnknownUnit != 0:
-		kind = kindUnitUnknown
-	}
-	series, err := w.r.in.oneSeries(w.tx, seriesKey{s.subject, obs.Code.MDC, obs.Unit.UCUM, obs.Code.Sys, obs.Code.ID, kind})
-	if err != nil {
-		return false, err
-	}
-	form, err := w.r.in.form(w.tx, formKey{
-		obs.Type, obs.Code.Name, obs.Unit.Sent, obs.SubID, obs.Limits, obs.Device, obs.Status, obs.Flags, m.BedOf(obs.Bed),
-	})
-	if err != nil {
-		return false, err
-	}
-	var sent any
-	if obs.Time != s.first {
-		sent = obs.Time
-	}
-	at, marks := placed(m, obs.At, s.o.marked(obs.Marks))
-	rows := &w.observations
-	if kind == kindPart {
-		rows = &w.parts
-	}
-	*rows = append(*rows, message, int64(obs.Index), series, form, at, obs.Value, sent, int64(marks))
-	if len(w.observations)+len(w.parts) >= 8*flushRows {
-		err = w.flush()
-	}
-	return kind == kindPart, err
-}
-
-// flushRows bounds what is gathered, so that a group's rows are not in memory twice.
-const flushRows = 1024
+// Bounds of what is gathered, so that a group's rows are not in memory twice: parameters, and bytes of cells.
+const (
+	flushRows = 6 * 1024
+	flushSize = 4 << 20
+)
 
 // flush writes what was gathered.
 func (w *readings) flush() error {
-	n, err := w.r.in.write(w.tx, insertObservations, w.observations)
-	if err != nil {
+	if _, err := w.r.in.write(w.tx, insertReadings, w.rows.args); err != nil {
 		return err
 	}
-	w.total.observations += n
-	if n, err = w.r.in.write(w.tx, insertObservations, w.parts); err != nil {
-		return err
-	}
-	w.total.parts += n
-	w.observations, w.parts = w.observations[:0], w.parts[:0]
+	w.rows.args, w.rows.size = w.rows.args[:0], 0
 	return w.flushWaveforms()
 }

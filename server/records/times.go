@@ -143,11 +143,12 @@ func (r *Records) repairTimes(ctx context.Context) (more bool, err error) {
 			if err != nil || !known {
 				return err
 			}
-			for _, table := range []string{"observations", "waveforms"} {
-				if _, err := tx.Exec("UPDATE "+table+" SET at = $1 WHERE message = $2 AND marks & $3 <> 0",
-					t.At, w.message, int64(telemetry.MarkTimeUnread)); err != nil {
-					return err
-				}
+			first, last := rowsOf(w.message)
+			if _, err := tx.Exec("UPDATE readings SET at = $1 WHERE id BETWEEN $2 AND $3 AND unread = 1", t.At, first, last); err != nil {
+				return err
+			}
+			if _, err := tx.Exec("UPDATE waveforms SET at = $1 WHERE message = $2 AND marks & $3 <> 0", t.At, w.message, int64(telemetry.MarkTimeUnread)); err != nil {
+				return err
 			}
 			if _, err := tx.Exec("DELETE FROM times_waiting WHERE boot = $1 AND message = $2", w.boot, w.message); err != nil {
 				return err

@@ -195,7 +195,7 @@ const selectWaveform = `SELECT m.key, w.at, COALESCE(w.time, m.time), w.marks, w
 	JOIN sources src ON src.id = m.source JOIN origins g ON g.id = m.origin LEFT JOIN subjects p ON p.id = s.subject
 	WHERE w.message = $1 AND w.idx = $2`
 
-func scanWaveform(row *sql.Row, u *unpacker) (o Observation, err error) {
+func scanWaveform(row *sql.Rows, u *unpacker) (o Observation, err error) {
 	var key, samples []byte
 	var count int
 	w := &Waveform{}

@@ -217,7 +217,7 @@ func TestAnIngestNodesLoginIsRefusedTheRest(t *testing.T) {
 		t.Fatal("the login does not work at all: ", err)
 	}
 	tables := names("SELECT quote_ident(schemaname) || '.' || quote_ident(tablename) FROM pg_tables WHERE schemaname NOT IN ('pg_catalog', 'information_schema')")
-	if len(tables) < 50 || !slices.Contains(tables, "public.observations") || !slices.Contains(tables, "public.events_out") {
+	if len(tables) < 50 || !slices.Contains(tables, "public.readings") || !slices.Contains(tables, "public.events_out") {
 		t.Fatalf("%d tables: %v", len(tables), tables)
 	}
 	for _, table := range tables {
@@ -258,7 +258,7 @@ func TestAnIngestNodesLoginIsRefusedTheRest(t *testing.T) {
 		"COPY (SELECT 1) TO PROGRAM 'true'", "COPY (SELECT 1) TO '/tmp/x'", "SELECT pg_reload_conf()", "SELECT pg_switch_wal()", "SELECT pg_create_restore_point('x')",
 		"CREATE TABLE public.x (a INT)", "CREATE TABLE ingest_view.x (a INT)", "CREATE TEMPORARY TABLE x (a INT)", "CREATE SCHEMA x", "CREATE ROLE x",
 		"CREATE FUNCTION public.x() RETURNS INT LANGUAGE sql AS 'SELECT 1'", "CREATE VIEW public.x AS SELECT 1", "CREATE EXTENSION amcheck", "CREATE DATABASE x",
-		"ALTER ROLE wardlink_ingest SUPERUSER", "SET ROLE hospital", "SET SESSION AUTHORIZATION hospital", "GRANT SELECT ON public.observations TO node_1",
+		"ALTER ROLE wardlink_ingest SUPERUSER", "SET ROLE hospital", "SET SESSION AUTHORIZATION hospital", "GRANT SELECT ON public.readings TO node_1",
 		"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'hospital'", "ALTER SYSTEM SET fsync = off",
 		"SELECT rolpassword FROM pg_authid", "ALTER TABLE public.gateways OWNER TO node_1", "DROP VIEW ingest_view.gateways",
 	} {

@@ -23,6 +23,10 @@ type Migration struct {
 	// Postgres is run after SQL on PostgreSQL, as it is: functions, views, grants. Tables that both engines have belong in SQL. A domain
 	// whose migrations have no SQL at all is PostgreSQL's alone: SQLite knows nothing of it.
 	Postgres string
+
+	// Step, unless nil, runs after these on both engines, in the same transaction: for what SQL cannot say. progress tells how far it is; one
+	// that works for long calls it every few seconds.
+	Step func(ctx context.Context, tx *sql.Tx, progress func(doing string)) error
 }
 
 // Schema is the version of each domain.
@@ -89,7 +93,7 @@ func fillSchema(ctx context.Context, w *sql.DB, migrations []Migration) error {
 		return err
 	}
 	for _, m := range sorted {
-		if err := apply(ctx, tx, m); err != nil {
+		if err := apply(ctx, tx, m, func(string) {}); err != nil {
 			return err
 		}
 	}
@@ -127,7 +131,7 @@ func upgrade(ctx context.Context, w *sql.DB, c Config) error {
 	for _, m := range missing {
 		c.Log.Info("the database's schema is changed", "domain", m.Domain, "version", m.Version)
 		c.Progress(fmt.Sprintf("changing the database's schema: %s %d", m.Domain, m.Version))
-		if err := apply(ctx, tx, m); err != nil {
+		if err := apply(ctx, tx, m, c.Progress); err != nil {
 			return fmt.Errorf("nothing was changed: %w", err)
 		}
 		c.step(fmt.Sprintf("applied %s %d", m.Domain, m.Version))
@@ -162,10 +166,20 @@ func look(ctx context.Context, q querier, path string, sorted []Migration, newes
 	return have, missing, nil
 }
 
-func apply(ctx context.Context, tx *sql.Tx, m Migration) error {
+func apply(ctx context.Context, tx *sql.Tx, m Migration, progress func(string)) error {
 	if m.SQL == "" { // it has something for PostgreSQL alone
 	} else if _, err := tx.ExecContext(ctx, m.SQL); err != nil {
 		return fmt.Errorf("migration %s %d: %w", m.Domain, m.Version, err)
+	}
+	return finish(ctx, tx, m, progress)
+}
+
+// finish takes a migration's step and notes its version.
+func finish(ctx context.Context, tx *sql.Tx, m Migration, progress func(string)) error {
+	if m.Step != nil {
+		if err := m.Step(ctx, tx, progress); err != nil {
+			return fmt.Errorf("migration %s %d: %w", m.Domain, m.Version, err)
+		}
 	}
 	_, err := tx.ExecContext(ctx, `INSERT INTO schema_versions (domain, version) VALUES ($1, $2)
 		ON CONFLICT (domain) DO UPDATE SET version = excluded.version`, m.Domain, m.Version)

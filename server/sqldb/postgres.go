@@ -164,7 +164,7 @@ func createPostgres(path string, migrations []Migration) (err error) {
 		return err
 	}
 	for _, m := range sorted {
-		if err := applyPostgres(ctx, tx, m); err != nil {
+		if err := applyPostgres(ctx, tx, m, func(string) {}); err != nil {
 			return err
 		}
 	}
@@ -282,7 +282,7 @@ func planPostgres(migrations []Migration) ([]Migration, Schema, error) {
 }
 
 // applyPostgres runs one migration, and what it has for this engine alone.
-func applyPostgres(ctx context.Context, tx *sql.Tx, m Migration) error {
+func applyPostgres(ctx context.Context, tx *sql.Tx, m Migration, progress func(string)) error {
 	statements, err := postgresDDL(m.SQL)
 	if err != nil {
 		return fmt.Errorf("migration %s %d: %w", m.Domain, m.Version, err)
@@ -295,9 +295,7 @@ func applyPostgres(ctx context.Context, tx *sql.Tx, m Migration) error {
 			return fmt.Errorf("migration %s %d: %w: %s", m.Domain, m.Version, err, s)
 		}
 	}
-	_, err = tx.ExecContext(ctx, `INSERT INTO schema_versions (domain, version) VALUES ($1, $2)
-		ON CONFLICT (domain) DO UPDATE SET version = excluded.version`, m.Domain, m.Version)
-	return err
+	return finish(ctx, tx, m, progress)
 }
 
 // upgradePostgres applies what is missing, all of it in one transaction under the write lock: after a crash the schema is the old one or
@@ -327,7 +325,7 @@ func upgradePostgres(ctx context.Context, w *sql.DB, c Config) error {
 	for _, m := range missing {
 		c.Log.Info("the database's schema is changed", "domain", m.Domain, "version", m.Version)
 		c.Progress(fmt.Sprintf("changing the database's schema: %s %d", m.Domain, m.Version))
-		if err := applyPostgres(ctx, tx, m); err != nil {
+		if err := applyPostgres(ctx, tx, m, c.Progress); err != nil {
 			return fmt.Errorf("nothing was changed: %w", err)
 		}
 		c.step(fmt.Sprintf("applied %s %d", m.Domain, m.Version))

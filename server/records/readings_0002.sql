@@ -1,0 +1,2 @@
+-- What is in readings now.
+DROP TABLE observations;

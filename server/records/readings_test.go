@@ -1,0 +1,226 @@
+package records_test
+
+import (
+	"database/sql"
+	"fmt"
+	"reflect"
+	"strings"
+	"testing"
+
+	"wardlink/server/records"
+	"wardlink/server/sqldb"
+	"wardlink/telemetry"
+)
+
+// everything gives all readings of patients, or of none, the newest first, read in pages of limit.
+func (f *fixture) everything(limit int, patients ...string) (out []records.Observation) {
+	f.t.Helper()
+	s := f.store()
+	q := records.Query{Limit: limit, NoPatient: len(patients) == 0}
+	for _, p := range patients {
+		q.Patients = append(q.Patients, s.PatientID("urn:oid:2.25.77", p))
+	}
+	for {
+		page, err := s.Search(f.ctx, q)
+		if err != nil {
+			f.t.Fatal(err)
+		}
+		out = append(out, page.Observations...)
+		if !page.More {
+			return out
+		}
+		last := out[len(out)-1].Position()
+		q.After = &last
+	}
+}
+
+// ordered says that pages of every size are the same readings in the order that is promised, each of which is found by its id.
+func (f *fixture) ordered(want int, patients ...string) []records.Observation {
+	f.t.Helper()
+	all := f.everything(10_000, patients...)
+	if len(all) != want {
+		f.t.Fatalf("%d readings, expected %d", len(all), want)
+	}
+	for _, limit := range []int{1 + len(all)/40, 7} {
+		if paged := f.everything(limit, patients...); !reflect.DeepEqual(paged, all) {
+			f.t.Errorf("pages of %d are other readings, or in another order: %d", limit, len(paged))
+		}
+	}
+	for i, o := range all {
+		if i > 0 {
+			a, b := all[i-1].Position(), o.Position()
+			if a.At < b.At || a.At == b.At && (a.Message < b.Message || a.Message == b.Message && a.Index <= b.Index) {
+				f.t.Errorf("%v stands before %v", a, b)
+			}
+		}
+		if i%9 != 0 {
+			continue
+		}
+		if one, err := f.store().Observation(f.ctx, o.ID); err != nil || !reflect.DeepEqual(one, o) {
+			f.t.Errorf("%s: %v: %+v, expected %+v", o.ID, err, one, o)
+		}
+	}
+	return all
+}
+
+func rates(n int) (out []string) {
+	for i := range n {
+		out = append(out, fmt.Sprint(i))
+	}
+	return out
+}
+
+// odd are messages whose readings do not share all: more than a row takes, some instants, no time, parts of devices, no patient.
+func odd() []telemetry.Message {
+	large := message("p1", 1, rates(300)...)
+	instants := message("p1", 2, rates(12)...)
+	for i := range instants.Observations {
+		instants.Observations[i].At += int64(i%3) * 500
+		instants.Observations[i].Time = fmt.Sprint("own", i%4)
+	}
+	unread := message("p1", 3, "1", "2", "3")
+	unread.Observations[1].At, unread.Observations[1].Time = 0, "yesterday"
+	part := message("p1", 4, "", "60")
+	part.Observations[0].Code.MDC, part.Observations[0].Marks = 69965, telemetry.MarkNoReading
+	none := message("", 5, "", "tab\there", strings.Repeat("long ", 500))
+	none.Patient = telemetry.Patient{}
+	none.Observations[2].Flags = "H"
+	return []telemetry.Message{large, instants, unread, part, none}
+}
+
+func TestReadingsOfAMessageShareRows(t *testing.T) {
+	f := setup(t)
+	g := f.gateway("gw-1").enrol().bring("gw-1")
+	g.publish("gw-1", g.sealBatch(odd()...))
+	f.until("stored", func(s records.Stats) bool { return s.Messages == 5 && s.Observations == 319 && s.Parts == 1 })
+	f.ordered(316, "p1")
+	f.ordered(3)
+	// 300 in three; three instants; one with a time and one without; one; one.
+	if n := f.count("SELECT COUNT(*) FROM readings"); n != 3+3+2+1+1 {
+		t.Errorf("%d rows", n)
+	}
+
+	// The same message with readings that were not understood before: what is there stays, and what is new joins it.
+	more := message("p1", 2, rates(14)...)
+	for i := range more.Observations {
+		more.Observations[i].Value = "changed"
+	}
+	more.Digest = odd()[1].Digest
+	more.Observations = more.Observations[5:]
+	g.publish("gw-1", g.sealBatch(more))
+	f.until("met again", func(s records.Stats) bool { return s.Batches == 2 && s.Observations == 321 })
+	changed := 0
+	for _, o := range f.ordered(318, "p1") {
+		if o.Value == "changed" {
+			changed++
+		}
+	}
+	if changed != 2 {
+		t.Errorf("%d readings are of the second message, expected 2", changed)
+	}
+}
+
+// A device that says other readings in each message makes neither its patient's layouts many nor a search wrong.
+func TestLayoutsOfASubjectAreBounded(t *testing.T) {
+	f := setup(t)
+	g := f.gateway("gw-1").enrol().bring("gw-1")
+	var ms []telemetry.Message
+	want := 0
+	for n := 1; n < 128; n++ {
+		m := message("p1", n, rates(7)...)
+		var some []telemetry.Observation
+		for i, o := range m.Observations {
+			if n>>i&1 == 1 {
+				some = append(some, o)
+			}
+		}
+		m.Observations = some
+		want += len(some)
+		ms = append(ms, m)
+	}
+	g.publish("gw-1", g.sealBatch(ms...))
+	f.until("stored", func(s records.Stats) bool { return s.Observations == int64(want) })
+	f.ordered(want, "p1")
+	if several, one := f.count("SELECT COUNT(*) FROM layouts WHERE width > 1"), f.count("SELECT COUNT(*) FROM layouts WHERE width = 1"); several != 64 || one != 7 {
+		t.Errorf("%d layouts of several series and %d of one, expected 64 and 7", several, one)
+	}
+}
+
+// What an older server wrote, one reading in a row, is found as it was, and lives on like what is new.
+func TestAnOldDatabaseIsGathered(t *testing.T) {
+	f := setup(t)
+	g := f.gateway("gw-1").enrol().bring("gw-1")
+	messages := odd()
+	g.publish("gw-1", g.sealBatch(messages...))
+	f.until("stored", func(s records.Stats) bool { return s.Messages == 5 })
+	patient, none := f.ordered(316, "p1"), f.ordered(3)
+	f.ungather(append(patient, none...))
+	var said []string
+	db, err := sqldb.OpenConfig(sqldb.Config{Path: f.path, Migrations: migrations(), Progress: func(doing string) { said = append(said, doing) }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if got := f.ordered(316, "p1"); !reflect.DeepEqual(got, patient) {
+		t.Errorf("%d readings are not as they were", len(got))
+	}
+	if got := f.ordered(3); !reflect.DeepEqual(got, none) {
+		t.Errorf("%d readings without a patient are not as they were", len(got))
+	}
+	if n := f.count("SELECT CAST(SUM(count) AS BIGINT) FROM readings"); n != 320 {
+		t.Errorf("%d readings with parts of devices, expected 320", n)
+	}
+	if len(said) == 0 {
+		t.Error("nobody was told")
+	}
+	again := messages[3]
+	extra := message("p1", 4, "", "60", "61")
+	again.Observations = append(again.Observations, extra.Observations[2])
+	g.publish("gw-1", g.sealBatch(again))
+	f.until("met again", func(s records.Stats) bool { return s.Batches == 2 && s.Observations == 320 && s.Parts == 1 })
+	f.ordered(317, "p1")
+}
+
+// ungather makes the database what an older server would have left, with those readings, and the parts of devices that the messages have.
+func (f *fixture) ungather(found []records.Observation) {
+	f.t.Helper()
+	if err := f.db.Write(f.ctx, func(tx *sql.Tx) error {
+		const insert = "INSERT INTO observations (message, idx, series, form, at, value, time, marks) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)"
+		if _, err := tx.Exec(`CREATE TABLE observations (message BIGINT NOT NULL, idx BIGINT NOT NULL, series BIGINT NOT NULL, form BIGINT NOT NULL,
+			at BIGINT NOT NULL, value TEXT NOT NULL, time TEXT, marks BIGINT NOT NULL, PRIMARY KEY (message, idx))`); err != nil {
+			return err
+		}
+		for _, o := range found {
+			var series, form int64
+			var first string
+			if err := tx.QueryRow("SELECT s.id FROM series s JOIN messages m ON m.subject = s.subject WHERE m.id = $1 AND s.mdc = $2 AND s.code = $3 AND s.ucum = $4",
+				o.Position().Message, int64(o.Code.MDC), o.Code.ID, o.Unit.UCUM).Scan(&series); err != nil {
+				return err
+			}
+			if err := tx.QueryRow("SELECT id FROM forms WHERE code_name = $1 AND unit = $2 AND sub_id = $3 AND status = $4 AND flags = $5 AND device = $6",
+				o.Code.Name, o.Unit.Sent, o.SubID, o.Status, o.Flags, o.Device).Scan(&form); err != nil {
+				return err
+			}
+			if err := tx.QueryRow("SELECT time FROM messages WHERE id = $1", o.Position().Message).Scan(&first); err != nil {
+				return err
+			}
+			if _, err := tx.Exec(insert, o.Position().Message, o.Position().Index, series, form, o.At, o.Value, sql.NullString{String: o.Time, Valid: o.Time != first}, int64(o.Marks)); err != nil {
+				return err
+			}
+		}
+		if _, err := tx.Exec(`INSERT INTO observations (message, idx, series, form, at, value, time, marks)
+			SELECT m.id, 0, s.id, (SELECT MIN(id) FROM forms), m.wall, '', NULL, 1 FROM series s JOIN messages m ON m.subject = s.subject WHERE s.kind = 2 AND m.control = '4'`); err != nil {
+			return err
+		}
+		for _, q := range []string{"DROP TABLE readings", "DROP TABLE layouts", "DELETE FROM schema_versions WHERE domain = 'records_readings'"} {
+			if _, err := tx.Exec(q); err != nil {
+				return err
+			}
+		}
+		return nil
+	}); err != nil {
+		f.t.Fatal(err)
+	}
+}
