@@ -17,7 +17,8 @@ const (
 	sizeCommit       = 1400 // flush of the journal, beside its entries: pages that bbolt rewrites or rounds up
 	sizeBatchRow     = 85
 	sizeMessageRow   = 200
-	sizeReadingRow   = 52
+	sizeReadingsRow  = 64 // row of a message's readings, without them
+	sizeReading      = 8.2
 	sizeChunkRow     = 145  // chunk of samples, without them
 	sizeSample       = 0.75 // as stored, of a beat with noise of nine steps
 	sizeDetail       = 172  // access detail of one publish, in a window that is not packed
@@ -147,8 +148,8 @@ func Reckon(l Load, r Retention) Size {
 	add("journal", "frames as they came, sealed", frames+publishes*sizeEntry+flushes*sizeCommit, r.Batches)
 	add("batches", "rows of opened batches", publishes*sizeBatchRow, r.Batches)
 	add("waveforms", "samples", chunks*sizeChunkRow+samples*sizeSample+waveMessages*sizeMessageRow, r.Waveforms)
-	add("vitals", "readings", messages*(sizeMessageRow+readings*sizeReadingRow), r.Vitals)
-	add("alarms", "alarms", alarms*(sizeMessageRow+readings*sizeReadingRow), r.Alarms)
+	add("vitals", "readings", messages*(sizeMessageRow+sizeReadingsRow+readings*sizeReading), r.Vitals)
+	add("alarms", "alarms", alarms*(sizeMessageRow+sizeReadingsRow+readings*sizeReading), r.Alarms)
 	add("windows", "access detail of the log, loose", loose, r.Pack)
 	add("packed", "the same, packed", packed, 0)
 	add("log", "tiles and leaves", windows*sizeLeaf, 0)

@@ -241,7 +241,7 @@ func TestSizesAreMeasured(t *testing.T) {
 	near("frame, a further reading", sizeFrameReading, (size(twelve)-size(six))/n/sixReadings)
 	a, b := s.stored(six), s.stored(twelve)
 	reading := (b - a) / n / sixReadings
-	near("a reading's row", sizeReadingRow, reading)
+	near("a reading", sizeReading, reading)
 	together := many(n/40, func() []byte {
 		var ms []telemetry.Message
 		for range 40 {
@@ -252,7 +252,7 @@ func TestSizesAreMeasured(t *testing.T) {
 	c := s.stored(together)
 	batch := (a - c) / (n - n/40)
 	near("a batch's row", sizeBatchRow, batch)
-	near("a message's row", sizeMessageRow, c/n-sixReadings*reading-batch/40)
+	near("a message's row and the one of its readings", sizeMessageRow+sizeReadingsRow, c/n-sixReadings*reading-batch/40)
 
 	const w = 240
 	coarse, fine := many(w, func() []byte { return s.frame(s.wave(4, 125)) }), many(w, func() []byte { return s.frame(s.wave(4, 500)) })

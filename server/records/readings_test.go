@@ -4,6 +4,7 @@ import (
 	"database/sql"
 	"fmt"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -222,5 +223,32 @@ func (f *fixture) ungather(found []records.Observation) {
 		return nil
 	}); err != nil {
 		f.t.Fatal(err)
+	}
+}
+
+// A batch that is stored already when its group is settled is not stored twice, and the others of the group are stored.
+func TestABatchOfAGroupIsStoredOnce(t *testing.T) {
+	f := setup(t)
+	g := f.gateway("gw-1").enrol().bring("gw-1")
+	for n := range 3 {
+		g.publish("gw-1", g.sealBatch(message("p1", n, fmt.Sprint(70+n))))
+	}
+	r := f.open()
+	first := true
+	r.SetDecode(func(plain []byte) (telemetry.Batch, error) {
+		if first {
+			first = false
+			if err := f.db.Write(f.ctx, func(tx *sql.Tx) error {
+				_, err := tx.Exec("UPDATE batches SET state = 2 WHERE number = 1")
+				return err
+			}); err != nil {
+				return telemetry.Batch{}, err
+			}
+		}
+		return telemetry.Decode(plain)
+	})
+	f.settleWith("the others", r, func(s records.Stats) bool { return s.Batches == 2 && s.Pending+s.Dead == 0 })
+	if got := f.values("p1", 9); !slices.Equal(got, []string{"72", "70"}) {
+		t.Errorf("%q", got)
 	}
 }

@@ -116,7 +116,7 @@ var writeQueries = []string{findBatch, dropFrame, findMessage, insertLeftover, f
 
 var (
 	storeBatches = bulk{"UPDATE batches SET state = 2, attempts = v.column3, reason = '' FROM (VALUES ",
-		") AS v WHERE batches.stream = v.column1 AND batches.number = v.column2 AND batches.state <> 2 RETURNING stream, number",
+		") AS v WHERE batches.stream = v.column1 AND batches.number = v.column2 AND batches.state <> 2",
 		"CAST(? AS BIGINT), CAST(? AS BIGINT), CAST(? AS BIGINT)"}
 	insertMessages = bulk{"INSERT INTO messages (key, source, digest, copy, stream, number, boot, subject, origin, control, sent_at, time, wall, mono, journaled, lane, aged) VALUES ",
 		" ON CONFLICT (key) DO NOTHING RETURNING id, key", "?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?"}

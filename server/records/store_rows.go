@@ -56,31 +56,32 @@ func (r *Records) storeAll(tx *sql.Tx, group []*opened, total *totals) error {
 	return r.storeMessages(tx, messages, total)
 }
 
-// claim marks the batches of a group that could be opened as stored, and gives those that were not before.
+// errClaimed says that some of a group's batches are stored already. Which ones, each alone tells.
+var errClaimed = errors.New("batches of the group are stored already")
+
+// claim marks the batches of a group that could be opened as stored, and gives them. One by itself that was stored before is none.
 func (r *Records) claim(tx *sql.Tx, group []*opened) (out []*opened, err error) {
 	type name struct{ stream, number int64 }
 	var args []any
-	for _, o := range group {
-		if o.err == nil {
-			args = append(args, o.stream, int64(o.number), int64(o.attempts))
-		}
-	}
 	marked := make(map[name]bool)
-	if err := r.in.returned(tx, storeBatches, args, func(rows *sql.Rows) error {
-		var n name
-		err := rows.Scan(&n.stream, &n.number)
-		marked[n] = true
-		return err
-	}); err != nil {
-		return nil, err
-	}
 	for _, o := range group {
-		if n := (name{o.stream, int64(o.number)}); o.err == nil && marked[n] {
-			delete(marked, n)
-			out = append(out, o)
+		n := name{o.stream, int64(o.number)}
+		if o.err != nil || marked[n] {
+			continue
 		}
+		marked[n] = true
+		out, args = append(out, o), append(args, n.stream, n.number, int64(o.attempts))
 	}
-	return out, nil
+	changed, err := r.in.write(tx, storeBatches, args)
+	switch {
+	case err != nil:
+		return nil, err
+	case changed == int64(len(out)):
+		return out, nil
+	case len(group) == 1:
+		return nil, nil
+	}
+	return nil, errClaimed
 }
 
 // refer finds or makes the rows that a message's own refers to.

@@ -390,3 +390,41 @@ func TestCopyNames(t *testing.T) {
 		t.Errorf("%+v", got)
 	}
 }
+
+// A step is a part of its migration: what it writes is there with the schema, and when it fails neither is.
+func TestStepsOfMigrations(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "wards.db")
+	oldDatabase(t, path, 10)
+	broken := errors.New("no such ward")
+	fail := true
+	migrations := append(slices.Clone(newWards), Migration{Domain: "wards", Version: 4, SQL: "CREATE TABLE floors (name TEXT NOT NULL)",
+		Step: func(ctx context.Context, tx *sql.Tx, progress func(string)) error {
+			progress("counting floors")
+			if _, err := tx.ExecContext(ctx, "INSERT INTO floors (name) VALUES ('first')"); err != nil {
+				return err
+			}
+			if fail {
+				return broken
+			}
+			return nil
+		}})
+	if _, err := Open(path, migrations...); !errors.Is(err, broken) || !strings.Contains(err.Error(), "wards 4") {
+		t.Fatalf("%v", err)
+	}
+	if schema, n, upgraded := wards(t, path); schema != oldSchema || n != 10 || upgraded != 0 {
+		t.Errorf("%s, %d wards, %d upgraded", schema, n, upgraded)
+	}
+	fail = false
+	var said []string
+	db, err := OpenConfig(Config{Path: path, Migrations: migrations, Upgraded: note, Progress: func(doing string) { said = append(said, doing) }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var floor string
+	if err := errors.Join(db.QueryRow(context.Background(), "SELECT name FROM floors").Scan(&floor), db.Close()); err != nil || floor != "first" {
+		t.Errorf("%q %v", floor, err)
+	}
+	if !slices.Contains(said, "counting floors") {
+		t.Errorf("%q", said)
+	}
+}
