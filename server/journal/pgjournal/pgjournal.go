@@ -102,6 +102,7 @@ type Journal struct {
 	pool     *pgxpool.Pool // nil without consumers
 	mu       sync.Mutex
 	cursors  map[string]uint64 // as last seen
+	told     map[string]uint64 // as the consumer in this process knows them, by its last Cursor or SetCursor
 	stopped  chan struct{}
 	stopping context.CancelFunc
 	life     context.Context
@@ -159,7 +160,7 @@ func Open(ctx context.Context, c Config) (*Journal, error) {
 	if err != nil {
 		return nil, err
 	}
-	j := &Journal{c: c, name: sqldb.Display(c.URL), queue: group.NewQueue[journal.Entry](queueBytes, journal.ErrClosed), cursors: map[string]uint64{}, stopped: make(chan struct{})}
+	j := &Journal{c: c, name: sqldb.Display(c.URL), queue: group.NewQueue[journal.Entry](queueBytes, journal.ErrClosed), cursors: map[string]uint64{}, told: map[string]uint64{}, stopped: make(chan struct{})}
 	if err := j.begin(ctx); err != nil {
 		return nil, fmt.Errorf("open journal: %w", sqldb.Explain(c.URL, err))
 	}

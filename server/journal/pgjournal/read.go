@@ -303,6 +303,7 @@ func (j *Journal) poll() {
 		ctx, cancel := context.WithTimeout(j.life, readTime)
 		if err := j.look(ctx); err != nil && j.life.Err() == nil {
 			j.c.Log.Debug("the journal's last number is not known", "database", j.name, "error", err)
+			j.read.forget()
 		}
 		cancel()
 	}
@@ -354,10 +355,13 @@ func (j *Journal) Cursor(consumer string) uint64 {
 	if err == nil {
 		j.cursors[consumer] = uint64(seq)
 	}
+	j.told[consumer] = j.cursors[consumer]
 	return j.cursors[consumer]
 }
 
-// SetCursor stores durably that the consumer is done with all entries up to seq. It never goes back, and not past what is committed.
+// SetCursor stores durably that the consumer is done with all entries up to seq. It never goes back, and not past what is committed. A cursor that in
+// the database is behind what the consumer was told last has gone back with the database, to a standby that had not everything: numbers behind it are
+// given again, to entries that the consumer has not seen. It is then refused until the consumer asks for the cursor and begins there.
 func (j *Journal) SetCursor(consumer string, seq uint64) error {
 	select {
 	case <-j.stopped:
@@ -369,8 +373,11 @@ func (j *Journal) SetCursor(consumer string, seq uint64) error {
 	}
 	ctx, cancel := context.WithTimeout(j.life, readTime)
 	defer cancel()
-	tag, err := j.pool.Exec(ctx, `UPDATE journal_cursors SET seq = $2 WHERE consumer = $1 AND seq <= $2
-		AND $2 <= coalesce((SELECT last FROM journal_groups ORDER BY first DESC LIMIT 1), (SELECT base FROM journal_state))`, consumer, int64(seq))
+	j.mu.Lock()
+	told := j.told[consumer]
+	j.mu.Unlock()
+	tag, err := j.pool.Exec(ctx, `UPDATE journal_cursors SET seq = $2 WHERE consumer = $1 AND seq BETWEEN $3 AND $2
+		AND $2 <= coalesce((SELECT last FROM journal_groups ORDER BY first DESC LIMIT 1), (SELECT base FROM journal_state))`, consumer, int64(seq), int64(told))
 	if err != nil {
 		return fmt.Errorf("set cursor of %s: %w", consumer, sqldb.Explain(j.c.URL, err))
 	}
@@ -379,10 +386,14 @@ func (j *Journal) SetCursor(consumer string, seq uint64) error {
 			return fmt.Errorf("set cursor of %s: %w", consumer, sqldb.Explain(j.c.URL, err))
 		}
 		st := j.Stats()
+		if st.Cursors[consumer] < told {
+			return fmt.Errorf("set cursor of %s to %d: in the database it went back from %d to %d, with what was behind; the consumer must begin there again", consumer, seq, told, st.Cursors[consumer])
+		}
 		return fmt.Errorf("set cursor of %s to %d: it is at %d and the journal at %d", consumer, seq, st.Cursors[consumer], st.Committed)
 	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.cursors[consumer] = max(j.cursors[consumer], seq)
+	j.told[consumer] = seq
 	return nil
 }

@@ -271,3 +271,39 @@ func TestAServerThatForgetsIsRefused(t *testing.T) {
 	exec(t, p.Name, "ALTER ROLE forgets RESET synchronous_commit")
 	well(t, j)
 }
+
+// TestACursorThatWentBack: the database moves to a standby that had not the last groups and not the cursor behind them, and others append: their
+// entries have numbers that the consumer has passed. It must not pass them by its own memory; where it asks for the cursor, it finds them.
+func TestACursorThatWentBack(t *testing.T) {
+	t.Parallel()
+	p := place(t)
+	a, b := p.MustOpen(t), p.MustOpen(t)
+	for _, what := range []string{"u", "v", "lost"} {
+		if err := a.Append(t.Context(), journaltest.EntryOf(a, what, 1)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := a.SetCursor("log", 3); err != nil {
+		t.Fatal(err)
+	}
+	exec(t, p.Name, "DELETE FROM journal_groups WHERE first = 3; DELETE FROM journal_pieces WHERE first = 3; UPDATE journal_cursors SET seq = 2 WHERE consumer = 'log'")
+	again := journaltest.EntryOf(b, "x", 1)
+	if err := b.Append(t.Context(), again, journaltest.EntryOf(b, "y", 1)); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // also once the journal has seen for itself where the cursor is
+		if err := a.SetCursor("log", 4); err == nil || !strings.Contains(err.Error(), "went back from 3 to 2") {
+			t.Fatalf("it passes an entry that it has not seen: %v", err)
+		}
+	}
+	at := a.Cursor("log")
+	if at != 2 {
+		t.Fatalf("the cursor is at %d", at)
+	}
+	if es, err := a.Read(at+1, 10); err != nil || len(es) != 2 || es[0].ID != again.ID {
+		t.Fatalf("behind it: %v, %v", es, err)
+	}
+	if err := a.SetCursor("log", 4); err != nil {
+		t.Errorf("a consumer that began again: %v", err)
+	}
+}
