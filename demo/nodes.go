@@ -54,7 +54,7 @@ func (t *theatre) startNodes(ctx context.Context) (front string, err error) {
 			}
 		}
 		if _, err := child.Output(ctx, t.bin("wardlink-server"), "node", "add", "--dir", t.server, "--name", n.name, "--out", n.dir, "--gateways", n.gateways,
-			"--health", n.health, "--server", t.ports.gateways); err != nil {
+			"--health", n.health, "--server", t.ports.gateways, "--balancer", balancer.Address); err != nil {
 			return "", err
 		}
 		t.nodes = append(t.nodes, n)

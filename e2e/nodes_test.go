@@ -58,7 +58,7 @@ func newCell(t *testing.T, nodes int) *cell {
 	for i := range nodes {
 		n := &ingestNode{name: fmt.Sprintf("node-%d", i+1), gateways: freeAddr(t), health: freeAddr(t)}
 		n.dir = filepath.Join(c.dir, n.name)
-		c.must("wardlink-server", "node", "add", "--dir", c.server(), "--name", n.name, "--out", n.dir, "--gateways", n.gateways, "--health", n.health)
+		c.must("wardlink-server", "node", "add", "--dir", c.server(), "--name", n.name, "--out", n.dir, "--gateways", n.gateways, "--health", n.health, "--balancer", balancer.Address)
 		c.nodes = append(c.nodes, n)
 		behind = append(behind, balancer.Node{Name: n.name, Gateways: n.gateways, Health: n.health})
 		c.runNode(n)
@@ -134,6 +134,11 @@ func TestNodesBehindABalancer(t *testing.T) {
 			t.Errorf("%s: a revoked gateway's session lived on for %s; expected at most %s", c.nodes[i].name, took, within)
 		}
 		c.runNode(other)
+	}
+	// The log has the gateways' own addresses, which the balancer's headers say.
+	out := string(c.must("wardlink", "audit", "list", "--dir", c.server(), "--limit", "100000", "--json"))
+	if !strings.Contains(out, `"127.0.0.1:`) || strings.Contains(out, `"`+balancer.Address+`:`) {
+		t.Errorf("the log has the balancer's address, or none:\n%.2000s", out)
 	}
 	c.proc.Stop()
 	c.must("wardlink", "audit", "verify", "--dir", c.server())

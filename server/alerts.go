@@ -22,7 +22,7 @@ func (s *Server) openAlerts() (err error) {
 		Log: s.log, LogStats: s.logStats, Limits: s.cfg.Alerts.Limits, BackupStamp: s.cfg.Alerts.BackupStamp,
 		Terms: s.watchedTerms, Configurations: s.watchedConfigs,
 		CA: func() watch.CA {
-			h := s.ca.Health()
+			h := s.authority.Health()
 			return watch.CA{Well: h.Well, Since: h.Since, Reason: h.Reason}
 		},
 		Vouched:  func() bool { return s.clock.State().Vouched },

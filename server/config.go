@@ -42,6 +42,7 @@ type Config struct {
 	Database string   `yaml:"database"`
 	Services Services `yaml:"services"` // of the process that runs on this directory, unless its command says others; default: all
 	Server   []string `yaml:"server"`   // of an ingest node: addresses of the gateways' port of the server that it belongs to
+	CA       []string `yaml:"ca"`       // where the service ca runs in processes of its own: addresses of their gateways' ports; for nodes and for api
 	Health   string   `yaml:"health"`   // of an ingest node: listen address for a balancer's checks, plain HTTP; default: none
 
 	Balancers Balancers       `yaml:"balancers"` // before the gateways' port, which send PROXY headers; default: none

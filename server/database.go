@@ -96,12 +96,14 @@ func (c Config) checkParts() error {
 	if c.Services.Node() != (len(c.Server) > 0) {
 		return errors.New("server: the addresses of the server's gateways' port; expected with services: [ingest], and only there")
 	}
-	if len(c.Server) > 8 {
-		return fmt.Errorf("server: %d addresses; at most 8", len(c.Server))
-	}
-	for _, addr := range c.Server {
-		if host, _, err := net.SplitHostPort(addr); err != nil || host == "" {
-			return fmt.Errorf("server: %q; expected host:port such as wardlink.hospital.example:8883", addr)
+	for key, addrs := range map[string][]string{"server": c.Server, "ca": c.CA} {
+		if len(addrs) > 8 {
+			return fmt.Errorf("%s: %d addresses; at most 8", key, len(addrs))
+		}
+		for _, addr := range addrs {
+			if host, _, err := net.SplitHostPort(addr); err != nil || host == "" {
+				return fmt.Errorf("%s: %q; expected host:port such as wardlink.hospital.example:8883", key, addr)
+			}
 		}
 	}
 	return nil
@@ -124,6 +126,9 @@ func (c Config) run(asked Services) (Services, error) {
 			return nil, errors.New("services: ingest alone runs on an ingest node's directory; make one with 'wardlink-server node add'")
 		}
 		return nil, fmt.Errorf("services: %s on an ingest node's directory; it has no keys but a node's", s)
+	}
+	if s.main() && !s.Has(ServiceCA) && len(c.CA) == 0 {
+		return nil, fmt.Errorf("services: %s: expected in 'ca:' the addresses of the processes with the service ca, such as [\"10.1.0.21:8883\", \"10.1.0.22:8883\"]", s)
 	}
 	if c.Database == "" && len(s) != len(AllServices()) {
 		return nil, fmt.Errorf("services: %s: on SQLite all services run in one process; a server whose services run apart needs 'database: postgres://...' (see OPERATING.md, Several nodes)", s)

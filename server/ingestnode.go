@@ -81,7 +81,7 @@ func (n *Node) openKeys() (err error) {
 		return err
 	}
 	n.client, err = node.NewClient(node.ClientConfig{
-		TrustDomain: n.cfg.TrustDomain, Roots: poolOf(n.root), Servers: n.cfg.Server, Key: key, Certificate: filepath.Join(n.dir, nodeCertFile), Log: n.log,
+		TrustDomain: n.cfg.TrustDomain, Roots: poolOf(n.root), Servers: n.cfg.Server, Authorities: n.cfg.CA, Key: key, Certificate: filepath.Join(n.dir, nodeCertFile), Log: n.log,
 	})
 	if err != nil {
 		return err
@@ -118,7 +118,7 @@ func (n *Node) openStores() (err error) {
 	}
 	n.closers = append(n.closers, n.view.db.Close)
 	n.ingest = ingest.New(ingest.Config{
-		Journal: n.journal, Registry: n.view, Sessions: n.view.sessions(), TrustDomain: n.cfg.TrustDomain, Roots: poolOf(n.root), Log: n.log,
+		Journal: n.journal, Registry: hasty{n.view, n.cfg.Limits.look()}, Sessions: hastySessions{n.view.sessions(), n.cfg.Limits.look()}, TrustDomain: n.cfg.TrustDomain, Roots: poolOf(n.root), Log: n.log,
 		Grace: ingest.Grace{For: time.Duration(n.cfg.ExpiredGrace), CA: n.client.CA}, Down: n.client.Documents,
 		Limits: n.cfg.Limits.ingest(),
 	})

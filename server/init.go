@@ -62,6 +62,9 @@ func Init(ctx context.Context, o InitOptions) error {
 	if err := o.Config.Check(); err != nil {
 		return err
 	}
+	if _, err := o.Config.run(nil); err != nil {
+		return err
+	}
 	if err := spiffe.ValidName(o.Operator); err != nil {
 		return fmt.Errorf("operator: %w", err)
 	}
@@ -97,7 +100,9 @@ func Init(ctx context.Context, o InitOptions) error {
 	if err := durable.WriteFile(filepath.Join(o.Dir, ConfigFile), configText(o.Config), 0o644); err != nil {
 		return fmt.Errorf("init: %w", err)
 	}
-	_, err = NewOperator(ctx, o.Dir, o.Operator)
+	if _, err = NewOperator(ctx, o.Dir, o.Operator); err == nil && o.Config.Services.main() && !o.Config.Services.Has(ServiceCA) {
+		_, err = MakeAPIIdentity(ctx, o.Dir)
+	}
 	return err
 }
 
@@ -178,6 +183,12 @@ func configText(c Config) []byte {
 		fmt.Fprintf(&b, "\n# PostgreSQL; its password is in %s.\ndatabase: %q\n", passwordFile, c.Database)
 		if c.Services != nil {
 			fmt.Fprintf(&b, "\n# What 'wardlink-server run' runs here; sessions are then taken by ingest nodes ('wardlink-server node add').\nservices: [%s]\n", strings.Join(c.Services, ", "))
+		}
+		if len(c.CA) > 0 {
+			fmt.Fprintf(&b, "\n# The gateways' ports of the processes with the service ca, for 'api' and for nodes.\nca:\n")
+			for _, a := range c.CA {
+				fmt.Fprintf(&b, "  - %q\n", a)
+			}
 		}
 	}
 	fmt.Fprintf(&b, "\n# The hospital's own certificate for FHIR; without it one of our CA is used.\n# hospital_tls: {cert: /path/fhir.crt, key: /path/fhir.key}\n")

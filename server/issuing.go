@@ -36,12 +36,25 @@ func (s *Server) runCA(ctx context.Context) error {
 	}
 }
 
+// watchHospital reads the hospital's certificate again when it is another, until ctx ends.
+func (s *Server) watchHospital(ctx context.Context) error {
+	tick := time.NewTicker(preparedInterval * probeEach)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		if err := s.readHospital(); err != nil {
+			s.log.Error("the hospital's certificate cannot be read again; the one in use goes on", "error", err)
+		}
+	}
+}
+
 // lookAfterCA takes up an issuing CA that was prepared, and has the CA look at itself. Nothing here ends the server.
 func (s *Server) lookAfterCA(ctx context.Context) {
 	s.takeUpIssuing(ctx)
-	if err := s.readHospital(); err != nil {
-		s.log.Error("the hospital's certificate cannot be read again; the one in use goes on", "error", err)
-	}
 	was := s.ca.Health()
 	now := s.ca.Probe(ctx)
 	switch {
@@ -58,10 +71,15 @@ func (s *Server) takeUpIssuing(ctx context.Context) {
 	}
 }
 
+// adoptIssuing takes up an issuing CA that was prepared in this directory, or that another process with the service, or who copies its files here, has
+// put in the present one's place.
 func (s *Server) adoptIssuing(ctx context.Context) error {
 	former := s.ca.Issuer()
 	cert, key, err := keys.AdoptIssuing(s.dir, s.keys.Root, func(c *x509.Certificate, k crypto.Signer) error { return s.ca.CheckIssuer(c, k) })
-	if err != nil || cert == nil {
+	if err == nil && cert == nil {
+		cert, key, err = keys.Issuing(s.dir)
+	}
+	if err != nil || cert.Equal(former) {
 		return err
 	}
 	if err := s.ca.SetIssuer(cert, key); err != nil {

@@ -1,7 +1,10 @@
 package server
 
 import (
+	"cmp"
+	"context"
 	"fmt"
+	"time"
 
 	"wardlink/server/ingest"
 )
@@ -19,6 +22,44 @@ type Limits struct {
 	GatewayKilobytes int `yaml:"kilobytes_per_gateway"` // 4,096
 	AddressPublishes int `yaml:"publishes_per_address"` // 50,000
 	AddressKilobytes int `yaml:"kilobytes_per_address"` // 262,144
+	// Within so many seconds sessions end that may be a revoked gateway's, since the registry cannot be asked; 30.
+	BlindSeconds int `yaml:"blind_seconds"`
+}
+
+const blindSeconds = 30
+
+// blind is how long after a process last saw the registry its sessions end, at the latest.
+func (l Limits) blind() time.Duration {
+	return time.Duration(cmp.Or(l.BlindSeconds, blindSeconds)) * time.Second
+}
+
+// look is how long one question after the registry's state may take: one that hangs must not put off the end of sessions beyond blind.
+func (l Limits) look() time.Duration { return l.blind() / 6 }
+
+// hasty is a registry that answers whether it has changed within a time, or not at all.
+type hasty struct {
+	ingest.Registry
+	within time.Duration
+}
+
+// Revision implements ingest.Registry.
+func (h hasty) Revision(ctx context.Context) (int64, error) {
+	ctx, cancel := context.WithTimeout(ctx, h.within)
+	defer cancel()
+	return h.Registry.Revision(ctx)
+}
+
+// hastySessions are its like for the sessions of other nodes.
+type hastySessions struct {
+	ingest.Sessions
+	within time.Duration
+}
+
+// Passed implements ingest.Sessions.
+func (h hastySessions) Passed(ctx context.Context, live map[string]int64) ([]string, error) {
+	ctx, cancel := context.WithTimeout(ctx, h.within)
+	defer cancel()
+	return h.Sessions.Passed(ctx, live)
 }
 
 // ranges are the names, values and bounds of the fields.
@@ -41,6 +82,7 @@ func (l *Limits) ranges() []struct {
 		{"kilobytes_per_gateway", l.GatewayKilobytes, 256, 16 << 20}, // one frame of the largest a second
 		{"publishes_per_address", l.AddressPublishes, 1, 10_000_000},
 		{"kilobytes_per_address", l.AddressKilobytes, 256, 64 << 20},
+		{"blind_seconds", l.BlindSeconds, 5, blindSeconds},
 	}
 }
 
@@ -63,6 +105,8 @@ func (l Limits) ingest() ingest.Limits {
 		return ingest.Pace{Publishes: float64(publishes), Bytes: float64(kilobytes) * 1024}
 	}
 	return ingest.Limits{
+		// It ends sessions at the first question that fails after Blind, and one begins within half a second.
+		Blind:    l.blind() - l.look() - time.Second,
 		Sessions: l.Sessions, Gateway: pace(l.GatewayPublishes, l.GatewayKilobytes), Address: pace(l.AddressPublishes, l.AddressKilobytes),
 	}
 }

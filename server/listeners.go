@@ -30,6 +30,9 @@ func (s *Server) openListeners() (err error) {
 		{"hospital", s.cfg.Hospital, &s.listeners.hospital},
 		{"operators", s.cfg.Operators, &s.listeners.operators},
 	} {
+		if l.key != "gateways" && !s.parts.main() {
+			continue
+		}
 		ln, err := listenAt(s.dir, l.key, l.addr)
 		if err != nil {
 			return err
@@ -66,13 +69,18 @@ func listenAt(dir, key, addr string) (net.Listener, error) {
 	return ln, nil
 }
 
-// gatewayHTTP is what gateways ask beside MQTT: the time, whether they were seen, and enrolment.
+// gatewayHTTP is what gateways ask beside MQTT: the time, whether they were seen, and enrolment, as far as this process has what it takes. Where CA and
+// API run apart the nodes know whom to ask for what.
 func (s *Server) gatewayHTTP() http.Handler {
 	mux := http.NewServeMux()
-	mux.Handle(enroll.TimePath, s.clock)
-	mux.HandleFunc("GET "+enroll.SeenPath, s.seen)
-	mux.HandleFunc("POST "+enroll.WipedPath, s.wiped)
-	mux.Handle("/", s.ca)
+	if s.parts.main() {
+		mux.Handle(enroll.TimePath, s.clock)
+		mux.HandleFunc("GET "+enroll.SeenPath, s.seen)
+		mux.HandleFunc("POST "+enroll.WipedPath, s.wiped)
+	}
+	if s.ca != nil {
+		mux.Handle("/", s.ca)
+	}
 	return s.nodePort(versioned(mux, telemetry.Spoken(), func(peer string) {
 		s.refused(peer, "agent and server have no protocol version in common")
 	}))
@@ -97,17 +105,24 @@ func poolOf(root *x509.Certificate) *x509.CertPool {
 }
 
 func (s *Server) cert(name string) *serviceCert {
+	if c, ok := s.services.Load(name); ok {
+		return c.(*serviceCert)
+	}
 	c := &serviceCert{
-		issuer: s.ca.Issuer,
-		id:     spiffe.ID{TrustDomain: s.cfg.TrustDomain, Kind: spiffe.Service, Name: name}, names: s.cfg.Names, now: time.Now,
+		id: spiffe.ID{TrustDomain: s.cfg.TrustDomain, Kind: spiffe.Service, Name: name}, names: s.cfg.Names, now: time.Now,
 		issue: func(t ca.Template) ([]*x509.Certificate, error) {
 			ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 			defer cancel()
-			return s.ca.Issue(ctx, audit.Actor{ID: "server"}, "", t)
+			return s.authority.Issue(ctx, audit.Actor{ID: "server"}, "", t)
 		},
 	}
-	s.services.Store(name, c)
-	return c
+	if s.ca != nil {
+		c.issuer = s.ca.Issuer
+	} else if name == "api" {
+		c.file = filepath.Join(s.dir, apiIdentityFile)
+	}
+	kept, _ := s.services.LoadOrStore(name, c)
+	return kept.(*serviceCert)
 }
 
 // serveHTTP serves the hospital ("fhir") or the operators ("api"); who fails the handshake there is counted as at the gateways' port.

@@ -35,7 +35,10 @@ type NodeOptions struct {
 	Gateways string   // listen address of its gateways' port
 	Health   string   // listen address of a balancer's checks; "": none
 	Server   []string // addresses of the server's gateways' port; none: those that kits name
-	Database string   // URL by which the node reaches the database, without user and password; "": the server's
+	// Balancers are addresses or networks of the balancers before the node's gateways' port, which send PROXY headers; none: gateways come by themselves, or
+	// have their balancer's address.
+	Balancers []string
+	Database  string // URL by which the node reaches the database, without user and password; "": the server's
 }
 
 // maxNodeName leaves room in the name of its login.
@@ -110,7 +113,8 @@ func (o NodeOptions) config(c Config) (nc Config, login string, err error) {
 	u.User = url.User(login)
 	nc = DefaultConfig()
 	nc.TrustDomain, nc.Names, nc.Services, nc.Database = c.TrustDomain, append(append([]string{}, o.Hosts...), c.Names...), Services{ServiceIngest}, u.String()
-	nc.Gateways, nc.Health, nc.Server, nc.ExpiredGrace, nc.Log = o.Gateways, o.Health, o.Server, c.ExpiredGrace, c.Log
+	nc.Gateways, nc.Health, nc.Server, nc.CA, nc.ExpiredGrace, nc.Log = o.Gateways, o.Health, o.Server, c.CA, c.ExpiredGrace, c.Log
+	nc.Balancers = o.Balancers
 	if len(nc.Server) == 0 {
 		nc.Server = (&Server{cfg: c}).gatewayAddresses()
 	}
@@ -179,12 +183,24 @@ func nodeConfigText(c Config) []byte {
 	for _, a := range c.Server {
 		fmt.Fprintf(&b, "  - %q\n", a)
 	}
+	if len(c.CA) > 0 {
+		fmt.Fprintf(&b, "\n# The processes with the service ca: their gateways' ports.\nca:\n")
+		for _, a := range c.CA {
+			fmt.Fprintf(&b, "  - %q\n", a)
+		}
+	}
 	fmt.Fprintf(&b, "\n# The journal and what is looked at of the registry. The password of this login is in %s.\ndatabase: %q\n", passwordFile, c.Database)
 	fmt.Fprintf(&b, "\n# Listen addresses. Health is plain HTTP, GET /readyz, for a balancer's checks; keep it off the network that gateways are in.\ngateways: %q\n", c.Gateways)
 	if c.Health != "" {
 		fmt.Fprintf(&b, "health: %q\n", c.Health)
 	} else {
 		fmt.Fprintf(&b, "# health: 127.0.0.1:8884\n")
+	}
+	fmt.Fprintf(&b, "\n# Balancers that say by the PROXY protocol where a connection comes from (HAProxy: send-proxy-v2). From there none is taken without it.\n")
+	if len(c.Balancers) > 0 {
+		fmt.Fprintf(&b, "balancers: [\"%s\"]\n", strings.Join(c.Balancers, `", "`))
+	} else {
+		fmt.Fprintf(&b, "# balancers: [10.1.0.5]\n")
 	}
 	fmt.Fprintf(&b, "\n# As the server has it: while the CA cannot issue, gateways are admitted so long after their certificates' end.\nexpired_grace: %s\n\n# text or json\nlog: %s\n", c.ExpiredGrace, c.Log)
 	return []byte(b.String())

@@ -3,14 +3,12 @@ package server
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"database/sql"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
-	"os"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -30,6 +28,7 @@ import (
 	"wardlink/server/ingest"
 	"wardlink/server/journal"
 	"wardlink/server/keys"
+	"wardlink/server/node"
 	"wardlink/server/records"
 	"wardlink/server/registry"
 	"wardlink/server/sqldb"
@@ -45,26 +44,28 @@ type Server struct {
 	log     *slog.Logger
 	started time.Time
 
-	journal  journal.Store
-	db       *sqldb.DB
-	outbox   *sqldb.Outbox
-	registry *registry.Registry
-	ca       *ca.CA
-	ingest   *ingest.Server               // always there in a process with ports: it proves identities; MQTT is served with the service alone
-	nodes    fleet                        // the ingest nodes
-	translog atomic.Pointer[translog.Log] // nil while another process writes the log
-	records  *records.Records
-	alerts   *alerts.Alerts
-	watch    *watch.Watch
-	fhir     http.Handler
-	api      *api.API
-	configs  *api.Configs
-	pushes   *pusher
-	clock    *api.Clock
-	owed     owed
-	services sync.Map                        // of *serviceCert by name
-	hospital atomic.Pointer[tls.Certificate] // the hospital's own, where it is configured
-	// hospitalStamp is of the files that hospital was read from. Of New, then of runCA alone.
+	journal   journal.Store
+	db        *sqldb.DB
+	outbox    *sqldb.Outbox
+	registry  *registry.Registry
+	ca        *ca.CA                       // nil where other processes hold it
+	remote    *node.Authority              // these; nil where this one does
+	authority authority                    // one of the two
+	ingest    *ingest.Server               // always there in a process with ports: it proves identities; MQTT is served with the service alone
+	nodes     fleet                        // the ingest nodes
+	translog  atomic.Pointer[translog.Log] // nil while another process writes the log
+	records   *records.Records
+	alerts    *alerts.Alerts
+	watch     *watch.Watch
+	fhir      http.Handler
+	api       *api.API
+	configs   *api.Configs
+	pushes    *pusher
+	clock     *api.Clock
+	owed      owed
+	services  sync.Map                        // of *serviceCert by name
+	hospital  atomic.Pointer[tls.Certificate] // the hospital's own, where it is configured
+	// hospitalStamp is of the files that hospital was read from. Of New, then of watchHospital alone.
 	hospitalStamp string
 	silence       time.Duration // of a source, for trace; 0: its default
 
@@ -93,10 +94,22 @@ const drainTime = 10 * time.Second
 // New opens what the services of this process need in a server's directory, those of its configuration or all if none are named, and
 // binds their listeners, so that whatever is wrong is said before the first gateway is let in. Keys of other services are not read.
 func New(dir string, log *slog.Logger, services ...string) (*Server, error) {
+	return NewAt(dir, "", log, services...)
+}
+
+// NewAt is New with another address of the gateways' port than the configuration's, for a second process on one directory; "": the
+// configuration's.
+func NewAt(dir, gateways string, log *slog.Logger, services ...string) (*Server, error) {
 	s := &Server{dir: dir, log: log, started: time.Now()}
 	var err error
 	if s.cfg, err = LoadConfig(dir); err != nil {
 		return nil, err
+	}
+	if gateways != "" {
+		s.cfg.Gateways = gateways
+		if err := s.cfg.Check(); err != nil {
+			return nil, err
+		}
 	}
 	if s.parts, err = s.cfg.run(services); err != nil {
 		return nil, fmt.Errorf("config %s: %w", filepath.Join(dir, ConfigFile), err)
@@ -105,8 +118,10 @@ func New(dir string, log *slog.Logger, services ...string) (*Server, error) {
 	switch {
 	case s.parts.Node():
 		return nil, errors.New("an ingest node is made by NewNode")
+	case s.parts.enrols():
+		steps = []func() error{s.openKeys, s.openStores, s.openEnrolment, s.openListeners}
 	case s.parts.worker():
-		steps = []func() error{s.openWorkerKeys, s.openStores, s.openWorker}
+		steps = []func() error{s.openKeys, s.openStores, s.openWorker}
 	}
 	for _, step := range steps {
 		if err := step(); err != nil {
@@ -116,19 +131,21 @@ func New(dir string, log *slog.Logger, services ...string) (*Server, error) {
 	return s, nil
 }
 
+// openKeys reads the keys of this process's services, and no others.
 func (s *Server) openKeys() error {
-	renewed, err := keys.RenewAttestation(s.dir, s.cfg.TrustDomain, time.Now())
-	if err != nil {
+	if s.parts.Has(ServiceCA) {
+		if err := s.renewAttestation(); err != nil {
+			return err
+		}
+	}
+	var err error
+	if s.keys, err = keys.OpenOf(s.dir, s.parts...); err != nil {
 		return err
 	}
-	if renewed {
-		s.log.Info("the attestation CA was past half of its life and is a new one")
-	}
-	if s.keys, err = keys.Open(s.dir); err != nil {
-		return err
-	}
-	if err := s.readHospital(); err != nil {
-		return err
+	if s.parts.main() {
+		if err := s.readHospital(); err != nil {
+			return err
+		}
 	}
 	return s.keys.Belong(s.cfg.TrustDomain)
 }
@@ -138,7 +155,7 @@ func journalConfig(dir string) journal.Config {
 }
 
 func (s *Server) openStores() (err error) {
-	if s.journal, err = openJournal(s.dir, s.cfg, s.log); err != nil {
+	if s.journal, err = s.openJournal(); err != nil {
 		return err
 	}
 	s.closers = append(s.closers, s.journal.Close)
@@ -182,12 +199,12 @@ func (s *Server) openServices() (err error) {
 	s.openConfigs()
 	s.nodes = newFleet()
 	s.ingest = ingest.New(ingest.Config{
-		Journal: s.journal, Registry: s.registry, TrustDomain: s.cfg.TrustDomain, Roots: s.roots(), Log: s.log, Sessions: s.sessions(),
-		Grace: ingest.Grace{For: time.Duration(s.cfg.ExpiredGrace), CA: func() (bool, time.Time) { h := s.ca.Health(); return h.Well, h.Since }},
+		Journal: s.journal, Registry: hasty{s.registry, s.cfg.Limits.look()}, TrustDomain: s.cfg.TrustDomain, Roots: s.roots(), Log: s.log, Sessions: s.sessions(),
+		Grace: ingest.Grace{For: time.Duration(s.cfg.ExpiredGrace), CA: func() (bool, time.Time) { h := s.authority.Health(); return h.Well, h.Since }},
 		Down:  s.documents, Limits: s.cfg.Limits.ingest(),
 	})
 	s.handshakes = newHandshakes(s.cfg.Limits.handshakes())
-	if err := s.openCA(); err != nil {
+	if err := s.openAuthority(); err != nil {
 		return err
 	}
 	if err := s.openRecords(); err != nil {
@@ -208,7 +225,7 @@ func (s *Server) openServices() (err error) {
 	s.api = api.New(api.Config{
 		TrustDomain: s.cfg.TrustDomain, Servers: s.gatewayAddresses(), Root: s.keys.Root, RecordsKey: s.keys.Records.Public(),
 		ConfigKey: s.configPublic(), SignOrder: s.signOrder, LogDir: logDir(s.dir), LogVerifier: s.keys.LogVerifier, Registry: s.registry,
-		Journal: s.journal, Refusals: s.ingest.Refusals(), CA: s.ca, Clock: s.clock, Records: s.records, Accounts: records.NewStore(s.db, s.keys.Pseudonym), Agents: s.agents, Alerts: s.alerts, Configs: s.configs, Status: s.status, Trace: s.trace, Ready: s.ready, Metrics: s.metrics(), Log: s.log,
+		Journal: s.journal, Refusals: s.ingest.Refusals(), CA: s.authority, Clock: s.clock, Records: s.records, Accounts: records.NewStore(s.db, s.keys.Pseudonym), Agents: s.agents, Alerts: s.alerts, Configs: s.configs, Status: s.status, Trace: s.trace, Ready: s.ready, Metrics: s.metrics(), Log: s.log,
 		Salvage: s.salvage(), Held: records.NewStore(s.db, s.keys.Pseudonym).HeldToSalvage,
 	})
 	return nil
@@ -219,49 +236,14 @@ func (s *Server) salvage() *ingest.Salvage {
 	return &ingest.Salvage{SalvageConfig: ingest.SalvageConfig{Journal: s.journal, Registry: s.registry, Records: s.records}}
 }
 
-func (s *Server) openCA() error {
-	makers, err := ca.OpenTrustDir(ekTrustDir(s.dir), s.log)
-	if err != nil {
-		return err
-	}
-	s.ca, err = ca.New(ca.Config{
-		TrustDomain: s.cfg.TrustDomain, DNSNames: s.cfg.Names, Roots: []*x509.Certificate{s.keys.Root},
-		Issuing: s.keys.Issuing, IssuingKey: s.keys.IssuingKey, Attestation: s.keys.Attestation, AttestationKey: s.keys.AttestationKey,
-		DB: s.db, EKTrust: makers.Trust, Registry: caRegistry{s.registry, s.signOrder}, Log: s.log,
-		Events: s.caEvent, Needs: s.issuingNeeds,
-		Refused: s.refused,
-	})
-	if err != nil {
-		return err
-	}
-	s.closers = append(s.closers, s.ca.Close)
-	removeFormerCAStore(s.dir, s.log)
-	return nil
-}
-
-// removeFormerCAStore removes what servers before schema "ca 1" kept of enrolments under way, in a store of smallstep's own. Nothing in it is
-// worth moving (decisions/0035): what was issued is in the registry and in the log, and a gateway that was at it enrols again.
-func removeFormerCAStore(dir string, log *slog.Logger) {
-	former := filepath.Join(dir, "ca")
-	files, err := filepath.Glob(filepath.Join(former, "acme.db*")) // and what was set aside as damaged
-	if err != nil || len(files) == 0 {
-		return
-	}
-	for _, f := range files {
-		err = errors.Join(err, os.Remove(f))
-	}
-	if err = errors.Join(err, os.Remove(former)); err != nil {
-		log.Warn("the CA's former store is not wholly removed; nothing in it is needed", "path", former, "error", err)
-		return
-	}
-	log.Info("the CA's former store is removed: what it held of enrolments under way is in the database now", "path", former)
-}
-
 // Run serves until ctx ends. Then the listeners end first, what was journaled is opened and logged, and the stores close.
 func (s *Server) Run(ctx context.Context) (err error) {
 	defer func() { err = errors.Join(err, s.close()) }()
-	if s.parts.worker() {
+	switch {
+	case s.parts.worker():
 		return s.runWorker(ctx)
+	case s.parts.enrols():
+		return s.runEnrolment(ctx)
 	}
 	// A journal or a database that cannot be written now keeps nothing from starting: what needs them is refused until they can be, and
 	// cutting off a gateway must be possible meanwhile.
@@ -275,14 +257,20 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	s.log.Info("server started", "trust_domain", s.cfg.TrustDomain, "services", s.parts.String(), "gateways", s.listeners.gateways.Addr().String(),
 		"hospital", s.listeners.hospital.Addr().String(), "operators", s.listeners.operators.Addr().String())
 
-	s.takeUpIssuing(ctx) // before the first handshake: the present issuing CA may have ended while the next one waits
+	if s.ca != nil {
+		s.takeUpIssuing(ctx) // before the first handshake: the present issuing CA may have ended while the next one waits
+	}
 
 	// Consumers outlive the listeners, so that what was journaled last is still opened and logged.
 	consumerCtx, stopConsumers := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopConsumers()
 	consumers, cctx := errgroup.WithContext(consumerCtx)
-	consumers.Go(func() error { return s.runLog(cctx) })
-	consumers.Go(func() error { return s.runRecords(cctx) })
+	if s.parts.Has(ServiceLog) {
+		consumers.Go(func() error { return s.runLog(cctx) })
+	}
+	if s.parts.Has(ServiceRecords) {
+		consumers.Go(func() error { return s.runRecords(cctx) })
+	}
 	consumers.Go(func() error { return s.runAlerts(cctx) })
 
 	front, fctx := errgroup.WithContext(ctx)
@@ -293,8 +281,8 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	front.Go(func() error { return s.flushOutbox(fctx) })
 	front.Go(func() error { return s.clock.Run(fctx) })
 	front.Go(func() error { sdnotify.Run(fctx, sdnotify.Service{Alive: s.alive, Log: s.log}); return nil })
-	front.Go(func() error { return s.runCA(fctx) })
-	front.Go(func() error { return s.ca.Run(fctx) })
+	front.Go(func() error { return s.runAuthority(fctx) })
+	front.Go(func() error { return s.watchHospital(fctx) })
 	front.Go(func() error { return s.runPushes(fctx) })
 	front.Go(func() error { return s.db.Warden(fctx, s.log) })
 	// A consumer that fails ends the server: it must not go on taking what nobody opens or logs.

@@ -8,7 +8,7 @@ import (
 
 // The services of a server, which may run in one process or, on PostgreSQL, in several.
 const (
-	ServiceCA      = "ca"      // enrolment at the gateways' port; holds the issuing keys
+	ServiceCA      = "ca"      // enrolment at the gateways' port; holds the issuing keys. Any number of processes
 	ServiceIngest  = "ingest"  // MQTT at the gateways' port; holds no key
 	ServiceRecords = "records" // opens batches, disposes; holds the records key. One process at a time
 	ServiceLog     = "log"     // writes the transparency log; holds the log key. One process at a time
@@ -41,15 +41,17 @@ func (s Services) Has(name string) bool { return slices.Contains(s, name) }
 // String is the list as ParseServices reads it.
 func (s Services) String() string { return strings.Join(s, ",") }
 
-// main is the process that holds the ports: what the operators' and the hospital's ports answer is made of what the CA, the records and
-// the log know, so these three run in it or stand by in it.
+// main is the process that holds the operators' and the hospital's ports.
 func (s Services) main() bool { return s.Has(ServiceAPI) }
 
 // Node says whether they are those of an ingest node, a process that takes in and does nothing else.
 func (s Services) Node() bool { return len(s) == 1 && s[0] == ServiceIngest }
 
+// enrols says whether they are those of a process that is the CA and nothing else. Any number may run.
+func (s Services) enrols() bool { return len(s) == 1 && s[0] == ServiceCA }
+
 // worker is a process without ports.
-func (s Services) worker() bool { return !s.main() && !s.Node() }
+func (s Services) worker() bool { return !s.main() && !s.Node() && !s.enrols() }
 
 // Check says whether one process can run them together.
 func (s Services) Check() error {
@@ -66,10 +68,10 @@ func (s Services) Check() error {
 	switch {
 	case len(s) == 0:
 		return fmt.Errorf("services: none; expected some of %s", AllServices())
-	case s.main() && !(seen[ServiceCA] && seen[ServiceRecords] && seen[ServiceLog]):
-		return fmt.Errorf("services: %s: api answers from what ca, records and log know; run ca,records,log,api together, with ingest or without", s)
+	case s.main() && seen[ServiceIngest] && !seen[ServiceCA]:
+		return fmt.Errorf("services: %s: a gateway that comes for its session comes there to enrol, too; run ingest with ca, or on nodes of its own", s)
 	case s.worker() && (seen[ServiceCA] || seen[ServiceIngest]):
-		return fmt.Errorf("services: %s: expected ca,records,log,api (with ingest or without), or ingest alone, or records, log or both as a standby", s)
+		return fmt.Errorf("services: %s: expected api with any of the others, or ca alone, or ingest alone, or records, log or both as a standby", s)
 	}
 	return nil
 }

@@ -9,7 +9,8 @@ import (
 func TestServicesThatRunTogether(t *testing.T) {
 	for list, want := range map[string]string{
 		"": "", "ca,ingest,records,log,api": "", "ca,records,log,api": "", "api, log,records,ca": "", "ingest": "", "records": "", "log": "", "records,log": "",
-		"api": "together", "ca": "expected", "ca,ingest": "expected", "ingest,records": "expected", "records,api,log": "together",
+		"api": "", "ca": "", "records,api,log": "", "ca,api": "", "log,api": "",
+		"ca,ingest": "expected", "ca,records": "expected", "ingest,records": "expected", "api,ingest": "enrol", "records,log,api,ingest": "enrol",
 		"records,records": "twice", "mqtt": "none", "records,": "none",
 	} {
 		s, err := ParseServices(list)
@@ -21,6 +22,12 @@ func TestServicesThatRunTogether(t *testing.T) {
 		}
 		sqlite, shared := DefaultConfig(), DefaultConfig()
 		shared.Database = "postgres://wardlink@db.example/wardlink"
+		if s.main() && !s.Has(ServiceCA) {
+			if _, err := shared.run(s); err == nil || !strings.Contains(err.Error(), "'ca:'") {
+				t.Errorf("%q without the addresses of the CA: %v", list, err)
+			}
+			shared.CA = []string{"10.1.0.21:8883"}
+		}
 		if _, err := sqlite.run(s); (err == nil) != (len(s) == 5) {
 			t.Errorf("%q on SQLite: %v", list, err)
 		}

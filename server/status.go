@@ -59,7 +59,7 @@ func (s *Server) status(ctx context.Context) (client.Status, error) {
 		}
 	}
 	return client.Status{
-		CA: s.ca.Health().Reason, Grace: late, Version: build.Version, Started: s.started, Ready: notReady == "", NotReady: notReady, Clock: s.clock.State().Doubt, Sessions: len(sessions),
+		CA: s.authority.Health().Reason, Grace: late, Version: build.Version, Started: s.started, Ready: notReady == "", NotReady: notReady, Clock: s.clock.State().Doubt, Sessions: len(sessions),
 		Gateways: gateways, Waiting: waiting, JournalSeq: s.journal.Stats().Committed, RecordsSeq: s.journal.Cursor("records"),
 		LogSeq: tl.Signed, LogSize: tl.Published,
 		Stored: uint64(st.Batches), Pending: uint64(st.Pending), Dead: uint64(st.Dead), Storage: storage, Disposal: disposal, RecoveryUnproven: unproven,
@@ -95,6 +95,14 @@ func (s *Server) ready(ctx context.Context) error {
 	return nil
 }
 
+// askedByCA is the registry as the CA asks it.
+func (s *Server) askedByCA() caRegistry {
+	if s.keys.Config == nil {
+		return caRegistry{s.registry, nil}
+	}
+	return caRegistry{s.registry, s.signOrder}
+}
+
 func (s *Server) configPublic() ed25519.PublicKey {
 	return s.keys.Config.Public().(ed25519.PublicKey) // an ed25519.PrivateKey's public key is always of this type
 }
@@ -102,7 +110,7 @@ func (s *Server) configPublic() ed25519.PublicKey {
 // caRegistry lets the CA ask the registry in the CA's own words.
 type caRegistry struct {
 	r    *registry.Registry
-	sign func(wipe.Order) ([]byte, error)
+	sign func(wipe.Order) ([]byte, error) // nil in a process without the config key
 }
 
 func (c caRegistry) ByEK(ctx context.Context, ek [32]byte) (string, error) {
@@ -139,9 +147,10 @@ func (c caRegistry) ByEK(ctx context.Context, ek [32]byte) (string, error) {
 }
 
 // order is what a decommissioned gateway is told: what it was told before, or, once it has given its word, to wipe without draining. Then
-// what asks is a former copy of its disk, or an empty one, and nobody takes anything of it any more.
+// what asks is a former copy of its disk, or an empty one, and nobody takes anything of it any more. Where the order cannot be signed it gets
+// the former one, which destroys nothing that waits: it stays cut off all the same.
 func (c caRegistry) order(g registry.Gateway, end *registry.End) ([]byte, error) {
-	if !end.Drain {
+	if !end.Drain || c.sign == nil {
 		return end.Order, nil
 	}
 	o := wipe.Order{Gateway: g.ID, Issued: end.At.UnixMilli(), Reason: end.Reason}
@@ -206,7 +215,7 @@ func (s *Server) metrics() http.Handler {
 	gauge("handshakes", "Handshakes under way at the gateways' port.", func() float64 { n, _ := at.slots.counts(); return float64(n) })
 	gauge("handshakes_waiting", "Connections to the gateways' port that wait for their turn to handshake.", func() float64 { _, n := at.slots.counts(); return float64(n) })
 	gauge("ca_well", "1 while the CA can issue certificates.", func() float64 {
-		if s.ca.Health().Well {
+		if s.authority.Health().Well {
 			return 1
 		}
 		return 0

@@ -88,9 +88,9 @@ func keyTerms(dir string, cfg Config, k *keys.Keys) ([]Term, error) {
 		return nil, err
 	}
 	rotate := "wardlink-server rotate issuing --dir " + dir
-	out := []Term{
-		certificateTerm("root", cfg.TrustDomain, k.Root, "no command yet: gateways trust it by their kits; a release must bring them the next one before it ends", dueAt, lateAt),
-		certificateTerm("issuing CA", cfg.TrustDomain, k.Issuing, rotate, dueAt, lateAt),
+	out := []Term{certificateTerm("root", cfg.TrustDomain, k.Root, "no command yet: gateways trust it by their kits; a release must bring them the next one before it ends", dueAt, lateAt)}
+	if k.Issuing != nil { // else the processes that hold it have not said yet
+		out = append(out, certificateTerm("issuing CA", cfg.TrustDomain, k.Issuing, rotate, dueAt, lateAt))
 	}
 	if next != nil && !next.Equal(k.Issuing) {
 		out = append(out, certificateTerm("next issuing CA", cfg.TrustDomain, next, "prepared; the running server takes it up within a minute, else its next start does", 0, 0))
@@ -98,7 +98,9 @@ func keyTerms(dir string, cfg Config, k *keys.Keys) ([]Term, error) {
 	if former != nil && !former.Equal(k.Issuing) {
 		out = append(out, certificateTerm("former issuing CA", cfg.TrustDomain, former, "its key is destroyed; what it issued lives on until it ends", 0, 0))
 	}
-	out = append(out, certificateTerm("attestation CA", cfg.TrustDomain, k.Attestation, "itself, when the server is started past half of its life: restart the server", dueAt, lateAt))
+	if k.Attestation != nil {
+		out = append(out, certificateTerm("attestation CA", cfg.TrustDomain, k.Attestation, "itself, when the server is started past half of its life: restart the server", dueAt, lateAt))
+	}
 	verifier, err := note.NewVerifier(k.LogVerifier)
 	if err != nil {
 		return nil, fmt.Errorf("log key: %w", err)
@@ -192,7 +194,7 @@ func hospitalTerm(cfg Config, leaf *x509.Certificate) Term {
 // watchedTerms are those whose end somebody must see coming, as the running server knows them.
 func (s *Server) watchedTerms(ctx context.Context) ([]watch.Term, error) {
 	k := *s.keys
-	k.Issuing = s.ca.Issuer()
+	k.Issuing, k.Attestation = s.authority.Certificates()
 	terms, err := keyTerms(s.dir, s.cfg, &k)
 	if err != nil {
 		return nil, err

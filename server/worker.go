@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"time"
@@ -15,18 +14,9 @@ import (
 	"wardlink/audit"
 	"wardlink/internal/sdnotify"
 	"wardlink/server/journal"
-	"wardlink/server/keys"
 	"wardlink/server/records"
 	"wardlink/server/translog"
 )
-
-// openWorkerKeys reads the keys of records and log as far as this process runs them, and no others.
-func (s *Server) openWorkerKeys() (err error) {
-	if s.keys, err = keys.OpenOf(s.dir, s.parts...); err != nil {
-		return err
-	}
-	return s.keys.Belong(s.cfg.TrustDomain)
-}
 
 // openWorker makes the services of a process without ports.
 func (s *Server) openWorker() error {
@@ -42,13 +32,16 @@ func (s *Server) openWorker() error {
 }
 
 // openJournal opens the journal: segment files where the database is a file, else PostgreSQL.
-func openJournal(dir string, c Config, log *slog.Logger) (journal.Store, error) {
-	if c.Database == "" {
-		jc := journalConfig(dir)
-		jc.Log, jc.Retention = log, time.Duration(c.Retention.Batches)
+func (s *Server) openJournal() (journal.Store, error) {
+	switch {
+	case s.cfg.Database == "":
+		jc := journalConfig(s.dir)
+		jc.Log, jc.Retention = s.log, time.Duration(s.cfg.Retention.Batches)
 		return journal.Open(jc)
+	case s.parts.enrols():
+		return openSharedJournal(s.dir, s.cfg, s.log)
 	}
-	return openSharedJournal(dir, c, log, "log", "records")
+	return openSharedJournal(s.dir, s.cfg, s.log, "log", "records")
 }
 
 func (s *Server) openRecords() (err error) {

@@ -17,26 +17,31 @@ it makes nothing: it proves that the recovery file of a server opens with the pa
   wardlink-server init --dir /srv/wardlink --confirm-recovery
 `,
 	"wardlink-server run": `
-wardlink-server run --dir DIR [--services LIST]
+wardlink-server run --dir DIR [--services LIST] [--gateways ADDRESS]
 
 Serves gateways, the hospital and operators, at the addresses of DIR/server.yaml, until SIGTERM. It reads that file at its start. On PostgreSQL a
-process may run some services alone: ca,records,log,api (with ingest or without), or records, log or both, as a standby of that. On an ingest
+process may run some services alone: api with any of the others; ca, in any number of processes; records, log or both, as a standby. On an ingest
 node's directory it runs ingest.
 
   wardlink-server run --dir /srv/wardlink
   wardlink-server run --dir /srv/wardlink --services ca,records,log,api
+  wardlink-server run --dir /srv/wardlink --services ca --gateways :8885 # beside a process without ca; 'node add --services ca' makes more
   wardlink-server run --dir /srv/wardlink --services records,log         # stands by, and goes on when the first process dies
   wardlink-server run --dir /srv/wardlink-node
 `,
 	"wardlink-server node add": `
-wardlink-server node add --dir DIR --name NODE --out NODEDIR [--host HOST]... [--gateways ADDRESS] [--health ADDRESS] [--server ADDRESS]...
+wardlink-server node add --dir DIR --name NODE --out NODEDIR [--host HOST]... [--gateways ADDRESS] [--health ADDRESS] [--balancer ADDRESS]...
+           [--server ADDRESS]...
+       wardlink-server node add --dir DIR --name NODE --out NODEDIR --services ca [--gateways ADDRESS]
 
 Makes an ingest node of the server in DIR: a directory with the trust roots, a configuration, the node's own key and certificate, and its own
 login in the database. It holds no other key: what lies in it opens no batch, signs nothing and admits nobody. Take it to the node's machine, and
-run it there.
+run it there. With --services ca it makes the directory of a further process that is the CA: it holds the CA's keys, and no other.
 
-  wardlink-server node add --dir /srv/wardlink --name node-1 --out ./node-1 --host wardlink.hospital.example --health 10.1.0.11:8884
+  wardlink-server node add --dir /srv/wardlink --name node-1 --out ./node-1 --host wardlink.hospital.example --health 10.1.0.11:8884 \
+      --balancer 10.1.0.5
   wardlink-server run --dir ./node-1                                     # on the node's machine
+  wardlink-server node add --dir /srv/wardlink --name ca-2 --out ./ca-2 --services ca
 `,
 	"wardlink-server node list": `
 wardlink-server node list --dir DIR [--json]
@@ -92,6 +97,14 @@ former key; a stopped one takes it up at its start. Certificates of the former C
 
   wardlink-server rotate issuing --dir /srv/wardlink
   wardlink-server rotate issuing --dir /srv/wardlink --passphrase-file /media/usb/passphrase
+`,
+	"wardlink-server rotate api": `
+wardlink-server rotate api --dir DIR [--json]
+
+Makes the identity by which a process with the service api, where that runs apart from ca, asks the CA's processes. init makes the first one, and it renews
+itself; only a server that was off for a week needs another. It runs where the CA's keys are.
+
+  wardlink-server rotate api --dir /srv/wardlink
 `,
 	"wardlink-server recovery check": `
 wardlink-server recovery check --dir DIR [--passphrase-file FILE] [--json]

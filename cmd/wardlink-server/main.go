@@ -151,7 +151,7 @@ func (l *list) Set(s string) error { *l = append(*l, s); return nil }
 func initServer(ctx context.Context, args []string, s streams) error {
 	fs, dir := flags("init", s)
 	o := server.InitOptions{Config: server.DefaultConfig()}
-	var names, trust list
+	var names, trust, authorities list
 	fs.StringVar(&o.Config.TrustDomain, "trust-domain", "wardlink.internal", "`DOMAIN` of every identity; cannot be changed later")
 	fs.Var(&names, "name", "`HOST` name or address by which this server is reached; may be given again (default: this machine's name, localhost)")
 	fs.Var(&trust, "ek-trust", "PEM `FILE` of a TPM vendor's root or intermediate; may be given again")
@@ -160,6 +160,7 @@ func initServer(ctx context.Context, args []string, s streams) error {
 	fs.StringVar(&o.Config.Operators, "operators", o.Config.Operators, "listen `ADDRESS` for the operators' API")
 	fs.StringVar(&o.Operator, "operator", "operator", "`NAME` of the first operator")
 	services := fs.String("services", "", "`LIST` of the services that run on this directory, such as ca,records,log,api; needs --database (default: all)")
+	fs.Var(&authorities, "ca", "`ADDRESS` host:port of a process with the service ca, where --services has api and not ca; may be given again")
 	fs.StringVar(&o.Config.Database, "database", "", "PostgreSQL database, `URL` postgres://user@host/name without a password (default: SQLite in DIR)")
 	dbPassFile := fs.String("database-password-file", "", "read the password of the database's login from `FILE`; DIR gets a copy that its owner alone can read")
 	passFile := fs.String("passphrase-file", "", "read the recovery passphrase from `FILE` (default: one is made and shown once)")
@@ -171,7 +172,7 @@ func initServer(ctx context.Context, args []string, s streams) error {
 	if *confirm {
 		return confirmRecovery(ctx, *dir, *passFile, *asJSON, s)
 	}
-	o.Dir, o.Config.Names, o.EKTrust = *dir, names, trust
+	o.Dir, o.Config.Names, o.Config.CA, o.EKTrust = *dir, names, authorities, trust
 	if len(names) == 0 {
 		o.Config.Names = []string{"localhost", "127.0.0.1"}
 		if host, err := os.Hostname(); err == nil && host != "localhost" {
@@ -222,6 +223,7 @@ func initServer(ctx context.Context, args []string, s streams) error {
 func runServer(ctx context.Context, args []string, s streams) error {
 	fs, dir := flags("run", s)
 	list := fs.String("services", "", "`LIST` of the services that this process runs (default: those of DIR/server.yaml, else all)")
+	gateways := fs.String("gateways", "", "listen `ADDRESS` for gateways, of a second process on this directory (default: that of DIR/server.yaml)")
 	if err := parse(fs, args, dir); err != nil {
 		return err
 	}
@@ -244,13 +246,16 @@ func runServer(ctx context.Context, args []string, s streams) error {
 		h = slog.NewJSONHandler(s.err, nil)
 	}
 	if services.Node() {
+		if *gateways != "" {
+			return usageError{errors.New("--gateways: an ingest node's address is in its server.yaml")}
+		}
 		node, err := server.NewNode(*dir, slog.New(h))
 		if err != nil {
 			return err
 		}
 		return node.Run(ctx)
 	}
-	srv, err := server.New(*dir, slog.New(h), services...)
+	srv, err := server.NewAt(*dir, *gateways, slog.New(h), services...)
 	if err != nil {
 		return err
 	}

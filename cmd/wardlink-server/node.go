@@ -30,7 +30,9 @@ func nodeCommand(ctx context.Context, args []string, s streams) error {
 func addNode(ctx context.Context, args []string, s streams) error {
 	fs, dir := flags("node add", s)
 	o := server.NodeOptions{Gateways: ":8883"}
-	var hosts, servers list
+	var hosts, servers, balancers list
+	fs.Var(&balancers, "balancer", "`ADDRESS` or network of a balancer before the node that sends PROXY headers, such as 10.1.0.5; may be given again")
+	services := fs.String("services", server.ServiceIngest, "`SERVICE` of the node: ingest, or ca for a further process that is the CA")
 	fs.StringVar(&o.Name, "name", "", "`NAME` of the node (required)")
 	fs.StringVar(&o.Out, "out", "", "the node's new `DIR` (required)")
 	fs.Var(&hosts, "host", "`HOST` name or address of the node's gateways' port, or of the balancer before it; may be given again")
@@ -45,14 +47,22 @@ func addNode(ctx context.Context, args []string, s streams) error {
 	if o.Name == "" || o.Out == "" {
 		return usageError{errors.New("--name and --out are required: the node's name, such as node-1, and a new directory for it")}
 	}
-	o.Dir, o.Hosts, o.Server = *dir, hosts, servers
-	if err := server.AddNode(ctx, o); err != nil {
+	o.Dir, o.Hosts, o.Server, o.Balancers = *dir, hosts, servers, balancers
+	add, what := server.AddNode, "is ingest node "+o.Name+". Take it to the node's machine and leave no copy; its key and its database login are its own."
+	switch *services {
+	case server.ServiceIngest:
+	case server.ServiceCA:
+		add, what = server.AddCA, "holds the CA's keys and the server's database login. Take it to its machine and leave no copy; name its address in 'ca' of each server.yaml."
+	default:
+		return usageError{fmt.Errorf("--services %s: expected ingest or ca", *services)}
+	}
+	if err := add(ctx, o); err != nil {
 		return err
 	}
 	if *asJSON {
 		return json.NewEncoder(s.out).Encode(map[string]string{"name": o.Name, "dir": o.Out})
 	}
-	fmt.Fprintf(s.out, "%s is ingest node %s. Take it to the node's machine and leave no copy; its key and its database login are its own.\n\nNext, there:\n  wardlink-server run --dir %s\n", o.Out, o.Name, o.Out)
+	fmt.Fprintf(s.out, "%s %s\n\nNext, there:\n  wardlink-server run --dir %s\n", o.Out, what, o.Out)
 	return nil
 }
 

@@ -14,6 +14,9 @@ import (
 const takenUp = 15 * time.Second
 
 func rotate(ctx context.Context, args []string, s streams) error {
+	if len(args) > 0 && args[0] == "api" {
+		return rotateAPI(ctx, args[1:], s)
+	}
 	args, err := only("rotate", "issuing", args)
 	if err != nil {
 		return err
@@ -54,5 +57,23 @@ func rotate(ctx context.Context, args []string, s streams) error {
 	} else {
 		fmt.Fprintln(s.out, "prepared  no running server has taken it up yet; the next 'wardlink-server run' does")
 	}
+	return nil
+}
+
+// rotateAPI makes the identity by which a process with the service api asks those with the service ca.
+func rotateAPI(ctx context.Context, args []string, s streams) error {
+	fs, dir := flags("rotate api", s)
+	asJSON := fs.Bool("json", false, "print JSON")
+	if err := parse(fs, args, dir); err != nil {
+		return err
+	}
+	cert, err := server.MakeAPIIdentity(ctx, *dir)
+	if err != nil {
+		return err
+	}
+	if *asJSON {
+		return json.NewEncoder(s.out).Encode(map[string]any{"serial": ca.Serial(cert), "not_after": cert.NotAfter.UTC()})
+	}
+	fmt.Fprintf(s.out, "made      the api's identity, serial %s, until %s; from now on it renews itself\n", ca.Serial(cert), cert.NotAfter.UTC().Format(time.DateTime))
 	return nil
 }

@@ -17,6 +17,10 @@ import (
 // Node is one ingest node behind the balancer.
 type Node struct{ Name, Gateways, Health string }
 
+// Address is where the balancer's connections to the nodes come from, and what these name in 'balancers': its PROXY headers say from where the gateways
+// come. On one machine it must not be an address of theirs.
+const Address = "127.0.0.2"
+
 // Start runs a TCP balancer at addr with its files in dir. A node that does not answer its check is left out within a second, and its
 // connections are ended: gateways come back to the others.
 func Start(dir, addr string, nodes []Node) (*child.Process, error) {
@@ -61,7 +65,7 @@ backend ingest
 		if err != nil {
 			return "", err
 		}
-		fmt.Fprintf(&b, "    server %s %s check port %s\n", n.Name, n.Gateways, port)
+		fmt.Fprintf(&b, "    server %s %s check port %s send-proxy-v2 source %s\n", n.Name, n.Gateways, port, Address)
 	}
 	return b.String(), nil
 }

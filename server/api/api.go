@@ -46,7 +46,7 @@ type Config struct {
 	Registry    *registry.Registry
 	Journal     journal.Appender
 	Refusals    Refusals
-	CA          *ca.CA
+	CA          CA
 	Clock       *Clock
 	Records     Records
 	Accounts    Accounts
@@ -60,6 +60,12 @@ type Config struct {
 	Ready       func(ctx context.Context) error                                           // nil when every part works; else a *NotReady
 	Metrics     http.Handler
 	Log         *slog.Logger
+}
+
+// CA issues certificates of service accounts.
+type CA interface {
+	// Issue returns once the certificate is journaled; its leaf comes first. who and peer are the operator's.
+	Issue(ctx context.Context, who audit.Actor, peer string, t ca.Template) ([]*x509.Certificate, error)
 }
 
 // Refusals takes refusals of peers that have proven nothing, to be journaled in aggregate.

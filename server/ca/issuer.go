@@ -24,6 +24,11 @@ type issuer struct {
 // Issuer is the issuing CA in use.
 func (c *CA) Issuer() *x509.Certificate { return c.issuer.Load().cert }
 
+// Certificates are the issuing CA in use and the attestation CA.
+func (c *CA) Certificates() (issuing, attestation *x509.Certificate) {
+	return c.Issuer(), c.cfg.Attestation
+}
+
 // signer is what smallstep asks for at each certificate.
 func (c *CA) signer() ([]*x509.Certificate, crypto.Signer, error) {
 	by := c.issuer.Load()

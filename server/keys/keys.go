@@ -150,50 +150,85 @@ func (w *writer) recovered(config crypto.Signer, records, recovery []byte) {
 }
 
 // Open reads every key of a directory that Create made.
-func Open(dir string) (*Keys, error) {
-	k, err := OpenOf(dir, "records", "log")
-	if err != nil {
-		return nil, err
-	}
+func Open(dir string) (*Keys, error) { return OpenOf(dir, "ca", "records", "log", "api") }
+
+// OpenOf reads what is public, and the keys of the services "ca", "records", "log" and "api" as far as they are named; "api" reads with the
+// records key, too. All other keys stay zero, and their files need not be there.
+func OpenOf(dir string, services ...string) (*Keys, error) {
 	r := reader{dir: dir}
-	configKey := r.signer(configKeyFile)
+	k := &Keys{Root: r.certificate(rootFile), LogVerifier: r.line(LogPublicFile)}
+	has := func(name string) bool { return slices.Contains(services, name) }
+	if has("log") {
+		k.LogSigner = r.line(logKeyFile)
+	}
+	var config crypto.Signer
+	if has("api") {
+		config = r.signer(configKeyFile)
+	}
+	var raw []byte
+	if has("records") || has("api") {
+		raw = r.private(recordsKeyFile, "WARDLINK RECORDS KEY")
+	}
 	if r.err != nil {
 		return nil, r.err
 	}
 	var ok bool
-	if k.Config, ok = configKey.(ed25519.PrivateKey); !ok {
+	if k.Config, ok = config.(ed25519.PrivateKey); !ok && has("api") {
 		return nil, fmt.Errorf("%s: not an Ed25519 key", filepath.Join(dir, configKeyFile))
+	}
+	var err error
+	if raw != nil {
+		if k.Records, err = seal.ParsePrivateKey(raw); err != nil {
+			return nil, fmt.Errorf("%s: %w", filepath.Join(dir, recordsKeyFile), err)
+		}
+		if k.Pseudonym, err = pseudonymKey(k.Records); err != nil {
+			return nil, err
+		}
+	}
+	if !has("ca") {
+		return k, nil
 	}
 	if k.Issuing, k.IssuingKey, err = issuingPair(dir); err != nil {
 		return nil, err
 	}
-	if k.Attestation, k.AttestationKey, err = attestationPair(dir); err != nil {
-		return nil, err
-	}
-	return k, nil
-}
-
-// OpenOf reads what is public, and the keys of the services "records" and "log" as far as they are named. All other keys stay zero.
-func OpenOf(dir string, services ...string) (*Keys, error) {
-	r := reader{dir: dir}
-	k := &Keys{Root: r.certificate(rootFile), LogVerifier: r.line(LogPublicFile)}
-	if slices.Contains(services, "log") {
-		k.LogSigner = r.line(logKeyFile)
-	}
-	if !slices.Contains(services, "records") {
-		return k, r.err
-	}
-	raw := r.private(recordsKeyFile, "WARDLINK RECORDS KEY")
-	if r.err != nil {
-		return nil, r.err
-	}
-	var err error
-	if k.Records, err = seal.ParsePrivateKey(raw); err != nil {
-		return nil, fmt.Errorf("%s: %w", filepath.Join(dir, recordsKeyFile), err)
-	}
-	k.Pseudonym, err = pseudonymKey(k.Records)
+	k.Attestation, k.AttestationKey, err = attestationPair(dir)
 	return k, err
 }
+
+// CAFiles are the files of the service "ca" in a directory, by name: its two keys with their certificates, and what is public. A further process
+// with the service has a directory that holds these and no other key. They are read at one moment, so that each key is its certificate's.
+func CAFiles(dir string) (map[string][]byte, error) {
+	k, err := OpenOf(dir, "ca")
+	if err != nil {
+		return nil, err
+	}
+	out := map[string][]byte{LogPublicFile: []byte(k.LogVerifier + "\n")}
+	for name, key := range map[string]crypto.Signer{issuingKeyFile: k.IssuingKey, attestationKeyFile: k.AttestationKey} {
+		der, err := x509.MarshalPKCS8PrivateKey(key)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", name, err)
+		}
+		out[name] = pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})
+		clear(der)
+	}
+	for name, c := range map[string]*x509.Certificate{rootFile: k.Root, issuingFile: k.Issuing, attestationFile: k.Attestation} {
+		out[name] = pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})
+	}
+	return out, nil
+}
+
+// WritePrivate stores a file that is its owner's alone. Made by root, it is given to whom the root certificate's file belongs to, for the server runs as
+// that user.
+func WritePrivate(dir, name string, data []byte) error {
+	w := writer{dir: dir}
+	if w.file(name, data, 0o600); w.err != nil {
+		return w.err
+	}
+	return giveAway(filepath.Join(dir, name), filepath.Join(dir, rootFile))
+}
+
+// Issuing reads the present issuing CA and its key.
+func Issuing(dir string) (*x509.Certificate, crypto.Signer, error) { return issuingPair(dir) }
 
 // pseudonymLabel separates the pseudonym key from whatever else may be derived from the records key. It is part of the format: with
 // another label every patient would get another id.

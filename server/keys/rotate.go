@@ -30,6 +30,7 @@ const (
 	nextIssuingKeyFile = "keys/ca/issuing.next.key"
 	nextIssuingFile    = "public/issuing.next.crt"
 	formerIssuingFile  = "public/issuing.former.crt"
+	issuingLockFile    = "keys/ca/lock" // of AdoptIssuing
 )
 
 // ErrPrepared: a next issuing CA is there already and no server has taken it up.
@@ -114,11 +115,21 @@ func optional(dir, name string) (*x509.Certificate, error) {
 }
 
 // AdoptIssuing makes the prepared issuing CA the present one and destroys the old key, and gives the new pair; nil where none is
-// prepared. try is asked before anything is changed; its error leaves all as it was. Only the server itself may call it, one call at
-// a time. A kill at any instant leaves what Open reads and AdoptIssuing ends.
+// prepared, or another process is at it. try is asked before anything is changed; its error leaves all as it was. Only processes with the
+// service ca may call it. A kill at any instant leaves what Open reads and AdoptIssuing ends.
 func AdoptIssuing(dir string, root *x509.Certificate, try func(*x509.Certificate, crypto.Signer) error) (*x509.Certificate, crypto.Signer, error) {
 	next, err := Prepared(dir)
 	if err != nil || next == nil {
+		return nil, nil, err
+	}
+	if lock, err := durable.Lock(filepath.Join(dir, issuingLockFile), syscall.LOCK_EX); errors.Is(err, durable.ErrLocked) {
+		return nil, nil, nil // another process is at it, and this one finds what it makes of it
+	} else if err != nil {
+		return nil, nil, err
+	} else {
+		defer func() { _ = lock.Close() }()
+	}
+	if next, err = Prepared(dir); err != nil || next == nil {
 		return nil, nil, err
 	}
 	if err := next.CheckSignatureFrom(root); err != nil {

@@ -13,7 +13,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -25,11 +24,12 @@ import (
 	"wardlink/server/ingest"
 )
 
-// ClientConfig is what a node needs to speak with its server. All fields are required.
+// ClientConfig is what a node needs to speak with its server. All fields without "may" are required.
 type ClientConfig struct {
 	TrustDomain string
 	Roots       *x509.CertPool
 	Servers     []string // addresses of the server's port for gateways, tried in this order
+	Authorities []string // addresses of the processes with the service ca, each request to the next; may be nil: the server holds the CA, too
 	Key         crypto.Signer
 	Certificate string // file of the node's certificate and its chain, PEM; renewed in place
 	Log         *slog.Logger
@@ -38,14 +38,15 @@ type ClientConfig struct {
 // Client is the node's half. It is safe for concurrent use.
 type Client struct {
 	ClientConfig
-	http *http.Client
-	name string
+	http  *http.Client
+	enrol *http.Client // where certificates are made
+	name  string
 
 	mu       sync.Mutex
 	own      *tls.Certificate
 	instance string
 	after    uint64
-	contact  time.Time // of the last answer to News; the client's making before the first
+	contact  time.Time // of the last answer that told of the CA; the client's making before the first
 	well     bool
 	since    time.Time
 	owed     map[string]bool // gateways that were not sent what they should
@@ -59,6 +60,7 @@ const (
 	newsEvery  = time.Second
 	reportSlow = 30 * time.Second // between two reports of more than manySessions sessions; else 5 s
 	reportFast = 5 * time.Second
+	caEvery    = 5 * time.Second // between two questions after the CA
 	// blind is how long the CA counts as well without a word of it: beyond that no gateway behind this node can renew its certificate.
 	blind        = 30 * time.Second
 	manySessions = 1000
@@ -83,32 +85,18 @@ func NewClient(cfg ClientConfig) (*Client, error) {
 	if err != nil || id.Kind != spiffe.Node || id.TrustDomain != cfg.TrustDomain {
 		return nil, fmt.Errorf("node's certificate %s is not a node's of %s", cfg.Certificate, cfg.TrustDomain)
 	}
-	c.name, c.http = id.Name, &http.Client{Transport: c.transport()}
+	c.name, c.http = id.Name, &http.Client{Transport: newDialer(cfg.TrustDomain, cfg.Roots, cfg.Servers, c.certificate).transport()}
+	c.enrol = c.http
+	if len(cfg.Authorities) > 0 {
+		c.enrol = &http.Client{Transport: newDialer(cfg.TrustDomain, cfg.Roots, cfg.Authorities, c.certificate).spreading()}
+	}
 	return c, nil
 }
 
-// transport speaks TLS with the server alone, as this node.
-func (c *Client) transport() *http.Transport {
-	conf := spiffe.ServerTLS(c.Roots, spiffe.ID{TrustDomain: c.TrustDomain, Kind: spiffe.Service, Name: "ingest"}, "http/1.1")
-	conf.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		return c.own, nil
-	}
-	return &http.Transport{
-		MaxConnsPerHost: 48, MaxIdleConnsPerHost: 48, IdleConnTimeout: 45 * time.Second, ResponseHeaderTimeout: answerTime,
-		DialTLSContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			var errs []error
-			for _, addr := range c.Servers {
-				conn, err := (&tls.Dialer{NetDialer: &net.Dialer{Timeout: dialTime}, Config: conf}).DialContext(ctx, "tcp", addr)
-				if err == nil {
-					return conn, nil
-				}
-				errs = append(errs, fmt.Errorf("%s: %w", addr, err))
-			}
-			return nil, errors.Join(errs...)
-		},
-	}
+func (c *Client) certificate() (*tls.Certificate, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.own, nil
 }
 
 // pair is a chain in PEM with its key.
@@ -137,8 +125,8 @@ func pair(chain []byte, key crypto.Signer) (*tls.Certificate, error) {
 	return out, nil
 }
 
-// ask makes one request of the node's own.
-func (c *Client) ask(ctx context.Context, method, path string, query url.Values, body, into any) (status int, err error) {
+// ask makes one request of this process's own.
+func ask(ctx context.Context, c *http.Client, method, path string, query url.Values, body, into any) (status int, err error) {
 	ctx, cancel := context.WithTimeout(ctx, askTime)
 	defer cancel()
 	var sent io.Reader
@@ -157,7 +145,7 @@ func (c *Client) ask(ctx context.Context, method, path string, query url.Values,
 	if err != nil {
 		return 0, err
 	}
-	resp, err := c.http.Do(req)
+	resp, err := c.Do(req)
 	if err != nil {
 		return 0, fmt.Errorf("server: %w", err)
 	}
@@ -207,7 +195,7 @@ func (c *Client) certify(ctx context.Context, kind string, key crypto.Signer) (c
 	if err != nil {
 		return nil, err
 	}
-	_, err = c.ask(ctx, http.MethodPost, certificatePath, url.Values{kindQuery: {kind}}, csr, &chain)
+	_, err = ask(ctx, c.enrol, http.MethodPost, certificatePath, url.Values{kindQuery: {kind}}, csr, &chain)
 	return chain, err
 }
 
@@ -240,7 +228,7 @@ func (c *Client) renew(ctx context.Context) error {
 // Documents asks for what a gateway is sent at its SUBSCRIBE. What could not be had now is sent as soon as the server answers again.
 func (c *Client) Documents(ctx context.Context, gateway string) (out []ingest.Document, err error) {
 	var docs []Document
-	status, err := c.ask(ctx, http.MethodGet, documentsPath, url.Values{"gateway": {gateway}}, nil, &docs)
+	status, err := ask(ctx, c.http, http.MethodGet, documentsPath, url.Values{"gateway": {gateway}}, nil, &docs)
 	c.mu.Lock()
 	if err == nil && status == http.StatusOK {
 		delete(c.owed, gateway)
@@ -268,6 +256,18 @@ func (c *Client) CA() (well bool, since time.Time) {
 	return c.well, c.since
 }
 
+// lookAtCA asks the processes that hold the CA how it is.
+func (c *Client) lookAtCA(ctx context.Context) error {
+	state, err := askCA(ctx, c.enrol, len(c.Authorities))
+	if err != nil {
+		return fmt.Errorf("ca: %w", err)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.contact, c.well, c.since = time.Now(), state.Well, state.Since
+	return nil
+}
+
 // Sessions is what a node's endpoint tells of itself, and how a gateway is sent its documents anew.
 type Sessions interface {
 	Sessions() []ingest.SessionInfo
@@ -282,7 +282,7 @@ type Sessions interface {
 func (c *Client) Run(ctx context.Context, s Sessions) error {
 	tick := time.NewTicker(newsEvery)
 	defer tick.Stop()
-	var reported, renewed, told time.Time
+	var reported, renewed, told, asked time.Time
 	many := false
 	for {
 		if err := ctx.Err(); err != nil {
@@ -296,6 +296,10 @@ func (c *Client) Run(ctx context.Context, s Sessions) error {
 		err := c.news(ctx, s, report)
 		if err == nil && report != nil {
 			reported = time.Now()
+		}
+		if len(c.Authorities) > 0 && time.Since(asked) >= caEvery {
+			asked = time.Now()
+			err = errors.Join(err, c.lookAtCA(ctx))
 		}
 		if err == nil && time.Since(renewed) >= renewEvery {
 			renewed = time.Now()
@@ -328,7 +332,7 @@ func (c *Client) news(ctx context.Context, s Sessions, report *Report) error {
 	asked := News{Instance: c.instance, After: c.after, Report: report}
 	c.mu.Unlock()
 	var a Answer
-	if _, err := c.ask(ctx, http.MethodPost, newsPath, nil, asked, &a); err != nil {
+	if _, err := ask(ctx, c.http, http.MethodPost, newsPath, nil, asked, &a); err != nil {
 		return err
 	}
 	due := a.Gateways
@@ -338,7 +342,10 @@ func (c *Client) news(ctx context.Context, s Sessions, report *Report) error {
 		}
 	}
 	c.mu.Lock()
-	c.instance, c.after, c.contact, c.well, c.since = a.Instance, a.Last, time.Now(), a.CAWell, a.CASince
+	c.instance, c.after = a.Instance, a.Last
+	if len(c.Authorities) == 0 {
+		c.contact, c.well, c.since = time.Now(), a.CAWell, a.CASince
+	}
 	for g := range c.owed {
 		due = append(due, g)
 		delete(c.owed, g) // Documents says so again if need be; one that has no session here is asked for when it comes back

@@ -26,7 +26,8 @@ import (
 	"wardlink/server/ca"
 )
 
-// PortConfig is what a Port asks of its server. All fields are required.
+// PortConfig is what a Port asks of its server. All fields are required but Issue, which is nil where the CA's keys are not, and Documents with
+// Changes and Reports, which are nil where the service api is not.
 type PortConfig struct {
 	TrustDomain string
 	Roots       *x509.CertPool
@@ -34,7 +35,7 @@ type PortConfig struct {
 	Get         func(ctx context.Context, name string) (Node, error)
 	Issue       func(ctx context.Context, who audit.Actor, peer string, t ca.Template) ([]*x509.Certificate, error) // journaled when it returns
 	Documents   func(ctx context.Context, gateway string) ([]Document, error)
-	CA          func() (well bool, since time.Time)
+	CA          func() (h ca.Health, issuing, attestation *x509.Certificate) // certificates nil: not known
 	Changes     *Changes
 	Reports     *Reports
 	Refused     func(peer, reason string) // refusals, to be aggregated
@@ -52,9 +53,14 @@ type Port struct {
 // the certificate that the gateway showed, whoever carried the request.
 func NewPort(cfg PortConfig, next http.Handler) *Port {
 	p := &Port{PortConfig: cfg, next: next, mux: http.NewServeMux()}
-	p.mux.HandleFunc("POST "+certificatePath, p.certificate)
-	p.mux.HandleFunc("GET "+documentsPath, p.documents)
-	p.mux.HandleFunc("POST "+newsPath, p.news)
+	p.mux.HandleFunc("GET "+caPath, p.state)
+	if cfg.Issue != nil {
+		p.mux.HandleFunc("POST "+certificatePath, p.certificate)
+	}
+	if cfg.Documents != nil {
+		p.mux.HandleFunc("GET "+documentsPath, p.documents)
+		p.mux.HandleFunc("POST "+newsPath, p.news)
+	}
 	return p
 }
 
@@ -67,16 +73,20 @@ func (p *Port) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	r.Header.Del(peerHeader)
 	r.Header.Del(chainHeader)
 	own := strings.HasPrefix(path.Clean("/"+r.URL.Path)+"/", prefix)
-	name, isNode := p.claims(r)
-	if !isNode {
-		if own {
+	claimed := p.claims(r)
+	if claimed.Kind != spiffe.Node {
+		switch {
+		case !own:
+			p.next.ServeHTTP(w, r)
+		case !carried && claimed.Kind == spiffe.Service && claimed.Name == "api" && p.proven(r) == nil:
+			p.serveAPI(w, r)
+		default:
 			p.Refused(r.RemoteAddr, "node: no node's certificate")
 			http.Error(w, "a node's certificate is needed", http.StatusForbidden)
-			return
 		}
-		p.next.ServeHTTP(w, r)
 		return
 	}
+	name := claimed.Name
 	n, err := p.admit(r, name)
 	switch {
 	case errors.Is(err, ErrUnknown):
@@ -94,30 +104,36 @@ func (p *Port) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// claims reads a node's name out of the certificate that the peer has proven. It decides nothing: admit does.
-func (p *Port) claims(r *http.Request) (name string, isNode bool) {
+// claims reads whose the certificate is whose key the peer has proven, if it is of this trust domain. It decides nothing: admit and proven do.
+func (p *Port) claims(r *http.Request) (id spiffe.ID) {
 	if r.TLS == nil || len(r.TLS.PeerCertificates) == 0 {
-		return "", false
+		return spiffe.ID{}
 	}
 	id, err := spiffe.FromCertificate(r.TLS.PeerCertificates[0])
-	if err != nil || id.Kind != spiffe.Node || id.TrustDomain != p.TrustDomain {
-		return "", false
+	if err != nil || id.TrustDomain != p.TrustDomain {
+		return spiffe.ID{}
 	}
-	return id.Name, true
+	return id
 }
 
-// admit verifies the chain once more, for TLS clients and now, and asks whether there is such a node with this key.
-func (p *Port) admit(r *http.Request, name string) (Node, error) {
+// proven verifies the chain once more, for TLS clients and now.
+func (p *Port) proven(r *http.Request) error {
 	shown := r.TLS.PeerCertificates
 	inter := x509.NewCertPool()
 	for _, c := range shown[1:] {
 		inter.AddCert(c)
 	}
-	if _, err := shown[0].Verify(x509.VerifyOptions{Roots: p.Roots, Intermediates: inter, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}); err != nil {
+	_, err := shown[0].Verify(x509.VerifyOptions{Roots: p.Roots, Intermediates: inter, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})
+	return err
+}
+
+// admit verifies the chain, and asks whether there is such a node with this key.
+func (p *Port) admit(r *http.Request, name string) (Node, error) {
+	if err := p.proven(r); err != nil {
 		return Node{}, fmt.Errorf("%w: %w", ErrUnknown, err)
 	}
 	n, err := p.Get(r.Context(), name)
-	if err == nil && n.SPKI != sha256.Sum256(shown[0].RawSubjectPublicKeyInfo) {
+	if err == nil && n.SPKI != sha256.Sum256(r.TLS.PeerCertificates[0].RawSubjectPublicKeyInfo) {
 		err = ErrUnknown
 	}
 	return n, err
@@ -263,6 +279,7 @@ func (p *Port) news(w http.ResponseWriter, r *http.Request) {
 	}
 	p.Reports.take(n.Name, asked.Report, time.Now())
 	answer := p.Changes.since(asked.Instance, asked.After)
-	answer.CAWell, answer.CASince = p.CA()
+	h, _, _ := p.CA()
+	answer.CAWell, answer.CASince = h.Well, h.Since
 	_ = json.NewEncoder(w).Encode(answer)
 }

@@ -92,10 +92,10 @@ func newHouse(t *testing.T) *house {
 			defer h.mu.Unlock()
 			return []Document{{Doc: telemetry.DocConfig, Body: []byte("for " + gateway)}}, h.docsErr
 		},
-		CA: func() (bool, time.Time) {
+		CA: func() (ca.Health, *x509.Certificate, *x509.Certificate) {
 			h.mu.Lock()
 			defer h.mu.Unlock()
-			return h.well, time.Unix(1, 0)
+			return ca.Health{Well: h.well, Since: time.Unix(1, 0)}, h.issuing, h.root
 		},
 		Refused: func(string, string) {},
 	}, behind)

@@ -16,7 +16,7 @@ const maxPassed = 1 << 20
 // request keeps its Host, since enrolment's URLs are made of it. What concerns nodes is passed on for nobody.
 func (c *Client) Proxy() http.Handler {
 	p := &httputil.ReverseProxy{
-		Transport: c.http.Transport,
+		Transport: byPath{c},
 		Rewrite: func(r *httputil.ProxyRequest) {
 			r.SetURL(&url.URL{Scheme: "https", Host: "server"})
 			r.Out.Host = r.In.Host
@@ -42,4 +42,15 @@ func (c *Client) Proxy() http.Handler {
 		r.Body = http.MaxBytesReader(w, r.Body, maxPassed)
 		p.ServeHTTP(w, r)
 	})
+}
+
+// byPath sends enrolment to the processes that hold the CA, and the rest to the server.
+type byPath struct{ c *Client }
+
+// RoundTrip implements http.RoundTripper.
+func (b byPath) RoundTrip(r *http.Request) (*http.Response, error) {
+	if at := path.Clean("/" + r.URL.Path); strings.HasPrefix(at, "/acme/") || strings.HasPrefix(at, "/attestation/") {
+		return b.c.enrol.Transport.RoundTrip(r)
+	}
+	return b.c.http.Transport.RoundTrip(r)
 }

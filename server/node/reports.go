@@ -74,7 +74,24 @@ func (r *Reports) take(name string, said *Report, now time.Time) {
 	}
 	s.heard = now
 	if said != nil {
+		said.bound(now)
 		s.Report, s.reported = *said, now
+	}
+}
+
+// bound takes times of the future for now: the newest session of a gateway is shown, and a node whose clock is ahead, or that lies, must not hide those
+// at others for longer than until they speak again.
+func (r *Report) bound(now time.Time) {
+	for i := range r.Sessions {
+		if r.Sessions[i].Opened.After(now) {
+			r.Sessions[i].Opened = now
+		}
+	}
+	for gateway, t := range r.Traffic {
+		if t.Opened.After(now) {
+			t.Opened = now
+			r.Traffic[gateway] = t
+		}
 	}
 }
 
