@@ -8,6 +8,7 @@ import (
 
 	"wardlink/server/alerts"
 	"wardlink/server/alerts/watch"
+	"wardlink/server/node"
 )
 
 // openAlerts opens the alerts and their watchers.
@@ -26,10 +27,30 @@ func (s *Server) openAlerts() (err error) {
 			return watch.CA{Well: h.Well, Since: h.Since, Reason: h.Reason}
 		},
 		Vouched:  func() bool { return s.clock.State().Vouched },
-		Unproven: s.unproven,
-		Places:   append([]watch.Place{{Name: "server directory", Path: s.dir}, {Name: "log", Path: logDir(s.dir)}}, s.storePlaces()...),
+		Unproven: s.unproven, Logins: s.nodeLogins,
+		Places: append([]watch.Place{{Name: "server directory", Path: s.dir}, {Name: "log", Path: logDir(s.dir)}}, s.storePlaces()...),
 	})
 	return err
+}
+
+// nodeLogins says what is wrong with the nodes' logins.
+func (s *Server) nodeLogins(ctx context.Context) (map[string]string, error) {
+	nodes, err := node.List(ctx, s.db)
+	if err != nil {
+		return nil, err
+	}
+	var logins []string
+	for _, n := range nodes {
+		logins = append(logins, n.Login)
+	}
+	faults, err := s.db.LoginFaults(ctx, logins)
+	out := make(map[string]string)
+	for _, n := range nodes {
+		if fault := faults[n.Login]; fault != "" {
+			out[n.Name] = n.Login + ": " + fault
+		}
+	}
+	return out, err
 }
 
 // storePlaces are where journal and database lie. PostgreSQL's disks are watched by whoever runs it: it may be on another machine.

@@ -58,6 +58,7 @@ const (
 	LogLags            Type = "log-lags"
 	RecordsLag         Type = "records-lag"
 	ClockJumped        Type = "clock-jumped"
+	NodeLogin          Type = "node-login"
 	TargetFails        Type = "target-fails"
 	WatchBlind         Type = "watch-blind"
 )
@@ -136,6 +137,9 @@ var kinds = []Kind{
 	{ClockJumped, Warning, 24 * time.Hour, "server, signed-time or retention",
 		"The server's clock moved against the time that passed.",
 		"Look at the server's time synchronisation; while the clock is in doubt no time is signed for gateways and nothing is disposed of: if it is right, 'wardlink clock confirm'."},
+	{NodeLogin, Critical, 4 * time.Hour, "node",
+		"The database login of an ingest node is shut out, or may do more than append to the journal.",
+		"Look who has the node's password; remove the node and add it again under another one, and take back by REVOKE what somebody granted."},
 	{TargetFails, Warning, 4 * time.Hour, "target",
 		"A target of alerts takes no messages; they wait in the spool.",
 		"'wardlink alerts test --target NAME' says what it answers."},

@@ -86,6 +86,39 @@ func (d *DB) DropLogin(ctx context.Context, name string) error {
 	return explain(d.path, err)
 }
 
+// LoginFaults says, by login, what is wrong with logins that SetLogin made: one that was shut out or is gone, and one that somebody gave more than
+// SetLogin did. What IngestRole itself and PUBLIC may do is not looked at.
+func (d *DB) LoginFaults(ctx context.Context, names []string) (map[string]string, error) {
+	if d.url == "" || len(names) == 0 {
+		return nil, nil
+	}
+	rows, err := d.readers.QueryContext(ctx, `SELECT n.name, CASE
+			WHEN r.oid IS NULL THEN 'it is not there'
+			WHEN NOT r.rolcanlogin THEN 'it is shut out, since it kept transactions open again and again, or by hand'
+			WHEN r.rolsuper OR r.rolcreaterole OR r.rolcreatedb OR r.rolreplication OR r.rolbypassrls THEN 'it has an attribute of an administrator'
+			WHEN EXISTS (SELECT FROM pg_auth_members m WHERE m.member = r.oid AND m.roleid <> i.oid) THEN 'it is a member of another role'
+			WHEN EXISTS (SELECT FROM pg_class c, aclexplode(c.relacl) a WHERE a.grantee = r.oid)
+				OR EXISTS (SELECT FROM pg_proc p, aclexplode(p.proacl) a WHERE a.grantee = r.oid) THEN 'something was granted to it by name'
+			WHEN EXISTS (SELECT FROM pg_class c WHERE c.relowner = r.oid) THEN 'it owns a table'
+			ELSE '' END
+		FROM unnest($1::text[]) n(name) LEFT JOIN pg_roles r ON r.rolname = n.name LEFT JOIN pg_roles i ON i.rolname = $2`, names, IngestRole)
+	if err != nil {
+		return nil, explain(d.path, err)
+	}
+	defer func() { _ = rows.Close() }()
+	out := make(map[string]string)
+	for rows.Next() {
+		var name, fault string
+		if err := rows.Scan(&name, &fault); err != nil {
+			return nil, explain(d.path, err)
+		}
+		if fault != "" {
+			out[name] = fault
+		}
+	}
+	return out, explain(d.path, rows.Err())
+}
+
 // shutLogin lets nobody in by a login any more, and ends its connections.
 func (d *DB) shutLogin(ctx context.Context, name string) error {
 	if !loginName.MatchString(name) {

@@ -144,6 +144,19 @@ func backupLook(path string, most time.Duration) look {
 	}
 }
 
+func loginLook(logins func(context.Context) (map[string]string, error)) look {
+	return func(ctx context.Context, _ time.Time) (out []alerts.Condition, err error) {
+		if logins == nil {
+			return nil, nil
+		}
+		faults, err := logins(ctx)
+		for node, fault := range faults {
+			out = append(out, alerts.Condition{Subject: node, Detail: map[string]string{"login": fault}})
+		}
+		return out, err
+	}
+}
+
 // recoveryGrace is how long a new server may be without its recovery file proven: whoever made it is still at work.
 const recoveryGrace = 24 * time.Hour
 

@@ -86,7 +86,7 @@ type CA struct {
 	Reason string
 }
 
-// Config is what a Watch is made of. Every field but Configurations, BackupStamp and Now is required.
+// Config is what a Watch is made of. Every field but Configurations, Logins, BackupStamp and Now is required.
 type Config struct {
 	Alerts    Alerts
 	Memory    Memory
@@ -101,12 +101,14 @@ type Config struct {
 	Configurations func(ctx context.Context) ([]Configuration, error)
 	Terms          func(ctx context.Context) ([]Term, error)
 	CA             func() CA
-	Vouched        func() bool                             // whether the server vouches for its clock, and signs the time for gateways
-	Unproven       func() (since time.Time, unproven bool) // whether nobody has opened the recovery file, and since when it is there
-	Places         []Place
-	Limits         alerts.Limits
-	BackupStamp    string           // empty: backups are not watched
-	Now            func() time.Time // nil: time.Now
+	Vouched        func() bool // whether the server vouches for its clock, and signs the time for gateways
+	// Logins says of nodes, by name, what is wrong with their logins in the database; nil: there are none.
+	Logins      func(ctx context.Context) (map[string]string, error)
+	Unproven    func() (since time.Time, unproven bool) // whether nobody has opened the recovery file, and since when it is there
+	Places      []Place
+	Limits      alerts.Limits
+	BackupStamp string           // empty: backups are not watched
+	Now         func() time.Time // nil: time.Now
 }
 
 const (
@@ -175,6 +177,7 @@ func New(cfg Config) (*Watch, error) {
 		{typ: alerts.LogLags, every: tick, look: (&logWatch{journal: cfg.Journal, stats: cfg.LogStats, most: cfg.Limits.LogLag}).look},
 		{typ: alerts.RecordsLag, every: tick, look: recordsLook(cfg.Records, cfg.Limits.RecordsLag)},
 		{typ: alerts.ClockJumped, every: tick, look: newClock(cfg).look},
+		{typ: alerts.NodeLogin, every: tick, look: loginLook(cfg.Logins)},
 	}
 	return w, nil
 }

@@ -37,6 +37,32 @@ func TestAStolenLoginDoesNotKeepTheTurn(t *testing.T) {
 	if err := db.SetLogin(t.Context(), stolen, "of-16-characters!"); err != nil {
 		t.Fatal(err)
 	}
+	fault := func() string {
+		t.Helper()
+		faults, err := db.LoginFaults(t.Context(), []string{stolen})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return faults[stolen]
+	}
+	for _, drift := range [][3]string{
+		{"SELECT", "SELECT", ""},
+		{"GRANT SELECT ON journal_groups TO " + stolen, "REVOKE SELECT ON journal_groups FROM " + stolen, "granted to it by name"},
+		{"GRANT EXECUTE ON FUNCTION pg_ls_waldir() TO " + stolen, "REVOKE EXECUTE ON FUNCTION pg_ls_waldir() FROM " + stolen, "granted to it by name"},
+		{"ALTER ROLE " + stolen + " CREATEDB", "ALTER ROLE " + stolen + " NOCREATEDB", "attribute"},
+		{"GRANT pg_read_all_data TO " + stolen, "REVOKE pg_read_all_data FROM " + stolen, "another role"},
+		{"ALTER ROLE " + stolen + " NOLOGIN", "ALTER ROLE " + stolen + " LOGIN", "shut out"},
+	} {
+		if err := s.Exec(t.Context(), "cell", drift[0]); err != nil {
+			t.Fatal(err)
+		}
+		if got := fault(); !strings.Contains(got, drift[2]) || (got == "") != (drift[2] == "") {
+			t.Errorf("%s: %q", drift[0], got)
+		}
+		if err := s.Exec(t.Context(), "cell", drift[1]); err != nil {
+			t.Fatal(err)
+		}
+	}
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- db.Warden(ctx, slog.New(slog.NewTextHandler(t.Output(), nil))) }()
@@ -87,5 +113,8 @@ func TestAStolenLoginDoesNotKeepTheTurn(t *testing.T) {
 		if time.Now().After(deadline) {
 			t.Fatal("a login that held up the others three times is still let in: ", err)
 		}
+	}
+	if got := fault(); !strings.Contains(got, "shut out") {
+		t.Errorf("a login that is shut out: %q", got)
 	}
 }
