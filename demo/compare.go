@@ -14,11 +14,13 @@ import (
 
 // The code systems by which the hospital's answer is read.
 const (
-	systemMDC      = "urn:iso:std:iso:11073:10101"
-	systemLocal    = "urn:wardlink:code-system:" + bedside.LocalSystem // what the monitor names itself
-	systemUCUM     = "http://unitsofmeasure.org"
-	systemSecurity = "http://terminology.hl7.org/CodeSystem/v3-ActReason"
-	testData       = "HTEST" // meta.security of data that describes no patient's present state
+	systemMDC       = "urn:iso:std:iso:11073:10101"
+	systemLocal     = "urn:wardlink:code-system:" + bedside.LocalSystem // what the monitor names itself
+	systemUCUM      = "http://unitsofmeasure.org"
+	systemSecurity  = "http://terminology.hl7.org/CodeSystem/v3-ActReason"
+	systemIntegrity = "http://terminology.hl7.org/CodeSystem/v3-ObservationValue"
+	uncertain       = "UNCERTREL" // meta.security of what a gateway in quarantine sent
+	testData        = "HTEST"     // meta.security of data that describes no patient's present state
 )
 
 // maxExamples bounds Comparison.Examples.
@@ -40,6 +42,8 @@ type Comparison struct {
 	Mismatched int // there at that code and time, but with another value, scale or unit
 	Unexpected int // there, but no reading or sample of that code and time was sent; or not readable at all
 	Unmarked   int // Observations that are there, but not marked as test data
+
+	Quarantined int // Observations of a gateway in quarantine, none of them final
 
 	Examples []string // what the first few disagreements are
 }
@@ -70,6 +74,7 @@ func (c *Comparison) Add(o Comparison) {
 	c.Mismatched += o.Mismatched
 	c.Unexpected += o.Unexpected
 	c.Unmarked += o.Unmarked
+	c.Quarantined += o.Quarantined
 	c.Examples = append(c.Examples, o.Examples[:min(len(o.Examples), maxExamples-min(maxExamples, len(c.Examples)))]...)
 }
 
@@ -228,6 +233,7 @@ func (m *matcher) observation(raw json.RawMessage) {
 		m.differ(&m.result.Unexpected, "an entry is not readable: %v", err)
 		return
 	}
+	m.held(&o)
 	if o.ValueSampledData != nil {
 		m.wave(&o)
 		return

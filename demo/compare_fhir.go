@@ -58,6 +58,7 @@ type observation struct {
 	Meta         struct {
 		Security []coding `json:"security"`
 	} `json:"meta"`
+	Status            string  `json:"status"`
 	Code              concept `json:"code"`
 	EffectiveDateTime string  `json:"effectiveDateTime"`
 	EffectivePeriod   struct {

@@ -82,6 +82,11 @@ func TestCompare(t *testing.T) {
 	all := []string{sentHR, sentSpO2, sentNone}
 	with := func(c Comparison, f func(*Comparison)) Comparison { f(&c); return c }
 	altered := func(old, new string) []string { return []string{strings.Replace(hr, old, new, 1), spo2, none} }
+	held := func(status string) []string {
+		out := altered(`"HTEST"}]},`, `"HTEST"},{"system":"http://terminology.hl7.org/CodeSystem/v3-ObservationValue","code":"UNCERTREL"}]},`)
+		out[0] = strings.Replace(out[0], `"status":"final"`, `"status":"`+status+`"`, 1)
+		return out
+	}
 	mismatch := with(good, func(c *Comparison) { c.Stored, c.Mismatched = 1, 1 })
 	unread := with(good, func(c *Comparison) { c.Stored, c.Missing, c.Unexpected = 1, 1, 1 })
 
@@ -113,6 +118,8 @@ func TestCompare(t *testing.T) {
 		"value and why not":     {all, altered(`"valueQuantity"`, `"dataAbsentReason":{"coding":[{"code":"error"}]},"valueQuantity"`), unread},
 		"other resource":        {all, altered(`"resourceType":"Observation"`, `"resourceType":"Patient"`), unread},
 		"garbage":               {all, []string{"7", spo2, none}, unread},
+		"held, not final":       {all, held("preliminary"), with(good, func(c *Comparison) { c.Quarantined = 1 })},
+		"held, and final":       {all, held("final"), with(good, func(c *Comparison) { c.Mismatched = 1 })},
 		"not marked":            {all, altered("HTEST", "TREAT"), with(good, func(c *Comparison) { c.Unmarked = 1 })},
 		"no code, no unit":      {[]string{sentLocal}, []string{own}, Comparison{Sent: 1, Acknowledged: 1, Stored: 1}},
 		"its unit coded":        {[]string{sentLocal}, []string{strings.Replace(own, `"furlong"`, `"furlong","system":"http://unitsofmeasure.org","code":"furlong"`, 1)}, Comparison{Sent: 1, Acknowledged: 1, Mismatched: 1}},

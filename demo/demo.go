@@ -183,9 +183,9 @@ func (t *theatre) acts() []func(context.Context) error {
 		return []func(context.Context) error{t.makeBackup, t.killAgent, t.loseServer}
 	}
 	if t.Nodes > 0 {
-		return []func(context.Context) error{t.killAgent, t.killNode, t.cutNetwork, t.killServer, t.attack}
+		return []func(context.Context) error{t.killAgent, t.bootOther, t.killNode, t.cutNetwork, t.killServer, t.attack}
 	}
-	return []func(context.Context) error{t.killAgent, t.cutNetwork, t.killServer, t.attack}
+	return []func(context.Context) error{t.killAgent, t.bootOther, t.cutNetwork, t.killServer, t.attack}
 }
 
 // windows are the parts of the stream: one for each act and one for what comes after. Chaos has no parts.
@@ -262,6 +262,11 @@ func (t *theatre) register(ctx context.Context) error {
 	}
 	if err := run("provision", "kit", "--server", t.network.address(), "--out", kit); err != nil {
 		return err
+	}
+	if t.bootsOthers() {
+		if err := run("boot", "policy", "learn", "--after", "1"); err != nil {
+			return err
+		}
 	}
 	csv := "id,ek_sha256,site,ward,profile\n"
 	for _, g := range t.boxes() {
@@ -494,6 +499,9 @@ func (t *theatre) compare(ctx context.Context) error {
 		t.stages.note("%s", e)
 	}
 	s.Compared = true
+	if s.Quarantine != nil {
+		s.Quarantine.Readings = all.Quarantined
+	}
 	t.stages.done("%d of %d samples in FHIR with value, unit and time as sent", all.Stored, all.Sent)
 	return nil
 }

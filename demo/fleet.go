@@ -117,16 +117,18 @@ func (g *gateway) makeTPM(ctx context.Context, d *child.Doors) (err error) {
 	if g.mllp, err = d.Free(); err != nil {
 		return err
 	}
-	g.tpm, err = swtpm.Start(ctx, state, filepath.Join(g.dir, "t"))
-	return err
+	if g.tpm, err = swtpm.Start(ctx, state, filepath.Join(g.dir, "t")); err != nil {
+		return err
+	}
+	return g.measure(`\EFI\boot\loader.efi`)
 }
 
 func (g *gateway) config() string { return filepath.Join(g.dir, "agent.yaml") }
 
 // configure writes the agent's configuration.
 func (g *gateway) configure(kit string) error {
-	text := fmt.Sprintf("kit: %s\nstate: %s\ntpm: swtpm:%s\nreport_every: %s\nsources:\n  - {id: bed-1, mllp: %q}\n",
-		kit, filepath.Join(g.dir, "state"), g.tpm.Socket, reportEvery, g.mllp)
+	text := fmt.Sprintf("kit: %s\nstate: %s\ntpm: swtpm:%s\nevent_log: %s\nreport_every: %s\nsources:\n  - {id: bed-1, mllp: %q}\n",
+		kit, filepath.Join(g.dir, "state"), g.tpm.Socket, g.eventLog(), reportEvery, g.mllp)
 	return os.WriteFile(g.config(), []byte(text), 0o600)
 }
 

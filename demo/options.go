@@ -140,6 +140,7 @@ type Summary struct {
 	Imbalances   int         `json:"imbalances"`    // of these, at which a number was accounted for by nobody
 	Refusals     []Refusal   `json:"refusals"`
 	Disaster     *Disaster   `json:"disaster,omitempty"`
+	Quarantine   *Quarantine `json:"quarantine,omitempty"` // nil where no gateway was started with another boot loader
 
 	Enrolment *enrolment `json:"enrolment,omitempty"` // of many gateways in one go; nil where they were entered beforehand
 
@@ -161,7 +162,7 @@ func (s Summary) OK() bool {
 	if s.Disaster != nil {
 		return s.delivered() && s.accounted() && s.proven() && s.AgentKills > 0 && s.ServerKills > 0 && s.Disaster.recovered()
 	}
-	return s.delivered() && s.accounted() && s.proven() && s.hostile() && s.defended()
+	return s.delivered() && s.accounted() && s.proven() && s.hostile() && s.defended() && (s.Chaos > 0 || s.Quarantine.shown())
 }
 
 // delivered: nothing is lost, doubled or altered.

@@ -15,7 +15,7 @@ func TestOK(t *testing.T) {
 		Compared: true, SamplesSent: 10, SamplesAcknowledged: 10, SamplesStored: 10, BatchesAcknowledged: 4, FHIRReads: 2, AuditReads: 2,
 		AuditLeaves: 20, AuditRows: 5, AuditVerified: true, ProofVerified: true, AgentKills: 1, ServerKills: 1,
 		Kills: Kills{Total: 3, Agent: 1, Server: 1, Network: 1}, OutageSeconds: 4, BacklogPeak: 100, RevokeSeconds: 0.3,
-		AccountLooks: 3,
+		AccountLooks: 3, Quarantine: &Quarantine{Gateway: "gw-02", PCR: 4, Entry: "entry 2", Released: true, Readings: 7},
 		Account: []Accounted{
 			{Rows: 2, Balance: client.Balance{Lane: "vitals", Assigned: 5, Journaled: 4, Stored: 4, Void: 1, Told: true, Balances: true}},
 			{Rows: 2, Balance: client.Balance{Lane: "self", Assigned: 9, Journaled: 6, Stored: 5, Pending: 1, Buffered: 2, Void: 1, Told: true, Balances: true, AtMost: []string{"buffered"}}},
@@ -73,10 +73,17 @@ func TestOK(t *testing.T) {
 		"no actor":                func(s *Summary) { s.Refusals[0].Actor = "" },
 		"no reason":               func(s *Summary) { s.Refusals[3].Reason = "" },
 		"an attack left out":      func(s *Summary) { s.Refusals = s.Refusals[:3] },
+		"no quarantine":           func(s *Summary) { s.Quarantine = nil },
+		"another PCR named":       func(s *Summary) { s.Quarantine.PCR = 0 },
+		"no entry named":          func(s *Summary) { s.Quarantine.Entry = "" },
+		"not released":            func(s *Summary) { s.Quarantine.Released = false },
+		"no reading marked":       func(s *Summary) { s.Quarantine.Readings = 0 },
 		"no attacks":              func(s *Summary) { s.Refusals = nil },
 	} {
 		s := good
 		s.Refusals, s.Account = slices.Clone(good.Refusals), slices.Clone(good.Account)
+		held := *good.Quarantine
+		s.Quarantine = &held
 		if change(&s); s.OK() {
 			t.Errorf("%s: still OK", name)
 		}

@@ -49,6 +49,10 @@ func (t *theatre) table() {
 	if s.Disaster == nil {
 		row("revoked", fmt.Sprintf("%.2f s", s.RevokeSeconds), "from the operator's command until the live session was cut")
 	}
+	if q := s.Quarantine; q != nil {
+		row("quarantined", fmt.Sprintf("%.1f s", q.Found), fmt.Sprintf("after %s started another boot loader: PCR %d, %s", q.Gateway, q.PCR, q.Entry))
+		row("preliminary", q.Readings, "Observations of that time in FHIR, none final; readmitted by an operator: "+yes(q.Released))
+	}
 	if e := s.Enrolment; e != nil {
 		row("enrolments/s", fmt.Sprintf("%.1f", e.Rate), fmt.Sprintf("%d gateways approved from one file, the last enrolled after %.1f s; %d in the busiest second", e.Gateways, e.Seconds, e.Busiest))
 	}

@@ -41,6 +41,9 @@ func TestMainJob(t *testing.T) {
 	if !s.OK() || !s.Compared || s.AuditReads < 2 || s.SamplesStored != s.SamplesSent || s.SamplesSent < 2*3*60*7 {
 		t.Errorf("%+v", s)
 	}
+	if q := s.Quarantine; q == nil || q.PCR != 4 || !strings.Contains(q.Entry, `implant.efi`) || !q.Released || q.Readings == 0 || q.Readings == s.SamplesStored {
+		t.Errorf("quarantine: %+v", q)
+	}
 	if s.AgentKills != 1 || s.ServerKills != 1 || s.Kills.Total != 3 || s.OutageSeconds < 4 || s.BacklogPeak < 10 || s.RevokeSeconds > 2 || len(s.Refusals) != 4 {
 		t.Errorf("what went wrong: %+v", s)
 	}

@@ -282,7 +282,7 @@ func (j *judge) disconnected(s *Station) {
 		j.stop(s, "the gateway is suspended: "+j.Reason, "'wardlink gateway resume "+j.Gateway+"' lets it go on; what it took in meanwhile follows")
 	case j.State == "decommissioned":
 		j.stop(s, "the gateway is decommissioned: "+j.Reason, "nothing: it sends no more")
-	case j.State != "" && j.State != "active":
+	case j.State != "" && j.State != "active" && j.State != "quarantined": // which is connected
 		j.stop(s, "the gateway is "+j.State+" in the registry", "make it active again in the registry")
 	case !j.Session.Refused.IsZero() && j.Session.Refused.After(j.Session.Opened):
 		j.stop(s, fmt.Sprintf("the server refuses the gateway: %s (%s ago)", j.Session.Why, ago(j.Now, j.Session.Refused)),
