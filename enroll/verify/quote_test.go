@@ -156,6 +156,22 @@ func TestEachCheckOfAQuoteStandsAlone(t *testing.T) {
 	}
 }
 
+func TestQuoteIsWhole(t *testing.T) {
+	for name, spoil := range map[string]func([]byte) []byte{
+		"bytes behind it": func(b []byte) []byte { return append(b, 0) }, "cut": func(b []byte) []byte { return b[:len(b)-1] }, "none": func([]byte) []byte { return nil },
+	} {
+		q := newQuote(t)
+		if _, err := q.judge(); err != nil {
+			t.Fatal(err)
+		}
+		q.boot.Quote = spoil(q.boot.Quote)
+		q.boot.Signature = q.sign(q.boot.Quote)
+		if _, err := verify.Quote(&q.boot, q.ak, []byte(answered)); !errors.Is(err, verify.ErrQuote) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
 func TestSecretRequestIsBounded(t *testing.T) {
 	for name, boot := range map[string]verify.Boot{
 		"a long quote":     {Quote: make([]byte, 3<<10)},
@@ -172,8 +188,10 @@ func TestSecretRequestIsBounded(t *testing.T) {
 			t.Errorf("%s: no error", name)
 		}
 	}
-	if _, err := verify.ParseSecretRequest(make([]byte, verify.MaxSecretRequest+1)); err == nil {
-		t.Error("a long request: no error")
+	for name, data := range map[string][]byte{"a long request": append([]byte("{}"), bytes.Repeat([]byte(" "), verify.MaxSecretRequest-1)...), "no JSON": []byte("{"), "a number": []byte(`{"secret":7}`)} {
+		if _, err := verify.ParseSecretRequest(data); err == nil {
+			t.Errorf("%s: no error", name)
+		}
 	}
 	longest, err := json.Marshal(verify.SecretRequest{Secret: []byte(answered), Boot: &verify.Boot{Quote: make([]byte, 2<<10), Signature: make([]byte, 2<<10),
 		PCRs: [][]byte{make([]byte, 32*24)}, Log: make([]byte, verify.MaxEventLog)}})
