@@ -71,6 +71,7 @@ func (g *guarded) CreateAccount(ctx context.Context, a *acme.Account) error {
 func (g *guarded) GetAuthorization(ctx context.Context, id string) (*acme.Authorization, error) {
 	if ch := g.Answering(); ch != nil && ch.Status == acme.StatusPending {
 		if err := decodable(ch.Payload); err != nil {
+			g.ca.cfg.Refused(peerOf(ctx), "enrolment: malformed")
 			return nil, refusedBy(acme.ErrorMalformedType, "%v", err)
 		}
 	}
@@ -108,6 +109,8 @@ func (g *guarded) UpdateChallenge(ctx context.Context, ch *acme.Challenge) error
 		// The refusal is stored with the challenge, where the client looks for it; an error here would be answered and forgotten.
 		ch.Status, ch.ValidatedAt, ch.Error = acme.StatusInvalid, "", refused
 		g.ca.denied(ctx, refusalOf(err, clean(ch.Value)))
+	} else { // smallstep's verdict; nothing is proven of who asked
+		g.ca.cfg.Refused(peerOf(ctx), "enrolment: attestation")
 	}
 	return g.Request.UpdateChallenge(ctx, ch)
 }
