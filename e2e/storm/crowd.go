@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"runtime"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -49,10 +50,15 @@ type told struct {
 // second is what became of the publishes that were due in one second.
 type second struct {
 	Latency  load.Histogram
-	Answered int64 // acknowledgements that came in it, whenever they were due
+	Late     load.Histogram // what of it had passed when the publish was sent: the delay of the publishers' own process
+	Answered int64          // acknowledgements that came in it, whenever they were due
 }
 
-const crowdEnv = "WARDLINK_STORM_CROWD"
+// crowdEnv makes this program a crowd's process, and says by how much it is nicer than its parent; nicedEnv, that it is so already.
+const (
+	crowdEnv = "WARDLINK_STORM_CROWD"
+	nicedEnv = "WARDLINK_STORM_NICED"
+)
 
 // crowd is a crowd's process, as its parent sees it.
 type crowd struct {
@@ -123,7 +129,16 @@ func crowdMain() {
 	if err != nil {
 		return
 	}
-	_ = syscall.Setpriority(syscall.PRIO_PROCESS, 0, nice)
+	if os.Getenv(nicedEnv) == "" {
+		// Niceness is a thread's, and a thread's children have it. So it is set before this program begins anew, with this thread alone.
+		runtime.LockOSThread()
+		err := beNicer(nice)
+		if err == nil {
+			err = syscall.Exec("/proc/self/exe", os.Args, append(os.Environ(), nicedEnv+"=1"))
+		}
+		fmt.Fprintln(os.Stderr, "crowd:", err)
+		os.Exit(1)
+	}
 	enc := json.NewEncoder(os.Stdout)
 	var mu sync.Mutex
 	say := func(t told) {
@@ -142,6 +157,16 @@ func crowdMain() {
 		os.Exit(1)
 	}
 	os.Exit(0)
+}
+
+// beNicer lets this thread give way by so much more than it does.
+func beNicer(by int) error {
+	raw, err := syscall.Getpriority(syscall.PRIO_PROCESS, 0)
+	if err != nil {
+		return err
+	}
+	const most = 19
+	return syscall.Setpriority(syscall.PRIO_PROCESS, 0, min(20-raw+by, most)) // the system call gives 20 less the niceness
 }
 
 // byteReader keeps gob from reading beyond its message.
@@ -258,8 +283,13 @@ func steady(j crowdJob, in io.ByteReader, say func(told)) error {
 	w := load.Window{From: s.started, Until: s.started.Add(time.Hour), InFlight: j.InFlight, Each: s.add}
 	broken := make(chan error, j.Count)
 	for i, c := range conns {
+		first := s.started.Add(j.Interval * time.Duration(i) / time.Duration(j.Count))
+		batches[i].Plain = func(number uint64) ([]byte, error) {
+			s.sent(first.Add(j.Interval*time.Duration(number)), time.Now())
+			return load.Readings(number)
+		}
 		go func() {
-			_, err := c.Paced(batches[i], w, s.started.Add(j.Interval*time.Duration(i)/time.Duration(j.Count)), j.Interval)
+			_, err := c.Paced(batches[i], w, first, j.Interval)
 			broken <- err
 		}()
 	}
@@ -317,6 +347,12 @@ func (s *seconds) add(due, now time.Time) {
 	defer s.mu.Unlock()
 	s.at(due).Latency.Add(now.Sub(due))
 	s.at(now).Answered++
+}
+
+func (s *seconds) sent(due, now time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.at(due).Late.Add(now.Sub(due))
 }
 
 // flood publishes for a while, as much as the server takes of it.

@@ -64,6 +64,7 @@ func (s *stage) compare(line func(what, got, goal string, met bool), what string
 	times := float64(during.P99) / float64(max(before.P99, 1))
 	line(what+", before and during", fmt.Sprintf("%.1f, %.1f ms", ms(before.P99), ms(during.P99)), fmt.Sprintf("<= %g x (%.2f x)", goal, times), times <= goal)
 	line("  median, before and during", fmt.Sprintf("%.1f, %.1f ms", ms(before.P50), ms(during.P50)), "", true)
+	line("  p99 of what their own process was late, before and during", fmt.Sprintf("%.1f, %.1f ms", ms(before.Late), ms(during.Late)), "", true)
 	line("  longest, before and during", fmt.Sprintf("%.0f, %.0f ms", ms(before.Worst), ms(during.Worst)), "", true)
 }
 

@@ -58,6 +58,8 @@ type result struct {
 	FloodDuring calm    `json:"during_the_flood"`
 	FloodRate   float64 `json:"flood_publishes_per_second"`
 	FloodEnd    string  `json:"flood_ended_by,omitempty"`
+
+	P99Each []time.Duration `json:"p99_ns_of_each_second"` // since those who publish began
 }
 
 // calm is how those fared who publish all the time.
@@ -65,6 +67,7 @@ type calm struct {
 	P50     time.Duration `json:"p50_ns"`
 	P99     time.Duration `json:"p99_ns"`
 	Worst   time.Duration `json:"worst_ns"`
+	Late    time.Duration `json:"sent_late_p99_ns"` // by the publishers' own process; part of the others
 	Rate    float64       `json:"acknowledged_per_second"`
 	Counted int64         `json:"published"`
 }
@@ -126,6 +129,9 @@ func (s *stage) memory() (int64, error) {
 	return u.RSS, errors.Join(err, s.server.Died())
 }
 
+// farOff is by how much the crowd's process gives way to the server and to those who publish: in a hospital its processors are its own.
+const farOff = 19
+
 // idle connects the crowd and waits until the server has given back what the handshakes took.
 func (s *stage) idle(ctx context.Context) (err error) {
 	time.Sleep(3 * time.Second) // the server's own start
@@ -134,7 +140,7 @@ func (s *stage) idle(ctx context.Context) (err error) {
 	}
 	s.say("%d gateways connect", s.options.crowd)
 	job := crowdJob{Kind: "idle", Fleet: s.hospital.Fleet, Addr: s.addr, First: s.options.steady + 1, Count: s.options.crowd, Deadline: s.back}
-	if s.crowd, err = startCrowd(job, 10, func(t told) {
+	if s.crowd, err = startCrowd(job, farOff, func(t told) {
 		if int(t.Seconds)%5 == 0 {
 			s.say("  %d of %d are connected", t.Connected, s.options.crowd)
 		}
@@ -277,6 +283,9 @@ func (s *stage) stand(context.Context) error {
 	if err != nil {
 		return err
 	}
+	for _, sec := range t.Each {
+		s.result.P99Each = append(s.result.P99Each, sec.Latency.At(0.99))
+	}
 	for i, c := range []*calm{&s.result.StormBefore, &s.result.FloodBefore} {
 		*c = fared(t, s.before[i])
 	}
@@ -290,13 +299,14 @@ func (s *stage) stand(context.Context) error {
 func fared(t told, sp span) (c calm) {
 	from := max(int(sp.from.Sub(t.Started).Seconds()), 0)
 	until := max(int(sp.until.Sub(t.Started).Seconds()), from+1)
-	var all load.Histogram
+	var all, late load.Histogram
 	var answered int64
 	for n := from; n < min(until, len(t.Each)); n++ {
 		all.Merge(&t.Each[n].Latency)
+		late.Merge(&t.Each[n].Late)
 		answered += t.Each[n].Answered
 	}
 	return calm{
-		P50: all.At(0.5), P99: all.At(0.99), Worst: all.At(1 - 1e-9), Rate: float64(answered) / float64(until-from), Counted: all.Count(),
+		P50: all.At(0.5), P99: all.At(0.99), Worst: all.At(1 - 1e-9), Late: late.At(0.99), Rate: float64(answered) / float64(until-from), Counted: all.Count(),
 	}
 }
