@@ -12,6 +12,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"wardlink/server/ingest"
 )
 
 const (
@@ -145,12 +147,13 @@ func (d *doorway) secure(ctx context.Context, spoken *spokenConn) (conn *tls.Con
 		return nil, "waited too long for its turn to handshake"
 	}
 	defer release()
-	d.at.cores.enter()
-	spoken.cores = d.at.cores
+	d.at.cores.Enter()
+	spoken.turns = d.at.cores
 	conn = tls.Server(spoken, d.tls)
-	err := conn.HandshakeContext(ctx)
-	spoken.cores = nil
-	d.at.cores.leave()
+	var err error
+	ingest.Apart(func() { err = conn.HandshakeContext(ctx) })
+	spoken.turns = nil
+	d.at.cores.Leave()
 	if err != nil {
 		return nil, handshakeReason(err)
 	}
@@ -195,14 +198,16 @@ type spokenConn struct {
 	net.Conn
 	first byte
 	read  bool
-	cores cores // taken, while a handshake computes; nil otherwise
+	// Those of which a handshake has one while it computes; nil otherwise. Between its messages a handshake waits for its peer, and for a peer's slow
+	// TPM for seconds. So its turn is given back when the connection is read from, and taken again when something has come.
+	turns ingest.Turns
 }
 
 func (c *spokenConn) Read(b []byte) (int, error) {
 	if c.read || len(b) == 0 {
-		if c.cores != nil {
-			c.cores.leave()
-			defer c.cores.enter()
+		if c.turns != nil {
+			c.turns.Leave()
+			defer c.turns.Enter()
 		}
 		return c.Conn.Read(b)
 	}

@@ -4,8 +4,9 @@ import (
 	"context"
 	"net"
 	"net/netip"
-	"runtime"
 	"sync"
+
+	"wardlink/server/ingest"
 )
 
 // The way to a completed handshake has three bounds, each for another thing that a peer can make the server spend.
@@ -16,8 +17,8 @@ import (
 //
 // Slots are handshakes under way, of those that have said something: buffers and keys, some 30 KB each. Networks take turns.
 //
-// Cores are the processors that handshakes may use at a time. One costs a millisecond of it, and without this bound a thousand that come at
-// once stand before every publish.
+// Cores are the processors that handshakes, and what ingest does for gateways that come and go, may use at a time. Each costs milliseconds of it, and
+// without this bound a thousand that come at once stand before every publish.
 
 // handshakeLimits are those bounds. Zero fields are the defaults.
 type handshakeLimits struct {
@@ -42,7 +43,6 @@ func (l handshakeLimits) withDefaults() handshakeLimits {
 	}
 	set(&l.arrivals, 16_384)
 	set(&l.slots, 512)
-	set(&l.cores, max(1, runtime.GOMAXPROCS(0)/2))
 	set(&l.each, 20_000)
 	return l
 }
@@ -51,12 +51,12 @@ func (l handshakeLimits) withDefaults() handshakeLimits {
 type handshakes struct {
 	*arrivals
 	slots *slots
-	cores cores
+	cores ingest.Turns
 }
 
 func newHandshakes(l handshakeLimits) *handshakes {
 	l = l.withDefaults()
-	return &handshakes{arrivals: newArrivals(l), slots: newSlots(l.slots), cores: make(cores, l.cores)}
+	return &handshakes{arrivals: newArrivals(l), slots: newSlots(l.slots), cores: ingest.NewTurns(l.cores)}
 }
 
 // arrivals are the connections that have not proven anything, by network, and all of them, by address.
@@ -237,13 +237,6 @@ func (s *slots) counts() (taken, waiting int) {
 	}
 	return s.taken, waiting
 }
-
-// cores is how many handshakes compute at a time. Between its messages a handshake waits for its peer, and for a peer's slow TPM for seconds: then
-// it has none. So a core is given back when the connection is read from, and taken again when something has come.
-type cores chan struct{}
-
-func (c cores) enter() { c <- struct{}{} }
-func (c cores) leave() { <-c }
 
 // network is what shares a share: a /24 of IPv4, a /64 of IPv6. Peers without an address share one.
 func network(peer net.Addr) netip.Prefix {

@@ -45,6 +45,7 @@ type Node struct {
 	journal journal.Store
 	view    *view
 	ingest  *ingest.Server
+	at      *handshakes
 
 	gateways, health net.Listener // health: nil without an address
 	closers          closers
@@ -117,10 +118,11 @@ func (n *Node) openStores() (err error) {
 		return err
 	}
 	n.closers = append(n.closers, n.view.db.Close)
+	n.at = newHandshakes(n.cfg.Limits.handshakes())
 	n.ingest = ingest.New(ingest.Config{
 		Journal: n.journal, Registry: hasty{n.view, n.cfg.Limits.look()}, Sessions: hastySessions{n.view.sessions(), n.cfg.Limits.look()}, TrustDomain: n.cfg.TrustDomain, Roots: poolOf(n.root), Log: n.log,
 		Grace: ingest.Grace{For: time.Duration(n.cfg.ExpiredGrace), CA: n.client.CA}, Down: n.client.Documents,
-		Limits: n.cfg.Limits.ingest(),
+		Limits: n.cfg.Limits.ingest(), Turns: n.at.cores,
 	})
 	return nil
 }
@@ -166,7 +168,7 @@ func (n *Node) Run(ctx context.Context) (err error) {
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
 		return endpoint{ln: n.gateways, cert: n.serviceCert().get, root: n.root, ingest: n.ingest, http: n.client.Proxy(), mqtt: true,
-			at: newHandshakes(n.cfg.Limits.handshakes()), behind: behind, log: n.log}.serve(gctx)
+			at: n.at, behind: behind, log: n.log}.serve(gctx)
 	})
 	g.Go(func() error { return n.ingest.Run(gctx) })
 	g.Go(func() error { return n.client.Run(gctx, n.ingest) })

@@ -16,7 +16,7 @@ type Limits struct {
 	AddressConnections  int `yaml:"connections_per_address"` // 20,000: each gateway may have two while its certificate changes
 	Arrivals            int `yaml:"arrivals"`                // connections that have proven nothing yet; 16,384
 	Handshakes          int `yaml:"handshakes"`              // under way at a time; 512
-	HandshakeProcessors int `yaml:"handshake_processors"`    // that handshakes may use; half of them, one at least
+	HandshakeProcessors int `yaml:"handshake_processors"`    // that handshakes, admissions and ends of sessions may use; half of them, one at least
 	// While publishes wait half a second and more for the journal, of one gateway and of all behind one address, per second.
 	GatewayPublishes int `yaml:"publishes_per_gateway"` // 500
 	GatewayKilobytes int `yaml:"kilobytes_per_gateway"` // 4,096

@@ -130,7 +130,7 @@ func (s *stage) memory() (int64, error) {
 }
 
 // farOff is by how much the crowd's process gives way to the server and to those who publish: in a hospital its processors are its own.
-const farOff = 19
+const farOff = 10
 
 // idle connects the crowd and waits until the server has given back what the handshakes took.
 func (s *stage) idle(ctx context.Context) (err error) {

@@ -35,7 +35,7 @@ func (c *session) open(ctx context.Context) error {
 		late.Detail = map[string]string{"not_after": c.id.notAfter.UTC().Format(time.RFC3339), "until": c.id.ends.UTC().Format(time.RFC3339)}
 		events = append(events, late)
 	}
-	err := record(ctx, c.srv.journal, events...)
+	err := c.record(ctx, events...)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.event = ev.ID
@@ -58,7 +58,7 @@ func (c *session) closed(ctx context.Context) {
 	}
 	ev := c.eventOf(audit.SessionClosed, outcome)
 	ev.Reason, ev.Count = reason, answered
-	if err := record(ctx, c.srv.journal, ev); err != nil {
+	if err := c.record(ctx, ev); err != nil {
 		c.srv.log.Error("end of a session is not journaled", "gateway", c.id.gateway, "reason", reason, "error", err)
 	}
 	c.srv.metrics.closed.WithLabelValues(reason).Inc()
@@ -79,7 +79,7 @@ func (c *session) refused(ctx context.Context, reason, target string, detail map
 	} else {
 		ev := c.eventOf(audit.Refused, audit.Denied)
 		ev.Reason, ev.Target, ev.Detail = reason, target, detail
-		if err := record(ctx, c.srv.journal, ev); err != nil {
+		if err := c.record(ctx, ev); err != nil {
 			c.srv.log.Error("refusal is not journaled", "gateway", c.id.gateway, "reason", reason, "error", err)
 		}
 	}
@@ -119,6 +119,12 @@ func (c *session) refusePublish(ctx context.Context, r refusal) {
 		return
 	}
 	c.send(packet)
+}
+
+// record makes events of a session durable, in their order, and has no turn while it waits.
+func (c *session) record(ctx context.Context, events ...audit.Event) (err error) {
+	c.aside(func() { err = record(ctx, c.srv.journal, events...) })
+	return err
 }
 
 // record makes events durable, in their order.

@@ -3,6 +3,7 @@ package ingest
 import (
 	"bytes"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"io"
 	"net"
@@ -14,7 +15,7 @@ import (
 )
 
 // A hospital's gateways are silent most of the time, and a connection keeps what its busiest moment needed: crypto/tls a buffer as large as the
-// largest record, up to 33 KB, and what is left of the handshake. So a session that has been silent for a while is woken once, by a read
+// largest record, up to 33 KB, and what is left of the handshake, the peer's parsed certificates most of all. So a session that has been silent for a while is woken once, by a read
 // deadline that is past, and lets go of its buffers; then it sleeps on, with the deadline that it had.
 
 // idleAfter is how long a session is silent before its buffers are released.
@@ -73,18 +74,19 @@ func (c *session) relax(to uint32, release bool) bool {
 }
 
 // tlsBuffers is where a *tls.Conn keeps what has been read: records as they came (rawInput), what of the last one was not asked for yet
-// (input), handshake messages (hand). crypto/tls has no call that lets go of them. Where a later Go names them otherwise nothing is released; a test says so.
+// (input), handshake messages (hand), and whom it met (peerCertificates, 5 KB; prove has read them). crypto/tls has no call that lets go of them. Where a later Go names them otherwise nothing is released; a test says so.
 var tlsBuffers = func() (at struct {
-	rawInput, input, hand uintptr
-	known                 bool
+	rawInput, input, hand, peer uintptr
+	known                       bool
 }) {
 	conn := reflect.TypeFor[tls.Conn]()
 	raw, ok1 := conn.FieldByName("rawInput")
 	in, ok2 := conn.FieldByName("input")
 	hand, ok3 := conn.FieldByName("hand")
-	at.known = ok1 && ok2 && ok3 && raw.Type == reflect.TypeFor[bytes.Buffer]() && hand.Type == raw.Type && in.Type == reflect.TypeFor[bytes.Reader]()
+	peer, ok4 := conn.FieldByName("peerCertificates")
+	at.known = ok1 && ok2 && ok3 && ok4 && peer.Type == reflect.TypeFor[[]*x509.Certificate]() && raw.Type == reflect.TypeFor[bytes.Buffer]() && hand.Type == raw.Type && in.Type == reflect.TypeFor[bytes.Reader]()
 	if at.known {
-		at.rawInput, at.input, at.hand = raw.Offset, in.Offset, hand.Offset
+		at.rawInput, at.input, at.hand, at.peer = raw.Offset, in.Offset, hand.Offset, peer.Offset
 	}
 	return at
 }()
@@ -101,6 +103,7 @@ func releaseTLS(conn net.Conn) {
 		return // part of a record is still to be read, and its memory is rawInput's
 	}
 	input.Reset(nil)
+	*(*[]*x509.Certificate)(unsafe.Add(unsafe.Pointer(c), tlsBuffers.peer)) = nil
 	for _, at := range []uintptr{tlsBuffers.rawInput, tlsBuffers.hand} {
 		if b := (*bytes.Buffer)(unsafe.Add(unsafe.Pointer(c), at)); b.Len() == 0 {
 			*b = bytes.Buffer{}

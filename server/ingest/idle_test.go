@@ -12,7 +12,7 @@ import (
 	"wardlink/telemetry"
 )
 
-// TestIdleBuffersAreReleased: what crypto/tls keeps is let go of between two records, never within one, and the connection goes on.
+// TestIdleBuffersAreReleased: what crypto/tls keeps is let go of between two records, never within one, the peer's certificates with it, and the connection goes on.
 func TestIdleBuffersAreReleased(t *testing.T) {
 	if !tlsBuffers.known {
 		t.Fatal("this Go's crypto/tls keeps its buffers elsewhere: idle connections cost more than MQTT.md says (idle.go)")
@@ -20,8 +20,8 @@ func TestIdleBuffersAreReleased(t *testing.T) {
 	b := newBench(t, Limits{}, "gw-1")
 	cert := b.ca.issue("spiffe://"+domain+"/service/ingest", time.Now().Add(time.Hour))
 	near, far := net.Pipe()
-	client := tls.Client(near, &tls.Config{MinVersion: tls.VersionTLS13, InsecureSkipVerify: true})
-	server := tls.Server(far, &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{cert}, SessionTicketsDisabled: true})
+	client := tls.Client(near, &tls.Config{MinVersion: tls.VersionTLS13, InsecureSkipVerify: true, Certificates: []tls.Certificate{b.ca.gateway("gw-1")}})
+	server := tls.Server(far, &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{cert}, SessionTicketsDisabled: true, ClientAuth: tls.RequestClientCert})
 	defer server.Close()
 	record := bytes.Repeat([]byte("x"), 16<<10)
 	go func() {
@@ -39,7 +39,7 @@ func TestIdleBuffersAreReleased(t *testing.T) {
 	}
 	read(100) // the record is not at its end: nothing may be released
 	releaseTLS(server)
-	if kept() < 1000 {
+	if kept() < 1000 || len(server.ConnectionState().PeerCertificates) != 1 {
 		t.Fatal("a buffer was released that is still to be read")
 	}
 	for len(got) < 3*len(record) {
@@ -50,6 +50,9 @@ func TestIdleBuffersAreReleased(t *testing.T) {
 				t.Errorf("%d bytes are kept at a record's end", n)
 			}
 		}
+	}
+	if n := len(server.ConnectionState().PeerCertificates); n != 0 {
+		t.Errorf("%d certificates are kept", n)
 	}
 	if !bytes.Equal(got, bytes.Repeat(record, 3)) {
 		t.Error("what was read is not what was sent")

@@ -75,6 +75,8 @@ type Config struct {
 	Down   func(ctx context.Context, gateway string) ([]Document, error)
 	Log    *slog.Logger // nil discards
 	Limits Limits
+	// Turns are those of the port's handshakes, which admissions and ends of sessions share; nil: as many as NewTurns makes by itself.
+	Turns Turns
 	// Versions of the protocol that are spoken; zero: telemetry.Spoken.
 	Versions telemetry.Versions
 }
@@ -146,6 +148,8 @@ type Server struct {
 	refusals *Refusals
 	rates    rates
 	fences   Sessions
+	turns    Turns
+	asking   asking
 	queue    *queue
 	slots    sync.Pool     // of *slot that no session needs; one whose commit failed does not come back
 	nudged   chan struct{} // one place: a nudge that waits stands for all
@@ -179,7 +183,10 @@ func New(cfg Config) *Server {
 		spoken:  cfg.Versions,
 		journal: cfg.Journal, registry: cfg.Registry, domain: cfg.TrustDomain, roots: roots, grace: cfg.Grace, down: cfg.Down, log: log,
 		limits: cfg.Limits.withDefaults(), traffic: make(map[string]*traffic), sessions: make(map[string]*session), pending: make(map[string]int), waiting: make(map[*session]struct{}),
-		nudged: make(chan struct{}, 1), sources: make(map[netip.Addr]*source), fences: cfg.Sessions,
+		nudged: make(chan struct{}, 1), sources: make(map[netip.Addr]*source), fences: cfg.Sessions, turns: cfg.Turns,
+	}
+	if s.turns == nil {
+		s.turns = NewTurns(0)
 	}
 	if s.fences == nil {
 		s.fences = new(oneNode)
@@ -385,7 +392,10 @@ func (s *Server) judge(ctx context.Context, c *session) error {
 	adm, err := s.registry.AdmitKey(ctx, c.id.gateway, c.id.key)
 	switch {
 	case err == nil:
+		c.mu.Lock()
 		c.admit(adm)
+		c.judged++
+		c.mu.Unlock()
 	case denied(err):
 		s.log.Warn("gateway is no longer admitted; its session is cut", "gateway", c.id.gateway)
 		c.stop(endRevoked, true)

@@ -260,8 +260,8 @@ func (c *session) complete(s *slot, err error) {
 	c.mu.Unlock()
 }
 
-// subscribe grants the gateway its own down topics at QoS 0 and pushes the documents they ask for. Any other filter ends the
-// session.
+// subscribe grants the gateway its own down topics at QoS 0 and asks for the documents that they are for, which are pushed as soon as they are
+// there. Any other filter ends the session.
 func (c *session) subscribe(ctx context.Context, body []byte) error {
 	sub, err := parseSubscribe(body)
 	if err != nil {
@@ -292,24 +292,8 @@ func (c *session) subscribe(ctx context.Context, body []byte) error {
 	if all {
 		c.asked.Store(true) // before the documents are fetched: a change after that is pushed
 	}
-	if c.srv.down == nil {
-		return nil
-	}
-	ctx, cancel := context.WithTimeout(ctx, c.srv.limits.Ask)
-	defer cancel()
-	docs, err := c.srv.down(ctx, c.id.gateway)
-	if err != nil {
-		// Telemetry must not wait for a configuration: the gateway goes on with the one it has.
-		c.srv.log.Error("documents for a gateway cannot be had", "gateway", c.id.gateway, "error", err)
-	}
-	for _, d := range docs {
-		switch {
-		case !all && !wanted[d.Doc]:
-		case len(d.Body) > telemetry.MaxDocument:
-			c.srv.log.Error("document is too long to be pushed", "gateway", c.id.gateway, "document", string(d.Doc), "bytes", len(d.Body))
-		default:
-			c.send(appendPublish(nil, telemetry.DownTopic(c.id.gateway, d.Doc), d.Body))
-		}
+	if c.srv.down != nil {
+		c.srv.ask(ctx, c, all, wanted)
 	}
 	return nil
 }

@@ -7,7 +7,6 @@ import (
 	"io"
 	"net"
 	"os"
-	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -44,8 +43,10 @@ type session struct {
 	scratch  [5]byte
 	bucket   bucket
 
-	line line // of srv.queue
-	rest rest
+	line    line     // of srv.queue
+	request *request // of srv.asking
+	rest    rest
+	turn    bool // it has one of srv.turns; see takeTurn
 
 	mu         sync.Mutex
 	room       sync.Cond // the reader waits: a place in the window, or space in out
@@ -64,6 +65,7 @@ type session struct {
 	hard       bool      // nothing more is read or written
 	failed     bool      // commits that are under way are not waited for
 	opened     time.Time // zero until admitted and journaled
+	judged     int       // how often look has stored what it may do
 	generation int64     // among the gateway's sessions of all nodes; 0 until it is counted
 	event      audit.EventID
 
@@ -108,20 +110,25 @@ func (s *Server) ServeConn(ctx context.Context, conn net.Conn, state tls.Connect
 	defer s.active.Done()
 	defer conn.Close()
 
-	id, proven, err := s.prove(state, time.Now())
-	c := &session{srv: s, conn: conn, id: id, peer: peerOf(conn), done: make(chan struct{})}
+	c := &session{srv: s, conn: conn, peer: peerOf(conn), done: make(chan struct{})}
 	c.room.L, c.work.L = &c.mu, &c.mu
 	defer close(c.done)
+	defer c.giveTurn()
 	// Last resort: a fault of ours costs this connection and not the process. The values in a panic may be a peer's: not logged.
 	defer func() {
 		if p := recover(); p != nil {
-			s.log.Error("fault in a session", "gateway", id.gateway, "stack", string(debug.Stack()))
+			s.log.Error("fault in a session", "gateway", c.id.gateway, "stack", stackOf(p))
 			s.leave(c)
 		}
 	}()
+	var proven bool
+	var err error
+	c.takeTurn()
+	Apart(func() { c.id, proven, err = s.prove(state, time.Now()) })
+	c.giveTurn()
 	if err != nil {
 		if proven {
-			c.refused(ctx, err.Error(), id.spiffe, nil)
+			c.refused(ctx, err.Error(), c.id.spiffe, nil)
 		} else {
 			s.refusals.Add(conn.RemoteAddr(), err.Error())
 		}
@@ -244,7 +251,11 @@ func (c *session) answerConnect(code byte) {
 func (c *session) run(ctx context.Context, hello connect) {
 	s := c.srv
 	c.traffic = s.trafficOf(c.id.gateway)
-	code, reason := s.admit(ctx, c)
+	var code byte
+	var reason string
+	c.takeTurn()
+	Apart(func() { code, reason = s.admit(ctx, c) })
+	c.giveTurn()
 	defer s.leave(c)
 	switch {
 	case code == connackAccepted:
@@ -286,20 +297,30 @@ func (c *session) run(ctx context.Context, hello connect) {
 	}
 	c.mu.Unlock()
 	linger.Stop()
-	c.hangUp()
-	_ = c.conn.Close()
+	c.mu.Lock()
+	lost, hard := c.end == endLost, c.hard
+	c.mu.Unlock()
+	if !lost { // else nobody is there who would read it
+		c.hangUp()
+	}
+	if hard { // who is cut off is so at once
+		_ = c.conn.Close()
+	}
+	c.takeTurn()
+	c.patiently(func() { _ = c.conn.Close() })
 	c.closed(ctx)
+	c.giveTurn()
 }
 
 // fault turns a panic of one of the connection's goroutines into its end.
 func (c *session) fault() {
 	if p := recover(); p != nil {
-		c.faulted()
+		c.faulted(p)
 	}
 }
 
-func (c *session) faulted() {
-	c.srv.log.Error("fault in a session", "gateway", c.id.gateway, "stack", string(debug.Stack()))
+func (c *session) faulted(p any) {
+	c.srv.log.Error("fault in a session", "gateway", c.id.gateway, "stack", stackOf(p))
 	c.stop(endError, true)
 }
 
@@ -326,13 +347,17 @@ func (s *Server) admit(ctx context.Context, c *session) (code byte, reason strin
 	defer cancel()
 	if older != nil {
 		older.stop(endTakeover, true)
-		select { // so that its end is journaled before the new opening
-		case <-older.done:
-		case <-ctx.Done():
-		}
+		c.aside(func() {
+			select { // so that its end is journaled before the new opening
+			case <-older.done:
+			case <-ctx.Done():
+			}
+		})
 	}
 	// Counted once the older one is gone and before the registry is asked: of two connections to two nodes the later one to prove itself stays.
-	generation, err := s.fences.Bump(ctx, c.id.gateway)
+	var generation int64
+	var err error
+	c.aside(func() { generation, err = s.fences.Bump(ctx, c.id.gateway) })
 	if err != nil {
 		s.log.Error("session cannot be counted; a gateway is turned away", "gateway", c.id.gateway, "error", err)
 		return connackUnavailable, reasonGeneration
@@ -340,30 +365,26 @@ func (s *Server) admit(ctx context.Context, c *session) (code byte, reason strin
 	c.mu.Lock()
 	c.generation = generation
 	c.mu.Unlock()
+	c.patiently(func() { err = s.allow(ctx, c) })
 	held, retired := (*registry.HeldError)(nil), (*registry.RetiredError)(nil)
-	// Asked twice: look may have stored the answer to a change that came between our first answer and our storing it. The second answer is
-	// newer than that, and a change after it is look's again.
-	for range 2 {
-		adm, err := s.registry.AdmitKey(ctx, c.id.gateway, c.id.key)
-		switch {
-		case errors.Is(err, registry.ErrRevoked):
-			return connackDenied, reasonRevoked
-		case errors.As(err, &held) && held.State == registry.Suspended:
-			return connackDenied, reasonSuspended
-		case errors.As(err, &held):
-			return connackDenied, reasonDecommissioned
-		case errors.As(err, &retired):
-			return connackDenied, reasonReplaced
-		case denied(err):
-			return connackDenied, reasonNotAdmitted
-		case err != nil:
-			s.log.Error("registry cannot be asked; a gateway is turned away", "gateway", c.id.gateway, "error", err)
-			return connackUnavailable, reasonRegistry
-		}
-		c.admit(adm)
+	switch {
+	case errors.Is(err, registry.ErrRevoked):
+		return connackDenied, reasonRevoked
+	case errors.As(err, &held) && held.State == registry.Suspended:
+		return connackDenied, reasonSuspended
+	case errors.As(err, &held):
+		return connackDenied, reasonDecommissioned
+	case errors.As(err, &retired):
+		return connackDenied, reasonReplaced
+	case denied(err):
+		return connackDenied, reasonNotAdmitted
+	case err != nil:
+		s.log.Error("registry cannot be asked; a gateway is turned away", "gateway", c.id.gateway, "error", err)
+		return connackUnavailable, reasonRegistry
 	}
 	if c.id.late {
-		reason, err := s.pardon(ctx, c.id, time.Now())
+		var reason string
+		c.patiently(func() { reason, err = s.pardon(ctx, c.id, time.Now()) })
 		switch {
 		case err != nil:
 			s.log.Error("registry cannot be asked; a gateway is turned away", "gateway", c.id.gateway, "error", err)
@@ -382,6 +403,29 @@ func (s *Server) admit(ctx context.Context, c *session) (code byte, reason strin
 	s.metrics.opened.Inc()
 	c.traffic.open()
 	return connackAccepted, ""
+}
+
+// allow asks the registry what the session may do, and again if look has stored an answer meanwhile, which may be newer than ours. Whatever changes
+// after the last answer is look's to find.
+func (s *Server) allow(ctx context.Context, c *session) error {
+	for {
+		c.mu.Lock()
+		before := c.judged
+		c.mu.Unlock()
+		adm, err := s.registry.AdmitKey(ctx, c.id.gateway, c.id.key)
+		if err != nil {
+			return err
+		}
+		c.mu.Lock()
+		latest := c.judged == before
+		if latest {
+			c.admit(adm)
+		}
+		c.mu.Unlock()
+		if latest {
+			return nil
+		}
+	}
 }
 
 // fail ends the session because its publishes cannot be made durable. Nothing that is not durable is acknowledged; a gateway that subscribed

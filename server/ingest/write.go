@@ -32,6 +32,18 @@ func (c *session) offer(packet []byte) bool {
 	return true
 }
 
+// deliver queues the documents of one lookup, which may exceed maxOut. It tells whether the peer has left too much unread for that.
+func (c *session) deliver(packets []byte) (unread bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.hard || len(c.out) > maxOut {
+		return !c.hard
+	}
+	c.out = append(c.out, packets...)
+	c.kick()
+	return false
+}
+
 // hint asks a gateway that subscribed to stay away for some time once this connection has ended. It tells whether the hint is on its way.
 func (c *session) hint(after time.Duration) bool {
 	if !c.asked.Load() {
@@ -72,9 +84,11 @@ func (c *session) write() {
 	defer c.written()
 	buf := outs.Get().(*[]byte)
 	for {
-		// A group commit completes many publishes in a row. Let the journal's goroutine get through them before we pay for a TLS record
-		// that acknowledges only the first.
-		runtime.Gosched()
+		// A group commit completes many publishes in a row. Let the journal's goroutine get through those of this session before we pay for a TLS
+		// record that acknowledges only the first. Not without need: who yields is passed over by the scheduler for as long as the machine is busy.
+		if c.more() {
+			runtime.Gosched()
+		}
 		packets := c.take((*buf)[:0])
 		if packets == nil || !c.armWrite() {
 			break
@@ -93,7 +107,7 @@ func (c *session) write() {
 // written ends a writer, also one that panicked.
 func (c *session) written() {
 	if p := recover(); p != nil {
-		c.faulted()
+		c.faulted(p)
 	}
 	c.mu.Lock()
 	c.writing = false
@@ -131,6 +145,13 @@ func (c *session) take(spare []byte) []byte {
 
 // ready reports whether the first publish in line is durable. The caller holds mu.
 func (c *session) ready() bool { return c.first != nil && c.first.committed }
+
+// more reports whether publishes of the session are still on their way through the journal.
+func (c *session) more() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.last != nil && !c.last.committed
+}
 
 // flushed reports whether nothing is left to be sent, or to wait for. The caller holds mu.
 func (c *session) flushed() bool {

@@ -129,6 +129,9 @@ func TestLearnThenLock(t *testing.T) {
 		t.Errorf("%+v", events)
 	}
 	// It is admitted, and marked; attested again it is no news; booted as it was it stays where it is.
+	if a, err := f.AdmitKey(f.ctx, "gw-1", keyOf("gw-1")); err != nil || !a.Quarantined || a.Lanes == 0 {
+		t.Fatalf("a session of it: %+v, %v", a, err)
+	}
 	if a, err := f.Admit(f.ctx, "gw-1"); err != nil || !a.Quarantined || a.Lanes == 0 {
 		t.Errorf("%+v %v", a, err)
 	}

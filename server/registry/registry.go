@@ -372,30 +372,35 @@ func (r *Registry) Admit(ctx context.Context, gateway string) (Admission, error)
 	if err != nil {
 		return Admission{}, err
 	}
-	if err := g.admissible(r.now()); err != nil {
+	return g.admission(r.now())
+}
+
+// admission is what a gateway may do now.
+func (g *Gateway) admission(now time.Time) (Admission, error) {
+	if err := g.admissible(now); err != nil {
 		return Admission{}, err
 	}
-	return Admission{Gateway: g.ID, Lanes: profiles[g.Profile], Quarantined: g.State == Quarantined}, nil
+	return Admission{Gateway: g.ID, Lanes: g.Lanes(), Quarantined: g.State == Quarantined}, nil
 }
 
 // AdmitKey is Admit for a session that a device key opens, by the SHA-256 of its SPKI: one of a board that was replaced is admitted no more.
 func (r *Registry) AdmitKey(ctx context.Context, gateway string, key [32]byte) (Admission, error) {
-	a, err := r.Admit(ctx, gateway)
-	if err != nil {
-		return Admission{}, err
-	}
-	var was string
-	err = r.db.Read(ctx, func(tx *sql.Tx) error {
-		was, err = retiredKey(tx, key)
-		return err
-	})
+	// One statement, since a whole hospital may ask at once.
+	var was sql.NullString
+	now := r.now()
+	g, err := scanGateway(r.db.QueryRow(ctx, "SELECT "+gatewayColumns+", (SELECT k.gateway FROM retired_keys k WHERE k.spki = $3) FROM "+gatewayTables+" WHERE g.id = $2",
+		now.UnixMilli(), gateway, key[:]), &was)
 	switch {
+	case errors.Is(err, sql.ErrNoRows):
+		return Admission{}, fmt.Errorf("gateway %.64q: %w", gateway, ErrUnknown)
 	case err != nil:
 		return Admission{}, fmt.Errorf("registry: %w", err)
-	case was == "":
-		return a, nil
 	}
-	return Admission{}, &RetiredError{Gateway: was, Reason: "its key is the former board's"}
+	a, err := g.admission(now)
+	if err == nil && was.Valid {
+		return Admission{}, &RetiredError{Gateway: was.String, Reason: "its key is the former board's"}
+	}
+	return a, err
 }
 
 // retiredKey is the gateway of whose former board a device key is; "" for any other key.
