@@ -86,11 +86,11 @@ func (s *stage) repeat(ctx context.Context, later time.Duration, k int64) error 
 			return err
 		}
 		if _, err := tx.Exec(`INSERT INTO readings (id, layout, at, unread, count, cells)
-			SELECT id + $1 * 1048576, layout, at + $2, unread, count, cells FROM readings WHERE id BETWEEN $3 * 1048576 AND $4 * 1048576 + 1048575 ORDER BY id`, ids, ms, first, last); err != nil {
+			SELECT id + CAST($1 AS BIGINT) * 1048576, layout, at + $2, unread, count, cells FROM readings WHERE id BETWEEN CAST($3 AS BIGINT) * 1048576 AND CAST($4 AS BIGINT) * 1048576 + 1048575 ORDER BY id`, ids, ms, first, last); err != nil {
 			return err
 		}
 		var n int64
-		if err := tx.QueryRow("SELECT CAST(SUM(count) AS BIGINT) FROM readings WHERE id BETWEEN $1 * 1048576 AND $2 * 1048576 + 1048575", first, last).Scan(&n); err != nil {
+		if err := tx.QueryRow("SELECT CAST(SUM(count) AS BIGINT) FROM readings WHERE id BETWEEN CAST($1 AS BIGINT) * 1048576 AND CAST($2 AS BIGINT) * 1048576 + 1048575", first, last).Scan(&n); err != nil {
 			return err
 		}
 		_, err := tx.Exec("UPDATE records_totals SET messages = messages + $1, observations = observations + $2", last-first+1, n)

@@ -9,7 +9,7 @@ import (
 )
 
 const (
-	gatherMessages = 500 // of one look
+	gatherMessages = 100 // of one look: a hostile one has thousands of readings
 	gatherTold     = 2 * time.Second
 )
 
