@@ -337,7 +337,7 @@ func TestStrangersGetProblemDocuments(t *testing.T) {
 		{"/attestation/attest", []byte("{}"), http.StatusForbidden},
 		{"/attestation/attest", make([]byte, verify.MaxRequest+1), http.StatusRequestEntityTooLarge},
 		{"/attestation/secret", []byte("[]"), http.StatusBadRequest},
-		{"/attestation/secret", make([]byte, 5<<10), http.StatusRequestEntityTooLarge},
+		{"/attestation/secret", make([]byte, verify.MaxSecretRequest+1), http.StatusRequestEntityTooLarge},
 		{"/acme/attest/new-account", make([]byte, maxBody+1), http.StatusRequestEntityTooLarge},
 		{"/acme/attest/revoke-cert", nil, http.StatusNotFound},
 		{"/1.0/sign", nil, http.StatusNotFound},
