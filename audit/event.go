@@ -125,6 +125,18 @@ const (
 	NodeRemoved Type = "node.removed"
 )
 
+// What becomes of service accounts and operators; Target is access/NAME or operator/NAME.
+const (
+	IdentityCreated   Type = "identity.created"   // an operator made one; Detail holds owner and scope or role
+	IdentityChanged   Type = "identity.changed"   // an operator gave it another owner, role or scope; Detail holds what is and what was
+	IdentitySuspended Type = "identity.suspended" // an operator cut it off for a time
+	IdentityResumed   Type = "identity.resumed"   // and let it go on
+	IdentityRevoked   Type = "identity.revoked"   // an operator cut it off for ever
+	IdentityRotated   Type = "identity.rotated"   // an operator had its certificates end early; Detail holds when
+	OperatorRenewed   Type = "operator.renewed"   // an operator's certificate was renewed by its holder; of a service account it is access.issued
+	IdentitiesRead    Type = "identities.read"    // the list of identities was read, or one of them
+)
+
 // What becomes of alerts.
 const (
 	AlertRaised      Type = "alert.raised"        // an alert opened, or its severity rose; Target is type/subject, Detail holds id and severity

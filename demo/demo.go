@@ -296,7 +296,7 @@ func (t *theatre) register(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := run("access", "issue", readerName, "--out", filepath.Join(t.dir, "reader")); err != nil {
+	if err := run("access", "issue", readerName, "--all", "--out", filepath.Join(t.dir, "reader")); err != nil {
 		return err
 	}
 	t.stages.done("%s; FHIR account %q", entered, readerName)

@@ -63,7 +63,7 @@ func (w *ward) begin() {
 	h.must("wardlink", "--operator", h.operator(), "provision", "kit", "--server", h.gateways, "--out", h.kit())
 	w.box = h.newBox("box", h.kit())
 	reader := filepath.Join(h.dir, "reader")
-	h.must("wardlink", "--operator", h.operator(), "access", "issue", "reader", "--out", reader)
+	h.must("wardlink", "--operator", h.operator(), "access", "issue", "reader", "--all", "--out", reader)
 	cert, err := tls.LoadX509KeyPair(filepath.Join(reader, "reader.crt"), filepath.Join(reader, "reader.key"))
 	if err != nil {
 		w.Fatal(err)

@@ -12,6 +12,7 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"io"
 	"log/slog"
 	"math/big"
@@ -246,9 +247,14 @@ func (r *replay) reader() *http.Client {
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	if err := r.registry.AddAccess(r.t.Context(), audit.Actor{ID: "test"}, registry.Access{
-		Name: "reader", SPKI: sha256.Sum256(cert.RawSubjectPublicKeyInfo), Serial: ca.Serial(cert), NotAfter: cert.NotAfter,
-	}); err != nil {
+	who := audit.Actor{ID: "test"}
+	err = r.registry.Enter(r.t.Context(), who, "", registry.Identity{Kind: spiffe.Access, Name: "reader", Scope: registry.Scope{All: true}})
+	if err == nil || errors.Is(err, registry.ErrConflict) { // the recorded server had one of that name
+		err = r.registry.Certify(r.t.Context(), who, "", spiffe.Access, "reader", "", registry.IdentityCertificate{
+			SPKI: sha256.Sum256(cert.RawSubjectPublicKeyInfo), Serial: ca.Serial(cert), NotBefore: cert.NotBefore, NotAfter: cert.NotAfter,
+		})
+	}
+	if err != nil {
 		r.t.Fatal(err)
 	}
 	client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{

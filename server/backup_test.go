@@ -152,7 +152,7 @@ func (h *hospital) verify(log, key string) (audit.Report, audit.Event) {
 func TestBackupOfARunningServerIsRestored(t *testing.T) {
 	h := newHospital(t)
 	stop := h.run(slog.New(slog.DiscardHandler))
-	if _, err := NewOperator(t.Context(), h.dir, "jane-doe"); err != nil { // an act, so that database and log have something to agree on
+	if _, err := NewOperator(t.Context(), h.dir, "jane-doe", ""); err != nil { // an act, so that database and log have something to agree on
 		t.Fatal(err)
 	}
 	h.moved()

@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"crypto/sha256"
 	"crypto/x509"
 	"database/sql"
 	"encoding/json"
@@ -32,9 +33,6 @@ import (
 	"wardlink/server/sqldb"
 	"wardlink/server/translog"
 )
-
-// operatorLife is how long an operator's certificate lives; 'wardlink-server operator' makes the next one.
-const operatorLife = 90 * 24 * time.Hour
 
 // The places of a server's directory.
 func databaseFile(dir string) string { return filepath.Join(dir, "wardlink.db") }
@@ -100,7 +98,7 @@ func Init(ctx context.Context, o InitOptions) error {
 	if err := durable.WriteFile(filepath.Join(o.Dir, ConfigFile), configText(o.Config), 0o644); err != nil {
 		return fmt.Errorf("init: %w", err)
 	}
-	if _, err = NewOperator(ctx, o.Dir, o.Operator); err == nil && o.Config.Services.main() && !o.Config.Services.Has(ServiceCA) {
+	if _, err = NewOperator(ctx, o.Dir, o.Operator, registry.Admin); err == nil && o.Config.Services.main() && !o.Config.Services.Has(ServiceCA) {
 		_, err = MakeAPIIdentity(ctx, o.Dir)
 	}
 	return err
@@ -210,20 +208,35 @@ func configText(c Config) []byte {
 	return []byte(b.String())
 }
 
-// announce leaves the event of an operator's certificate in the outbox, and the certificate's end in the registry.
-func announce(ctx context.Context, dir, name string, cert *x509.Certificate) error {
+// announce leaves the event of an operator's certificate in the outbox, and operator and certificate in the registry.
+func announce(ctx context.Context, dir, name string, role registry.Role, cert *x509.Certificate) error {
 	detail := certificateDetail(cert)
 	detail["by"] = "wardlink-server operator"
+	if role != "" {
+		detail["role"] = string(role)
+	}
 	return leave(ctx, dir, audit.Event{Type: audit.CertIssued, Target: cert.URIs[0].String(), Detail: detail}, func(tx *sql.Tx) error {
-		return registry.AddOperator(tx, registry.Holder{Name: name, Serial: ca.Serial(cert), NotBefore: cert.NotBefore, NotAfter: cert.NotAfter})
+		now := time.Now()
+		if _, err := registry.AddIdentity(tx, now, "wardlink-server operator", registry.Identity{Kind: spiffe.Operator, Name: name, Owner: name, Role: role}); err != nil {
+			return err
+		}
+		return registry.AddCertificate(tx, now, spiffe.Operator, name, "", registry.IdentityCertificate{
+			Serial: ca.Serial(cert), SPKI: sha256.Sum256(cert.RawSubjectPublicKeyInfo), NotBefore: cert.NotBefore, NotAfter: cert.NotAfter})
 	})
 }
 
 // NewOperator makes an operator's file, with a new key, in the server's directory. It needs the CA's key, so it runs on the server,
 // beside a running one or without. The certificate's event is in the database before the file exists; the server moves it to the log.
-func NewOperator(ctx context.Context, dir, name string) (path string, err error) {
+//
+// role "" leaves one that is there with its role, and gives a new one that of registry.Operate. One that is suspended or revoked gets no file.
+func NewOperator(ctx context.Context, dir, name string, role registry.Role) (path string, err error) {
 	if err := spiffe.ValidName(name); err != nil {
 		return "", fmt.Errorf("operator: %w", err)
+	}
+	if role != "" {
+		if err := registry.CheckRole(role); err != nil {
+			return "", fmt.Errorf("operator: %w", err)
+		}
 	}
 	c, err := LoadConfig(dir)
 	if err != nil {
@@ -233,7 +246,7 @@ func NewOperator(ctx context.Context, dir, name string) (path string, err error)
 	if err != nil {
 		return "", err
 	}
-	cert, err := issue(k, spiffe.ID{TrustDomain: c.TrustDomain, Kind: spiffe.Operator, Name: name}, nil, operatorLife, time.Now())
+	cert, err := issue(k, spiffe.ID{TrustDomain: c.TrustDomain, Kind: spiffe.Operator, Name: name}, nil, api.OperatorLife, time.Now())
 	if err != nil {
 		return "", err
 	}
@@ -250,7 +263,7 @@ func NewOperator(ctx context.Context, dir, name string) (path string, err error)
 	if err != nil {
 		return "", err
 	}
-	if err := announce(ctx, dir, name, cert.leaf); err != nil {
+	if err := announce(ctx, dir, name, role, cert.leaf); err != nil {
 		return "", fmt.Errorf("the operator's certificate is withheld, its event cannot be kept: %w", err)
 	}
 	path = OperatorFile(dir)

@@ -27,7 +27,7 @@ func TestOperatorsAreAnnounced(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer db.Close()
-	if _, err := NewOperator(t.Context(), dir, "second"); err != nil {
+	if _, err := NewOperator(t.Context(), dir, "second", ""); err != nil {
 		t.Fatal(err)
 	}
 	rows, err := db.Query(t.Context(), "SELECT id, event FROM events_out ORDER BY position")

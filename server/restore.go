@@ -24,6 +24,7 @@ import (
 	"wardlink/server/ca/acmedb"
 	"wardlink/server/journal"
 	"wardlink/server/keys"
+	"wardlink/server/registry"
 	"wardlink/server/sqldb"
 	"wardlink/server/translog"
 	"wardlink/telemetry/seal"
@@ -387,6 +388,6 @@ func (r *restoring) finish(ctx context.Context) error {
 	if err := durable.SyncDir(r.Dir); err != nil {
 		return err
 	}
-	_, err = NewOperator(ctx, r.Dir, r.Operator)
+	_, err = NewOperator(ctx, r.Dir, r.Operator, registry.Admin)
 	return err
 }

@@ -213,8 +213,9 @@ func (s *Server) openServices() (err error) {
 	if err := s.openAlerts(); err != nil {
 		return err
 	}
+	store := records.NewStore(s.db, s.keys.Pseudonym)
 	if s.fhir, err = fhir.New(fhir.Config{
-		Store: records.NewStore(s.db, s.keys.Pseudonym), Journal: s.journal, Pseudonym: s.keys.Pseudonym, TrustDomain: s.cfg.TrustDomain,
+		Store: store, Journal: s.journal, Pseudonym: s.keys.Pseudonym, TrustDomain: s.cfg.TrustDomain,
 		Access: s.registry, Wards: s.registry, Refusals: s.ingest.Refusals(), Log: s.log,
 	}); err != nil {
 		return err
@@ -225,8 +226,8 @@ func (s *Server) openServices() (err error) {
 	s.api = api.New(api.Config{
 		TrustDomain: s.cfg.TrustDomain, Servers: s.gatewayAddresses(), Root: s.keys.Root, RecordsKey: s.keys.Records.Public(),
 		ConfigKey: s.configPublic(), SignOrder: s.signOrder, LogDir: logDir(s.dir), LogVerifier: s.keys.LogVerifier, Registry: s.registry,
-		Journal: s.journal, Refusals: s.ingest.Refusals(), CA: s.authority, Clock: s.clock, Records: s.records, Accounts: records.NewStore(s.db, s.keys.Pseudonym), Agents: s.agents, Alerts: s.alerts, Configs: s.configs, Status: s.status, Trace: s.trace, Ready: s.ready, Metrics: s.metrics(), Log: s.log,
-		Salvage: s.salvage(), Held: records.NewStore(s.db, s.keys.Pseudonym).HeldToSalvage,
+		Journal: s.journal, Refusals: s.ingest.Refusals(), CA: s.authority, Clock: s.clock, Records: s.records, Accounts: store, PatientID: store.PatientID, Seen: store.Seen, Others: s.identities, HospitalURL: s.hospitalURL(), Agents: s.agents, Alerts: s.alerts, Configs: s.configs, Status: s.status, Trace: s.trace, Ready: s.ready, Metrics: s.metrics(), Log: s.log,
+		Salvage: s.salvage(), Held: store.HeldToSalvage,
 	})
 	return nil
 }
@@ -275,7 +276,9 @@ func (s *Server) Run(ctx context.Context) (err error) {
 
 	front, fctx := errgroup.WithContext(ctx)
 	front.Go(func() error { return s.serveGateways(fctx) })
-	front.Go(func() error { return s.serveHTTP(fctx, s.listeners.hospital, "fhir", s.hospital.Load, s.fhir) })
+	front.Go(func() error {
+		return s.serveHTTP(fctx, s.listeners.hospital, "fhir", s.hospital.Load, s.api.Hospital(s.fhir))
+	})
 	front.Go(func() error { return s.serveHTTP(fctx, s.listeners.operators, "api", nil, s.api) })
 	front.Go(func() error { return s.ingest.Run(fctx) })
 	front.Go(func() error { return s.flushOutbox(fctx) })
@@ -284,6 +287,7 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	front.Go(func() error { return s.runAuthority(fctx) })
 	front.Go(func() error { return s.watchHospital(fctx) })
 	front.Go(func() error { return s.runPushes(fctx) })
+	front.Go(func() error { return s.writeUses(fctx) })
 	front.Go(func() error { return s.db.Warden(fctx, s.log) })
 	// A consumer that fails ends the server: it must not go on taking what nobody opens or logs.
 	front.Go(func() error {

@@ -128,14 +128,14 @@ func holderTerms(ctx context.Context, dir string, r *registry.Registry, now time
 		return nil, err
 	}
 	for _, h := range operators {
-		term("operator", h, "wardlink-server operator --dir "+dir+" --name "+h.Name, dueAt, lateAt)
+		term("operator", h, "the operator's tool, when it is used; once it has ended: wardlink-server operator --dir "+dir+" --name "+h.Name, lateAt, .9)
 	}
 	accounts, err := r.Accounts(ctx, now.Add(-gone))
 	if err != nil {
 		return nil, err
 	}
-	for _, h := range accounts { // they live for a day, and a timer of their owner renews them
-		term("service account", h, "its owner's timer: wardlink access issue "+h.Name+" --renew", .9, 1)
+	for _, h := range accounts { // they live for a day, and renew themselves
+		term("service account", h, "itself, by 'wardlink access keep'; else wardlink access issue "+h.Name+" --renew", .9, 1)
 	}
 	return out, nil
 }
@@ -191,8 +191,8 @@ func hospitalTerm(cfg Config, leaf *x509.Certificate) Term {
 	return certificateTerm("hospital certificate", cfg.HospitalTLS.Cert, leaf, "put the new files there; the server reads them within a minute", dueAt, lateAt)
 }
 
-// watchedTerms are those whose end somebody must see coming, as the running server knows them.
-func (s *Server) watchedTerms(ctx context.Context) ([]watch.Term, error) {
+// terms are the server's own certificates and keys, as the running server knows them.
+func (s *Server) terms() ([]Term, error) {
 	k := *s.keys
 	k.Issuing, k.Attestation = s.authority.Certificates()
 	terms, err := keyTerms(s.dir, s.cfg, &k)
@@ -209,6 +209,15 @@ func (s *Server) watchedTerms(ctx context.Context) ([]watch.Term, error) {
 	})
 	if own := s.hospital.Load(); own != nil {
 		terms = append(terms, hospitalTerm(s.cfg, own.Leaf))
+	}
+	return terms, nil
+}
+
+// watchedTerms are those whose end somebody must see coming.
+func (s *Server) watchedTerms(ctx context.Context) ([]watch.Term, error) {
+	terms, err := s.terms()
+	if err != nil {
+		return nil, err
 	}
 	held, err := holderTerms(ctx, s.dir, s.registry, time.Now())
 	if err != nil {

@@ -57,12 +57,16 @@ back to the other nodes by themselves.
   wardlink-server node remove --dir /srv/wardlink --name node-1
 `,
 	"wardlink-server operator": `
-wardlink-server operator --dir DIR --name NAME [--json]
+wardlink-server operator --dir DIR --name NAME [--role ROLE] [--json]
 
-Makes an operator's file, with a key and a certificate of 90 days, in DIR/operator, also beside a running server. Give it to its operator
-and to nobody else; a former file of that name is replaced.
+Makes an operator's file, with a key and a certificate of 30 days, in DIR/operator, also beside a running server. Give it to its operator
+and to nobody else; a former file of that name is replaced. The operator's tool renews it when it is used past half of that.
+
+Roles: admin (everything, also who may do what), operator (gateways, alerts, configuration; the role of a new one that is given none), auditor
+(looks at all, the log among it), viewer (looks at gateways and alerts). One that is suspended or revoked gets no file.
 
   wardlink-server operator --dir /srv/wardlink --name jane-doe
+  wardlink-server operator --dir /srv/wardlink --name revision --role auditor
 `,
 	"wardlink-server backup": `
 wardlink-server backup --dir DIR --out FILE [--without-recovery] [--json]

@@ -20,6 +20,7 @@ import (
 	"wardlink/internal/build"
 	"wardlink/server"
 	"wardlink/server/keys"
+	"wardlink/server/registry"
 )
 
 const usage = `wardlink-server is the hospital's side: it enrols gateways, takes in what they send, and gives it to the hospital.
@@ -265,13 +266,14 @@ func runServer(ctx context.Context, args []string, s streams) error {
 func operator(ctx context.Context, args []string, s streams) error {
 	fs, dir := flags("operator", s)
 	name, asJSON := fs.String("name", "", "`NAME` of the operator"), fs.Bool("json", false, "print JSON")
+	role := fs.String("role", "", "the operator's `ROLE`: admin, operator, auditor or viewer (default: the one that it has, or operator)")
 	if err := parse(fs, args, dir); err != nil {
 		return err
 	}
 	if *name == "" {
 		return usageError{errors.New("--name is missing: the operator's name, such as jane-doe")}
 	}
-	path, err := server.NewOperator(ctx, *dir, *name)
+	path, err := server.NewOperator(ctx, *dir, *name, registry.Role(*role))
 	if err != nil {
 		return err
 	}

@@ -54,7 +54,7 @@ The environment variable WARDLINK_OPERATOR stands for --operator. NO_COLOR is re
 	}
 	root.PersistentFlags().StringVar(&t.operator, "operator", client.DefaultCredentials(), "the operator's `FILE`, which 'wardlink-server init' made")
 	root.PersistentFlags().BoolVar(&t.json, "json", false, "print JSON")
-	root.AddCommand(t.provision(), t.gateway(), t.boot(), t.config(), t.access(), t.records(), t.audit(), t.alerts(), t.trace(), t.account(), t.salvage(), t.status(), t.clock(), t.demo(), t.version())
+	root.AddCommand(t.provision(), t.gateway(), t.boot(), t.config(), t.access(), t.operators(), t.identities(), t.records(), t.audit(), t.alerts(), t.trace(), t.account(), t.salvage(), t.status(), t.clock(), t.demo(), t.version())
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)

@@ -91,7 +91,7 @@ func (h *hospital) serve() {
 	h.as("wardlink-server", "wardlink-server", "init", "--dir", "/var/lib/wardlink-server", "--name", "127.0.0.1")
 	h.server = h.start("wardlink-server")
 	h.must("wardlink", "--operator", operator, "provision", "kit", "--out", "/etc/wardlink/kit.json")
-	h.must("wardlink", "--operator", operator, "access", "issue", "reader", "--out", "/root/reader")
+	h.must("wardlink", "--operator", operator, "access", "issue", "reader", "--all", "--out", "/root/reader")
 	cert, err := tls.LoadX509KeyPair(h.path("/root/reader/reader.crt"), h.path("/root/reader/reader.key"))
 	if err != nil {
 		h.Fatal(err)

@@ -297,7 +297,7 @@ func tail(path string) string {
 // readings are what the hospital sees of the gateway's patient; it is asked until it sees everything.
 func (s *stage) readings() (json.RawMessage, error) {
 	dir := filepath.Join(s.dir, "reader")
-	if _, err := s.operator("access", "issue", "reader", "--out", dir); err != nil {
+	if _, err := s.operator("access", "issue", "reader", "--all", "--out", dir); err != nil {
 		return nil, err
 	}
 	cert, err := tls.LoadX509KeyPair(filepath.Join(dir, "reader.crt"), filepath.Join(dir, "reader.key"))

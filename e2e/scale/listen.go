@@ -38,8 +38,11 @@ func (s *stage) listen(ctx context.Context, handler http.Handler) (base string, 
 	if err != nil {
 		return "", nil, err
 	}
-	if err := s.registry.AddAccess(ctx, operator, registry.Access{
-		Name: "ehr", SPKI: sha256.Sum256(ehr.RawSubjectPublicKeyInfo), Serial: ehr.SerialNumber.Text(16), NotAfter: ehr.NotAfter,
+	if err := s.registry.Enter(ctx, operator, "", registry.Identity{Kind: spiffe.Access, Name: "ehr", Scope: registry.Scope{All: true}}); err != nil {
+		return "", nil, err
+	}
+	if err := s.registry.Certify(ctx, operator, "", spiffe.Access, "ehr", "", registry.IdentityCertificate{
+		SPKI: sha256.Sum256(ehr.RawSubjectPublicKeyInfo), Serial: ehr.SerialNumber.Text(16), NotBefore: ehr.NotBefore, NotAfter: ehr.NotAfter,
 	}); err != nil {
 		return "", nil, err
 	}

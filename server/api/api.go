@@ -37,6 +37,7 @@ import (
 type Config struct {
 	TrustDomain string
 	Servers     []string // default addresses of a kit: host:port of the gateways' listener
+	HospitalURL string   // https://host:port of the hospital's listener, as its systems reach it
 	Root        *x509.Certificate
 	RecordsKey  seal.PublicKey
 	ConfigKey   ed25519.PublicKey
@@ -50,7 +51,10 @@ type Config struct {
 	Clock       *Clock
 	Records     Records
 	Accounts    Accounts
-	Agents      func(ctx context.Context) (map[string]string, error) // the release of each gateway's agent, as far as it is known
+	PatientID   func(system, value string) string                       // a patient's pseudonym
+	Seen        func(ctx context.Context) (map[string]time.Time, error) // when each gateway last reported
+	Others      func(ctx context.Context) ([]client.Identity, error)    // identities of the server itself, its nodes and its keys
+	Agents      func(ctx context.Context) (map[string]string, error)    // the release of each gateway's agent, as far as it is known
 	Salvage     *ingest.Salvage
 	Held        func(ctx context.Context, gateway string) ([]telemetry.Held, error) // numbers of batches that are journaled
 	Alerts      *alerts.Alerts
@@ -83,16 +87,16 @@ type API struct {
 // maxBody bounds a request: a manifest of 200,000 rows is the largest.
 const maxBody = 33 << 20
 
-// New makes the handler.
+// New makes the handler. It panics for a route without roles: that is a fault of the program, and nobody could use the route.
 func New(cfg Config) *API {
 	a := &API{Config: cfg, mux: http.NewServeMux()}
 	a.mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	a.mux.HandleFunc("GET /readyz", a.readyz)
-	a.mux.Handle("GET /metrics", a.operator(func(w http.ResponseWriter, r *http.Request, _ who) error {
-		a.Metrics.ServeHTTP(w, r)
-		return nil
-	}))
-	for pattern, h := range map[string]handler{
+	routes := []map[string]handler{{
+		"GET /metrics": func(w http.ResponseWriter, r *http.Request, _ who) error {
+			a.Metrics.ServeHTTP(w, r)
+			return nil
+		},
 		"GET /v1/status":                  a.status,
 		"GET /v1/clock":                   a.showClock,
 		"POST /v1/clock/confirm":          a.confirmClock,
@@ -103,7 +107,6 @@ func New(cfg Config) *API {
 		"POST /v1/gateways/import":        a.importGateways,
 		"POST /v1/gateways/approve":       a.approveGateway,
 		"POST /v1/gateways/approve-batch": a.approveBatch,
-		"POST /v1/access":                 a.issueAccess,
 		"GET /v1/trace":                   a.trace,
 		"GET /v1/accounts":                a.listAccounts,
 		"GET /v1/accounts/{id}":           a.showAccount,
@@ -115,90 +118,137 @@ func New(cfg Config) *API {
 		"GET /v1/audit/log-verifier":      a.logVerifier,
 		"POST /v1/gateways/{id}/revoke":   a.revokeGateway,
 		"GET /v1/records/retention":       a.retention,
-	} {
-		a.mux.Handle(pattern, a.operator(h))
-	}
-	for _, routes := range []map[string]handler{a.alertRoutes(), a.lifeRoutes(), a.configRoutes(), a.salvageRoutes(), a.bootRoutes()} {
-		for pattern, h := range routes {
-			a.mux.Handle(pattern, a.operator(h))
+		"GET /v1/self":                    a.self,
+		"POST /v1/self/renew":             a.renew,
+	}, a.alertRoutes(), a.lifeRoutes(), a.configRoutes(), a.salvageRoutes(), a.bootRoutes(), a.identityRoutes()}
+	table := permissions()
+	for _, some := range routes {
+		for pattern, h := range some {
+			roles := table[pattern]
+			if len(roles) == 0 {
+				panic("api: route " + pattern + " is not in the table of roles")
+			}
+			a.mux.Handle(pattern, a.proven(spiffe.Operator, "operators' API", roles, h))
 		}
 	}
 	return a
 }
 
 // ServeHTTP implements http.Handler.
-func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	defer func() {
-		if p := recover(); p != nil {
-			a.Log.Error("API request failed", "route", r.Pattern, "stack", string(debug.Stack()))
-			writeProblem(w, http.StatusInternalServerError, "internal error", "")
-		}
-	}()
-	r.Body = http.MaxBytesReader(w, r.Body, maxBody)
-	a.mux.ServeHTTP(w, r)
+func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) { a.guarded(a.mux).ServeHTTP(w, r) }
+
+// guarded keeps a request's panic and its length to itself.
+func (a *API) guarded(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		defer func() {
+			if p := recover(); p != nil {
+				a.Log.Error("API request failed", "route", r.Pattern, "stack", string(debug.Stack()))
+				writeProblem(w, http.StatusInternalServerError, "internal error", "")
+			}
+		}()
+		r.Body = http.MaxBytesReader(w, r.Body, maxBody)
+		h.ServeHTTP(w, r)
+	})
 }
 
-// who is a proven operator and where the request came from.
+// who is a proven identity and where the request came from.
 type who struct {
-	actor audit.Actor
-	peer  string
+	actor    audit.Actor
+	peer     string
+	identity registry.Identity
 }
 
 type handler func(w http.ResponseWriter, r *http.Request, who who) error
 
-// operator lets only operators' certificates through. Everybody else is refused, and the refusal journaled.
-func (a *API) operator(h handler) http.Handler {
+// proven lets only identities of one kind through that the registry knows and lets in at this moment, and of operators those of some roles.
+// Everybody else is refused, and the refusal journaled. While the registry cannot be asked nobody is let in. door names the port in events.
+func (a *API) proven(kind spiffe.Kind, door string, roles []registry.Role, h handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		id, serial, err := a.identify(r)
+		id, leaf, err := a.identify(r, kind)
 		if err != nil {
-			a.refuse(w, r, id, serial, err)
+			a.refuse(w, r, door, id, leaf, map[spiffe.Kind]string{spiffe.Operator: "not an operator", spiffe.Access: "not a service account"}[kind], err)
 			return
 		}
-		err = h(w, r, who{audit.Actor{ID: id.String(), Serial: serial}, r.RemoteAddr})
-		var bad badRequest
-		var large *http.MaxBytesError
+		i, err := a.authorise(r.Context(), id, leaf)
+		var inactive *registry.IdentityError
 		switch {
-		case err == nil:
-		case errors.As(err, &bad):
-			writeProblem(w, http.StatusBadRequest, "bad request", bad.Error())
-		case errors.Is(err, alerts.ErrBad):
-			writeProblem(w, http.StatusBadRequest, "bad request", err.Error())
-		case errors.As(err, &large):
-			writeProblem(w, http.StatusRequestEntityTooLarge, "request is too large", fmt.Sprintf("at most %d bytes", large.Limit))
-		case errors.Is(err, registry.ErrUnknown), errors.Is(err, alerts.ErrUnknown):
-			writeProblem(w, http.StatusNotFound, "not found", err.Error())
-		case errors.Is(err, registry.ErrConflict), errors.Is(err, ErrDoubt):
-			writeProblem(w, http.StatusConflict, "conflict", err.Error())
-		default:
-			a.Log.Error("API request failed", "route", r.Pattern, "error", err)
-			writeProblem(w, http.StatusServiceUnavailable, "the server cannot do this now", err.Error())
+		case errors.Is(err, registry.ErrUnknown):
+			a.refuse(w, r, door, id, leaf, "certificate not in the registry", err)
+			return
+		case errors.As(err, &inactive) && inactive.State == registry.Active:
+			a.refuse(w, r, door, id, leaf, "certificate has ended", err)
+			return
+		case errors.As(err, &inactive):
+			a.refuse(w, r, door, id, leaf, "identity is "+string(inactive.State), err)
+			return
+		case err != nil:
+			a.Log.Error("registry cannot be asked", "error", err)
+			writeProblem(w, http.StatusServiceUnavailable, "the server cannot do this now", "the registry cannot be asked who you are; try again later")
+			return
 		}
+		if err := mayNot(i, r.Pattern, roles); err != nil {
+			a.refuse(w, r, door, id, leaf, "role "+string(i.Role)+" may not", err)
+			return
+		}
+		if i.Certificate.Rotated() {
+			w.Header().Set(client.RenewHeader, "now")
+		}
+		err = h(w, r, who{audit.Actor{ID: id.String(), Serial: ca.Serial(leaf)}, r.RemoteAddr, i})
+		if err == nil && roles != nil && !own(r.Pattern) {
+			a.Registry.Use(i, r.Pattern)
+		}
+		a.answerError(w, r, err)
 	})
 }
 
-// identify reads the operator's identity from the verified chain. A chain that the listener did not verify does not exist here.
-func (a *API) identify(r *http.Request) (spiffe.ID, string, error) {
-	if r.TLS == nil || len(r.TLS.VerifiedChains) == 0 {
-		return spiffe.ID{}, "", errors.New("no client certificate; use the operator's file that 'wardlink-server init' made")
+// own says whether a route is one by which an identity looks after itself, which is no use of it.
+func own(pattern string) bool { return pattern == "GET /v1/self" || pattern == "POST /v1/self/renew" }
+
+// answerError answers what went wrong, if anything did.
+func (a *API) answerError(w http.ResponseWriter, r *http.Request, err error) {
+	var bad badRequest
+	var large *http.MaxBytesError
+	var inactive *registry.IdentityError
+	switch {
+	case err == nil:
+	case errors.As(err, &bad):
+		writeProblem(w, http.StatusBadRequest, "bad request", bad.Error())
+	case errors.Is(err, alerts.ErrBad):
+		writeProblem(w, http.StatusBadRequest, "bad request", err.Error())
+	case errors.As(err, &large):
+		writeProblem(w, http.StatusRequestEntityTooLarge, "request is too large", fmt.Sprintf("at most %d bytes", large.Limit))
+	case errors.Is(err, registry.ErrUnknown), errors.Is(err, alerts.ErrUnknown):
+		writeProblem(w, http.StatusNotFound, "not found", err.Error())
+	case errors.Is(err, registry.ErrConflict), errors.Is(err, ErrDoubt), errors.As(err, &inactive):
+		writeProblem(w, http.StatusConflict, "conflict", err.Error())
+	default:
+		a.Log.Error("API request failed", "route", r.Pattern, "error", err)
+		writeProblem(w, http.StatusServiceUnavailable, "the server cannot do this now", err.Error())
 	}
-	leaf := r.TLS.VerifiedChains[0][0]
-	serial := ca.Serial(leaf)
-	id, err := spiffe.FromCertificate(leaf)
-	if err != nil {
-		return spiffe.ID{}, serial, err
-	}
-	if id.TrustDomain != a.TrustDomain || id.Kind != spiffe.Operator {
-		return id, serial, fmt.Errorf("%s is no operator of %s", id, a.TrustDomain)
-	}
-	if now := time.Now(); now.After(leaf.NotAfter) {
-		return id, serial, errors.New("the operator's certificate has expired")
-	}
-	return id, serial, nil
 }
 
-// refuse answers somebody who is no operator. The connection ends with it: a refusal of a proven identity is an event, and whoever carries
+// identify reads an identity of one kind from the verified chain. A chain that the listener did not verify does not exist here.
+func (a *API) identify(r *http.Request, kind spiffe.Kind) (spiffe.ID, *x509.Certificate, error) {
+	if r.TLS == nil || len(r.TLS.VerifiedChains) == 0 {
+		return spiffe.ID{}, nil, errors.New("no client certificate; use the operator's file that 'wardlink-server init' made, or the files of 'wardlink access issue'")
+	}
+	leaf := r.TLS.VerifiedChains[0][0]
+	id, err := spiffe.FromCertificate(leaf)
+	if err != nil {
+		return spiffe.ID{}, leaf, err
+	}
+	if id.TrustDomain != a.TrustDomain || id.Kind != kind {
+		return id, leaf, fmt.Errorf("%s is no %s of %s", id, kind, a.TrustDomain)
+	}
+	if time.Now().After(leaf.NotAfter) {
+		return id, leaf, errors.New("the certificate has expired")
+	}
+	return id, leaf, nil
+}
+
+// refuse answers somebody who is not let in. The connection ends with it: a refusal of a proven identity is an event, and whoever carries
 // off a gateway or a service account's key pays for each with a handshake.
-func (a *API) refuse(w http.ResponseWriter, r *http.Request, id spiffe.ID, serial string, reason error) {
+func (a *API) refuse(w http.ResponseWriter, r *http.Request, door string, id spiffe.ID, leaf *x509.Certificate, why string, reason error) {
 	w.Header().Set("Connection", "close")
 	if id.Kind == "" { // nothing is proven: an event for each would let anyone fill the log, so they are counted
 		a.unproven(r)
@@ -206,8 +256,8 @@ func (a *API) refuse(w http.ResponseWriter, r *http.Request, id spiffe.ID, seria
 		return
 	}
 	err := journal.AppendEvent(r.Context(), a.Journal, audit.Event{
-		Type: audit.Refused, Actor: audit.Actor{ID: id.String(), Serial: serial}, Peer: r.RemoteAddr,
-		Target: "operators' API", Outcome: audit.Denied, Reason: "not an operator",
+		Type: audit.Refused, Actor: audit.Actor{ID: id.String(), Serial: ca.Serial(leaf)}, Peer: r.RemoteAddr,
+		Target: door, Outcome: audit.Denied, Reason: why, Detail: map[string]string{"route": r.Pattern},
 	})
 	if err != nil {
 		a.Log.Error("refusal cannot be journaled", "error", err)

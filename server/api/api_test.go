@@ -7,6 +7,7 @@ import (
 	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"database/sql"
@@ -115,6 +116,11 @@ func newOffice(t *testing.T) *office {
 		TrustDomain: domain, Servers: []string{"localhost:8883"}, Root: o.keys.Root, RecordsKey: o.keys.Records.Public(),
 		ConfigKey: o.keys.Config.Public().(ed25519.PublicKey), LogDir: filepath.Join(dir, "log"), LogVerifier: o.keys.LogVerifier,
 		Registry: o.reg, Journal: o.journal, Refusals: &o.counted, CA: authority, Records: recs, Alerts: o.alerts, Configs: o.configs,
+		PatientID: records.NewStore(db, o.keys.Pseudonym).PatientID,
+		Seen:      records.NewStore(db, o.keys.Pseudonym).Seen,
+		Others: func(context.Context) ([]client.Identity, error) {
+			return []client.Identity{{Kind: "server", Name: "log key"}}, nil
+		},
 		Agents:    records.NewStore(db, o.keys.Pseudonym).Agents,
 		Accounts:  records.NewStore(db, o.keys.Pseudonym),
 		Status:    func(context.Context) (client.Status, error) { return client.Status{Ready: true}, nil },
@@ -143,7 +149,7 @@ func (noGateways) Attested(context.Context, string, [32]byte, []byte, boot.Measu
 }
 func (noGateways) AddKey(context.Context, ca.Key) error { return nil }
 
-// certificate is a verified chain of the given identity, as the listener hands it on.
+// certificate is a verified chain of the given identity, as the listener hands it on. Our domain's operators are entered, as admins.
 func (o *office) certificate(kind spiffe.Kind, name, trustDomain string) *tls.ConnectionState {
 	o.t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -156,7 +162,25 @@ func (o *office) certificate(kind spiffe.Kind, name, trustDomain string) *tls.Co
 	if err != nil {
 		o.t.Fatal(err)
 	}
+	if kind == spiffe.Operator && trustDomain == domain {
+		o.enter(registry.Identity{Kind: kind, Name: name, Role: registry.Admin}, cert)
+	}
 	return &tls.ConnectionState{PeerCertificates: []*x509.Certificate{cert}, VerifiedChains: [][]*x509.Certificate{{cert, o.keys.Issuing}}}
+}
+
+// enter enters an identity, unless it is there, and its certificate.
+func (o *office) enter(i registry.Identity, cert *x509.Certificate) {
+	o.t.Helper()
+	now := time.Now()
+	if err := o.db.Write(o.t.Context(), func(tx *sql.Tx) error {
+		if _, err := registry.AddIdentity(tx, now, "test", i); err != nil {
+			return err
+		}
+		return registry.AddCertificate(tx, now, i.Kind, i.Name, "", registry.IdentityCertificate{
+			Serial: ca.Serial(cert), SPKI: sha256.Sum256(cert.RawSubjectPublicKeyInfo), NotBefore: cert.NotBefore, NotAfter: cert.NotAfter})
+	}); err != nil {
+		o.t.Fatal(err)
+	}
 }
 
 func (o *office) do(state *tls.ConnectionState, method, path, contentType, body string) *httptest.ResponseRecorder {
@@ -380,8 +404,9 @@ func TestAccessIsRegisteredBeforeItIsGiven(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if a, err := o.reg.AccessBySerial(t.Context(), ca.Serial(leaf)); err != nil || a.Name != "ehr" {
-		t.Errorf("registered access: %+v, %v", a, err)
+	i, err := o.reg.Authorise(t.Context(), spiffe.Access, "ehr", registry.IdentityCertificate{Serial: ca.Serial(leaf), SPKI: sha256.Sum256(leaf.RawSubjectPublicKeyInfo)})
+	if err != nil || i.Owner != "op" || !i.Scope.Empty() {
+		t.Errorf("registered access: %+v, %v; expected one that sees nothing yet", i, err)
 	}
 	if leaf.URIs[0].String() != "spiffe://ward.example/access/ehr" || leaf.NotAfter.After(time.Now().Add(25*time.Hour)) {
 		t.Errorf("certificate of %s until %s", leaf.URIs, leaf.NotAfter)

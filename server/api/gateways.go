@@ -2,25 +2,17 @@ package api
 
 import (
 	"bytes"
-	"crypto/sha256"
-	"crypto/x509"
 	"encoding/hex"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
-	"time"
 
 	"wardlink/audit"
 	"wardlink/internal/spiffe"
 	"wardlink/server/api/client"
-	"wardlink/server/ca"
 	"wardlink/server/registry"
 )
-
-// accessLife is how long a service account's certificate lives.
-const accessLife = 24 * time.Hour
 
 func (a *API) listGateways(w http.ResponseWriter, r *http.Request, who who) error {
 	gs, err := a.Registry.List(r.Context())
@@ -204,41 +196,4 @@ func (a *API) approveGateway(w http.ResponseWriter, r *http.Request, who who) er
 		}, err)
 	}
 	return writeJSON(w, in)
-}
-
-// issueAccess certifies a service account's key. The account is registered, with its event, before the certificate leaves.
-func (a *API) issueAccess(w http.ResponseWriter, r *http.Request, who who) error {
-	var in client.AccessRequest
-	if err := readJSON(r, &in); err != nil {
-		return err
-	}
-	if err := spiffe.ValidName(in.Name); err != nil {
-		return badRequest{err}
-	}
-	csr, err := x509.ParseCertificateRequest(in.CSR)
-	if err == nil {
-		err = csr.CheckSignature()
-	}
-	if err != nil {
-		return badRequest{fmt.Errorf("csr: %w", err)}
-	}
-	id := spiffe.ID{TrustDomain: a.TrustDomain, Kind: spiffe.Access, Name: in.Name}
-	chain, err := a.CA.Issue(r.Context(), who.actor, who.peer, ca.Template{ID: id, Public: csr.PublicKey, Life: accessLife})
-	if err != nil {
-		return badRequest{err}
-	}
-	leaf := chain[0]
-	var text []byte
-	for _, c := range chain {
-		text = append(text, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})...)
-	}
-	if err := a.Registry.AddAccess(r.Context(), who.actor, registry.Access{
-		Name: in.Name, SPKI: sha256.Sum256(leaf.RawSubjectPublicKeyInfo), Serial: ca.Serial(leaf), NotAfter: leaf.NotAfter,
-	}); err != nil {
-		return err
-	}
-	return writeJSON(w, client.AccessGrant{
-		Certificate: string(text), NotAfter: leaf.NotAfter, ID: id.String(),
-		Root: string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: a.Root.Raw})),
-	})
 }

@@ -2,7 +2,6 @@ package fhir_test
 
 import (
 	"bytes"
-	"crypto/sha256"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -242,15 +241,14 @@ func TestErrorsAreOperationOutcomes(t *testing.T) {
 	f := setup(t, reading("p1", 0, "60"))
 	gateway := f.issue("gateway", "gw-1", 9)
 	// Even one that the registry of service accounts knew would be no service account.
-	f.access["9"] = registry.Access{Name: "gw-1", SPKI: sha256.Sum256(gateway.RawSubjectPublicKeyInfo), Serial: "9", NotAfter: gateway.NotAfter}
-	unknown := f.issue("access", "ehr", 10)
-	delete(f.access, unknown.SerialNumber.Text(16))
-	swapped := f.issue("access", "ehr", 11)
-	f.access[swapped.SerialNumber.Text(16)] = f.access[f.cert.SerialNumber.Text(16)]
-	expired := f.issue("access", "ehr", 12)
-	old := f.access[expired.SerialNumber.Text(16)]
-	old.NotAfter = time.Now().Add(-time.Second)
-	f.access[expired.SerialNumber.Text(16)] = old
+	f.enter("gw-1", registry.Scope{All: true}, "9", gateway)
+	unknown := f.certificate("access", "ehr", 10)
+	swapped := f.certificate("access", "ehr", 11)
+	f.enter("ehr", registry.Scope{}, "b", f.cert)
+	expired := f.certificate("access", "ehr", 12)
+	ended := *expired
+	ended.NotAfter = time.Now().Add(-time.Second)
+	f.enter("ehr", registry.Scope{}, "c", &ended)
 	stranger := f.issue("access", "ehr", 13)
 	stranger.URIs[0].Host = "other.example"
 	const all = "/fhir/Observation?patient=x"

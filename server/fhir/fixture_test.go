@@ -11,6 +11,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math/big"
@@ -43,23 +44,13 @@ const (
 	start  = int64(1_780_000_000_000) // 2026-05-28T20:26:40Z
 )
 
-// accounts is the registry's side: what was issued.
-type accounts map[string]registry.Access
-
-func (a accounts) AccessBySerial(_ context.Context, serial string) (registry.Access, error) {
-	got, ok := a[serial]
-	if !ok {
-		return registry.Access{}, fmt.Errorf("test: %w", registry.ErrUnknown)
-	}
-	return got, nil
-}
-
 type fixture struct {
 	*fhir.Server
 	t       testing.TB
 	db      *sqldb.DB
 	journal *sqldbtest.Journal // of the FHIR server
-	access  accounts
+	reg     *registry.Registry
+	acts    *sqldbtest.Journal // of the registry
 	cert    *x509.Certificate
 	log     bytes.Buffer
 	cfg     fhir.Config
@@ -68,14 +59,21 @@ type fixture struct {
 
 func setup(t testing.TB, messages ...telemetry.Message) *fixture {
 	t.Helper()
-	f := &fixture{t: t, journal: &sqldbtest.Journal{}, access: accounts{}}
-	f.db, _ = sqldbtest.New(t, slices.Concat(sqldb.OutboxMigrations(), records.Migrations())...)
+	f := &fixture{t: t, journal: &sqldbtest.Journal{}, acts: &sqldbtest.Journal{}}
+	f.db, _ = sqldbtest.New(t, slices.Concat(sqldb.OutboxMigrations(), records.Migrations(), registry.Migrations())...)
+	outbox, err := sqldb.NewOutbox(f.db, f.acts, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if f.reg, err = registry.New(registry.Config{DB: f.db, Outbox: outbox}); err != nil {
+		t.Fatal(err)
+	}
 	f.cert = f.issue("access", "ehr", 7)
 	if len(messages) > 0 {
 		f.fill(messages)
 	}
 	f.cfg = fhir.Config{
-		Store: records.NewStore(f.db, pseudonym), Journal: f.journal, Access: f.access, Pseudonym: pseudonym,
+		Store: records.NewStore(f.db, pseudonym), Journal: f.journal, Access: f.reg, Pseudonym: pseudonym,
 		TrustDomain: "ward.example", BaseURL: base + "/", Log: slog.New(slog.NewTextHandler(&f.log, nil)),
 	}
 	f.restart()
@@ -90,8 +88,39 @@ func (f *fixture) restart() {
 	}
 }
 
-// issue makes a certificate of one kind; service accounts are entered.
+// issue makes a certificate of one kind; service accounts are entered, with a scope that holds everything where there is none yet.
 func (f *fixture) issue(kind spiffe.Kind, name string, serial int64) *x509.Certificate {
+	f.t.Helper()
+	cert := f.certificate(kind, name, serial)
+	if kind == spiffe.Access {
+		f.enter(name, registry.Scope{All: true}, cert.SerialNumber.Text(16), cert)
+	}
+	return cert
+}
+
+// scoped is the certificate of an account with a scope.
+func (f *fixture) scoped(name string, serial int64, scope registry.Scope) *x509.Certificate {
+	f.t.Helper()
+	cert := f.certificate(spiffe.Access, name, serial)
+	f.enter(name, scope, cert.SerialNumber.Text(16), cert)
+	return cert
+}
+
+// enter enters a certificate under a serial; the account too, unless it is there.
+func (f *fixture) enter(name string, scope registry.Scope, serial string, cert *x509.Certificate) {
+	f.t.Helper()
+	who := audit.Actor{ID: "test"}
+	err := f.reg.Enter(f.t.Context(), who, "", registry.Identity{Kind: spiffe.Access, Name: name, Scope: scope})
+	if err == nil || errors.Is(err, registry.ErrConflict) {
+		err = f.reg.Certify(f.t.Context(), who, "", spiffe.Access, name, "", registry.IdentityCertificate{
+			Serial: serial, SPKI: sha256.Sum256(cert.RawSubjectPublicKeyInfo), NotBefore: cert.NotBefore, NotAfter: cert.NotAfter})
+	}
+	if err != nil {
+		f.t.Fatal(err)
+	}
+}
+
+func (f *fixture) certificate(kind spiffe.Kind, name string, serial int64) *x509.Certificate {
 	f.t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -108,10 +137,6 @@ func (f *fixture) issue(kind spiffe.Kind, name string, serial int64) *x509.Certi
 	cert, err := x509.ParseCertificate(der)
 	if err != nil {
 		f.t.Fatal(err)
-	}
-	if kind == spiffe.Access {
-		text := cert.SerialNumber.Text(16)
-		f.access[text] = registry.Access{Name: name, SPKI: sha256.Sum256(cert.RawSubjectPublicKeyInfo), Serial: text, NotAfter: cert.NotAfter}
 	}
 	return cert
 }

@@ -47,6 +47,7 @@ type search struct {
 	from, to    *int64 // Unix milliseconds, from <= at < to; nil is no bound
 	count       int
 	after       *records.Position
+	proof       string // that after was given to who shows it
 }
 
 var (
@@ -130,11 +131,12 @@ func parseSearch(raw, base string, zone *time.Location) (search, error) {
 		s.count = min(n, maxCount)
 	}
 	if values.Has("_cursor") {
-		p, err := records.ParsePosition(values.Get("_cursor"))
+		at, proof, _ := cutLast(values.Get("_cursor"), ".")
+		p, err := records.ParsePosition(at)
 		if err != nil {
 			return s, badParam("_cursor: follow the next link of a former page as it was given")
 		}
-		s.after = &p
+		s.after, s.proof = &p, proof
 	}
 	return s, nil
 }
@@ -271,10 +273,19 @@ func parseDate(d string, zone *time.Location) (low, high int64, err error) {
 	return 0, 0, badParam("date: expected a date such as ge2026-05-04T10:00:00Z, or a part of it from the left")
 }
 
+// cutLast cuts around the last separator.
+func cutLast(s, separator string) (before, after string, found bool) {
+	i := strings.LastIndex(s, separator)
+	if i < 0 {
+		return s, "", false
+	}
+	return s[:i], s[i+len(separator):], true
+}
+
 // query gives the search again as a query string, for links. Patients are named by id, also when they were searched by
 // identifier: a link is kept in more places than a request.
-func (s *search) query(values url.Values, ids []string, after records.Position) string {
-	out := url.Values{"_count": {strconv.Itoa(s.count)}, "_cursor": {after.String()}}
+func (s *search) query(values url.Values, ids []string, cursor string) string {
+	out := url.Values{"_count": {strconv.Itoa(s.count)}, "_cursor": {cursor}}
 	for _, name := range []string{"code", "date", "patient:missing"} {
 		if v, ok := values[name]; ok {
 			out[name] = v

@@ -1,6 +1,10 @@
 package fhir
 
-import "encoding/json"
+import (
+	"encoding/json"
+
+	"wardlink/server/registry"
+)
 
 // The resources of FHIR R4 (4.0.1) in the parts that are used here, in the specification's order of elements.
 
@@ -94,7 +98,7 @@ type link struct {
 }
 
 type entry struct {
-	FullURL  string      `json:"fullUrl"`
+	FullURL  string      `json:"fullUrl,omitempty"`
 	Resource any         `json:"resource"`
 	Search   *entryMatch `json:"search,omitempty"`
 }
@@ -162,8 +166,8 @@ type capabilityParam struct {
 }
 
 const (
-	systemMDC       = "urn:iso:std:iso:11073:10101"
-	systemLOINC     = "http://loinc.org"
+	systemMDC       = registry.SystemMDC
+	systemLOINC     = registry.SystemLOINC
 	systemUCUM      = "http://unitsofmeasure.org"
 	systemCategory  = "http://terminology.hl7.org/CodeSystem/observation-category"
 	systemAbsent    = "http://terminology.hl7.org/CodeSystem/data-absent-reason"
@@ -191,7 +195,7 @@ func (s *Server) capabilities(base string) capabilityStatement {
 		Format:         []string{"application/fhir+json"},
 		Rest: []capabilityRest{{
 			Mode:     "server",
-			Security: capabilitySecurity{Description: "Mutual TLS with a certificate of wardlink access issue; each read is recorded in a transparency log."},
+			Security: capabilitySecurity{Description: "Mutual TLS with a certificate of wardlink access issue. An account sees what is in its scope: what it narrows says so by an OperationOutcome in the bundle, what is outside is refused. Each read is recorded in a transparency log."},
 			Resource: []capabilityResource{
 				{Type: "Observation", Interaction: readAndSearch, SearchParam: []capabilityParam{
 					{Name: "patient", Type: "reference", Documentation: "Patient/id, several separated by commas; patient.identifier=system|value is the other way; patient:missing=true finds readings of devices that knew no patient"},

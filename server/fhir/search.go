@@ -2,12 +2,14 @@ package fhir
 
 import (
 	"context"
+	"crypto/hmac"
 	"errors"
 	"net/http"
 	"net/url"
 	"slices"
 
 	"wardlink/server/records"
+	"wardlink/server/registry"
 	"wardlink/server/sqldb"
 )
 
@@ -18,7 +20,7 @@ func (s *Server) failed(err error) *answer {
 	case errors.As(err, &p):
 		return refuse(http.StatusBadRequest, "invalid", "malformed request", p.text)
 	case errors.Is(err, records.ErrNotFound):
-		return refuse(http.StatusNotFound, "not-found", "not found", "there is no resource with this id")
+		return refuse(http.StatusNotFound, "not-found", "not found", "there is no resource with this id, or none in the account's scope")
 	case errors.Is(err, records.ErrTooBroad):
 		return refuse(http.StatusBadRequest, "too-costly", "too costly", "too many kinds of readings match; name codes")
 	}
@@ -29,7 +31,7 @@ func (s *Server) failed(err error) *answer {
 	return refuse(http.StatusInternalServerError, "exception", "records unavailable", "the records cannot be read; see the server's log")
 }
 
-func (s *Server) read(r *http.Request, kind, id string) *answer {
+func (s *Server) read(r *http.Request, kind, id string, sc registry.Scope) *answer {
 	if _, err := parseQuery(r.URL.RawQuery, []string{"_format"}); err != nil {
 		return s.failed(err)
 	}
@@ -38,6 +40,14 @@ func (s *Server) read(r *http.Request, kind, id string) *answer {
 		if err != nil {
 			a := s.failed(err)
 			a.patients = s.pseudonymsOf(r.Context(), id)
+			return a
+		}
+		switch seen, err := s.sees(r.Context(), sc, p.ID); {
+		case err != nil:
+			return s.failed(err)
+		case !seen:
+			a := s.hidden()
+			a.patients = []string{p.ID}
 			return a
 		}
 		return &answer{status: http.StatusOK, body: toPatient(p), count: 1, patients: []string{p.ID}}
@@ -49,6 +59,11 @@ func (s *Server) read(r *http.Request, kind, id string) *answer {
 	wards, err := s.wardsOf(r.Context(), []records.Observation{o})
 	if err != nil {
 		return s.failed(err)
+	}
+	if !holds(sc, &o, wards[0]) {
+		a := s.hidden()
+		a.patients = known(o.Patient)
+		return a
 	}
 	return &answer{status: http.StatusOK, body: located(toObservation(&o), wards[0], o.Bed), count: 1, patients: known(o.Patient)}
 }
@@ -105,7 +120,7 @@ func (s *Server) resolve(ctx context.Context, tokens []token) (found []records.P
 	return found, asked, nil
 }
 
-func (s *Server) searchPatients(r *http.Request, base string) *answer {
+func (s *Server) searchPatients(r *http.Request, base string, sc registry.Scope) *answer {
 	values, err := parseQuery(r.URL.RawQuery, patientParams)
 	if err != nil {
 		return s.failed(err)
@@ -121,46 +136,56 @@ func (s *Server) searchPatients(r *http.Request, base string) *answer {
 	if err != nil {
 		return s.failed(err)
 	}
+	if len(sc.Subjects) > 0 && !slices.ContainsFunc(found, func(p records.Patient) bool { return sc.HoldsSubject(p.ID) }) {
+		return beyond("identifier", asked)
+	}
+	visible := found[:0]
+	for _, p := range found {
+		seen, err := s.sees(r.Context(), sc, p.ID)
+		if err != nil {
+			return s.failed(err)
+		}
+		if seen {
+			visible = append(visible, p)
+		}
+	}
+	found = visible
 	total := len(found)
 	b := bundle{ResourceType: "Bundle", Type: "searchset", Total: &total, Link: []link{{"self", base + "/Patient?" + values.Encode()}}}
 	for _, p := range found {
 		b.Entry = append(b.Entry, entry{base + "/Patient/" + p.ID, toPatient(p), &entryMatch{"match"}})
 	}
+	limited(&b, sc)
 	return &answer{status: http.StatusOK, body: b, count: uint64(total), patients: asked}
 }
 
-func (s *Server) searchObservations(r *http.Request, base string) *answer {
+func (s *Server) searchObservations(r *http.Request, base string, account registry.Identity) *answer {
+	sc := account.Scope
 	q, err := parseSearch(r.URL.RawQuery, base, s.cfg.Zone)
 	if err != nil {
 		return s.failed(err)
 	}
-	ids, asked := q.patients, s.pseudonymsOf(r.Context(), q.patients...)
-	if q.identifiers != nil {
-		found, named, err := s.resolve(r.Context(), q.identifiers)
-		if err != nil {
-			return s.failed(err)
-		}
-		asked = append(asked, named...)
-		ids = nil
-		for _, p := range found {
-			// Both parameters together mean patients that both name.
-			if q.patients == nil || slices.Contains(q.patients, p.ID) {
-				ids = append(ids, p.ID)
-			}
+	ids, asked, err := s.askedFor(r.Context(), &q)
+	if err != nil {
+		return s.failed(err)
+	}
+	if len(sc.Subjects) > 0 {
+		if ids = slices.DeleteFunc(ids, func(id string) bool { return !sc.HoldsSubject(id) }); len(ids) == 0 {
+			return beyond("patient", asked)
 		}
 	}
-	page, err := s.cfg.Store.Search(r.Context(), records.Query{
+	if q.codes != nil && !reaches(sc, q.codes) {
+		return beyond("code", asked)
+	}
+	if q.after != nil && !hmac.Equal([]byte(q.proof), []byte(s.proof(account, *q.after))) {
+		return refuse(http.StatusForbidden, "forbidden", "a page of another account", "_cursor: it was not given to this account; begin the search anew")
+	}
+	page, err := s.look(r.Context(), records.Query{
 		Patients: ids, NoPatient: q.noPatient, From: q.from, To: q.to, After: q.after, Limit: q.count, Room: pageRoom,
 		Match: func(one records.Series) bool {
-			return q.codes == nil || matches(q.codes, codingsOf(one.Code, one.UCUM, one.UnitUnknown))
+			return holdsSeries(sc, one) && (q.codes == nil || matches(q.codes, codingsOf(one.Code, one.UCUM, one.UnitUnknown)))
 		},
-	})
-	if err != nil {
-		a := s.failed(err)
-		a.patients = asked
-		return a
-	}
-	wards, err := s.wardsOf(r.Context(), page.Observations)
+	}, sc)
 	if err != nil {
 		a := s.failed(err)
 		a.patients = asked
@@ -168,13 +193,34 @@ func (s *Server) searchObservations(r *http.Request, base string) *answer {
 	}
 	values, _ := url.ParseQuery(r.URL.RawQuery) // parsed before
 	b := bundle{ResourceType: "Bundle", Type: "searchset", Link: []link{{"self", base + "/Observation?" + values.Encode()}}}
-	for i := range page.Observations {
-		o := &page.Observations[i]
-		b.Entry = append(b.Entry, entry{base + "/Observation/" + o.ID, located(toObservation(o), wards[i], o.Bed), &entryMatch{"match"}})
+	for i := range page.observations {
+		o := &page.observations[i]
+		b.Entry = append(b.Entry, entry{base + "/Observation/" + o.ID, located(toObservation(o), page.wards[i], o.Bed), &entryMatch{"match"}})
 	}
-	if n := len(page.Observations); page.More && n > 0 {
-		next := q.query(values, ids, page.Observations[n-1].Position())
+	limited(&b, sc)
+	if page.next != nil {
+		next := q.query(values, ids, page.next.String()+"."+s.proof(account, *page.next))
 		b.Link = append(b.Link, link{"next", base + "/Observation?" + next})
 	}
-	return &answer{status: http.StatusOK, body: b, count: uint64(len(page.Observations)), patients: asked}
+	return &answer{status: http.StatusOK, body: b, count: uint64(len(page.observations)), patients: asked}
+}
+
+// askedFor gives the ids of the patients that a search is about, and for the event the pseudonyms that it names.
+func (s *Server) askedFor(ctx context.Context, q *search) (ids, asked []string, err error) {
+	ids, asked = slices.Clone(q.patients), s.pseudonymsOf(ctx, q.patients...)
+	if q.identifiers == nil {
+		return ids, asked, nil
+	}
+	found, named, err := s.resolve(ctx, q.identifiers)
+	if err != nil {
+		return nil, nil, err
+	}
+	ids = nil
+	for _, p := range found {
+		// Both parameters together mean patients that both name.
+		if q.patients == nil || slices.Contains(q.patients, p.ID) {
+			ids = append(ids, p.ID)
+		}
+	}
+	return ids, append(asked, named...), nil
 }

@@ -1,8 +1,8 @@
 // Package fhir lets the hospital's systems read observations as FHIR R4 (4.0.1): read and search of Observation and Patient, and
 // the CapabilityStatement.
 //
-// A reader is a service account: a client certificate with a SPIFFE id of kind "access" that the registry knows. Each request that
-// comes from a proven identity, also a refused one, is in the journal before its answer leaves; if the journal cannot be written the
+// A reader is a service account: a client certificate with a SPIFFE id of kind "access" that the registry knows, and asks about at each
+// request. It sees what is in its scope (scope.go). Each request that comes from a proven identity, also a refused one, is in the journal before its answer leaves; if the journal cannot be written the
 // answer is 503 and holds no data. Events name parameters and the patient's pseudonym, never a value. Errors and logs hold no PHI.
 package fhir
 
@@ -37,9 +37,10 @@ type Journal interface {
 	Append(ctx context.Context, entries ...journal.Entry) error
 }
 
-// Access is what a Server needs of the registry: registry.ErrUnknown for a certificate that it did not enter.
+// Access is what a Server needs of the registry; see registry.Registry.
 type Access interface {
-	AccessBySerial(ctx context.Context, serial string) (registry.Access, error)
+	Authorise(ctx context.Context, kind spiffe.Kind, name string, c registry.IdentityCertificate) (registry.Identity, error)
+	Use(i registry.Identity, what string)
 }
 
 // Refusals takes refusals of peers that have proven nothing, to be journaled in aggregate.
@@ -101,6 +102,7 @@ type answer struct {
 	patients    []string // pseudonyms
 	count       uint64
 	reason      string // of a refusal; one of a few constants
+	denied      bool   // it is one, whatever the status says
 }
 
 // refuse is an answer with an OperationOutcome. diagnostics go to the client, reason to the event.
@@ -113,7 +115,7 @@ func refuse(status int, code, reason, diagnostics string) *answer {
 
 // ServeHTTP answers one request.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	actor, refused := s.identify(r)
+	account, actor, refused := s.identify(r)
 	if refused != nil && actor.ID == "" {
 		if s.unproven(r, refused.reason) {
 			write(w, r, refused)
@@ -123,7 +125,10 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	a := refused
 	if a == nil {
-		a = s.handle(r)
+		a = s.handle(r, account)
+		if a.status < 400 {
+			s.cfg.Access.Use(account, a.interaction+" "+a.target)
+		}
 	}
 	if err := s.record(r, actor, a); err != nil {
 		s.cfg.Log.Error("a read could not be journaled and was not answered", "error", err)
@@ -133,43 +138,46 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 // identify says who asks. A refusal with an empty actor means that nothing was proven.
-func (s *Server) identify(r *http.Request) (actor audit.Actor, refused *answer) {
+func (s *Server) identify(r *http.Request) (account registry.Identity, actor audit.Actor, refused *answer) {
 	if r.TLS == nil || len(r.TLS.VerifiedChains) == 0 || len(r.TLS.VerifiedChains[0]) == 0 {
-		return actor, refuse(http.StatusUnauthorized, "login", "no client certificate", "present the client certificate of wardlink access issue")
+		return account, actor, refuse(http.StatusUnauthorized, "login", "no client certificate", "present the client certificate of wardlink access issue")
 	}
 	cert := r.TLS.VerifiedChains[0][0]
 	id, err := spiffe.FromCertificate(cert)
 	if err != nil || id.TrustDomain != s.cfg.TrustDomain {
-		return actor, refuse(http.StatusUnauthorized, "login", "foreign client certificate", "the client certificate is not of this trust domain; present the one of wardlink access issue")
+		return account, actor, refuse(http.StatusUnauthorized, "login", "foreign client certificate", "the client certificate is not of this trust domain; present the one of wardlink access issue")
 	}
 	actor = audit.Actor{ID: id.String(), Serial: cert.SerialNumber.Text(16)}
 	if id.Kind != spiffe.Access {
-		return actor, refuse(http.StatusForbidden, "forbidden", "not a service account", "the client certificate is not a service account's; make one with wardlink access issue")
+		return account, actor, refuse(http.StatusForbidden, "forbidden", "not a service account", "the client certificate is not a service account's; make one with wardlink access issue")
 	}
-	return actor, s.authorise(r.Context(), cert, id, actor.Serial)
+	account, refused = s.authorise(r.Context(), cert, id, actor.Serial)
+	return account, actor, refused
 }
 
 // authorise holds a service account's certificate against the registry and the clock.
-func (s *Server) authorise(ctx context.Context, cert *x509.Certificate, id spiffe.ID, serial string) *answer {
-	access, err := s.cfg.Access.AccessBySerial(ctx, serial)
-	if errors.Is(err, registry.ErrUnknown) {
-		return refuse(http.StatusForbidden, "forbidden", "service account unknown", "the service account's certificate is not in the registry; make one with wardlink access issue")
-	}
-	if err != nil {
+func (s *Server) authorise(ctx context.Context, cert *x509.Certificate, id spiffe.ID, serial string) (registry.Identity, *answer) {
+	account, err := s.cfg.Access.Authorise(ctx, id.Kind, id.Name, registry.IdentityCertificate{Serial: serial, SPKI: sha256.Sum256(cert.RawSubjectPublicKeyInfo)})
+	var inactive *registry.IdentityError
+	switch {
+	case errors.Is(err, registry.ErrUnknown):
+		return account, refuse(http.StatusForbidden, "forbidden", "service account unknown", err.Error()+"; make one with wardlink access issue")
+	case errors.As(err, &inactive) && inactive.State == registry.Active:
+		return account, refuse(http.StatusForbidden, "expired", "service account's certificate has ended", err.Error()+": it has expired or was rotated out; 'wardlink access keep' renews in time, wardlink access issue makes another")
+	case errors.As(err, &inactive):
+		return account, refuse(http.StatusForbidden, "forbidden", "service account is "+string(inactive.State), err.Error())
+	case err != nil:
 		s.cfg.Log.Error("registry cannot be asked", "error", err)
-		return refuse(http.StatusServiceUnavailable, "transient", "registry unavailable", "the registry cannot be asked; try again later")
+		return account, refuse(http.StatusServiceUnavailable, "transient", "registry unavailable", "the registry cannot be asked; try again later")
 	}
-	if access.Name != id.Name || access.SPKI != sha256.Sum256(cert.RawSubjectPublicKeyInfo) {
-		return refuse(http.StatusForbidden, "forbidden", "service account's certificate differs from the registry's", "the certificate is not the one that was issued; make one with wardlink access issue")
+	if now := s.cfg.Now(); now.After(cert.NotAfter) || now.Before(cert.NotBefore) {
+		return account, refuse(http.StatusForbidden, "expired", "service account's certificate has ended", "the service account's certificate has expired; make one with wardlink access issue")
 	}
-	if now := s.cfg.Now(); now.After(access.NotAfter) || now.After(cert.NotAfter) || now.Before(cert.NotBefore) {
-		return refuse(http.StatusForbidden, "expired", "service account's certificate has expired", "the service account's certificate has expired; make one with wardlink access issue")
-	}
-	return nil
+	return account, nil
 }
 
 // handle routes a request of an authorised reader.
-func (s *Server) handle(r *http.Request) *answer {
+func (s *Server) handle(r *http.Request, account registry.Identity) *answer {
 	if len(r.RequestURI) > maxURL {
 		return refuse(http.StatusRequestURITooLong, "too-long", "URL too long", "the URL is longer than "+strconv.Itoa(maxURL)+" bytes; name fewer values")
 	}
@@ -178,13 +186,13 @@ func (s *Server) handle(r *http.Request) *answer {
 	if !ok || len(parts) > 2 || !slices.Contains([]string{"metadata", "Patient", "Observation"}, parts[0]) || (parts[0] == "metadata" && len(parts) > 1) {
 		return refuse(http.StatusNotFound, "not-found", "no such resource type", "this server has /fhir/metadata, /fhir/Observation and /fhir/Patient")
 	}
-	a := s.route(r, parts)
+	a := s.route(r, parts, account)
 	a.target = parts[0]
 	a.query = names(r.URL.RawQuery)
 	return a
 }
 
-func (s *Server) route(r *http.Request, parts []string) *answer {
+func (s *Server) route(r *http.Request, parts []string, account registry.Identity) *answer {
 	if r.Method != http.MethodGet && r.Method != http.MethodHead {
 		a := refuse(http.StatusMethodNotAllowed, "not-supported", "method not allowed", "this server is read only; use GET")
 		a.allow = "GET, HEAD"
@@ -201,13 +209,16 @@ func (s *Server) route(r *http.Request, parts []string) *answer {
 			a = s.failed(err)
 		}
 	case len(parts) == 2:
-		a = s.read(r, parts[0], parts[1])
+		if a = granted(account, registry.Read); a == nil {
+			a = s.read(r, parts[0], parts[1], account.Scope)
+		}
 		a.interaction = "read"
-	case parts[0] == "Patient":
-		a = s.searchPatients(r, base)
-		a.interaction = "search"
 	default:
-		a = s.searchObservations(r, base)
+		if a = granted(account, registry.Search); a == nil && parts[0] == "Patient" {
+			a = s.searchPatients(r, base, account.Scope)
+		} else if a == nil {
+			a = s.searchObservations(r, base, account)
+		}
 		a.interaction = "search"
 	}
 	return a
@@ -265,7 +276,7 @@ func (s *Server) record(r *http.Request, actor audit.Actor, a *answer) error {
 		Detail: map[string]string{"status": strconv.Itoa(a.status)},
 	}
 	switch {
-	case a.status == http.StatusUnauthorized || a.status == http.StatusForbidden:
+	case a.denied || a.status == http.StatusUnauthorized || a.status == http.StatusForbidden:
 		ev.Outcome = audit.Denied
 	case a.status >= 400:
 		ev.Outcome = audit.Failed

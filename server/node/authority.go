@@ -227,8 +227,9 @@ func (p *Port) asked(r issueRequest) (t ca.Template, who audit.Actor, err error)
 		}
 	}
 	who = audit.Actor{ID: r.Actor, Serial: r.Serial}
-	if actor, err := spiffe.Parse(r.Actor); r.Actor != "server" && (err != nil || actor.Kind != spiffe.Operator || actor.TrustDomain != p.TrustDomain) {
-		return t, who, errors.New("actor: expected an operator or the server")
+	actor, err := spiffe.Parse(r.Actor)
+	if itself := actor == id && id.Kind == spiffe.Access; r.Actor != "server" && !itself && (err != nil || actor.Kind != spiffe.Operator || actor.TrustDomain != p.TrustDomain) {
+		return t, who, errors.New("actor: expected an operator, the server, or a service account that renews itself")
 	}
 	if len(r.Serial) > 64 || len(r.Peer) > 64 {
 		return t, who, errors.New("serial and peer: at most 64 bytes")

@@ -85,6 +85,7 @@ func matching(ctx context.Context, tx *sql.Tx, q *Query) (ids []walked, err erro
 			return nil, err
 		}
 		one.waveform, one.UnitUnknown = isWaveform(kind), kind == kindUnitUnknown || kind == kindWaveformUnitUnknown
+		one.Waveform = one.waveform
 		switch {
 		case q.Match != nil && (strings.HasPrefix(one.Code.ID, longMark) || strings.HasPrefix(one.Code.Sys, longMark) || strings.HasPrefix(one.UCUM, longMark)):
 			long = append(long, one)

@@ -124,6 +124,7 @@ type Series struct {
 	UCUM string         // unit, "" when it is not known or there is none
 
 	UnitUnknown bool // its readings have a unit that is not known, or lack one that they need
+	Waveform    bool // it is of samples
 }
 
 // Kinds of series; see sqlite_0001.sql.

@@ -9,10 +9,8 @@ import (
 	"slices"
 	"time"
 
-	"wardlink/audit"
 	"wardlink/enroll"
 	"wardlink/internal/refusal"
-	"wardlink/internal/spiffe"
 )
 
 // Key is a device key of a gateway and the certificate that was issued for it last.
@@ -107,56 +105,4 @@ func (r *Registry) HoldsNewest(ctx context.Context, gateway string, spki [32]byt
 		return false, fmt.Errorf("registry: %w", err)
 	}
 	return n == 1, nil
-}
-
-// Access is a service account of one of the hospital's systems, as one certificate.
-type Access struct {
-	Name     string // SPIFFE name
-	SPKI     [32]byte
-	Serial   string // lower-case hex
-	NotAfter time.Time
-}
-
-// AddAccess enters a service account's certificate, before it is handed out.
-func (r *Registry) AddAccess(ctx context.Context, who audit.Actor, a Access) error {
-	if err := spiffe.ValidName(a.Name); err != nil {
-		return fmt.Errorf("access: %w", err)
-	}
-	if a.Serial == "" || len(a.Serial) > 64 || a.NotAfter.IsZero() {
-		return errors.New("access: expected a certificate serial of 1 to 64 hex digits and an end of validity")
-	}
-	err := r.change(ctx, func(tx *sql.Tx) (bool, error) {
-		res, err := tx.Exec(`INSERT INTO access (serial, name, spki, not_after, added) VALUES ($1, $2, $3, $4, $5)
-			ON CONFLICT (serial) DO NOTHING`, a.Serial, a.Name, a.SPKI[:], millis(a.NotAfter), r.now().UnixMilli())
-		if err != nil {
-			return false, err
-		}
-		if n, err := res.RowsAffected(); err != nil || n == 0 {
-			return false, errors.Join(err, refusal.New(ErrConflict, "certificate serial %s is taken", a.Serial))
-		}
-		return true, r.outbox.Add(tx, audit.Event{
-			Type: audit.AccessIssued, Actor: who, Target: a.Name, Outcome: audit.Success,
-			Detail: map[string]string{"serial": a.Serial, "spki_sha256": fmt.Sprintf("%x", a.SPKI), "not_after": a.NotAfter.UTC().Format(time.RFC3339)},
-		})
-	})
-	if err != nil {
-		return fmt.Errorf("access: %w", err)
-	}
-	return nil
-}
-
-// AccessBySerial gives the service account of a certificate, or ErrUnknown. Whether it has expired is for the caller's clock.
-func (r *Registry) AccessBySerial(ctx context.Context, serial string) (Access, error) {
-	a := Access{Serial: serial}
-	var spki []byte
-	var notAfter int64
-	err := r.db.QueryRow(ctx, "SELECT name, spki, not_after FROM access WHERE serial = $1", serial).Scan(&a.Name, &spki, &notAfter)
-	if errors.Is(err, sql.ErrNoRows) {
-		return Access{}, fmt.Errorf("access certificate: %w", ErrUnknown)
-	}
-	if err != nil {
-		return Access{}, fmt.Errorf("registry: %w", err)
-	}
-	a.SPKI, a.NotAfter = [32]byte(spki), instant(notAfter)
-	return a, nil
 }

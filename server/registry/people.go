@@ -2,10 +2,10 @@ package registry
 
 import (
 	"context"
-	"database/sql"
 	_ "embed"
-	"fmt"
 	"time"
+
+	"wardlink/internal/spiffe"
 )
 
 //go:embed operators_0001.sql
@@ -18,47 +18,25 @@ type Holder struct {
 	NotBefore, NotAfter time.Time
 }
 
-// AddOperator enters an operator's certificate in tx, before it is handed out.
-func AddOperator(tx *sql.Tx, h Holder) error {
-	_, err := tx.Exec("INSERT INTO operators (serial, name, not_before, not_after) VALUES ($1, $2, $3, $4)",
-		h.Serial, h.Name, millis(h.NotBefore), millis(h.NotAfter))
-	if err != nil {
-		return fmt.Errorf("registry: operator: %w", err)
-	}
-	return nil
-}
-
-// Operators gives every operator whose newest certificate ends after since, by name.
+// Operators gives every active operator whose newest certificate ends after since, by name.
 func (r *Registry) Operators(ctx context.Context, since time.Time) ([]Holder, error) {
-	return r.holders(ctx, `SELECT name, serial, not_before, not_after FROM operators o
-		WHERE not_after > $1 AND not_after = (SELECT MAX(x.not_after) FROM operators x WHERE x.name = o.name) ORDER BY name`, since)
+	return r.holders(ctx, spiffe.Operator, since)
 }
 
-// Accounts gives every service account whose newest certificate ends after since, by name.
+// Accounts gives every active service account whose newest certificate ends after since, by name.
 func (r *Registry) Accounts(ctx context.Context, since time.Time) ([]Holder, error) {
-	return r.holders(ctx, `SELECT name, serial, added, not_after FROM access o
-		WHERE not_after > $1 AND not_after = (SELECT MAX(x.not_after) FROM access x WHERE x.name = o.name) ORDER BY name`, since)
+	return r.holders(ctx, spiffe.Access, since)
 }
 
-func (r *Registry) holders(ctx context.Context, query string, since time.Time) (out []Holder, err error) {
-	rows, err := r.db.Query(ctx, query, millis(since))
+func (r *Registry) holders(ctx context.Context, kind spiffe.Kind, since time.Time) (out []Holder, err error) {
+	all, err := r.Identities(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("registry: %w", err)
+		return nil, err
 	}
-	defer func() { _ = rows.Close() }()
-	for rows.Next() {
-		var h Holder
-		var notBefore, notAfter int64
-		if err := rows.Scan(&h.Name, &h.Serial, &notBefore, &notAfter); err != nil {
-			return nil, fmt.Errorf("registry: %w", err)
+	for _, i := range all {
+		if c := i.Certificate; i.Kind == kind && i.State == Active && c.NotAfter.After(since) {
+			out = append(out, Holder{Name: i.Name, Serial: c.Serial, NotBefore: c.NotBefore, NotAfter: c.NotAfter})
 		}
-		h.NotBefore, h.NotAfter = instant(notBefore), instant(notAfter)
-		if n := len(out); n == 0 || out[n-1].Name != h.Name { // two may end at the same instant
-			out = append(out, h)
-		}
-	}
-	if err := rows.Err(); err != nil {
-		return nil, fmt.Errorf("registry: %w", err)
 	}
 	return out, nil
 }

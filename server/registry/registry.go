@@ -1,5 +1,5 @@
 // Package registry knows who may do what: gateways (each a set of TPM endorsement keys), their profiles and keys, the TPMs that
-// wait to be admitted, the hospital's service accounts, and the revision that every node watches.
+// wait to be admitted, service accounts and operators, and the revision that every node watches.
 package registry
 
 import (
@@ -40,7 +40,7 @@ var wards1 string
 // Migrations is the registry's schema. Domains are migrated in the order of their names: those behind registry may name its tables.
 func Migrations() []sqldb.Migration {
 	own := []sqldb.Migration{{Domain: "registry", Version: 1, SQL: schema1}, {Domain: "operators", Version: 1, SQL: operators1}, {Domain: "revocations", Version: 1, SQL: revocations1},
-		{Domain: "registry_boot", Version: 1, SQL: boot1},
+		{Domain: "registry_identities", Version: 1, SQL: identities1}, {Domain: "registry_boot", Version: 1, SQL: boot1},
 		{Domain: "standing", Version: 1, SQL: standing1}, {Domain: "standing", Version: 2, SQL: standing2},
 		{Domain: "waiting", Version: 1, SQL: waiting1}, {Domain: "wards", Version: 1, SQL: wards1}}
 	return append(own, nodeMigrations()...)
@@ -144,6 +144,7 @@ type Registry struct {
 	now        func() time.Time
 	maxWaiting int
 	changed    func()
+	uses       uses
 }
 
 // New makes the registry of a database.

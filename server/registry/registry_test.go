@@ -291,27 +291,6 @@ func TestKeys(t *testing.T) {
 	}
 }
 
-func TestAccess(t *testing.T) {
-	f := setup(t, 0)
-	a := registry.Access{Name: "ehr", SPKI: ek("ehr"), Serial: "0b", NotAfter: f.clock.Add(24 * time.Hour)}
-	if err := f.AddAccess(f.ctx, operator, a); err != nil {
-		t.Fatal(err)
-	}
-	got, err := f.AccessBySerial(f.ctx, "0b")
-	if err != nil || got.Name != a.Name || got.SPKI != a.SPKI || !got.NotAfter.Equal(a.NotAfter) {
-		t.Fatal(got, err)
-	}
-	if _, err := f.AccessBySerial(f.ctx, "0c"); !errors.Is(err, registry.ErrUnknown) {
-		t.Fatal(err)
-	}
-	if err := f.AddAccess(f.ctx, operator, a); !errors.Is(err, registry.ErrConflict) {
-		t.Errorf("a serial twice: %v", err)
-	}
-	if got := f.journal.Lines(t); !slices.Equal(got, []string{"access.issued ehr success"}) {
-		t.Errorf("events %q", got)
-	}
-}
-
 // The event waits in the same database as the change, so that it follows when the journal is back.
 func TestChangeWhoseEventIsLate(t *testing.T) {
 	f := setup(t, 0)

@@ -320,3 +320,11 @@ func (it Item) Judge(value float64, ucum string) Verdict {
 	}
 	return Plausible
 }
+
+// LOINCOf are the LOINC codes of a full MDC code, whatever the unit.
+func LOINCOf(mdc uint32) (out []string) {
+	for _, it := range load().items[mdc] {
+		out = append(out, it.LOINC...)
+	}
+	return out
+}

@@ -13,6 +13,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"sync"
 	"syscall"
 	"time"
 
@@ -44,6 +45,9 @@ func DefaultCredentials() string {
 type Client struct {
 	base *url.URL
 	http *http.Client
+
+	own  *renewal // of an operator's file; else nil
+	once sync.Once
 }
 
 // Open reads an operator's file.
@@ -75,14 +79,21 @@ func Open(path string) (*Client, error) {
 	}
 	conf := spiffe.ServerTLS(roots, spiffe.ID{TrustDomain: c.TrustDomain, Kind: spiffe.Service, Name: "api"}, "http/1.1")
 	conf.Certificates = []tls.Certificate{cert}
-	return &Client{base: base, http: &http.Client{Timeout: 2 * time.Minute, Transport: &http.Transport{TLSClientConfig: conf}}}, nil
+	return &Client{base: base, http: &http.Client{Timeout: 2 * time.Minute, Transport: &http.Transport{TLSClientConfig: conf}}, own: &renewal{path, c, cert.Leaf}}, nil
 }
 
 // maxAnswer bounds what is read of an answer.
 const maxAnswer = 256 << 20
 
-// Stream sends a request and gives the answer's body, which the caller closes.
+// Stream sends a request and gives the answer's body, which the caller closes. The first one renews the operator's file where that is due.
 func (c *Client) Stream(ctx context.Context, method, path string, query url.Values, contentType string, body []byte) (io.ReadCloser, error) {
+	if c.own != nil && c.own.due(time.Now()) {
+		c.once.Do(func() { c.renew(ctx) })
+	}
+	return c.send(ctx, method, path, query, contentType, body)
+}
+
+func (c *Client) send(ctx context.Context, method, path string, query url.Values, contentType string, body []byte) (io.ReadCloser, error) {
 	u := c.base.JoinPath(path)
 	u.RawQuery = query.Encode()
 	req, err := http.NewRequestWithContext(ctx, method, u.String(), bytes.NewReader(body))
@@ -102,6 +113,9 @@ func (c *Client) Stream(ctx context.Context, method, path string, query url.Valu
 			return nil, fmt.Errorf("%w; is the server at %s reachable?", err, c.base.Host)
 		}
 		return nil, err
+	}
+	if c.own != nil && resp.Header.Get(RenewHeader) != "" {
+		c.once.Do(func() { c.renew(ctx) })
 	}
 	if resp.StatusCode >= 300 {
 		defer resp.Body.Close()

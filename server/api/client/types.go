@@ -113,20 +113,6 @@ type ApprovalResult struct {
 	Reason      string `json:"reason,omitempty"`
 }
 
-// AccessRequest asks for a service account's certificate. The key never leaves the requester.
-type AccessRequest struct {
-	Name string `json:"name"`
-	CSR  []byte `json:"csr"` // PKCS #10 DER
-}
-
-// AccessGrant is the certificate.
-type AccessGrant struct {
-	Certificate string    `json:"certificate"` // PEM chain, leaf first
-	Root        string    `json:"root"`        // PEM
-	NotAfter    time.Time `json:"not_after"`
-	ID          string    `json:"id"`
-}
-
 // Status is the server's state in figures.
 type Status struct {
 	Version    string    `json:"version"`
