@@ -43,6 +43,7 @@ func (l handshakeLimits) withDefaults() handshakeLimits {
 	}
 	set(&l.arrivals, 16_384)
 	set(&l.slots, 512)
+	set(&l.cores, max(1, processors()/2))
 	set(&l.each, 20_000)
 	return l
 }

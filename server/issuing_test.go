@@ -324,9 +324,7 @@ func (s *site) graceThroughARestart(stop func()) {
 	s.session("under grace", func(i ingest.SessionInfo) bool {
 		return i.Grace && time.Until(i.NotAfter) > 70*time.Hour && time.Until(i.NotAfter) < 72*time.Hour
 	})
-	if !s.server.alerts.Open(alerts.CAUnwell, "server") {
-		t.Error("no alert of a CA that cannot issue")
-	}
+	s.eventually("the alert of a CA that cannot issue", func() bool { return s.server.alerts.Open(alerts.CAUnwell, "server") })
 	if st, err := s.server.status(t.Context()); err != nil || st.CA == "" || st.Grace != 1 {
 		t.Errorf("status: %+v, %v", st, err)
 	}
