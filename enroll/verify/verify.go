@@ -204,15 +204,15 @@ func (v *Verified) attestationKey(p Params) error {
 
 // rsaKey returns the AK's key if algorithm and scheme are the ones that smallstep's verifier accepts.
 func rsaKey(ak *tpm2.TPMTPublic) (*rsa.PublicKey, error) {
-	if ak.Type != tpm2.TPMAlgRSA || ak.NameAlg != tpm2.TPMAlgSHA256 {
+	if ak.NameAlg != tpm2.TPMAlgSHA256 {
 		return nil, ErrAKAlgorithm
 	}
-	parms, err := ak.Parameters.RSADetail()
-	if err != nil { // cannot fail: go-tpm ties both unions' members to the type
+	parms, err := ak.Parameters.RSADetail() // go-tpm ties both unions' members to the type
+	if err != nil {
 		return nil, ErrAKAlgorithm
 	}
 	unique, err := ak.Unique.RSA()
-	if err != nil { // cannot fail: nor this
+	if err != nil { // cannot fail: the parameters are RSA's
 		return nil, ErrAKAlgorithm
 	}
 	if scheme, err := parms.Scheme.Details.RSASSA(); err != nil || scheme.HashAlg != tpm2.TPMAlgSHA256 {
