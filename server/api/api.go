@@ -4,6 +4,7 @@
 package api
 
 import (
+	"bytes"
 	"context"
 	"crypto/ed25519"
 	"crypto/x509"
@@ -169,26 +170,21 @@ func (a *API) proven(kind spiffe.Kind, door string, roles []registry.Role, h han
 			a.refuse(w, r, door, id, leaf, map[spiffe.Kind]string{spiffe.Operator: "not an operator", spiffe.Access: "not a service account"}[kind], err)
 			return
 		}
-		i, err := a.authorise(r.Context(), id, leaf)
-		var inactive *registry.IdentityError
-		switch {
-		case errors.Is(err, registry.ErrUnknown):
-			a.refuse(w, r, door, id, leaf, "certificate not in the registry", err)
-			return
-		case errors.As(err, &inactive) && inactive.State == registry.Active:
-			a.refuse(w, r, door, id, leaf, "certificate has ended", err)
-			return
-		case errors.As(err, &inactive):
-			a.refuse(w, r, door, id, leaf, "identity is "+string(inactive.State), err)
-			return
-		case err != nil:
-			a.Log.Error("registry cannot be asked", "error", err)
-			writeProblem(w, http.StatusServiceUnavailable, "the server cannot do this now", "the registry cannot be asked who you are; try again later")
+		i, ok := a.admit(w, r, door, roles, id, leaf)
+		if !ok {
 			return
 		}
-		if err := mayNot(i, r.Pattern, roles); err != nil {
-			a.refuse(w, r, door, id, leaf, "role "+string(i.Role)+" may not", err)
+		// A body may take a minute to come, and who sends it may be cut off meanwhile. So it is here before it is asked a second time.
+		body, err := io.ReadAll(r.Body)
+		if err != nil {
+			a.answerError(w, r, unread(err))
 			return
+		}
+		r.Body = io.NopCloser(bytes.NewReader(body))
+		if len(body) > 0 {
+			if i, ok = a.admit(w, r, door, roles, id, leaf); !ok {
+				return
+			}
 		}
 		if i.Certificate.Rotated() {
 			w.Header().Set(client.RenewHeader, "now")
@@ -199,6 +195,39 @@ func (a *API) proven(kind spiffe.Kind, door string, roles []registry.Role, h han
 		}
 		a.answerError(w, r, err)
 	})
+}
+
+// admit asks the registry about a proven identity, and the table of roles. False when it has answered.
+func (a *API) admit(w http.ResponseWriter, r *http.Request, door string, roles []registry.Role, id spiffe.ID, leaf *x509.Certificate) (registry.Identity, bool) {
+	i, err := a.authorise(r.Context(), id, leaf)
+	var inactive *registry.IdentityError
+	switch {
+	case errors.Is(err, registry.ErrUnknown):
+		a.refuse(w, r, door, id, leaf, "certificate not in the registry", err)
+	case errors.As(err, &inactive) && inactive.State == registry.Active:
+		a.refuse(w, r, door, id, leaf, "certificate has ended", err)
+	case errors.As(err, &inactive):
+		a.refuse(w, r, door, id, leaf, "identity is "+string(inactive.State), err)
+	case err != nil:
+		a.Log.Error("registry cannot be asked", "error", err)
+		writeProblem(w, http.StatusServiceUnavailable, "the server cannot do this now", "the registry cannot be asked who you are; try again later")
+	default:
+		if err := mayNot(i, r.Pattern, roles); err != nil {
+			a.refuse(w, r, door, id, leaf, "role "+string(i.Role)+" may not", err)
+			return i, false
+		}
+		return i, true
+	}
+	return i, false
+}
+
+// unread is what answers a body that did not come whole.
+func unread(err error) error {
+	var large *http.MaxBytesError
+	if errors.As(err, &large) {
+		return err
+	}
+	return badRequest{fmt.Errorf("the body did not come whole: %w", err)}
 }
 
 // own says whether a route is one by which an identity looks after itself, which is no use of it.

@@ -15,6 +15,8 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -121,32 +123,50 @@ func TestKeeper(t *testing.T) {
 	}
 }
 
-// TestOperatorsFileRenewsItself past half of its life, at the next command, and not before.
+// operatorsFile makes an operator with a certificate of some age and their file.
+func (o *office) operatorsFile(url, name string, role registry.Role, age time.Duration) (path string, pair tls.Certificate) {
+	o.t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		o.t.Fatal(err)
+	}
+	cert, err := ca.NewCertificate(o.keys.Issuing, o.keys.IssuingKey, ca.Template{ID: spiffe.ID{TrustDomain: domain, Kind: spiffe.Operator, Name: name}, Public: key.Public(),
+		Life: 30 * 24 * time.Hour}, time.Now().Add(-age))
+	if err != nil {
+		o.t.Fatal(err)
+	}
+	o.enter(registry.Identity{Kind: spiffe.Operator, Name: name, Role: role}, cert)
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		o.t.Fatal(err)
+	}
+	text := func(kind string, der []byte) string {
+		return string(pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}))
+	}
+	path = filepath.Join(o.t.TempDir(), "operator.json")
+	data, _ := json.Marshal(client.Credentials{Server: url, TrustDomain: domain, Roots: text("CERTIFICATE", o.keys.Root.Raw),
+		Certificate: text("CERTIFICATE", cert.Raw) + text("CERTIFICATE", o.keys.Issuing.Raw), Key: text("PRIVATE KEY", der)})
+	if err := os.WriteFile(path, data, 0o600); err != nil {
+		o.t.Fatal(err)
+	}
+	return path, tls.Certificate{Certificate: [][]byte{cert.Raw, o.keys.Issuing.Raw}, PrivateKey: key}
+}
+
+// TestOperatorsFileRenewsItself past half of its life, or once it is rotated out, at the next command, and not before.
 func TestOperatorsFileRenewsItself(t *testing.T) {
 	o := newOffice(t)
 	url := o.port("api", o.api)
-	for name, age := range map[string]time.Duration{"fresh": 10, "old": 16} {
-		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	admin := o.certificate(spiffe.Operator, "op", domain)
+	const day = 24 * time.Hour
+	for name, age := range map[string]time.Duration{"fresh": 10 * day, "old": 16 * day, "rotated": 10 * day} {
+		path, _ := o.operatorsFile(url, name, registry.Viewer, age)
+		if name == "rotated" {
+			if got := o.do(admin, "POST", "/v1/identities/operator/rotated/rotate", "", `{"reason":"x","overlap_seconds":3600}`); got.Code != 200 {
+				t.Fatal(got.Code, got.Body)
+			}
+		}
+		was, err := os.ReadFile(path)
 		if err != nil {
-			t.Fatal(err)
-		}
-		cert, err := ca.NewCertificate(o.keys.Issuing, o.keys.IssuingKey, ca.Template{ID: spiffe.ID{TrustDomain: domain, Kind: spiffe.Operator, Name: name}, Public: key.Public(),
-			Life: 30 * 24 * time.Hour}, time.Now().Add(-age*24*time.Hour))
-		if err != nil {
-			t.Fatal(err)
-		}
-		o.enter(registry.Identity{Kind: spiffe.Operator, Name: name, Role: registry.Viewer}, cert)
-		der, err := x509.MarshalPKCS8PrivateKey(key)
-		if err != nil {
-			t.Fatal(err)
-		}
-		text := func(kind string, der []byte) string {
-			return string(pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}))
-		}
-		path := filepath.Join(t.TempDir(), "operator.json")
-		data, _ := json.Marshal(client.Credentials{Server: url, TrustDomain: domain, Roots: text("CERTIFICATE", o.keys.Root.Raw),
-			Certificate: text("CERTIFICATE", cert.Raw) + text("CERTIFICATE", o.keys.Issuing.Raw), Key: text("PRIVATE KEY", der)})
-		if err := os.WriteFile(path, data, 0o600); err != nil {
 			t.Fatal(err)
 		}
 		for range 2 {
@@ -160,12 +180,52 @@ func TestOperatorsFileRenewsItself(t *testing.T) {
 			}
 		}
 		now, err := os.ReadFile(path)
-		if err != nil || (string(now) == string(data)) != (name == "fresh") {
-			t.Errorf("%s: the file is renewed: %t, %v", name, string(now) != string(data), err)
+		if err != nil || (string(now) == string(was)) != (name == "fresh") {
+			t.Errorf("%s: the file is renewed: %t, %v", name, string(now) != string(was), err)
 		}
-		want := map[string]int{"fresh": 1, "old": 2}[name] // the renewed one is not due again
+		want := map[string]int{"fresh": 1, "old": 2, "rotated": 2}[name] // the renewed one is not due again
 		if i, err := o.reg.IdentityOf(t.Context(), spiffe.Operator, name); err != nil || i.Valid != want {
 			t.Errorf("%s: %+v, %v", name, i, err)
 		}
 	}
 }
+
+// TestWhoIsCutOffWhileTheySend is out all the same: what comes after that is not acted upon.
+func TestWhoIsCutOffWhileTheySend(t *testing.T) {
+	o := newOffice(t)
+	admin := o.certificate(spiffe.Operator, "op", domain)
+	_, csr, err := client.NewKey("x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	renewal, _ := json.Marshal(client.RenewRequest{CSR: csr})
+	for name, row := range map[string]struct{ path, body, act, cut string }{
+		"thief": {"/v1/self/renew", string(renewal), "rotate", `{"reason":"stolen","overlap_seconds":0}`},
+		"jane":  {"/v1/identities/operator/jane/state", `{"state":"active","reason":"me again"}`, "state", `{"state":"suspended","reason":"stolen"}`},
+	} {
+		cutOff := sync.OnceFunc(func() { // they were let in, and the body is being read
+			if got := o.do(admin, "POST", "/v1/identities/operator/"+name+"/"+row.act, "", row.cut); got.Code != http.StatusOK {
+				t.Error(got.Code, got.Body)
+			}
+		})
+		body := strings.NewReader(row.body)
+		r := httptest.NewRequest("POST", row.path, readerFunc(func(b []byte) (int, error) {
+			cutOff()
+			return body.Read(b)
+		}))
+		r.TLS = o.certificate(spiffe.Operator, name, domain)
+		w := httptest.NewRecorder()
+		o.api.ServeHTTP(w, r)
+		if w.Code != http.StatusForbidden {
+			t.Errorf("%s: answered %d: %s", name, w.Code, w.Body)
+		}
+		i, err := o.reg.IdentityOf(t.Context(), spiffe.Operator, name)
+		if err != nil || name == "thief" && i.Valid != 0 || name == "jane" && i.State != registry.Suspended {
+			t.Errorf("%s: %+v, %v", name, i, err)
+		}
+	}
+}
+
+type readerFunc func([]byte) (int, error)
+
+func (f readerFunc) Read(b []byte) (int, error) { return f(b) }

@@ -155,7 +155,7 @@ func TestCertificatesAreBounded(t *testing.T) {
 	f := setup(t, 0)
 	f.enter(t, registry.Identity{Kind: spiffe.Access, Name: "ehr"}, "in-use")
 	for i := range 40 {
-		f.clock = f.clock.Add(time.Minute)
+		f.clock = f.clock.Add(3 * time.Minute)
 		if err := f.Certify(f.ctx, operator, "", spiffe.Access, "ehr", "in-use", f.badge(fmt.Sprint("n", i))); err != nil {
 			t.Fatal(err)
 		}
@@ -177,6 +177,33 @@ func TestCertificatesAreBounded(t *testing.T) {
 	}
 	if err := f.let(spiffe.Access, "ehr", "n38"); !errors.Is(err, registry.ErrUnknown) {
 		t.Errorf("a certificate of last year is still kept: %v", err)
+	}
+}
+
+// TestRenewalsAreHeldBack: by a certificate that was rotated out there is none, however late the answer comes, and by a good one so many an hour.
+func TestRenewalsAreHeldBack(t *testing.T) {
+	f := setup(t, 0)
+	f.enter(t, registry.Identity{Kind: spiffe.Access, Name: "ehr"}, "stolen")
+	renew := func(shown, serial string) error {
+		return f.Certify(f.ctx, operator, "", spiffe.Access, "ehr", shown, f.badge(serial))
+	}
+	if err := renew("never-issued", "x0"); !errors.Is(err, registry.ErrUnknown) {
+		t.Errorf("by a certificate that is not in the registry: %v", err)
+	}
+	for i := range 40 {
+		if err := renew("stolen", fmt.Sprint("n", i)); (err == nil) != (i < 29) || err != nil && !errors.Is(err, registry.ErrConflict) {
+			t.Fatalf("renewal %d within an hour: %v", i+1, err)
+		}
+	}
+	f.clock = f.clock.Add(time.Hour)
+	if err := renew("stolen", "later"); err != nil {
+		t.Errorf("an hour later: %v", err)
+	}
+	if _, _, err := f.Rotate(f.ctx, operator, "", spiffe.Access, "ehr", "stolen", 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := renew("stolen", "thief"); !errors.Is(err, registry.ErrConflict) {
+		t.Errorf("by a certificate that was rotated out: %v", err)
 	}
 }
 

@@ -108,7 +108,7 @@ func AddCertificate(tx *sql.Tx, now time.Time, kind spiffe.Kind, name, keep stri
 		return err
 	}
 	if _, err := tx.Exec(`UPDATE identity_certificates SET ends = $1 WHERE serial IN (
-		SELECT serial FROM identity_certificates WHERE kind = $2 AND name = $3 AND ends > $1 AND serial <> $4 ORDER BY added DESC, not_after DESC, serial LIMIT 1000 OFFSET $5)`,
+		SELECT serial FROM identity_certificates WHERE kind = $2 AND name = $3 AND not_after > $1 AND ends > $1 AND serial <> $4 ORDER BY added DESC, not_after DESC, serial LIMIT 1000 OFFSET $5)`,
 		now.UnixMilli(), string(kind), name, keep, maxCertificates-2); err != nil {
 		return err
 	}
@@ -173,6 +173,9 @@ func (r *Registry) Certify(ctx context.Context, who audit.Actor, peer string, ki
 		if err != nil {
 			return false, err
 		}
+		if err := r.renews(tx, i, shown); err != nil {
+			return false, err
+		}
 		if err := AddCertificate(tx, r.now(), kind, name, shown, c); err != nil {
 			return false, err
 		}
@@ -187,6 +190,37 @@ func (r *Registry) Certify(ctx context.Context, who audit.Actor, peer string, ki
 		return true, r.outbox.Add(tx, ev)
 	})
 	return named("certify", err)
+}
+
+// maxRenewals of one identity within an hour: a system that keeps itself needs one, and each costs the CA a signature and the log two leaves.
+const maxRenewals = 30
+
+// renews says why a certificate may not be renewed by the one that is shown, which may have been rotated out since its holder was let in; nil for
+// shown == "", when an operator asks.
+func (r *Registry) renews(tx *sql.Tx, i Identity, shown string) error {
+	if shown == "" {
+		return nil
+	}
+	now := r.now()
+	var ends int64
+	err := tx.QueryRow("SELECT ends FROM identity_certificates WHERE serial = $1 AND kind = $2 AND name = $3", shown, string(i.Kind), i.Name).Scan(&ends)
+	switch {
+	case errors.Is(err, sql.ErrNoRows):
+		return fmt.Errorf("certificate %s: %w", shown, ErrUnknown)
+	case err != nil:
+		return err
+	case ends <= now.UnixMilli():
+		return refusal.New(ErrConflict, "the certificate of %s that is shown was rotated out", i.Subject())
+	}
+	var lately int
+	if err := tx.QueryRow("SELECT COUNT(*) FROM identity_certificates WHERE kind = $1 AND name = $2 AND not_after > $3 AND added > $4",
+		string(i.Kind), i.Name, now.UnixMilli(), now.Add(-time.Hour).UnixMilli()).Scan(&lately); err != nil {
+		return err
+	}
+	if lately >= maxRenewals {
+		return refusal.New(ErrConflict, "%s had %d certificates within an hour; a client that keeps itself asks once in half a day", i.Subject(), lately)
+	}
+	return nil
 }
 
 // Change gives an identity another owner, contact, role or scope. set changes the identity that it is given. ErrUnknown; ErrConflict for one that is revoked,
@@ -307,7 +341,7 @@ func (r *Registry) Rotate(ctx context.Context, who audit.Actor, peer string, kin
 			return false, err
 		}
 		end = instant(r.now().Add(overlap).UnixMilli())
-		res, err := tx.Exec("UPDATE identity_certificates SET ends = $1 WHERE kind = $2 AND name = $3 AND ends > $1", end.UnixMilli(), string(kind), name)
+		res, err := tx.Exec("UPDATE identity_certificates SET ends = $1 WHERE kind = $2 AND name = $3 AND not_after > $1 AND ends > $1", end.UnixMilli(), string(kind), name)
 		if err != nil {
 			return false, err
 		}

@@ -49,7 +49,8 @@ func (c *Client) renew(ctx context.Context) {
 	if err != nil {
 		return
 	}
-	answer, err := c.send(ctx, http.MethodPost, "/v1/self/renew", nil, "application/json", body)
+	bare := Client{base: c.base, http: c.http} // without own: the answer to this, too, may ask for a renewal
+	answer, err := bare.send(ctx, http.MethodPost, "/v1/self/renew", nil, "application/json", body)
 	if err != nil {
 		return
 	}
