@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"wardlink/enroll/verify"
 )
 
 // Mode is by what a boot is judged.
@@ -43,6 +45,9 @@ func (p Policy) Check() error {
 	}
 	if p.PCRs == 0 || p.PCRs>>(maxPCR+1) != 0 {
 		return fmt.Errorf("PCRs: expected some of 0 to %d", maxPCR)
+	}
+	if never := p.PCRs &^ verify.QuotedPCRs; never != 0 { // nothing would ever be learned, and nothing ever match
+		return fmt.Errorf("PCRs %s: gateways do not quote them; name some of %s", ShowPCRs(never), ShowPCRs(verify.QuotedPCRs))
 	}
 	if p.After < 1 || p.After > MaxAfter {
 		return fmt.Errorf("%d attestations until what was learned is locked; expected 1 to %d", p.After, MaxAfter)

@@ -155,6 +155,24 @@ func (s *Server) sees(ctx context.Context, sc registry.Scope, patient string) (b
 	return len(got.observations) > 0, err
 }
 
+// seen leaves the patients of a search by patient that are in a scope of wards: else the next link of a page without any reading would tell that there
+// are some, when, and by which pseudonym. The others are answered as nobody is.
+func (s *Server) seen(ctx context.Context, sc registry.Scope, patients []string) (out []string, err error) {
+	if len(sc.Wards) == 0 {
+		return patients, nil
+	}
+	for _, p := range patients {
+		in, err := s.sees(ctx, sc, p)
+		if err != nil {
+			return nil, err
+		}
+		if in {
+			out = append(out, p)
+		}
+	}
+	return out, nil
+}
+
 // limited adds to a bundle that it is narrowed, if it may be.
 func limited(b *bundle, sc registry.Scope) {
 	if limit := sc.Limit(); limit != "" {

@@ -188,3 +188,23 @@ func TestWhoIsCutOffReadsNothingMore(t *testing.T) {
 		t.Errorf("last use: %+v, %v", i, err)
 	}
 }
+
+// TestAWardHearsNothingOfOtherWards: a patient of whom there is more in another ward than a page looks at is answered like one that nobody knows.
+func TestAWardHearsNothingOfOtherWards(t *testing.T) {
+	messages := make([]telemetry.Message, 5100)
+	for i := range messages {
+		messages[i] = reading("p1", i, "60")
+		messages[i].Received.Wall = start + int64(i)
+	}
+	f := setup(t, messages...)
+	f.cfg.Wards = &history{wards: registry.Wards{{Name: "ICU 4"}}}
+	f.restart()
+	cert := f.scoped("icu-2", 100, registry.Scope{Wards: []string{"ICU 2"}})
+	answer := func(patient string) string {
+		got := f.do("GET", "/fhir/Observation?patient.identifier="+url.QueryEscape(system+"|"+patient), cert)
+		return strings.ReplaceAll(got.Body.String(), patient, "WHO")
+	}
+	if known, unknown := answer("p1"), answer("p9"); known != unknown {
+		t.Errorf("a patient of another ward: %s\nnobody: %s", known, unknown)
+	}
+}

@@ -180,6 +180,9 @@ func (s *Server) searchObservations(r *http.Request, base string, account regist
 	if q.after != nil && !hmac.Equal([]byte(q.proof), []byte(s.proof(account, *q.after))) {
 		return refuse(http.StatusForbidden, "forbidden", "a page of another account", "_cursor: it was not given to this account; begin the search anew")
 	}
+	if ids, err = s.seen(r.Context(), sc, ids); err != nil {
+		return s.failed(err)
+	}
 	page, err := s.look(r.Context(), records.Query{
 		Patients: ids, NoPatient: q.noPatient, From: q.from, To: q.to, After: q.after, Limit: q.count, Room: pageRoom,
 		Match: func(one records.Series) bool {
