@@ -130,7 +130,7 @@ func (t *theatre) perform(ctx context.Context) error {
 	begun := time.Now()
 	err := t.play(limited)
 	t.summary.Seconds = time.Since(begun).Round(100 * time.Millisecond).Seconds()
-	t.summary.Gateways, t.summary.Chaos, t.summary.Nodes = t.Gateways, t.Chaos, t.Nodes
+	t.summary.Gateways, t.summary.Chaos, t.summary.Nodes, t.summary.Former = t.Gateways, t.Chaos, t.Nodes, t.Former
 	if t.Chaos > 0 {
 		t.summary.Seed = t.Seed
 	}
@@ -182,10 +182,14 @@ func (t *theatre) acts() []func(context.Context) error {
 	if t.Disaster { // the agent's former life delivered something, and the backup lacks the end of it
 		return []func(context.Context) error{t.makeBackup, t.killAgent, t.loseServer}
 	}
-	if t.Nodes > 0 {
-		return []func(context.Context) error{t.killAgent, t.bootOther, t.killNode, t.cutNetwork, t.killServer, t.attack}
+	acts := []func(context.Context) error{t.killAgent}
+	if t.bootsOthers() {
+		acts = append(acts, t.bootOther)
 	}
-	return []func(context.Context) error{t.killAgent, t.bootOther, t.cutNetwork, t.killServer, t.attack}
+	if t.Nodes > 0 {
+		acts = append(acts, t.killNode)
+	}
+	return append(acts, t.cutNetwork, t.killServer, t.attack)
 }
 
 // windows are the parts of the stream: one for each act and one for what comes after. Chaos has no parts.
@@ -270,7 +274,7 @@ func (t *theatre) register(ctx context.Context) error {
 	}
 	csv := "id,ek_sha256,site,ward,profile\n"
 	for _, g := range t.boxes() {
-		if err := g.configure(kit); err != nil {
+		if err := g.configure(kit, t.Former); err != nil {
 			return err
 		}
 		if t.inOneGo() && g != t.mallory {

@@ -125,10 +125,13 @@ func (g *gateway) makeTPM(ctx context.Context, d *child.Doors) (err error) {
 
 func (g *gateway) config() string { return filepath.Join(g.dir, "agent.yaml") }
 
-// configure writes the agent's configuration.
-func (g *gateway) configure(kit string) error {
-	text := fmt.Sprintf("kit: %s\nstate: %s\ntpm: swtpm:%s\nevent_log: %s\nreport_every: %s\nsources:\n  - {id: bed-1, mllp: %q}\n",
-		kit, filepath.Join(g.dir, "state"), g.tpm.Socket, g.eventLog(), reportEvery, g.mllp)
+// configure writes the agent's configuration, with what a former release's knows of it.
+func (g *gateway) configure(kit string, former bool) error {
+	text := fmt.Sprintf("kit: %s\nstate: %s\ntpm: swtpm:%s\nreport_every: %s\nsources:\n  - {id: bed-1, mllp: %q}\n",
+		kit, filepath.Join(g.dir, "state"), g.tpm.Socket, reportEvery, g.mllp)
+	if !former {
+		text += "event_log: " + g.eventLog() + "\n"
+	}
 	return os.WriteFile(g.config(), []byte(text), 0o600)
 }
 

@@ -22,6 +22,7 @@ type Options struct {
 	Chaos     int           // seconds of kills and cuts at random instead of the plot; 0 is none
 	Postgres  bool          // the stores are in a PostgreSQL server of the demonstration's own
 	Nodes     int           // ingest nodes behind a balancer, with Postgres; 0: the server takes the sessions itself
+	Former    bool          // the agent is of a former release: it is told and asked nothing that only later ones know
 	Disaster  bool          // instead of the plot: backup, loss of the server's directory, restore, refill by the gateways
 	Seed      uint64        // of chaos: the same seed gives the same blows; 0 draws one
 	Summary   string        // file for the summary; "" writes none
@@ -147,7 +148,8 @@ type Summary struct {
 	Chaos    int     `json:"chaos_seconds,omitempty"`
 	Seed     uint64  `json:"seed,omitempty"`
 	Nodes    int     `json:"nodes,omitempty"` // ingest nodes
-	Gateways int     `json:"gateways"`        // that deliver; one more is carried away
+	Former   bool    `json:"former_agent,omitempty"`
+	Gateways int     `json:"gateways"` // that deliver; one more is carried away
 	Seconds  float64 `json:"seconds"`
 }
 
@@ -162,7 +164,7 @@ func (s Summary) OK() bool {
 	if s.Disaster != nil {
 		return s.delivered() && s.accounted() && s.proven() && s.AgentKills > 0 && s.ServerKills > 0 && s.Disaster.recovered()
 	}
-	return s.delivered() && s.accounted() && s.proven() && s.hostile() && s.defended() && (s.Chaos > 0 || s.Quarantine.shown())
+	return s.delivered() && s.accounted() && s.proven() && s.hostile() && s.defended() && (s.Chaos > 0 || s.Former || s.Quarantine.shown())
 }
 
 // delivered: nothing is lost, doubled or altered.

@@ -35,7 +35,7 @@ const (
 )
 
 // bootsOthers says whether a gateway is started with another boot loader in this demonstration.
-func (t *theatre) bootsOthers() bool { return t.Chaos == 0 && !t.Disaster }
+func (t *theatre) bootsOthers() bool { return t.Chaos == 0 && !t.Disaster && !t.Former }
 
 func (g *gateway) eventLog() string { return filepath.Join(g.dir, "event.log") }
 

@@ -147,17 +147,23 @@ func (d *doorway) secure(ctx context.Context, spoken *spokenConn) (conn *tls.Con
 		return nil, "waited too long for its turn to handshake"
 	}
 	defer release()
-	d.at.cores.Enter()
-	spoken.turns = d.at.cores
 	conn = tls.Server(spoken, d.tls)
-	var err error
-	ingest.Apart(func() { err = conn.HandshakeContext(ctx) })
-	spoken.turns = nil
-	d.at.cores.Leave()
-	if err != nil {
+	if err := d.shake(ctx, conn, spoken); err != nil {
 		return nil, handshakeReason(err)
 	}
 	return conn, ""
+}
+
+// shake does the handshake with a turn, which is given back whatever becomes of it.
+func (d *doorway) shake(ctx context.Context, conn *tls.Conn, spoken *spokenConn) (err error) {
+	d.at.cores.Enter()
+	spoken.turns = d.at.cores
+	defer func() {
+		spoken.turns = nil
+		d.at.cores.Leave()
+	}()
+	ingest.Apart(func() { err = conn.HandshakeContext(ctx) })
+	return err
 }
 
 // handshakeReason is a constant for each kind of failure: it becomes part of an aggregated event, so nothing a peer chose may be in it.

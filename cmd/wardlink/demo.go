@@ -66,6 +66,7 @@ func (t *tool) demo() *cobra.Command {
 	f.Uint64Var(&o.Seed, "seed", 0, "of --chaos: the `N` that a former run printed repeats its blows (default: drawn)")
 	f.BoolVar(&o.Postgres, "postgres", false, "keep journal and records in a PostgreSQL server of the demonstration's own (the distribution's packages)")
 	f.IntVar(&o.Nodes, "nodes", 0, "with --postgres: `N` ingest nodes behind HAProxy, one of which is killed mid-stream")
+	f.BoolVar(&o.Former, "former-agent", false, "the agent beside this program is of a former release: leave out what that does not know")
 	f.BoolVar(&o.Disaster, "disaster", false, "lose the server's directory, restore an old backup, and have the gateways refill it")
 	f.StringVar(&o.Summary, "summary", "", "write the figures as JSON to `FILE`")
 	f.BoolVar(&o.Keep, "keep", false, "leave everything running and print what to try")

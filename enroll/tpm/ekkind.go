@@ -102,10 +102,15 @@ func (k *ekKind) made(p *tpm2.TPMTPublic) bool {
 // ErrForeign when it has none that is wanted.
 func (c *conn) choose(want *[32]byte) (*endorsement, error) {
 	kinds := ekKinds()
+	var unread error // of an index that may not be the one that counts
 	for i := range kinds {
 		certificate, err := c.certificate(kinds[i].certificate)
-		if err != nil {
+		if err != nil && (want == nil || c.ctx.Err() != nil) {
 			return nil, err
+		}
+		if err != nil {
+			unread = err
+			continue
 		}
 		if certificate == nil {
 			continue
@@ -132,6 +137,9 @@ func (c *conn) choose(want *[32]byte) (*endorsement, error) {
 		if want == nil || e.ek.Hash == *want {
 			return e, nil
 		}
+	}
+	if unread != nil {
+		return nil, unread
 	}
 	return nil, fmt.Errorf("the EK is another one than before: %w", ErrForeign)
 }

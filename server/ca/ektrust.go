@@ -30,7 +30,8 @@ type TrustDir struct {
 
 	mu     sync.Mutex
 	looked time.Time
-	stamp  string // names, sizes and times of the files as they were last read, readable or not
+	stamp  string // names, sizes and times of the files as they were last read
+	wrong  string // what the log was told last, since then
 	trust  verify.Trust
 }
 
@@ -60,18 +61,21 @@ func (d *TrustDir) Trust() verify.Trust {
 func (d *TrustDir) reload() {
 	stamp, err := d.files()
 	if err == nil && stamp == d.stamp {
+		d.wrong = ""
 		return
 	}
 	trust := d.trust
 	if err == nil {
-		d.stamp = stamp
 		trust, err = d.read()
 	}
-	if err != nil {
-		d.log.Error("the TPM makers' certificates cannot be read anew; those that were read before hold", "error", err)
+	if err != nil { // what could not be read for a moment is read again at the next look
+		if d.wrong != err.Error() {
+			d.wrong = err.Error()
+			d.log.Error("the TPM makers' certificates cannot be read anew; those that were read before hold", "error", err)
+		}
 		return
 	}
-	d.trust = trust
+	d.stamp, d.trust, d.wrong = stamp, trust, ""
 	d.log.Info("the TPM makers' certificates were read anew", "dir", d.dir)
 }
 

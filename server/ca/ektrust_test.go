@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"errors"
 	"log/slog"
 	"math/big"
 	"os"
@@ -103,6 +104,24 @@ func TestTrustDir(t *testing.T) {
 	}
 	if chains() {
 		t.Error("a maker that was removed is trusted")
+	}
+	// What cannot be read for a moment is read again, though no file's name, size or time has changed.
+	write("vendor-root.cer", root.Raw)
+	if !chains() {
+		t.Fatal("a maker that is back is not trusted")
+	}
+	later := filepath.Join(t.TempDir(), "later.pem")
+	if err := errors.Join(os.Remove(filepath.Join(dir, "vendor-root.cer")), os.Symlink(later, filepath.Join(dir, "linked.pem"))); err != nil {
+		t.Fatal(err)
+	}
+	if !chains() {
+		t.Error("what was read before does not hold while a file cannot be read")
+	}
+	if err := os.WriteFile(later, asPEM(between), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if chains() {
+		t.Error("a maker that was removed while another file could not be read is trusted for ever")
 	}
 }
 

@@ -7,8 +7,10 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"net/netip"
 	"runtime/debug"
 	"strings"
+	"sync"
 	"time"
 
 	"wardlink/audit"
@@ -21,6 +23,7 @@ import (
 const (
 	maxBody        = 64 << 10 // of an ACME request; an attestation has 3 to 6 KB
 	maxLong        = 64       // requests with event logs, whose bodies have up to verify.MaxSecretRequest
+	maxLongOfOne   = 16       // of one source: a hospital behind one address is served in turns
 	maxConcurrent  = 64
 	maxReading     = 512 // requests whose bodies are on their way
 	bodyTimeout    = 15 * time.Second
@@ -38,7 +41,7 @@ func (c *CA) routes() http.Handler {
 	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
 		reply(w, http.StatusNotFound, enroll.Problem{Type: problemPrefix + "not-found", Detail: "expected /attestation/attest, /attestation/secret or /acme/attest/directory"})
 	})
-	reading, long, slots := make(chan struct{}, maxReading), make(chan struct{}, maxLong), make(chan struct{}, maxConcurrent)
+	reading, slots, long := make(chan struct{}, maxReading), make(chan struct{}, maxConcurrent), newLongs()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		defer c.recover(w, r)
 		if !c.enter(w, r, reading) {
@@ -71,16 +74,53 @@ func (c *CA) enter(w http.ResponseWriter, r *http.Request, places chan struct{})
 }
 
 // body reads a body of the length that its path may have. Long ones, which only answered challenges are, have fewer places: what is on its way
-// takes memory, 24 MB of it at most.
-func (c *CA) body(w http.ResponseWriter, r *http.Request, long chan struct{}) ([]byte, bool) {
+// takes memory, 24 MB of it at most. One source has a few of these places: whoever sends nothing for its time holds up itself.
+func (c *CA) body(w http.ResponseWriter, r *http.Request, long *longs) ([]byte, bool) {
 	if r.URL.Path != secretPath || r.ContentLength <= maxBody {
 		return wholeBody(w, r, maxBody)
 	}
-	if !c.enter(w, r, long) {
+	from := source(r.RemoteAddr)
+	if !long.mine(from) {
+		w.Header().Set("Retry-After", "5")
+		c.refuse(w, r, http.StatusServiceUnavailable, "busy", "too many long requests of one address at a time")
 		return nil, false
 	}
-	defer func() { <-long }()
+	defer long.leave(from)
+	if !c.enter(w, r, long.places) {
+		return nil, false
+	}
+	defer func() { <-long.places }()
 	return wholeBody(w, r, verify.MaxSecretRequest)
+}
+
+// longs are the places of long bodies.
+type longs struct {
+	places chan struct{}
+	mu     sync.Mutex
+	of     map[netip.Prefix]int // by source, of those that have or ask for one
+}
+
+func newLongs() *longs {
+	return &longs{places: make(chan struct{}, maxLong), of: make(map[netip.Prefix]int)}
+}
+
+// mine tells whether a source has fewer than its share.
+func (l *longs) mine(from netip.Prefix) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.of[from] >= maxLongOfOne {
+		return false
+	}
+	l.of[from]++
+	return true
+}
+
+func (l *longs) leave(from netip.Prefix) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.of[from]--; l.of[from] == 0 {
+		delete(l.of, from)
+	}
 }
 
 // wholeBody reads the body before anything is begun for it: a slow sender must neither hold a place that others need nor use up the time

@@ -29,3 +29,24 @@ func TestHangingUpKeepsNoRefusalOutOfTheLog(t *testing.T) {
 		t.Errorf("journaled: %+v", got)
 	}
 }
+
+// TestLongPlacesOfOneSource: who takes long places and sends nothing has some of them, and the others find theirs.
+func TestLongPlacesOfOneSource(t *testing.T) {
+	l := newLongs()
+	one, other := source("192.0.2.7:1"), source("192.0.2.8:1")
+	for i := range maxLongOfOne + 3 {
+		if got := l.mine(one); got != (i < maxLongOfOne) {
+			t.Errorf("place %d of one source: %t", i+1, got)
+		}
+	}
+	if !l.mine(other) {
+		t.Error("another source has none")
+	}
+	for range maxLongOfOne {
+		l.leave(one)
+	}
+	l.leave(other)
+	if len(l.of) != 0 || !l.mine(one) {
+		t.Errorf("%v is kept of those that have left", l.of)
+	}
+}

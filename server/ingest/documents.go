@@ -2,6 +2,7 @@ package ingest
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"time"
 
@@ -74,6 +75,16 @@ func (a *asking) next() (*session, request, bool) {
 	r := *c.request
 	c.request = nil
 	return c, r, true
+}
+
+// forget takes a session that has ended out of the line, which may be long when lookups are slow: a session holds a connection's memory.
+func (a *asking) forget(c *session) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if c.request != nil {
+		c.request = nil
+		a.line = slices.DeleteFunc(a.line, func(other *session) bool { return other == c })
+	}
 }
 
 // answer answers requests until there are none.

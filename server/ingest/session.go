@@ -257,6 +257,7 @@ func (c *session) run(ctx context.Context, hello connect) {
 	Apart(func() { code, reason = s.admit(ctx, c) })
 	c.giveTurn()
 	defer s.leave(c)
+	defer s.asking.forget(c)
 	switch {
 	case code == connackAccepted:
 	case reason == reasonSessions, reason == reasonOverload:
