@@ -237,6 +237,9 @@ func (j *Journal) Cursor(consumer string) uint64 {
 	return j.cursors.seqs[consumer]
 }
 
+// Resume is Cursor for the consumer itself, which begins behind it.
+func (j *Journal) Resume(consumer string) uint64 { return j.Cursor(consumer) }
+
 // SetCursor stores durably that the consumer is done with all entries up to seq. It never goes back, and not past what is committed.
 func (j *Journal) SetCursor(consumer string, seq uint64) error {
 	j.storing.Lock()

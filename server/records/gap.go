@@ -12,7 +12,7 @@ import (
 // resume is the journal entry behind which reading goes on: where the journal's cursor stands, or where this database does if that is
 // earlier. The cursor alone would be wrong: it is past what a restored database lost. ok is false when ctx ended.
 func (r *Records) resume(ctx context.Context) (cursor uint64, ok bool) {
-	r.passed = r.journal.Cursor(Consumer)
+	r.passed = r.journal.Resume(Consumer)
 	for {
 		var seq int64
 		err := r.db.QueryRow(ctx, "SELECT seq FROM records_totals").Scan(&seq)

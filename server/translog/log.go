@@ -53,6 +53,7 @@ type Journal interface {
 	ReadHeads(from uint64, max int) ([]journal.Entry, error) // committed entries with Seq >= from, in order; none is not an error
 	Wait(ctx context.Context, after uint64) error            // until an entry with Seq > after is committed
 	Cursor(consumer string) uint64
+	Resume(consumer string) uint64               // Cursor for the writer, who begins there
 	SetCursor(consumer string, seq uint64) error // durable
 }
 

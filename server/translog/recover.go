@@ -64,7 +64,7 @@ func (l *Log) checkKey() error {
 
 // checkJournal looks for a journal that is older than the mark, another one, or newer than it could be.
 func (l *Log) checkJournal() error {
-	cursor := l.cfg.Journal.Cursor(consumer)
+	cursor := l.cfg.Journal.Resume(consumer)
 	if cursor > l.at.Seq {
 		return l.unsound("the journal was logged up to %d, the mark stands at %d: the log was put back; a restore begins a new log",
 			cursor, l.at.Seq)

@@ -61,7 +61,7 @@ func Write(j journal.Store, line func(string)) error {
 	}
 	go func() {
 		for {
-			at := j.Cursor("log")
+			at := j.Resume("log")
 			if err := j.Wait(context.Background(), at); err != nil {
 				failed <- err
 				return

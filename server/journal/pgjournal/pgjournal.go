@@ -102,7 +102,7 @@ type Journal struct {
 	pool     *pgxpool.Pool // nil without consumers
 	mu       sync.Mutex
 	cursors  map[string]uint64 // as last seen
-	told     map[string]uint64 // as the consumer in this process knows them, by its last Cursor or SetCursor
+	told     map[string]uint64 // as the consumer in this process knows them, by its last Resume or SetCursor
 	stopped  chan struct{}
 	stopping context.CancelFunc
 	life     context.Context

@@ -355,13 +355,22 @@ func (j *Journal) Cursor(consumer string) uint64 {
 	if err == nil {
 		j.cursors[consumer] = uint64(seq)
 	}
-	j.told[consumer] = j.cursors[consumer]
 	return j.cursors[consumer]
+}
+
+// Resume is Cursor for the consumer itself, which begins behind it. Only this lets SetCursor go on after the cursor went back: who merely looks at
+// figures has not read what is there now.
+func (j *Journal) Resume(consumer string) uint64 {
+	at := j.Cursor(consumer)
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.told[consumer] = at
+	return at
 }
 
 // SetCursor stores durably that the consumer is done with all entries up to seq. It never goes back, and not past what is committed. A cursor that in
 // the database is behind what the consumer was told last has gone back with the database, to a standby that had not everything: numbers behind it are
-// given again, to entries that the consumer has not seen. It is then refused until the consumer asks for the cursor and begins there.
+// given again, to entries that the consumer has not seen. It is then refused until the consumer begins there (Resume).
 func (j *Journal) SetCursor(consumer string, seq uint64) error {
 	select {
 	case <-j.stopped:

@@ -228,6 +228,9 @@ func (j *Journal) Cursor(consumer string) uint64 {
 	return j.cursors[consumer]
 }
 
+// Resume is Cursor for the consumer itself.
+func (j *Journal) Resume(consumer string) uint64 { return j.Cursor(consumer) }
+
 // SetCursor moves a consumer forward.
 func (j *Journal) SetCursor(consumer string, seq uint64) error {
 	j.mu.Lock()
