@@ -121,7 +121,11 @@ func TestDocumentsOneAfterTheOther(t *testing.T) {
 	}
 	clients[1].conn.Close() // it waits, and goes: nothing is looked up for it
 	eventually(t, "the end of gw-1", func() bool { return len(b.srv.Sessions()) == gateways-1 })
-	eventually(t, "that gw-1 is out of the line", func() bool { b.srv.asking.mu.Lock(); defer b.srv.asking.mu.Unlock(); return len(b.srv.asking.line) == gateways-2 })
+	eventually(t, "that gw-1 is out of the line", func() bool {
+		b.srv.asking.mu.Lock()
+		defer b.srv.asking.mu.Unlock()
+		return len(b.srv.asking.line) == gateways-2
+	})
 	close(held)
 	for i, name := range names {
 		if i == 1 {
