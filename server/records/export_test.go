@@ -2,6 +2,7 @@ package records
 
 import (
 	"context"
+	"database/sql"
 
 	"wardlink/telemetry"
 )
@@ -43,3 +44,20 @@ func (r *Records) Retry(ctx context.Context) error {
 
 // LookAheadFreely lets it look ahead for as long as it needs after each pass, up to the most that is saved up.
 func (r *Records) LookAheadFreely() { r.aheadMore = aheadDebt + aheadCredit }
+
+// WalkHolds says how many places a search finds before it loads its page, and how many bytes of text it holds with them.
+func (s *Store) WalkHolds(ctx context.Context, q Query) (places, size int, err error) {
+	err = s.db.Read(ctx, func(tx *sql.Tx) error {
+		series, err := matching(ctx, tx, &q)
+		if err != nil {
+			return err
+		}
+		top, err := newest(ctx, tx, series, &q)
+		for i := range top {
+			size += len(top[i].value) + len(top[i].time.String)
+		}
+		places = len(top)
+		return err
+	})
+	return places, size, err
+}

@@ -54,6 +54,9 @@ type loader struct {
 	series   map[int64]*Observation
 	forms    map[int64]*Observation
 	unpack   unpacker
+
+	row   int64  // the row of readings that was read last, as neighbours are often of one; 0 for none
+	cells []byte // of it
 }
 
 func (l *loader) close() {
@@ -101,7 +104,12 @@ func selectMessages(n int) string {
 
 // reading puts the first of places, which is a reading, together; and reads the messages of those behind it if it must.
 func (l *loader) reading(places []place) (o Observation, err error) {
-	p := &places[0]
+	p := places[0] // a copy, so that what is not returned holds no texts
+	if p.row != 0 {
+		if err := l.texts(&p); err != nil {
+			return o, err
+		}
+	}
 	if l.messages[p.Message] == nil {
 		if err := l.readMessages(places); err != nil {
 			return o, err
@@ -130,6 +138,35 @@ func (l *loader) reading(places []place) (o Observation, err error) {
 	o.Code, o.Unit.UCUM, o.Patient = s.Code, s.Unit.UCUM, s.Patient
 	o.Code.Name, o.Type, o.Unit.Sent, o.SubID, o.Limits, o.Device, o.Status, o.Flags, o.Bed = f.Code.Name, f.Type, f.Unit.Sent, f.SubID, f.Limits, f.Device, f.Status, f.Flags, f.Bed
 	return o, nil
+}
+
+// texts reads those that the walk left in their row.
+func (l *loader) texts(p *place) error {
+	if l.row != p.row {
+		l.row = 0
+		rows, err := l.query("SELECT cells FROM readings WHERE id = $1", p.row)
+		if err != nil {
+			return err
+		}
+		if !rows.Next() {
+			return errors.Join(rows.Err(), rows.Close(), sql.ErrNoRows)
+		}
+		if err := errors.Join(rows.Scan(&l.cells), rows.Close()); err != nil {
+			return err
+		}
+		l.row = p.row
+	}
+	found := false
+	err := parseCells(l.cells, func(_ int, c *cell) bool {
+		if found = int64(c.index) == p.Index; found {
+			p.takeTexts(c)
+		}
+		return !found
+	})
+	if err == nil && !found {
+		err = errCells
+	}
+	return err
 }
 
 // one reads the row of that id into the map, unless it is there.

@@ -22,9 +22,12 @@ func readingMigrations() []sqldb.Migration {
 	return []sqldb.Migration{{Domain: "records_readings", Version: 1, SQL: readings1, Step: gatherReadings}, {Domain: "records_readings", Version: 2, SQL: readings2}}
 }
 
-// partBits of readings.id are the part, and the others the message: a message has at most telemetry.MaxRows readings, each in a row of its
-// own at worst.
+// partBits of readings.id are the part, and the others the message. A message that a monitor sends needs few parts. But it may come again in any
+// number of batches, with other readings in each, so that who means harm runs out of parts: those beyond would be ids of the next message.
 const partBits = 20
+
+// errParts fails the batch that brings the rows, and nobody else's.
+var errParts = errors.New("a message has more rows than ids")
 
 // rowsOf are the ids that rows of a message may have: from first to last.
 func rowsOf(message int64) (first, last int64) {
@@ -132,6 +135,10 @@ func (w *rowMaker) add(at int64, r reading) {
 func (w *rowMaker) end(tx *sql.Tx, message, part, subject int64) (next int64, err error) {
 	for i := range w.groups {
 		g := &w.groups[i]
+		if part+int64(len(g.readings)) > 1<<partBits { // each may need a row of its own
+			w.groups = w.groups[:0]
+			return 0, errParts
+		}
 		w.series = w.series[:0]
 		for j := range g.readings {
 			w.series = append(w.series, g.readings[j].series)

@@ -1,6 +1,7 @@
 package records_test
 
 import (
+	"crypto/sha256"
 	"database/sql"
 	"fmt"
 	"reflect"
@@ -250,5 +251,80 @@ func TestABatchOfAGroupIsStoredOnce(t *testing.T) {
 	f.settleWith("the others", r, func(s records.Stats) bool { return s.Batches == 2 && s.Pending+s.Dead == 0 })
 	if got := f.values("p1", 9); !slices.Equal(got, []string{"72", "70"}) {
 		t.Errorf("%q", got)
+	}
+}
+
+// A message has as many rows as there are ids for (here: its one row is moved to the last part) and comes again with more: nobody else's is hurt.
+func TestAMessageOfTooManyRowsHurtsNobodyElse(t *testing.T) {
+	f := setup(t)
+	evil, good := f.gateway("gw-evil").enrol().bring("gw-evil"), f.gateway("gw-good").enrol().bring("gw-good")
+	big := message("p1", 1, "1", "2", "3", "4")
+	for i := range big.Observations {
+		big.Observations[i].At += int64(i) // each has a row of its own
+	}
+	big.Digest = sha256.Sum256([]byte("big"))
+	one, rest := big, big
+	one.Observations, rest.Observations = big.Observations[:1], big.Observations[1:]
+	evil.publish("gw-evil", evil.sealBatch(one))
+	f.until("stored", func(s records.Stats) bool { return s.Observations == 1 })
+	if err := f.db.Write(f.ctx, func(tx *sql.Tx) error {
+		_, err := tx.Exec("UPDATE readings SET id = id + 1048575")
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	evil.publish("gw-evil", evil.sealBatch(rest))
+	good.publish("gw-good", good.sealBatch(message("p2", 7, "80")))
+	f.run("settled", f.open(), func() bool {
+		return f.count("SELECT COUNT(*) FROM batches b JOIN streams s ON s.id = b.stream WHERE s.gateway = 'gw-good' AND b.state = 2") == 1
+	})
+	if n := f.count("SELECT COUNT(*) FROM readings WHERE id / 1048576 NOT IN (SELECT id FROM messages)"); n != 0 {
+		t.Errorf("%d rows are of no message", n)
+	}
+	if got := f.values("p2", 9); !slices.Equal(got, []string{"80"}) {
+		t.Errorf("of the other gateway's patient: %q", got)
+	}
+	if got := f.values("p1", 9); !slices.Equal(got, []string{"1"}) {
+		t.Errorf("of the message: %q", got)
+	}
+}
+
+// Long texts are held for the page alone, not for all that the walk finds; and each is that of its reading, long beside short.
+func TestSearchHoldsNoLongTexts(t *testing.T) {
+	f := setup(t)
+	g := f.gateway("gw-1").enrol().bring("gw-1")
+	const messages, each = 4, 60
+	var want []string // the newest first
+	for n := range messages {
+		m := message("p1", n, rates(each)...)
+		for i := range m.Observations {
+			o := &m.Observations[i]
+			switch i % 3 {
+			case 0:
+				o.Value = fmt.Sprint(n, i, strings.Repeat("v", 40_000))
+			case 1:
+				o.Time = fmt.Sprint(n, i, strings.Repeat("t", 600))
+			}
+			want = append(want, o.Time+o.Value)
+		}
+		g.publish("gw-1", g.sealBatch(m))
+	}
+	slices.Reverse(want)
+	f.until("stored", func(s records.Stats) bool { return s.Messages == messages })
+	var got []string
+	for _, o := range f.ordered(messages*each, "p1") {
+		got = append(got, o.Time+o.Value)
+	}
+	if !slices.Equal(got, want) {
+		t.Error("readings have not the texts that were sent")
+	}
+	s := f.store()
+	q := records.Query{Patients: []string{s.PatientID("urn:oid:2.25.77", "p1")}, Limit: 1000, Room: 500_000}
+	if places, size, err := s.WalkHolds(f.ctx, q); err != nil || places != messages*each || size > places*512 {
+		t.Errorf("%d places hold %d bytes, %v", places, size, err)
+	}
+	page, err := s.Search(f.ctx, q)
+	if n := len(page.Observations); err != nil || !page.More || n < each/3 || n > each {
+		t.Errorf("%d readings on the page, more: %v, %v", n, page.More, err)
 	}
 }

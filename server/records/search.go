@@ -239,7 +239,7 @@ func (w *walk) readings(stmt *sql.Stmt, l *walkedLayout) error {
 			if m := id >> partBits; m != message || at != messageAt {
 				message, messageAt, complete = m, at, len(w.top)
 			}
-			if err = w.cells(l, at, message, cells); err != nil {
+			if err = w.cells(l, at, id, cells); err != nil {
 				break
 			}
 		}
@@ -253,18 +253,29 @@ func (w *walk) readings(stmt *sql.Stmt, l *walkedLayout) error {
 	}
 }
 
-// cells takes what is wanted of one row.
-func (w *walk) cells(l *walkedLayout, at, message int64, data []byte) error {
+// maxWalked bounds the texts of a reading that a walk holds, in bytes. A device can say 64 KB in each, and a walk finds many times what a page has
+// room for.
+const maxWalked = 512
+
+// cells takes what is wanted of the row with that id.
+func (w *walk) cells(l *walkedLayout, at, id int64, data []byte) error {
 	damaged := false
 	err := parseCells(data, func(i int, c *cell) bool {
 		if i >= len(l.series) {
 			damaged = true
 			return false
 		}
-		p := Position{At: at, Message: message, Index: int64(c.index)}
-		if l.series[i] != 0 && p.compare(w.after) < 0 {
-			w.top = append(w.top, c.place(p, l.series[i]))
+		at := Position{At: at, Message: id >> partBits, Index: int64(c.index)}
+		if l.series[i] == 0 || at.compare(w.after) >= 0 {
+			return true
 		}
+		p := c.place(at, l.series[i])
+		if len(c.value)+len(c.time) > maxWalked {
+			p.row = id
+		} else {
+			p.takeTexts(c)
+		}
+		w.top = append(w.top, p)
 		return true
 	})
 	if damaged {
@@ -305,13 +316,18 @@ type place struct {
 
 	series, form int64
 	marks        telemetry.Marks
+	row          int64 // where value and time are still to be read; 0: they are here
 	value        string
 	time         sql.NullString // its own; else its message's
 }
 
-// place copies the cell.
+// place copies the cell, without its texts.
 func (c *cell) place(p Position, series int64) place {
-	return place{Position: p, series: series, form: c.form, marks: c.marks, value: string(c.value), time: sql.NullString{String: string(c.time), Valid: c.own}}
+	return place{Position: p, series: series, form: c.form, marks: c.marks}
+}
+
+func (p *place) takeTexts(c *cell) {
+	p.row, p.value, p.time = 0, string(c.value), sql.NullString{String: string(c.time), Valid: c.own}
 }
 
 // placeOf looks for a reading of a message; nil where there is none.
@@ -332,6 +348,7 @@ func placeOf(ctx context.Context, tx *sql.Tx, message int64, index uint32) (foun
 			err = parseCells(cells, func(i int, c *cell) bool {
 				if c.index == index && i < len(series) {
 					p := c.place(Position{At: at, Message: message, Index: int64(index)}, series[i])
+					p.takeTexts(c)
 					found = &p
 				}
 				return found == nil
