@@ -207,6 +207,7 @@ func TestThroughAProxy(t *testing.T) {
 	_, r = b.doctor()
 	step(r, "stops", `it does not accept user and password ("407`)
 	b.start()
+	b.await("the agent", func(ctx context.Context) (bool, error) { _, err := b.status(ctx); return err == nil, nil }) // which does not start with what comes now
 	secret("icu:"+password, 0o644)
 	_, r = b.doctor()
 	step(r, "stops", "has mode 0644")

@@ -188,8 +188,8 @@ func TestWhatAThiefOfANodeGets(t *testing.T) {
 	}
 	defer conn.Close(ctx)
 	for _, q := range []string{
-		"SELECT * FROM public.readings", "SELECT * FROM public.journal_groups", "SELECT * FROM public.gateways", "SELECT * FROM public.nodes", "SELECT * FROM public.operators",
-		"DELETE FROM public.journal_groups", "UPDATE public.registry_state SET revision = 0", "INSERT INTO public.operators (serial, name, not_before, not_after) VALUES ('1', 'x', 0, 0)",
+		"SELECT * FROM public.readings", "SELECT * FROM public.journal_groups", "SELECT * FROM public.gateways", "SELECT * FROM public.nodes", "SELECT * FROM public.identities", "SELECT * FROM public.identity_certificates",
+		"DELETE FROM public.journal_groups", "UPDATE public.registry_state SET revision = 0", "UPDATE public.identities SET role = 'admin'",
 		"INSERT INTO public.nodes (name, spki, hosts, login, added, removed) VALUES ('x', '', '', 'x', 0, 0)", "LOCK TABLE public.write_lock", "CREATE TABLE public.x (a INT)",
 	} {
 		tx, err := conn.Begin(ctx)

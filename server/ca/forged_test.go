@@ -109,19 +109,7 @@ func TestForgedStatements(t *testing.T) {
 		"about a key that does not sign":   attribute(func(a *tpm2.TPMAObject) { a.SignEncrypt = false }),
 	} {
 		t.Run(what, func(t *testing.T) {
-			order, err := client.AuthorizeOrder(ctx, []acme.AuthzID{{Type: "permanent-identifier", Value: "gw-1"}})
-			if err != nil {
-				t.Fatal(err)
-			}
-			authorization, err := client.GetAuthorization(ctx, order.AuthzURLs[0])
-			if err != nil {
-				t.Fatal(err)
-			}
-			challenge := authorization.Challenges[0]
-			keyAuthorization, err := client.HTTP01ChallengeResponse(challenge.Token)
-			if err != nil {
-				t.Fatal(err)
-			}
+			order, challenge, keyAuthorization := ordered(t, client)
 			challenge.Payload = board.forged(t, keyAuthorization, chain, change)
 			before := refused.Load() + int64(h.count(audit.Refused))
 			answered, err := client.Accept(ctx, challenge)

@@ -88,19 +88,7 @@ func TestMalformedAnswers(t *testing.T) {
 	for what, payload := range rows {
 		t.Run(what, func(t *testing.T) {
 			ctx := t.Context()
-			order, err := client.AuthorizeOrder(ctx, []acme.AuthzID{{Type: "permanent-identifier", Value: "gw-1"}})
-			if err != nil {
-				t.Fatal(err)
-			}
-			authorization, err := client.GetAuthorization(ctx, order.AuthzURLs[0])
-			if err != nil {
-				t.Fatal(err)
-			}
-			challenge := authorization.Challenges[0]
-			keyAuthorization, err := client.HTTP01ChallengeResponse(challenge.Token)
-			if err != nil {
-				t.Fatal(err)
-			}
+			order, challenge, keyAuthorization := ordered(t, client)
 			challenge.Payload = payload(keyAuthorization)
 			answered, err := client.Accept(ctx, challenge)
 			var problem *acme.Error
@@ -118,4 +106,22 @@ func TestMalformedAnswers(t *testing.T) {
 	if len(h.registry.keys) != 0 {
 		t.Error("a key is in the registry")
 	}
+}
+
+// ordered is a fresh order of gw-1, its challenge, and what its answer must be over.
+func ordered(t *testing.T, client *acme.Client) (order *acme.Order, challenge *acme.Challenge, keyAuthorization string) {
+	t.Helper()
+	order, err := client.AuthorizeOrder(t.Context(), []acme.AuthzID{{Type: "permanent-identifier", Value: "gw-1"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	authorization, err := client.GetAuthorization(t.Context(), order.AuthzURLs[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	challenge = authorization.Challenges[0]
+	if keyAuthorization, err = client.HTTP01ChallengeResponse(challenge.Token); err != nil {
+		t.Fatal(err)
+	}
+	return order, challenge, keyAuthorization
 }
