@@ -82,11 +82,13 @@ func TestCompare(t *testing.T) {
 	all := []string{sentHR, sentSpO2, sentNone}
 	with := func(c Comparison, f func(*Comparison)) Comparison { f(&c); return c }
 	altered := func(old, new string) []string { return []string{strings.Replace(hr, old, new, 1), spo2, none} }
-	held := func(status string) []string {
-		out := altered(`"HTEST"}]},`, `"HTEST"},{"system":"http://terminology.hl7.org/CodeSystem/v3-ObservationValue","code":"UNCERTREL"}]},`)
-		out[0] = strings.Replace(out[0], `"status":"final"`, `"status":"`+status+`"`, 1)
+	heldAt := func(i int, status string) []string {
+		out := []string{hr, spo2, none}
+		out[i] = strings.Replace(out[i], `"HTEST"}]},`, `"HTEST"},{"system":"http://terminology.hl7.org/CodeSystem/v3-ObservationValue","code":"UNCERTREL"}]},`, 1)
+		out[i] = strings.Replace(out[i], `"status":"final"`, `"status":"`+status+`"`, 1)
 		return out
 	}
+	held := func(status string) []string { return heldAt(0, status) }
 	mismatch := with(good, func(c *Comparison) { c.Stored, c.Mismatched = 1, 1 })
 	unread := with(good, func(c *Comparison) { c.Stored, c.Missing, c.Unexpected = 1, 1, 1 })
 
@@ -119,6 +121,9 @@ func TestCompare(t *testing.T) {
 		"other resource":        {all, altered(`"resourceType":"Observation"`, `"resourceType":"Patient"`), unread},
 		"garbage":               {all, []string{"7", spo2, none}, unread},
 		"held, not final":       {all, held("preliminary"), with(good, func(c *Comparison) { c.Quarantined = 1 })},
+		"held, no reading":      {all, heldAt(2, "cancelled"), good},
+		"held, a value gone":    {all, held("cancelled"), with(good, func(c *Comparison) { c.Mismatched = 1 })},
+		"held, none and final":  {all, heldAt(2, "final"), with(good, func(c *Comparison) { c.Mismatched = 1 })},
 		"held, and final":       {all, held("final"), with(good, func(c *Comparison) { c.Mismatched = 1 })},
 		"not marked":            {all, altered("HTEST", "TREAT"), with(good, func(c *Comparison) { c.Unmarked = 1 })},
 		"no code, no unit":      {[]string{sentLocal}, []string{own}, Comparison{Sent: 1, Acknowledged: 1, Stored: 1}},

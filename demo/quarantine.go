@@ -120,12 +120,14 @@ func (o *observation) unsure() bool {
 	return slices.Contains(o.Meta.Security, coding{systemIntegrity, uncertain})
 }
 
-// held counts readings of a gateway in quarantine, of which none may be final.
+// held counts readings of a gateway in quarantine, all of which are preliminary; what has no value, as the monitor said, may be cancelled instead.
 func (m *matcher) held(o *observation) {
-	if !o.unsure() {
+	switch {
+	case !o.unsure():
 		return
-	}
-	if o.Status != "preliminary" {
+	case o.Status == "cancelled" && o.ValueQuantity == nil && o.ValueSampledData == nil && o.absent():
+		return
+	case o.Status != "preliminary":
 		m.differ(&m.result.Mismatched, "Observation/%s: of a gateway in quarantine, and its status is %q", o.ID, o.Status)
 		return
 	}
