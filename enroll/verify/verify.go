@@ -207,12 +207,9 @@ func rsaKey(ak *tpm2.TPMTPublic) (*rsa.PublicKey, error) {
 	if ak.NameAlg != tpm2.TPMAlgSHA256 {
 		return nil, ErrAKAlgorithm
 	}
-	parms, err := ak.Parameters.RSADetail() // go-tpm ties both unions' members to the type
-	if err != nil {
-		return nil, ErrAKAlgorithm
-	}
-	unique, err := ak.Unique.RSA()
-	if err != nil { // cannot fail: the parameters are RSA's
+	parms, noParms := ak.Parameters.RSADetail() // go-tpm ties both unions' members to the type
+	unique, noKey := ak.Unique.RSA()
+	if errors.Join(noParms, noKey) != nil {
 		return nil, ErrAKAlgorithm
 	}
 	if scheme, err := parms.Scheme.Details.RSASSA(); err != nil || scheme.HashAlg != tpm2.TPMAlgSHA256 {
