@@ -112,7 +112,7 @@ func (c *conn) deriveEK(k *ekKind) (*endorsement, error) {
 		InPublic:      tpm2.New2B(k.template),
 	}.Execute(c)
 	if err != nil {
-		return nil, err
+		return nil, password("endorsement", err)
 	}
 	defer c.flush(made.ObjectHandle)
 	public, err := made.OutPublic.Contents()

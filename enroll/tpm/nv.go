@@ -87,13 +87,16 @@ func (c *conn) nv(index uint32) ([]byte, error) {
 	}
 	named := tpm2.NamedHandle{Handle: tpm2.TPMHandle(index), Name: public.NVName}
 	auth := tpm2.AuthHandle{Handle: named.Handle, Name: named.Name, Auth: tpm2.PasswordAuth(nil)}
-	if !nv.Attributes.AuthRead {
+	if !nv.Attributes.AuthRead || !nv.Attributes.NoDA { // a password that is wrong must not count towards the TPM's lockout
 		auth = tpm2.AuthHandle{Handle: tpm2.TPMRHOwner, Auth: tpm2.PasswordAuth(nil)}
 	}
 	var data []byte
 	for len(data) < int(nv.DataSize) {
 		part, err := tpm2.NVRead{AuthHandle: auth, NVIndex: named, Offset: uint16(len(data)),
 			Size: uint16(min(int(chunk), int(nv.DataSize)-len(data)))}.Execute(c)
+		if err != nil && auth.Handle == tpm2.TPMRHOwner {
+			err = password("owner", err)
+		}
 		if err != nil {
 			return nil, fmt.Errorf("NV index %#x: %w", index, err)
 		}

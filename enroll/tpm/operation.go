@@ -47,7 +47,7 @@ func endorsementPolicy(t transport.TPM, session tpm2.TPMISHPolicy, nonce tpm2.TP
 		PolicySession: session,
 		NonceTPM:      nonce,
 	}.Execute(t)
-	return err
+	return password("endorsement", err)
 }
 
 // storageKey derives the transient ECC storage key. Nothing is written to NV, and it is the same key after each restart.
@@ -57,10 +57,7 @@ func (c *conn) storageKey() (tpm2.NamedHandle, error) {
 		InPublic:      tpm2.New2B(tpm2.ECCSRKTemplate),
 	}.Execute(c)
 	if err != nil {
-		if errors.Is(err, tpm2.TPMRCBadAuth) || errors.Is(err, tpm2.TPMRCAuthFail) {
-			err = fmt.Errorf("%w; the owner password is set: clear it (tpm2_changeauth -c owner)", err)
-		}
-		return tpm2.NamedHandle{}, fmt.Errorf("derive the storage key: %w", err)
+		return tpm2.NamedHandle{}, fmt.Errorf("derive the storage key: %w", password("owner", err))
 	}
 	return tpm2.NamedHandle{Handle: made.ObjectHandle, Name: made.Name}, nil
 }

@@ -13,10 +13,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/google/go-tpm/tpm2"
@@ -41,11 +39,10 @@ type TPM struct {
 	ops     chan *operation
 	closing func() // once: stops the owner
 	stop    chan struct{}
-	closed  chan struct{}
 
 	// Owned by the run goroutine.
 	dev     transport.TPMCloser
-	suspect bool // the last operation failed: something may still be loaded
+	suspect bool // the last operation failed, or a flush of it: something may still be loaded
 	ek      *endorsement
 	pinned  *[32]byte // hash of the EK that was read first: it is one TPM, so no later reading may give another
 }
@@ -56,25 +53,10 @@ type operation struct {
 	done chan error // capacity 1: an abandoned operation still ends
 }
 
-// conn is the transport as one operation sees it. It refuses new commands once the caller's context has ended, except flushes, so
-// that an abandoned operation stops early and yet cleans up.
-type conn struct {
-	ctx context.Context
-	tpm *TPM
-}
-
-// Send implements transport.TPM.
-func (c *conn) Send(command []byte) ([]byte, error) {
-	if err := c.ctx.Err(); err != nil && !isFlush(command) {
-		return nil, err
-	}
-	return c.tpm.dev.Send(command)
-}
-
 // Open opens the TPM at path: a device such as /dev/tpmrm0, or swtpm:SOCKET. On a transport without resource manager it flushes
 // whatever a killed predecessor left loaded. Errors name the mend.
 func Open(ctx context.Context, path string) (*TPM, error) {
-	t := &TPM{path: path, ops: make(chan *operation), stop: make(chan struct{}), closed: make(chan struct{})}
+	t := &TPM{path: path, ops: make(chan *operation), stop: make(chan struct{})}
 	t.closing = sync.OnceFunc(func() { close(t.stop) })
 	if socket, ok := strings.CutPrefix(path, "swtpm:"); ok {
 		t.open = func() (transport.TPMCloser, error) { return openSocket(socket) }
@@ -84,36 +66,19 @@ func Open(ctx context.Context, path string) (*TPM, error) {
 	}
 	dev, err := t.open()
 	if err != nil {
-		return nil, fmt.Errorf("open TPM %s: %w%s", path, err, mend(path, err))
+		return nil, fmt.Errorf("open TPM %s: %w", path, explain(path, err))
 	}
 	t.dev = dev
 	t.suspect = true // whatever ran before us may have been killed
 	go t.own()
 	if err := t.do(ctx, "open", func(c *conn) error { _, err := c.property(tpm2.TPMPTManufacturer); return err }); err != nil {
 		t.Close()
-		return nil, fmt.Errorf("%w%s", err, mend(path, err))
+		return nil, err
 	}
 	return t, nil
 }
 
-// mend says what an operator can do about a failure to reach a TPM.
-func mend(path string, err error) string {
-	switch {
-	case errors.Is(err, fs.ErrNotExist) && strings.HasPrefix(path, "swtpm:"):
-		return "; start swtpm with --server type=unixio,path=" + strings.TrimPrefix(path, "swtpm:")
-	case errors.Is(err, fs.ErrNotExist):
-		return "; enable the TPM in the firmware setup or device tree, load its kernel driver, or name another device (ls /dev/tpmrm*)"
-	case errors.Is(err, fs.ErrPermission):
-		return "; let the agent's user read and write it: add the user to the group tss, or add a udev rule"
-	case errors.Is(err, syscall.ECONNREFUSED):
-		return "; nothing listens on this socket: start swtpm again"
-	case errors.Is(err, tpm2.TPMRCInitialize):
-		return "; start swtpm with --flags not-need-init,startup-clear"
-	}
-	return ""
-}
-
-// Close ends the owner once its current operation is over. It does not wait for a hung device.
+// Close ends the owner once its current operation is over. It does not wait for a hung device, and nor does who waits for an operation.
 func (t *TPM) Close() error {
 	t.closing()
 	return nil
@@ -123,7 +88,6 @@ func (t *TPM) Close() error {
 func (t *TPM) Path() string { return t.path }
 
 func (t *TPM) own() {
-	defer close(t.closed)
 	defer func() { t.dev.Close() }()
 	for {
 		select {
@@ -135,8 +99,7 @@ func (t *TPM) own() {
 	}
 }
 
-// perform runs one operation, after clearing what a failed one may have left loaded. An answer so wrong that go-tpm panics over it
-// must cost this operation, not the agent's data path.
+// perform runs one operation. An answer so wrong that go-tpm panics over it must cost this operation, not the agent's data path.
 func (t *TPM) perform(o *operation) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
@@ -147,24 +110,32 @@ func (t *TPM) perform(o *operation) (err error) {
 		return err
 	}
 	c := &conn{ctx: o.ctx, tpm: t}
+	if err = t.attempt(c, o.run); shows(err, full) { // others on the same transport may have filled it since; they are cleared first
+		err = t.attempt(c, o.run)
+	}
+	return err
+}
+
+// attempt runs an operation once, after clearing what a failed one may have left loaded.
+func (t *TPM) attempt(c *conn, run func(*conn) error) error {
 	if t.suspect {
 		if err := t.clear(c); err != nil {
 			return fmt.Errorf("clear what is left loaded: %w", err)
 		}
-		t.suspect = false
 	}
-	err = o.run(c)
-	if t.suspect = err != nil; t.suspect && t.ek != nil && t.ek.persistent != 0 {
+	t.suspect = false
+	err := run(c)
+	t.suspect = t.suspect || err != nil
+	if t.suspect && t.ek != nil && t.ek.persistent != 0 {
 		t.ek = nil // clearing a TPM evicts the persistent EK: the next operation finds or derives it again, and holds it against the pin
 	}
 	return err
 }
 
-// clear frees every slot. The kernel's resource manager does it when the file is closed; elsewhere we are the only user and flush all.
+// clear frees every slot. The device is opened anew, because it may be another file by now: of a driver that was loaded again, or of a device
+// that went and came back. The kernel's resource manager frees what was ours when the file is closed; elsewhere we are the only user by right
+// and flush all, of programs that were killed and of those that should not be there.
 func (t *TPM) clear(c *conn) error {
-	if !t.managed {
-		return c.flushAll()
-	}
 	t.dev.Close()
 	dev, err := t.open()
 	if err != nil {
@@ -172,29 +143,44 @@ func (t *TPM) clear(c *conn) error {
 		return err
 	}
 	t.dev = dev
-	return nil
+	if t.managed {
+		return nil
+	}
+	return c.flushAll()
 }
 
 // do runs one whole operation on the owner goroutine. When ctx ends first the operation is abandoned: it stops at its next command.
 func (t *TPM) do(ctx context.Context, what string, run func(*conn) error) error {
 	ctx, cancel := context.WithTimeout(ctx, operationTimeout)
 	defer cancel()
+	if err := t.hand(ctx, run); err != nil {
+		return fmt.Errorf("TPM %s: %s: %w", t.path, what, explain(t.path, err))
+	}
+	return nil
+}
+
+// hand hands an operation to the owner and waits for it.
+func (t *TPM) hand(ctx context.Context, run func(*conn) error) error {
 	o := &operation{ctx: ctx, run: run, done: make(chan error, 1)}
 	select {
+	case <-t.stop: // the owner may be about to take one more
+		return ErrClosed
+	default:
+	}
+	select {
 	case t.ops <- o:
-	case <-t.closed:
-		return fmt.Errorf("TPM %s: %s: %w", t.path, what, ErrClosed)
+	case <-t.stop:
+		return ErrClosed
 	case <-ctx.Done():
-		return fmt.Errorf("TPM %s: %s: busy with an earlier operation: %w", t.path, what, ctx.Err())
+		return fmt.Errorf("busy with an earlier operation: %w", ctx.Err())
 	}
 	select {
 	case err := <-o.done:
-		if err != nil {
-			return fmt.Errorf("TPM %s: %s: %w", t.path, what, err)
-		}
-		return nil
+		return err
+	case <-t.stop:
+		return ErrClosed
 	case <-ctx.Done():
-		return fmt.Errorf("TPM %s: %s: no answer in time: %w", t.path, what, ctx.Err())
+		return fmt.Errorf("no answer in time: %w", ctx.Err())
 	}
 }
 
@@ -203,7 +189,9 @@ func value[T any](ctx context.Context, t *TPM, what string, run func(*conn) (T, 
 	results := make(chan T, 1)
 	err := t.do(ctx, what, func(c *conn) error {
 		v, err := run(c)
-		results <- v
+		if err == nil {
+			results <- v
+		}
 		return err
 	})
 	if err != nil {

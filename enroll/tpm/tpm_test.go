@@ -236,7 +236,8 @@ func TestAnotherEKIsRefusedLater(t *testing.T) {
 		}
 		c.tpm.ek.persistent, c.tpm.ek.saved = 0, made.saved
 		c.tpm.dev.Close()
-		c.tpm.dev, err = openSocket(strings.TrimPrefix(other.Path, "swtpm:"))
+		c.tpm.open = func() (transport.TPMCloser, error) { return openSocket(strings.TrimPrefix(other.Path, "swtpm:")) }
+		c.tpm.dev, err = c.tpm.open()
 		return err
 	}); err != nil {
 		t.Fatal(err)
@@ -499,7 +500,6 @@ func TestSignerSignsSHA256Only(t *testing.T) {
 	if err := d.Close(); err != nil {
 		t.Fatal(err)
 	}
-	<-d.closed
 	if _, err := keys.Device().Sign(nil, make([]byte, 32), crypto.SHA256); !errors.Is(err, ErrClosed) {
 		t.Errorf("after Close: %v", err)
 	}

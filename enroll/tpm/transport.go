@@ -1,6 +1,7 @@
 package tpm
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -18,6 +19,66 @@ const (
 	headerSize  = 10   // tag, size, code (TPM 2.0 Part 1, 18)
 	maxResponse = 4096 // larger than MAX_RESPONSE_SIZE of the reference implementation
 )
+
+// The waits for a TPM that is busy with its own tests or with others' work and says so (TPM 2.0 Part 1, 18.3.3): the tests of a slow one take
+// seconds.
+const (
+	firstPause   = time.Millisecond
+	longestPause = 250 * time.Millisecond
+	longestBusy  = 30 * time.Second
+)
+
+// conn is the transport as one operation sees it. It refuses new commands once the caller's context has ended, except flushes, so
+// that an abandoned operation stops early and yet cleans up.
+type conn struct {
+	ctx context.Context
+	tpm *TPM
+}
+
+// Send implements transport.TPM. A TPM that is busy has not begun with the command, and no session's nonce has moved: the same bytes are sent
+// again, until it is not, or the caller's context ends, or longestBusy is over.
+func (c *conn) Send(command []byte) ([]byte, error) {
+	began := time.Now()
+	for pause := firstPause; ; pause = min(2*pause, longestPause) {
+		if err := c.ctx.Err(); err != nil && !isFlush(command) {
+			return nil, err
+		}
+		answer, err := c.tpm.dev.Send(command)
+		if err != nil {
+			return nil, err
+		}
+		if code := answerCode(answer); !shows(code, busy) {
+			return answer, nil
+		} else if time.Since(began) >= longestBusy || !c.pause(pause) {
+			return nil, code
+		}
+	}
+}
+
+// busy are the answers of a TPM that has not begun with a command.
+var busy = []error{tpm2.TPMRCRetry, tpm2.TPMRCTesting, tpm2.TPMRCYielded}
+
+// answerCode is the response code of an answer. go-tpm's transport of a device gives no answer at all, and no error, when a TPM was busy for longer
+// than that has patience.
+func answerCode(answer []byte) tpm2.TPMRC {
+	if len(answer) == 0 {
+		return tpm2.TPMRCRetry
+	}
+	if len(answer) < headerSize {
+		return tpm2.TPMRCSuccess // who reads it will say what is wrong with it
+	}
+	return tpm2.TPMRC(binary.BigEndian.Uint32(answer[6:]))
+}
+
+// pause waits, and tells whether the operation still has time.
+func (c *conn) pause(d time.Duration) bool {
+	select {
+	case <-time.After(d):
+		return true
+	case <-c.ctx.Done():
+		return false
+	}
+}
 
 // socket speaks to swtpm's command socket. It dials for each command, because swtpm serves one connection at a time and a held one
 // would lock out every other tool.
@@ -124,8 +185,12 @@ func (c *conn) flushAll() error {
 	return nil
 }
 
-// flush frees one slot. Its error is dropped: the operation's own error counts, and a slot that stayed full shows at the next one.
-func (c *conn) flush(h tpm2.TPMHandle) { _, _ = tpm2.FlushContext{FlushHandle: h}.Execute(c) }
+// flush frees one slot. The operation's own error counts; a slot that stays full is cleared before the next one.
+func (c *conn) flush(h tpm2.TPMHandle) {
+	if _, err := (tpm2.FlushContext{FlushHandle: h}).Execute(c); err != nil {
+		c.tpm.suspect = true
+	}
+}
 
 // property reads one TPM_PT value.
 func (c *conn) property(p tpm2.TPMPT) (uint32, error) {
