@@ -120,7 +120,7 @@ func (n *Node) openStores() (err error) {
 	n.closers = append(n.closers, n.view.db.Close)
 	n.at = newHandshakes(n.cfg.Limits.handshakes())
 	n.ingest = ingest.New(ingest.Config{
-		Journal: n.journal, Registry: hasty{n.view, n.cfg.Limits.look()}, Sessions: hastySessions{n.view.sessions(), n.cfg.Limits.look()}, TrustDomain: n.cfg.TrustDomain, Roots: poolOf(n.root), Log: n.log,
+		Journal: n.journal, Registry: n.view, Sessions: n.view.sessions(), TrustDomain: n.cfg.TrustDomain, Roots: poolOf(n.root), Log: n.log,
 		Grace: ingest.Grace{For: time.Duration(n.cfg.ExpiredGrace), CA: n.client.CA}, Down: n.client.Documents,
 		Limits: n.cfg.Limits.ingest(), Turns: n.at.cores,
 	})

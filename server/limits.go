@@ -2,7 +2,6 @@ package server
 
 import (
 	"cmp"
-	"context"
 	"fmt"
 	"time"
 
@@ -31,35 +30,6 @@ const blindSeconds = 30
 // blind is how long after a process last saw the registry its sessions end, at the latest.
 func (l Limits) blind() time.Duration {
 	return time.Duration(cmp.Or(l.BlindSeconds, blindSeconds)) * time.Second
-}
-
-// look is how long one question after the registry's state may take: one that hangs must not put off the end of sessions beyond blind.
-func (l Limits) look() time.Duration { return l.blind() / 6 }
-
-// hasty is a registry that answers whether it has changed within a time, or not at all.
-type hasty struct {
-	ingest.Registry
-	within time.Duration
-}
-
-// Revision implements ingest.Registry.
-func (h hasty) Revision(ctx context.Context) (int64, error) {
-	ctx, cancel := context.WithTimeout(ctx, h.within)
-	defer cancel()
-	return h.Registry.Revision(ctx)
-}
-
-// hastySessions are its like for the sessions of other nodes.
-type hastySessions struct {
-	ingest.Sessions
-	within time.Duration
-}
-
-// Passed implements ingest.Sessions.
-func (h hastySessions) Passed(ctx context.Context, live map[string]int64) ([]string, error) {
-	ctx, cancel := context.WithTimeout(ctx, h.within)
-	defer cancel()
-	return h.Sessions.Passed(ctx, live)
 }
 
 // ranges are the names, values and bounds of the fields.
@@ -105,8 +75,8 @@ func (l Limits) ingest() ingest.Limits {
 		return ingest.Pace{Publishes: float64(publishes), Bytes: float64(kilobytes) * 1024}
 	}
 	return ingest.Limits{
-		// It ends sessions at the first question that fails after Blind, and one begins within half a second.
-		Blind:    l.blind() - l.look() - time.Second,
+		// Sessions end within Blind, the eighth of it that a question has, and a poll.
+		Blind:    (l.blind() - time.Second) * 8 / 9,
 		Sessions: l.Sessions, Gateway: pace(l.GatewayPublishes, l.GatewayKilobytes), Address: pace(l.AddressPublishes, l.AddressKilobytes),
 	}
 }

@@ -200,7 +200,7 @@ func (s *Server) openServices() (err error) {
 	s.nodes = newFleet()
 	s.handshakes = newHandshakes(s.cfg.Limits.handshakes())
 	s.ingest = ingest.New(ingest.Config{
-		Journal: s.journal, Registry: hasty{s.registry, s.cfg.Limits.look()}, TrustDomain: s.cfg.TrustDomain, Roots: s.roots(), Log: s.log, Sessions: s.sessions(),
+		Journal: s.journal, Registry: s.registry, TrustDomain: s.cfg.TrustDomain, Roots: s.roots(), Log: s.log, Sessions: s.sessions(),
 		Grace: ingest.Grace{For: time.Duration(s.cfg.ExpiredGrace), CA: func() (bool, time.Time) { h := s.authority.Health(); return h.Well, h.Since }},
 		Down:  s.documents, Limits: s.cfg.Limits.ingest(), Turns: s.handshakes.cores,
 	})

@@ -71,7 +71,7 @@ func (s *Server) sessions() ingest.Sessions {
 	if s.cfg.Database == "" {
 		return nil
 	}
-	return hastySessions{registry.NewSessions(s.db), s.cfg.Limits.look()}
+	return registry.NewSessions(s.db)
 }
 
 // view is the registry as an ingest node's login sees it.

@@ -219,8 +219,8 @@ type fakeRegistry struct {
 	held     bool // all are in quarantine
 	inactive map[string]bool
 	revoked  map[string]bool
-	retired  map[[32]byte]string // keys of replaced boards, and whose they were
-	slow     time.Duration       // how long Admit takes
+	retired  map[[32]byte]string      // keys of replaced boards, and whose they were
+	takes    map[string]time.Duration // how long a question waits for its answer, by method; also Passed of a cell
 	newest   map[string]newestKey
 	unsure   error // given by HoldsNewest
 }
@@ -232,7 +232,7 @@ type newestKey struct {
 
 func newRegistry(gateways ...string) *fakeRegistry {
 	r := &fakeRegistry{lanes: make(map[string]uint8), inactive: make(map[string]bool), newest: make(map[string]newestKey), revoked: make(map[string]bool),
-		retired: make(map[[32]byte]string)}
+		retired: make(map[[32]byte]string), takes: make(map[string]time.Duration)}
 	for _, g := range gateways {
 		r.lanes[g] = 0x0f
 	}
@@ -240,18 +240,15 @@ func newRegistry(gateways ...string) *fakeRegistry {
 }
 
 func (r *fakeRegistry) AdmitKey(ctx context.Context, gateway string, key [32]byte) (registry.Admission, error) {
-	r.mu.Lock()
-	slow := r.slow
-	r.mu.Unlock()
-	time.Sleep(slow)
+	if err := r.answer(ctx, "AdmitKey"); err != nil {
+		return registry.Admission{}, err
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	lanes, known := r.lanes[gateway]
 	switch {
 	case r.err != nil:
 		return registry.Admission{}, r.err
-	case ctx.Err() != nil:
-		return registry.Admission{}, ctx.Err()
 	case !known:
 		return registry.Admission{}, fmt.Errorf("gateway %s: %w", gateway, registry.ErrUnknown)
 	case r.revoked[gateway]:
@@ -264,13 +261,32 @@ func (r *fakeRegistry) AdmitKey(ctx context.Context, gateway string, key [32]byt
 	return registry.Admission{Gateway: gateway, Lanes: lanes, Quarantined: r.held}, nil
 }
 
-func (r *fakeRegistry) Revision(context.Context) (int64, error) {
+// answer waits for as long as a question takes, or for the end of its time.
+func (r *fakeRegistry) answer(ctx context.Context, question string) error {
+	r.mu.Lock()
+	takes := r.takes[question]
+	r.mu.Unlock()
+	select {
+	case <-time.After(takes):
+		return ctx.Err()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (r *fakeRegistry) Revision(ctx context.Context) (int64, error) {
+	if err := r.answer(ctx, "Revision"); err != nil {
+		return 0, err
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.revision, r.err
 }
 
-func (r *fakeRegistry) CutOff(context.Context) (out []registry.CutOff, err error) {
+func (r *fakeRegistry) CutOff(ctx context.Context) (out []registry.CutOff, err error) {
+	if err := r.answer(ctx, "CutOff"); err != nil {
+		return nil, err
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, g := range slices.Sorted(maps.Keys(r.revoked)) {

@@ -40,7 +40,7 @@ func (s *Server) fence(ctx context.Context) error {
 	if len(live) == 0 {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, s.limits.Ask)
+	ctx, cancel := context.WithTimeout(ctx, s.limits.question())
 	defer cancel()
 	passed, err := s.fences.Passed(ctx, live)
 	if err != nil {

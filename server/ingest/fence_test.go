@@ -12,6 +12,7 @@ import (
 
 // cell is Sessions as the nodes of a cell share them.
 type cell struct {
+	reg  *fakeRegistry // whose takes["Passed"] counts
 	mu   sync.Mutex
 	last map[string]int64
 	err  error
@@ -26,7 +27,10 @@ func (c *cell) Bump(_ context.Context, gateway string) (int64, error) {
 	return c.last[gateway], c.err
 }
 
-func (c *cell) Passed(_ context.Context, live map[string]int64) (passed []string, err error) {
+func (c *cell) Passed(ctx context.Context, live map[string]int64) (passed []string, err error) {
+	if err := c.reg.answer(ctx, "Passed"); err != nil {
+		return nil, err
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for gateway, generation := range live {
@@ -43,14 +47,21 @@ func (c *cell) set(err error) {
 	c.err = err
 }
 
+// share makes the server one of a cell.
+func (b *pipeBench) share() *cell {
+	shared := &cell{reg: b.reg, last: make(map[string]int64)}
+	b.srv.mu.Lock()
+	defer b.srv.mu.Unlock()
+	b.srv.fences = shared
+	return shared
+}
+
 // TestSessionsPassedElsewhereAreCut: a gateway that comes back to another node ends its session at this one within two polls; others stand.
 // A node that cannot see generations admits nobody, and drops all after its bound.
 func TestSessionsPassedElsewhereAreCut(t *testing.T) {
 	inBubble(t, Limits{}, func(t *testing.T, b *pipeBench) {
-		shared := &cell{last: map[string]int64{"gw-1": 41}}
-		b.srv.mu.Lock()
-		b.srv.fences = shared
-		b.srv.mu.Unlock()
+		shared := b.share()
+		shared.last["gw-1"] = 41
 		c, other := b.session("gw-1", 10*time.Hour, 0), b.session("gw-2", 10*time.Hour, 0)
 		time.Sleep(time.Minute)
 		if _, err := shared.Bump(t.Context(), "gw-1"); err != nil { // as another node does

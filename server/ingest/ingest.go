@@ -89,7 +89,7 @@ type Limits struct {
 	Linger      time.Duration // until the last commits are answered and the peer has hung up: 5 s
 	Ask         time.Duration // until the registry, the documents or an event's commit have answered: 10 s
 	Poll        time.Duration // between two looks at the registry's revision: 500 ms
-	Blind       time.Duration // how long sessions live on while the registry cannot be asked: 30 s
+	Blind       time.Duration // how long sessions live on while the registry cannot be asked, and a question of an eighth of it: 30 s
 	Window      int           // publishes of one connection that wait for their commit: 128
 	WindowBytes int           // and their bytes; one publish always fits: 2 MB
 	Sealings    int           // sealing records of one connection: 4096
@@ -229,8 +229,8 @@ func (s *Server) Sessions() []SessionInfo {
 }
 
 // Run polls the registry's revision and flushes the aggregated refusals until ctx ends. Sessions of gateways that are no longer
-// admitted are cut within two polls, and at once after a Nudge. While the registry cannot be asked the sessions go on, for at most
-// Limits.Blind; then all are cut, since a revocation could hide behind the silence. Cutting never waits for the journal. It returns nil.
+// admitted are cut within two polls, and at once after a Nudge. While the registry cannot be asked, or answers too late, the sessions go on,
+// for at most Limits.Blind, a poll and a question; then all are cut, since a revocation could hide behind the silence. Cutting never waits for the journal. It returns nil.
 func (s *Server) Run(ctx context.Context) error {
 	var flushing sync.WaitGroup // apart from the polls: a journal that hangs must not hide a revocation
 	flushing.Go(func() { s.refusals.run(ctx, s.log) })
@@ -241,14 +241,13 @@ func (s *Server) Run(ctx context.Context) error {
 	defer again.Stop()
 	idle := time.NewTicker(idleAfter)
 	defer idle.Stop()
-	revision := int64(-1)
-	seen := time.Now()
+	seen := sight{revision: -1, at: time.Now()}
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-again.C:
-			revision = -1 // a gateway's validity also ends by the clock, which moves no revision
+			seen.revision = -1 // a gateway's validity also ends by the clock, which moves no revision
 			continue
 		case now := <-idle.C:
 			for _, c := range s.all() {
@@ -259,14 +258,9 @@ func (s *Server) Run(ctx context.Context) error {
 		case <-s.nudged:
 		}
 		s.relieve(time.Now())
-		now, err := s.look(ctx, revision)
-		if err == nil {
-			err = s.fence(ctx)
-		}
-		if err == nil {
-			revision, seen = now, time.Now()
-		} else if ctx.Err() == nil && time.Since(seen) >= s.limits.Blind {
-			s.log.Error("registry cannot be asked; all sessions are cut", "since", seen, "error", err)
+		var err error
+		if seen, err = s.look(ctx, seen); err != nil && ctx.Err() == nil && time.Since(seen.at) >= s.limits.Blind {
+			s.log.Error("registry cannot be asked; all sessions are cut", "since", seen.at, "error", err)
 			s.cutAll(endBlind)
 		}
 		s.cutExpired(time.Now())
@@ -331,78 +325,12 @@ func (s *Server) Push(ctx context.Context, gateway string) error {
 	return nil
 }
 
-// look asks for the revision and, when it moved, cuts who was revoked and then judges every session again. The former revision counts
-// until all were judged.
-func (s *Server) look(ctx context.Context, last int64) (int64, error) {
-	asked, cancel := context.WithTimeout(ctx, s.limits.Ask)
-	now, err := s.registry.Revision(asked)
-	cancel()
-	if err != nil || now == last {
-		return now, err
-	}
-	for i, c := range s.all() {
-		if i%judgedBetween == 0 {
-			if err := s.cutOff(ctx); err != nil {
-				return now, err
-			}
-		}
-		if err := s.judge(ctx, c); err != nil {
-			return now, err
-		}
-	}
-	return now, nil
-}
-
-// judgedBetween is how many sessions are judged between two looks at the revocations: twenty thousand of them take seconds, which
-// nobody who is revoked meanwhile may have.
-const judgedBetween = 256
-
-// cutOff cuts the sessions of gateways and keys that are cut off: few, and with one question.
-func (s *Server) cutOff(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, s.limits.Ask)
-	defer cancel()
-	list, err := s.registry.CutOff(ctx)
-	if err != nil {
-		return err
-	}
-	for _, cut := range list {
-		s.mu.Lock()
-		c := s.sessions[cut.Gateway]
-		s.mu.Unlock()
-		if c != nil && (cut.Key == [32]byte{} || cut.Key == c.id.key) {
-			s.log.Warn("gateway is cut off; its session ends", "gateway", cut.Gateway)
-			c.stop(endRevoked, true)
-		}
-	}
-	return nil
-}
-
 // admit takes what the registry says of the session's gateway.
 func (c *session) admit(adm registry.Admission) {
 	c.lanes.Store(uint32(adm.Lanes))
 	if was := c.quarantined.Swap(adm.Quarantined); was != adm.Quarantined {
 		c.srv.log.Warn("what a gateway publishes is marked, or no more", "gateway", c.id.gateway, "quarantined", adm.Quarantined)
 	}
-}
-
-// judge asks what one session's gateway may do now. An error means that nobody knows.
-func (s *Server) judge(ctx context.Context, c *session) error {
-	ctx, cancel := context.WithTimeout(ctx, s.limits.Ask)
-	defer cancel()
-	adm, err := s.registry.AdmitKey(ctx, c.id.gateway, c.id.key)
-	switch {
-	case err == nil:
-		c.mu.Lock()
-		c.admit(adm)
-		c.judged++
-		c.mu.Unlock()
-	case denied(err):
-		s.log.Warn("gateway is no longer admitted; its session is cut", "gateway", c.id.gateway)
-		c.stop(endRevoked, true)
-	default:
-		return err
-	}
-	return nil
 }
 
 func (s *Server) all() []*session {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
-	"fmt"
 	"net"
 	"slices"
 	"sync"
@@ -290,31 +289,6 @@ func TestWhyAGatewayIsTurnedAway(t *testing.T) {
 	}
 }
 
-// TestRevokedNeedNotWaitForTheOthers: judging thousands of sessions takes seconds, more than one question to the registry may; who is
-// revoked is cut before, and nobody is cut for it.
-func TestRevokedNeedNotWaitForTheOthers(t *testing.T) {
-	inBubble(t, Limits{Blind: 5 * time.Second}, func(t *testing.T, b *pipeBench) {
-		var others []*client
-		for i := range 40 {
-			name := fmt.Sprintf("other-%d", i)
-			b.reg.change(func() { b.reg.lanes[name] = 0x0f })
-			others = append(others, b.session(name, 10*time.Hour, 0))
-		}
-		c := b.session("gw-1", 10*time.Hour, 0)
-		time.Sleep(time.Second)
-		b.reg.change(func() { b.reg.revoked["gw-1"], b.reg.slow = true, time.Second })
-		if took, why := b.lives(c); took > time.Second || why != endRevoked {
-			t.Errorf("cut after %s (%s)", took, why)
-		}
-		time.Sleep(time.Minute)
-		b.reg.change(func() { b.reg.slow = 0 })
-		for _, o := range others {
-			o.send([]byte{0xc0, 0})
-			o.expect(kindPingresp)
-		}
-	})
-}
-
 // TestRevocationDoesNotWaitForTheJournal: sessions are cut while no event can be written and aggregated refusals hang on the way.
 func TestRevocationDoesNotWaitForTheJournal(t *testing.T) {
 	inBubble(t, Limits{}, func(t *testing.T, b *pipeBench) {
@@ -389,28 +363,6 @@ func TestQuarantineAtConnect(t *testing.T) {
 		if rows := b.journal.rows(); len(rows) != 1 || rows[0].Verdict != audit.AcceptedQuarantined {
 			t.Errorf("%+v", rows)
 		}
-	})
-}
-
-func TestBlindServerDropsEverything(t *testing.T) {
-	inBubble(t, Limits{}, func(t *testing.T, b *pipeBench) {
-		c := b.session("gw-1", 10*time.Hour, 0)
-		b.reg.change(func() { b.reg.err = errors.New("database is gone") })
-		if took, why := b.lives(c); took < 29*time.Second || took > 31*time.Second || why != endBlind {
-			t.Errorf("cut after %s (%s)", took, why)
-		}
-	})
-}
-
-func TestShortBlindnessIsForgiven(t *testing.T) {
-	inBubble(t, Limits{}, func(t *testing.T, b *pipeBench) {
-		c := b.session("gw-1", 10*time.Hour, 0)
-		b.reg.change(func() { b.reg.err = errors.New("database is gone") })
-		time.Sleep(20 * time.Second)
-		b.reg.change(func() { b.reg.err = nil })
-		time.Sleep(20 * time.Second)
-		c.send([]byte{0xc0, 0})
-		c.expect(kindPingresp)
 	})
 }
 

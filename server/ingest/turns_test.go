@@ -56,7 +56,7 @@ func TestWhatWaitsHasNoTurn(t *testing.T) {
 	c.expectConnack(connackAccepted)
 
 	b.reg.mu.Lock()
-	b.reg.slow = 200 * time.Millisecond
+	b.reg.takes["AdmitKey"] = 200 * time.Millisecond
 	b.reg.mu.Unlock()
 	d := b.dial(b.ca.gateway("gw-2"))
 	d.send(connectPacket("gw-2", 60))
