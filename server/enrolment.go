@@ -170,7 +170,7 @@ func (s *Server) openCA() error {
 	s.ca, err = ca.New(ca.Config{
 		TrustDomain: s.cfg.TrustDomain, DNSNames: s.cfg.Names, Roots: []*x509.Certificate{s.keys.Root},
 		Issuing: s.keys.Issuing, IssuingKey: s.keys.IssuingKey, Attestation: s.keys.Attestation, AttestationKey: s.keys.AttestationKey,
-		DB: s.db, EKTrust: makers.Trust, Registry: s.askedByCA(), Log: s.log,
+		DB: s.db, EKTrust: makers.Trust, Registry: s.askedByCA(), Withdrawn: s.withdrawn, Log: s.log,
 		Events: s.caEvent, Needs: s.issuingNeeds,
 		Refused: s.refused,
 	})

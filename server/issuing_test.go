@@ -245,6 +245,7 @@ func TestLifeOfTheCA(t *testing.T) {
 	s.enter()
 	sleep := s.wake()
 	s.session("at first", func(i ingest.SessionInfo) bool { return !i.Grace })
+	s.withoutAList()
 	sleep()
 	former := s.server.ca.Issuer()
 
@@ -286,6 +287,48 @@ func TestLifeOfTheCA(t *testing.T) {
 	sleep()
 
 	s.graceThroughARestart(stop)
+}
+
+// withoutAList: while no list of revoked certificates can be had the gateway is admitted, cut off when it is revoked, and admitted when that is taken back.
+func (s *site) withoutAList() {
+	t := s.t
+	t.Helper()
+	list := func() int {
+		client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: s.server.roots()}, DisableKeepAlives: true}}
+		answer, err := client.Get("https://" + s.server.cfg.Gateways + ca.ListPath)
+		s.must(err)
+		defer answer.Body.Close()
+		data, err := io.ReadAll(answer.Body)
+		s.must(err)
+		if answer.StatusCode != http.StatusOK {
+			return -1
+		}
+		l, err := x509.ParseRevocationList(data)
+		s.must(err)
+		s.must(l.CheckSignatureFrom(s.server.ca.Issuer()))
+		return len(l.RevokedCertificateEntries)
+	}
+	rename := func(from, to string) {
+		s.must(s.server.db.Write(t.Context(), func(tx *sql.Tx) error {
+			_, err := tx.Exec("ALTER TABLE " + from + " RENAME TO " + to)
+			return err
+		}))
+	}
+	rename("retired_eks", "retired_eks_away")
+	if n := list(); n != -1 {
+		t.Fatalf("a list of %d although it cannot be made", n)
+	}
+	who := audit.Actor{ID: "spiffe://ward.example/operator/operator"}
+	_, _, err := s.server.registry.Revoke(t.Context(), who, "", "icu-7", "stolen")
+	s.must(err)
+	s.eventually("the end of the revoked gateway's session", func() bool { return len(s.server.ingest.Sessions()) == 0 })
+	_, err = s.server.registry.Resume(t.Context(), who, "", "icu-7", "it was found")
+	s.must(err)
+	s.session("without a list", func(ingest.SessionInfo) bool { return true })
+	rename("retired_eks_away", "retired_eks")
+	if n := list(); n != 0 {
+		t.Errorf("a list of %d; expected an empty one", n)
+	}
 }
 
 // certifyStopped is certify while the server is stopped.

@@ -180,6 +180,7 @@ func Terms(ctx context.Context, dir string) (out []Term, err error) {
 		return nil, err
 	}
 	out = append(out, held...)
+	out = append(out, Term{What: "revocation list", Name: listURL(cfg), Renewal: "itself, when it is asked for; good for 24 hours, for others: nothing of wardlink's reads it"})
 	out = append(out, Term{What: "gateways", Name: "all", Renewal: "themselves, at half of their 24 hours, by their TPMs (alert certificate-late)"})
 	for i := range out {
 		out[i] = out[i].judged(now)

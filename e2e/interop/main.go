@@ -96,12 +96,15 @@ func (s *stage) run(out io.Writer) (missed int, err error) {
 		{"openssl verifies what our server issued to step", func() (string, error) { return s.openssl(root, "step.crt") }, ""},
 		{"openssl verifies what our server issued to our agent", func() (string, error) { return s.openssl(root, "agent.crt") }, ""},
 		{"openssl verifies what step-ca issued to our agent", func() (string, error) { return s.openssl(other, "other.crt") }, ""},
+		{"openssl verifies it against our list of revoked certificates", func() (string, error) { return s.againstList("agent.crt") }, ""},
 		{"openssl verifies it under the other root", func() (string, error) { return s.openssl(other, "agent.crt") }, "verification failed"},
 		{"go-spiffe takes what our server issued to step", func() (string, error) { return s.goSPIFFE(domain, root, "step.crt", "icu-1") }, ""},
 		{"go-spiffe takes what our server issued to our agent", func() (string, error) { return s.goSPIFFE(domain, root, "agent.crt", "icu-2") }, ""},
 		{"go-spiffe takes what step-ca issued to our agent", func() (string, error) { return s.goSPIFFE(domain, other, "other.crt", "icu-2") }, ""},
 		{"go-spiffe takes it for another trust domain", func() (string, error) { return s.goSPIFFE("elsewhere.example", root, "agent.crt", "icu-2") }, "no X.509 bundle found"},
 		{"go-spiffe takes our root's key for an identity", func() (string, error) { return s.goSPIFFE(domain, root, "server/public/issuing.crt", "icu-2") }, "leaf certificate"},
+		{"openssl verifies a revoked gateway's against our list", func() (string, error) { return s.revoked("icu-2", "agent.crt") }, "certificate revoked"},
+		{"openssl verifies another's against that list", func() (string, error) { return s.againstList("step.crt") }, ""},
 	} {
 		began := time.Now()
 		said, err := r.run()
@@ -326,8 +329,9 @@ func (s *stage) describe(name string) (string, error) {
 	return fmt.Sprintf("%s for %.0f h", cert.URIs[0], time.Until(cert.NotAfter).Hours()), nil
 }
 
-func (s *stage) openssl(root, chain string) (string, error) {
-	said, err := exec.CommandContext(s.ctx, "openssl", "verify", "-x509_strict", "-purpose", "sslclient", "-CAfile", root, "-untrusted", s.file(chain), s.file(chain)).CombinedOutput()
+func (s *stage) openssl(root, chain string, more ...string) (string, error) {
+	args := append([]string{"verify", "-x509_strict", "-purpose", "sslclient", "-CAfile", root, "-untrusted", s.file(chain)}, more...)
+	said, err := exec.CommandContext(s.ctx, "openssl", append(args, s.file(chain))...).CombinedOutput()
 	words := strings.ReplaceAll(strings.Join(strings.Fields(string(said)), " "), s.dir+"/", "")
 	if err != nil {
 		return "", fmt.Errorf("%w: %s", err, words)

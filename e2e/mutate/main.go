@@ -33,6 +33,11 @@ type target struct {
 // targets are where a stranger's word becomes a verdict.
 var targets = []target{
 	{dir: "enroll/verify"},
+	{dir: "enroll/verify/eventlog"},
+	{
+		dir: "server/ca", run: "^Test(IssuanceChecks|IssuanceReads|ParseAttestation)",
+		funcs: []string{"judge", "admitted", "createCertificate", "CreateOrder", "attObj", "decodable", "parseAttestation", "ekOf", "checkSVID", "decodeChallenged"},
+	},
 }
 
 // most is how long the tests of one mutant may take: one that waits for ever is noticed, too.

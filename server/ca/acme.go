@@ -329,11 +329,11 @@ func parseAttestation(payload []byte) (*attestationPayload, error) {
 		return nil, errors.New("device key: expected ECDSA P-256")
 	}
 	key, err := tpm2.Pub(*public)
-	if err != nil {
+	if err != nil { // cannot fail: go-tpm asks for type and curve alone
 		return nil, errors.New("device key: not a point of P-256")
 	}
 	spki, err := x509.MarshalPKIXPublicKey(key)
-	if err != nil { // cannot fail: key is on the curve
+	if err != nil {
 		return nil, errors.New("device key: not a point of P-256")
 	}
 	ak, err := x509.ParseCertificate(object.Statement.Chain[0])

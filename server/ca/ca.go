@@ -105,12 +105,14 @@ type Config struct {
 	AttestationKey crypto.Signer
 	DB             *sqldb.DB // with acmedb.Migrations; several CAs may share it
 	// EKTrust gives the TPM makers' CAs, as of now; it may be nil, then every EK must be pinned by the registry.
-	EKTrust   func() verify.Trust
-	Registry  Registry
-	Events    func(context.Context, audit.Event) error // durable when it returns nil
-	Refused   func(peer, reason string)                // may be nil; refusals before a proven identity, to be aggregated
-	Needs     func(context.Context) error              // may be nil; asked by Probe: what the registry and the journal must be able to do
-	Now       func() time.Time                         // may be nil: time.Now
+	EKTrust  func() verify.Trust
+	Registry Registry
+	Events   func(context.Context, audit.Event) error // durable when it returns nil
+	Refused  func(peer, reason string)                // may be nil; refusals before a proven identity, to be aggregated
+	Needs    func(context.Context) error              // may be nil; asked by Probe: what the registry and the journal must be able to do
+	// Withdrawn gives at most so many certificates that count no more before their end, or an error if there are more; nil: no list is served.
+	Withdrawn func(ctx context.Context, most int) ([]x509.RevocationListEntry, error)
+	Now       func() time.Time // may be nil: time.Now
 	Log       *slog.Logger
 	CertLife  time.Duration // of gateways' certificates; 0 means 24 hours
 	AKLife    time.Duration // of AK certificates; 0 means 1 hour
@@ -118,7 +120,7 @@ type Config struct {
 	Limits    acmedb.Limits
 }
 
-// CA serves the enrolment protocols and issues certificates. It is an http.Handler for /attestation/ and /acme/.
+// CA serves the enrolment protocols and issues certificates. It is an http.Handler for /attestation/, /acme/ and /crl.
 type CA struct {
 	cfg       Config
 	issuer    atomic.Pointer[issuer]
@@ -127,6 +129,7 @@ type CA struct {
 	opening   sync.Mutex
 	handler   http.Handler
 	health    health
+	lists     lists
 }
 
 // New opens the CA's tables and starts the embedded authority. Tables that cannot be read or written now are no error: the server must start

@@ -130,6 +130,7 @@ type hospital struct {
 	registry *registryFake
 	server   *httptest.Server
 	root     *x509.Certificate
+	rootKey  *ecdsa.PrivateKey
 
 	mu     sync.Mutex
 	events []audit.Event
@@ -163,7 +164,7 @@ func hospitalOf(t testing.TB, adjust func(*Config)) *hospital {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := &hospital{t: t, root: root, registry: &registryFake{active: map[[32]byte]string{}, blocked: map[[32]byte]bool{}, revoked: map[[32]byte]string{},
+	h := &hospital{t: t, root: root, rootKey: rootKey, registry: &registryFake{active: map[[32]byte]string{}, blocked: map[[32]byte]bool{}, revoked: map[[32]byte]string{},
 		waiting: map[[32]byte]Waiting{}, keys: map[[32]byte]Key{}, aks: map[[32]byte]string{}, cut: map[[32]byte]*CutOffError{}}}
 	cfg := Config{TrustDomain: domain, DNSNames: []string{"127.0.0.1"}, Roots: []*x509.Certificate{root}, Issuing: issuing, IssuingKey: issuingKey,
 		Attestation: attestation, AttestationKey: attestationKey, DB: testDB(t),

@@ -32,14 +32,15 @@ const (
 	secretPath     = "/attestation/secret"
 )
 
-// routes serves the two protocols and nothing else.
+// routes serves the two protocols, the list of revoked certificates, and nothing else.
 func (c *CA) routes() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /attestation/attest", c.attest)
 	mux.HandleFunc("POST "+secretPath, c.secret)
 	mux.HandleFunc("/acme/", c.acme)
+	mux.HandleFunc("GET "+ListPath, c.serveList)
 	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
-		reply(w, http.StatusNotFound, enroll.Problem{Type: problemPrefix + "not-found", Detail: "expected /attestation/attest, /attestation/secret or /acme/attest/directory"})
+		reply(w, http.StatusNotFound, enroll.Problem{Type: problemPrefix + "not-found", Detail: "expected /attestation/attest, /attestation/secret, /acme/attest/directory or GET /crl"})
 	})
 	reading, slots, long := make(chan struct{}, maxReading), make(chan struct{}, maxConcurrent), newLongs()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

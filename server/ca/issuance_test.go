@@ -1,6 +1,7 @@
 package ca
 
 import (
+	"bytes"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -9,6 +10,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"math/big"
@@ -262,8 +264,22 @@ func TestIssuanceChecksTheSVID(t *testing.T) {
 		leaf := &x509.Certificate{PublicKey: key.Public(), URIs: []*url.URL{uri}, Subject: pkix.Name{CommonName: "gw-1"}, KeyUsage: x509.KeyUsageDigitalSignature,
 			ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}
 		change(leaf)
-		if err := checkSVID(leaf, id); (err == nil) != (what == "") {
+		err := checkSVID(leaf, id)
+		if (err == nil) != (what == "") || what == "two ids" && strings.Contains(err.Error(), "it names") {
 			t.Errorf("%q: %v", what, err)
+		}
+	}
+}
+
+func TestIssuanceReadsTheEK(t *testing.T) {
+	right := base64.StdEncoding.EncodeToString(make([]byte, 32))
+	for text, want := range map[string]bool{ekPrefix + right: true, ekPrefix + right + "!": false, ekPrefix + base64.StdEncoding.EncodeToString(make([]byte, 31)): false, "urn:other:" + right: false} {
+		uri, err := url.Parse(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := ekOf(&x509.Certificate{URIs: []*url.URL{uri}}); (err == nil) != want {
+			t.Errorf("%s: %v", text, err)
 		}
 	}
 }
@@ -288,8 +304,8 @@ func TestIssuanceReadsWhatItKept(t *testing.T) {
 		if v, err := decodeChallenged(text); (err == nil) != (what == "") || (v == nil) != (err != nil) {
 			t.Errorf("%q: %v", what, err)
 		}
-		if _, err := decodeChallenged(text[1:]); err == nil {
-			t.Error("half a row")
+		if _, err := decodeChallenged(bytes.Replace(text, []byte(`"Chain":false`), []byte(`"Chain":7`), 1)); err == nil {
+			t.Error("a row of another form")
 		}
 	}
 	for payload, words := range map[string]string{"7": "payload: expected", `{"attObj": "!"}`: "not base64url", `{"attObj": "oA"}`: "", `{"attObj": "_____w"}`: "not the CBOR",

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/fxamacker/cbor/v2"
@@ -79,29 +80,35 @@ func TestParseAttestation(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for name, change := range map[string]func(object, statement map[string]any){
-		"SHA-1":          func(_, s map[string]any) { s["alg"] = -65535 },
-		"another format": func(o, _ map[string]any) { o["fmt"] = "apple" },
-		"no certificate": func(_, s map[string]any) { s["x5c"] = [][]byte{} },
-		"a broken one":   func(_, s map[string]any) { s["x5c"] = [][]byte{{0x30}} },
-		"too many":       func(_, s map[string]any) { s["x5c"] = make([][]byte, 17) },
-		"an RSA key":     device(func(p *tpm2.TPMTPublic) { *p = tpm2.RSAEKTemplate; p.ObjectAttributes.SignEncrypt = true }),
-		"P-384": device(func(p *tpm2.TPMTPublic) {
+	for name, row := range map[string]struct {
+		words  string
+		change func(object, statement map[string]any)
+	}{
+		"SHA-1":          {"an algorithm with SHA-256", func(_, s map[string]any) { s["alg"] = -65535 }},
+		"another format": {"expected format tpm", func(o, _ map[string]any) { o["fmt"] = "apple" }},
+		"no certificate": {"expected format tpm", func(_, s map[string]any) { s["x5c"] = [][]byte{} }},
+		"a broken one":   {"AK certificate: not DER", func(_, s map[string]any) { s["x5c"] = [][]byte{{0x30}} }},
+		"too many":       {"not the CBOR", func(_, s map[string]any) { s["x5c"] = make([][]byte, 17) }},
+		"an RSA key":     {"expected ECDSA P-256", device(func(p *tpm2.TPMTPublic) { *p = tpm2.RSAEKTemplate; p.ObjectAttributes.SignEncrypt = true })},
+		"P-384": {"expected ECDSA P-256", device(func(p *tpm2.TPMTPublic) {
 			ecc, err := p.Parameters.ECCDetail()
 			if err != nil {
 				t.Fatal(err)
 			}
 			ecc.CurveID = tpm2.TPMECCNistP384
 			p.Parameters = tpm2.NewTPMUPublicParms(tpm2.TPMAlgECC, ecc)
-		}),
-		"no key": func(_, s map[string]any) { s["pubArea"] = []byte{1, 2} },
-		"a point that is not on the curve": device(func(p *tpm2.TPMTPublic) {
+		})},
+		"no key": {"not a TPMT_PUBLIC", func(_, s map[string]any) { s["pubArea"] = []byte{1, 2} }},
+		"a point that is not on the curve": {"not a point of P-256", device(func(p *tpm2.TPMTPublic) {
 			p.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgECC, &tpm2.TPMSECCPoint{X: tpm2.TPM2BECCParameter{Buffer: []byte{1}}, Y: tpm2.TPM2BECCParameter{Buffer: []byte{1}}})
-		}),
-		"a key that cannot sign": device(func(p *tpm2.TPMTPublic) { p.ObjectAttributes.SignEncrypt = false }),
+		})},
+		"a key that cannot sign": {"expected ECDSA P-256", device(func(p *tpm2.TPMTPublic) { p.ObjectAttributes.SignEncrypt = false })},
 	} {
-		if _, err := parseAttestation(forged(change)); err == nil {
-			t.Errorf("%s: no error", name)
+		if _, err := parseAttestation(forged(row.change)); err == nil || !strings.Contains(err.Error(), row.words) {
+			t.Errorf("%s: %v; expected %q", name, err, row.words)
 		}
+	}
+	if _, err := parseAttestation([]byte("7")); err == nil || !strings.Contains(err.Error(), "payload") {
+		t.Errorf("no object: %v", err)
 	}
 }

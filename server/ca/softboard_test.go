@@ -17,6 +17,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"sync"
 	"testing"
 	"time"
 
@@ -53,9 +54,7 @@ func newSoftBoard(tb testing.TB, base string, client *http.Client) *softBoard {
 		}
 	}
 	var err error
-	b.ek, err = rsa.GenerateKey(rand.Reader, 2048)
-	must(err)
-	b.ak, err = rsa.GenerateKey(rand.Reader, 2048)
+	b.ek, b.ak, err = madeKeys.pair(base)
 	must(err)
 	b.key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	must(err)
@@ -89,6 +88,36 @@ func newSoftBoard(tb testing.TB, base string, client *http.Client) *softBoard {
 	must(err)
 	b.pubArea, b.keyName = tpm2.Marshal(key), *keyName
 	return b
+}
+
+// madeKeys are the RSA keys of all boards of this process, since each takes a good part of a second: the nth board of a server has the nth pair, and those of
+// other tests' servers have the same ones.
+var madeKeys rsaKeys
+
+type rsaKeys struct {
+	mu    sync.Mutex
+	of    map[string]int // boards by address of their server
+	pairs [][2]*rsa.PrivateKey
+}
+
+func (k *rsaKeys) pair(base string) (ek, ak *rsa.PrivateKey, err error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.of == nil {
+		k.of = map[string]int{}
+	}
+	n := k.of[base]
+	k.of[base]++
+	if n == len(k.pairs) {
+		if ek, err = rsa.GenerateKey(rand.Reader, 2048); err != nil {
+			return nil, nil, err
+		}
+		if ak, err = rsa.GenerateKey(rand.Reader, 2048); err != nil {
+			return nil, nil, err
+		}
+		k.pairs = append(k.pairs, [2]*rsa.PrivateKey{ek, ak})
+	}
+	return k.pairs[n][0], k.pairs[n][1], nil
 }
 
 // hash is by which the registry knows it.

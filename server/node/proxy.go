@@ -7,12 +7,14 @@ import (
 	"net/url"
 	"path"
 	"strings"
+
+	"wardlink/server/ca"
 )
 
 // maxPassed bounds the body of a gateway's request; what the server behind takes is less.
 const maxPassed = 1 << 20
 
-// Proxy passes the requests of gateways on to the server: enrolment, the time, what was seen, a gateway's word that it is wiped. The
+// Proxy passes the requests of gateways on to the server: enrolment, the list of revoked certificates, the time, what was seen, a gateway's word that it is wiped. The
 // request keeps its Host, since enrolment's URLs are made of it. What concerns nodes is passed on for nobody.
 func (c *Client) Proxy() http.Handler {
 	p := &httputil.ReverseProxy{
@@ -44,12 +46,12 @@ func (c *Client) Proxy() http.Handler {
 	})
 }
 
-// byPath sends enrolment to the processes that hold the CA, and the rest to the server.
+// byPath sends enrolment, and who asks for the list of revoked certificates, to the processes that hold the CA, and the rest to the server.
 type byPath struct{ c *Client }
 
 // RoundTrip implements http.RoundTripper.
 func (b byPath) RoundTrip(r *http.Request) (*http.Response, error) {
-	if at := path.Clean("/" + r.URL.Path); strings.HasPrefix(at, "/acme/") || strings.HasPrefix(at, "/attestation/") {
+	if at := path.Clean("/" + r.URL.Path); strings.HasPrefix(at, "/acme/") || strings.HasPrefix(at, "/attestation/") || at == ca.ListPath {
 		return b.c.enrol.Transport.RoundTrip(r)
 	}
 	return b.c.http.Transport.RoundTrip(r)

@@ -102,6 +102,26 @@ func TestReplay(t *testing.T) {
 	}
 }
 
+// TestStartup: only the event that is meant for it says where PCR 0 begins.
+func TestStartup(t *testing.T) {
+	for name, row := range map[string]struct {
+		pcr  int
+		data string
+		want byte
+	}{
+		"right": {0, "StartupLocality\x00\x03", 3}, "of another PCR": {1, "StartupLocality\x00\x03", 0}, "longer": {0, "StartupLocality\x00\x03\x04", 0},
+		"another name": {0, "StartupLocalitx\x00\x03", 0},
+	} {
+		l, err := Parse(Append(Header(), row.pcr, NoAction, [32]byte{}, []byte(row.data)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := l.Replay()[0]; got != [32]byte{31: row.want} {
+			t.Errorf("%s: PCR 0 is %x", name, got)
+		}
+	}
+}
+
 func TestLegacy(t *testing.T) {
 	event := func(pcr, kind uint32, data string) []byte {
 		out := binary.LittleEndian.AppendUint32(nil, pcr)
@@ -149,6 +169,11 @@ func TestEachCheckStandsAlone(t *testing.T) {
 	for range maxEvents {
 		many = Append(many, 0, Separator, [32]byte{}, nil)
 	}
+	miscounted := append(slices.Clone(two), event2(4, 4, 11)...)
+	binary.LittleEndian.PutUint32(miscounted[len(two)+8:], 3)
+	uncounted := spec(0, nil)
+	uncounted = uncounted[:len(uncounted)-4]
+	binary.LittleEndian.PutUint32(uncounted[8+20:], uint32(len(signature3)+8))
 	claims := sample()
 	binary.LittleEndian.PutUint32(claims[len(claims)-len("grub_cmd: linux /vmlinuz\x00")-4:], 0xffffffff)
 	for name, row := range map[string]struct {
@@ -167,7 +192,7 @@ func TestEachCheckStandsAlone(t *testing.T) {
 		"cut in the first event":         {sample()[:20], ErrShort},
 		"PCR 24":                         {Append(Header(), 24, Separator, [32]byte{}, nil), ErrPCR},
 		"no PCR of what is extended":     {Append(Header(), -1, Separator, [32]byte{}, nil), ErrPCR},
-		"a header without its count":     {spec(0, nil)[:0:0], ErrEmpty},
+		"a header without its count":     {uncounted, ErrHeader},
 		"a header that is cut":           {spec(2, []uint16{4, 20, 11}), ErrHeader},
 		"a header with more behind":      {spec(1, []uint16{11, 32}, 0, 9), ErrHeader},
 		"a vendor's words missing":       {spec(1, []uint16{11, 32}, 4, 1), ErrHeader},
@@ -179,6 +204,8 @@ func TestEachCheckStandsAlone(t *testing.T) {
 		"one algorithm twice":            {spec(2, []uint16{11, 32, 11, 32}, 0), ErrAlgorithms},
 		"SHA-1 alone, in the new format": {spec(1, []uint16{4, 20}, 0), ErrNoSHA256},
 		"a digest too few":               {append(slices.Clone(two), event2(4, 11)...), ErrDigests},
+		"more digests than it has":       {miscounted, ErrDigests},
+		"cut between two digests":        {append(slices.Clone(two), event2(4, 4, 11)[:12+2+20]...), ErrShort},
 		"a digest twice":                 {append(slices.Clone(two), event2(4, 11, 11)...), ErrDigests},
 		"a digest of no algorithm":       {append(Header(), event2(4, 12)...), ErrDigests},
 	} {
