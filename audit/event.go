@@ -93,7 +93,11 @@ const (
 	// A gateway booted something that its policy does not know: what it publishes is marked. And an operator's word that this is over.
 	GatewayQuarantined Type = "gateway.quarantined"
 	GatewayReadmitted  Type = "gateway.readmitted"
-	TPMCleared         Type = "tpm.cleared" // a gateway's TPM shows a new attestation key under the same endorsement key
+	GatewayProfiled    Type = "gateway.profiled"  // an operator gave a gateway another profile; Detail holds what it had
+	GatewayWindowed    Type = "gateway.windowed"  // an operator said from when until when a gateway may connect
+	ProfileSet         Type = "profile.set"       // an operator made or changed a profile; Detail holds it
+	IdentityConflict   Type = "identity.conflict" // two cannot both be who they say, and one was refused; Target is the gateway, Detail holds claim and rival
+	TPMCleared         Type = "tpm.cleared"       // a gateway's TPM shows a new attestation key under the same endorsement key
 )
 
 // How gateways may boot, as operators say.

@@ -72,7 +72,7 @@ func (e *Enroller) attest(ctx context.Context, keys *tpm.Keys) (*attestation, er
 		AttestParams: verify.Params{Public: ak.Public, CreateData: ak.CreateData, CreateAttestation: ak.CreateAttestation,
 			CreateSignature: ak.CreateSignature},
 	}
-	request.Serial = e.cfg.Serial
+	request.Serial, request.Former = e.cfg.Serial, e.former
 	// Without one the hospital can still know the EK by its hash.
 	if ek.Certificate != nil {
 		request.EKCerts = append([][]byte{ek.Certificate}, ek.Chain...)

@@ -14,6 +14,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"wardlink/audit"
 	"wardlink/enroll"
 	"wardlink/enroll/wipe"
 	"wardlink/internal/build"
@@ -160,6 +161,14 @@ func (c caRegistry) order(g registry.Gateway, end *registry.End) ([]byte, error)
 	return c.sign(o)
 }
 
+func (c caRegistry) Contend(ctx context.Context, claim ca.Contention) error {
+	kind := registry.OneTPM
+	if claim.Disk {
+		kind = registry.ForeignDisk
+	}
+	return c.r.Contend(ctx, audit.Actor{ID: "server"}, registry.Contention{Claim: kind, Gateway: claim.Gateway, Rival: claim.Rival, Peer: claim.Peer})
+}
+
 func (c caRegistry) Wait(ctx context.Context, w ca.Waiting) error {
 	return c.r.Wait(ctx, registry.Waiting{
 		EK: w.EK, EKPublic: w.EKPublic, Manufacturer: w.Manufacturer, Model: w.Model, Chain: w.Chain, Peer: w.Peer,
@@ -168,7 +177,9 @@ func (c caRegistry) Wait(ctx context.Context, w ca.Waiting) error {
 }
 
 func (c caRegistry) Attested(ctx context.Context, gateway string, ek [32]byte, ak []byte, booted boot.Measurement) error {
-	if err := c.r.Attested(ctx, gateway, ek, ak); err != nil {
+	if err := c.r.Attested(ctx, gateway, ek, ak); errors.Is(err, registry.ErrTwoGateways) {
+		return fmt.Errorf("%w: %w", ca.ErrTaken, err)
+	} else if err != nil {
 		return err
 	}
 	return c.r.Measured(ctx, gateway, booted)

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+
+	"wardlink/internal/spiffe"
 )
 
 // Bounds of an attestation request. A real one has about 6 KB.
@@ -27,6 +29,8 @@ type Request struct {
 	AttestParams Params   `json:"params"`
 	// Serial is the serial number of the box around the TPM, in the box's own words; stock clients send none.
 	Serial string `json:"serial,omitempty"`
+	// Former is the gateway that the disk beside the TPM was with another TPM, as the disk says; absent when it was none.
+	Former string `json:"former,omitempty"`
 }
 
 // TPMInfo is what the TPM says of itself.
@@ -83,6 +87,9 @@ func ParseRequest(data []byte) (*Request, error) {
 	}
 	if !PlainSerial(r.Serial) {
 		return nil, fmt.Errorf("attestation request: serial: expected at most %d printable ASCII characters", MaxSerial)
+	}
+	if r.Former != "" && spiffe.ValidName(r.Former) != nil {
+		return nil, errors.New("attestation request: former: expected the name of a gateway")
 	}
 	p := r.AttestParams
 	for _, s := range [][]byte{r.EK, p.Public, p.CreateData, p.CreateAttestation, p.CreateSignature} {

@@ -17,6 +17,7 @@ func TestRequestIsBounded(t *testing.T) {
 		"TPM 1.2":            func(r *verify.Request) { r.TPMInfo.Version = 1 },
 		"TCSD's format":      func(r *verify.Request) { r.AttestParams.UseTCSDActivationFormat = true },
 		"a strange serial":   func(r *verify.Request) { r.Serial = "a\n" },
+		"a strange disk":     func(r *verify.Request) { r.Former = "gw 1" },
 	} {
 		r := request(t)
 		change(r)

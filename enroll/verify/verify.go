@@ -36,6 +36,7 @@ type Verified struct {
 	Manufacturer, Model, Version string
 
 	Serial string // of the box around the TPM, as it says; nothing proves it
+	Former string // the gateway that its disk was with another TPM, as it says; "" is none
 
 	ek tpm2.TPMTPublic
 }
@@ -71,7 +72,7 @@ const ekUsage = "2.23.133.8.1"
 // Attestation judges r at now. The errors are those above, wrapped; an EK whose certificate is absent or does not chain is no error
 // but a verdict, since the registry may hold its hash.
 func Attestation(r *Request, trust Trust, now time.Time) (*Verified, error) {
-	v := &Verified{Serial: r.Serial}
+	v := &Verified{Serial: r.Serial, Former: r.Former}
 	if err := v.endorsement(r, trust, now); err != nil {
 		return nil, err
 	}

@@ -39,6 +39,7 @@ type Type string
 const (
 	GatewaySilent      Type = "gateway-silent"
 	GatewayQuarantined Type = "gateway-quarantined"
+	IdentityConflict   Type = "identity-conflict"
 	GapOpen            Type = "gap-open"
 	BatchDead          Type = "batch-dead"
 	BatchParked        Type = "batch-parked"
@@ -80,6 +81,9 @@ var kinds = []Kind{
 	{GatewayQuarantined, Critical, 4 * time.Hour, "gateway",
 		"A gateway booted something that its policy does not know: what it publishes is kept and marked, and never final in FHIR.",
 		"The detail names the PCR and the entry of the event log; 'wardlink boot show ID' shows all; after a look at the box, 'wardlink gateway readmit ID --reason TEXT'."},
+	{IdentityConflict, Critical, 12 * time.Hour, "gateway",
+		"Two cannot both be who they say: one endorsement key or TPM for two gateways, a gateway's disk with another TPM, or two agents of one gateway. It was refused, and is shown for a day.",
+		"The detail says what happened and what mends it; 'wardlink audit list --type identity.conflict' and '--type refused' have each."},
 	{GapOpen, Critical, 4 * time.Hour, "gateway",
 		"Batch numbers of a gateway are missing and its own reports do not account for them.",
 		"'wardlink trace --gateway ID' shows where they stopped; do not wipe the gateway, its buffer may hold them."},

@@ -144,6 +144,7 @@ type noGateways struct{}
 
 func (noGateways) ByEK(context.Context, [32]byte) (string, error) { return "", ca.ErrUnknown }
 func (noGateways) Wait(context.Context, ca.Waiting) error         { return nil }
+func (noGateways) Contend(context.Context, ca.Contention) error   { return nil }
 func (noGateways) Attested(context.Context, string, [32]byte, []byte, boot.Measurement) error {
 	return nil
 }

@@ -127,6 +127,9 @@ func (g *guarded) judge(ctx context.Context, ch *acme.Challenge) (proof acmedb.P
 	}
 	// Without exactly this name smallstep would take any; what cannot be read names nobody.
 	if names, _ := enroll.PermanentIdentifiers(a.ak); !slices.Equal(names, []string{ch.Value}) {
+		if len(names) == 1 {
+			g.ca.contend(ctx, Contention{Gateway: names[0], Rival: ch.Value, Peer: peerOf(ctx)})
+		}
 		return proof, refusedBy(acme.ErrorUnauthorizedType, "the AK certificate is not for %s", ch.Value)
 	}
 	if proof.EK, err = ekOf(a.ak); err != nil {

@@ -127,6 +127,12 @@ func (c *CA) secret(w http.ResponseWriter, r *http.Request) {
 		c.unavailable(w, "registry", err)
 		return
 	}
+	if former := verified.Former; former != "" && former != gateway {
+		c.contend(ctx, Contention{Gateway: former, Rival: gateway, Disk: true, Peer: peer})
+		c.twofold(w, r, verified, gateway, "disk-of-another-gateway", "this board is gateway "+gateway+", and the disk in it is gateway "+former+
+			"'s: put the disk where it belongs, or have an operator run 'wardlink gateway replace "+former+"' for this board")
+		return
+	}
 	booted, quoted, err := measured(request, verified)
 	if err != nil {
 		c.denied(ctx, audit.Event{Actor: c.gateway(gateway), Target: enroll.Fingerprint(verified.EK), Reason: err.Error(),
@@ -134,7 +140,10 @@ func (c *CA) secret(w http.ResponseWriter, r *http.Request) {
 		reply(w, http.StatusForbidden, enroll.Problem{Type: problemPrefix + "quote", Detail: err.Error()})
 		return
 	}
-	if err := c.cfg.Registry.Attested(ctx, gateway, verified.EK, verified.AKName, booted); err != nil {
+	if err := c.cfg.Registry.Attested(ctx, gateway, verified.EK, verified.AKName, booted); errors.Is(err, ErrTaken) {
+		c.twofold(w, r, verified, gateway, "two-gateways", "this TPM has proven to be another gateway, too; one TPM is one gateway: an operator must end one of the two")
+		return
+	} else if err != nil {
 		c.unavailable(w, "registry", err)
 		return
 	}
@@ -205,7 +214,26 @@ func (c *CA) answered(ctx context.Context, plain []byte) (*verify.Verified, bool
 	return v, err == nil, err
 }
 
+// twofold refuses a TPM that cannot be the gateway that it is by its endorsement key.
+func (c *CA) twofold(w http.ResponseWriter, r *http.Request, v *verify.Verified, gateway, kind, detail string) {
+	c.denied(r.Context(), audit.Event{Actor: c.gateway(gateway), Target: enroll.Fingerprint(v.EK), Reason: kind,
+		Detail: map[string]string{"ek_sha256": hex.EncodeToString(v.EK[:]), "former": v.Former}})
+	reply(w, http.StatusForbidden, enroll.Problem{Type: problemPrefix + kind, Detail: detail})
+}
+
+// contend has a claim noted that is refused whether or not that works.
+func (c *CA) contend(ctx context.Context, claim Contention) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+	defer cancel()
+	if err := c.cfg.Registry.Contend(ctx, claim); err != nil {
+		c.cfg.Log.Error("a contention of identities could not be noted", "gateway", claim.Gateway, "rival", claim.Rival, "error", err)
+	}
+}
+
 func (c *CA) wait(w http.ResponseWriter, r *http.Request, v *verify.Verified) {
+	if v.Former != "" {
+		c.contend(r.Context(), Contention{Gateway: v.Former, Rival: enroll.Fingerprint(v.EK), Disk: true, Peer: r.RemoteAddr})
+	}
 	if err := c.cfg.Registry.Wait(r.Context(), Waiting{EK: v.EK, EKPublic: v.EKPublic, Manufacturer: v.Manufacturer, Model: v.Model,
 		Chain: v.Chain, Peer: r.RemoteAddr, Serial: v.Serial}); err != nil {
 		c.unavailable(w, "waiting list", err)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -87,6 +88,18 @@ func TestNewBoardWithTheOldDisk(t *testing.T) {
 	if _, err := fresh.e.Enroll(t.Context()); err == nil || !strings.Contains(err.Error(), "the disk in it is gateway gw-1's") {
 		t.Errorf("another gateway's board took the disk: %v", err)
 	}
+	h.registry.set(func() {
+		want := []Contention{{Gateway: "gw-1", Rival: enroll.Fingerprint(fresh.ek), Disk: true}, {Gateway: "gw-1", Rival: "gw-2", Disk: true}}
+		for i := range h.registry.claimed {
+			h.registry.claimed[i].Peer = ""
+		}
+		if !slices.Equal(h.registry.claimed, want) {
+			t.Errorf("noted %+v, expected %+v", h.registry.claimed, want)
+		}
+		if h.registry.aks[fresh.ek] != "" {
+			t.Error("the wrong board was certified")
+		}
+	})
 	h.registry.set(func() { h.registry.active[fresh.ek] = "gw-1" })
 	second, err := fresh.e.Enroll(t.Context())
 	if err != nil {

@@ -35,10 +35,12 @@ type Registry interface {
 	// ByEK names the gateway that owns an endorsement key (SHA-256 of its PKIX DER): ErrUnknown; the name and ErrNotActive, a
 	// *RevokedError or *CutOffError among them.
 	ByEK(ctx context.Context, ek [32]byte) (gateway string, err error)
+	// Contend notes that a TPM claimed to be who it cannot be, which was refused.
+	Contend(ctx context.Context, c Contention) error
 	// Wait puts a TPM that has proven its EK into the list for an operator to approve.
 	Wait(ctx context.Context, w Waiting) error
 	// Attested notes which attestation key (its TPM name) a gateway's TPM has proven to hold, and how it booted, which it judges: what follows
-	// from that has happened when it returns nil.
+	// from that has happened when it returns nil. ErrTaken for a TPM that has proven to be another gateway, too.
 	Attested(ctx context.Context, gateway string, ek [32]byte, ak []byte, booted boot.Measurement) error
 	// AddKey keeps a device key and its certificate, durably; ErrNotActive when its gateway may not have one now, ErrTaken for a key that
 	// is another gateway's.
@@ -50,8 +52,8 @@ var (
 	ErrUnknown = errors.New("endorsement key is not in the registry")
 	// ErrNotActive: its gateway may not have a certificate now.
 	ErrNotActive = errors.New("gateway is not active")
-	// ErrTaken: the device key is another gateway's.
-	ErrTaken = errors.New("device key is another gateway's")
+	// ErrTaken: the device key, or the TPM, is another gateway's.
+	ErrTaken = errors.New("key is another gateway's")
 )
 
 // RevokedError is the ErrNotActive of a gateway that an operator cut off, for the reason that he gave.
@@ -73,6 +75,14 @@ func (e *CutOffError) Error() string { return "gateway is " + e.Title + ": " + e
 
 // Unwrap gives ErrNotActive.
 func (e *CutOffError) Unwrap() error { return ErrNotActive }
+
+// Contention is a claim that was refused: of the TPM of a gateway to be another (Rival), or, with Disk, that of another TPM (Rival, a gateway or a
+// fingerprint) whose disk is the gateway's.
+type Contention struct {
+	Gateway, Rival string
+	Disk           bool
+	Peer           string // ip:port
+}
 
 // Waiting is a TPM that has proven its EK, which nobody has entered.
 type Waiting struct {

@@ -51,6 +51,7 @@ type registryFake struct {
 	aks     map[[32]byte]string
 	cut     map[[32]byte]*CutOffError
 	booted  []boot.Measurement // as attested
+	claimed []Contention
 	fail    error
 	late    func() // revokes just before a key is entered
 }
@@ -74,6 +75,16 @@ func (r *registryFake) ByEK(_ context.Context, ek [32]byte) (string, error) {
 		return id, nil
 	}
 	return "", ErrUnknown
+}
+
+func (r *registryFake) Contend(_ context.Context, c Contention) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if c.Gateway == c.Rival || c.Rival == "" || c.Peer == "" {
+		return errors.New("contention is not described")
+	}
+	r.claimed = append(r.claimed, c)
+	return nil
 }
 
 func (r *registryFake) Wait(_ context.Context, w Waiting) error {

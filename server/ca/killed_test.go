@@ -103,6 +103,7 @@ func (k killable) at(step, what string) error {
 
 func (k killable) ByEK(context.Context, [32]byte) (string, error) { return "gw-1", nil }
 func (k killable) Wait(context.Context, Waiting) error            { return nil }
+func (k killable) Contend(context.Context, Contention) error      { return nil }
 func (k killable) Attested(context.Context, string, [32]byte, []byte, boot.Measurement) error {
 	return nil
 }

@@ -17,6 +17,7 @@ type challenged struct {
 	EK, EKPublic, AKName, AKPublic       []byte
 	Chain                                bool
 	Manufacturer, Model, Version, Serial string
+	Former                               string `json:",omitempty"`
 }
 
 func encodeChallenged(v *verify.Verified) ([]byte, error) {
@@ -25,7 +26,7 @@ func encodeChallenged(v *verify.Verified) ([]byte, error) {
 		return nil, fmt.Errorf("challenge: %w", err)
 	}
 	return json.Marshal(challenged{EK: v.EK[:], EKPublic: v.EKPublic, AKName: v.AKName, AKPublic: ak, Chain: v.Chain,
-		Manufacturer: v.Manufacturer, Model: v.Model, Version: v.Version, Serial: v.Serial})
+		Manufacturer: v.Manufacturer, Model: v.Model, Version: v.Version, Serial: v.Serial, Former: v.Former})
 }
 
 // decodeChallenged trusts the row no further than that the key of the EK is what its hash says.
@@ -39,7 +40,7 @@ func decodeChallenged(row []byte) (*verify.Verified, error) {
 		return nil, fmt.Errorf("challenge: %w", err)
 	}
 	v := &verify.Verified{EK: sha256.Sum256(c.EKPublic), EKPublic: c.EKPublic, AKName: c.AKName, AKPublic: ak, Chain: c.Chain,
-		Manufacturer: c.Manufacturer, Model: c.Model, Version: c.Version, Serial: c.Serial}
+		Manufacturer: c.Manufacturer, Model: c.Model, Version: c.Version, Serial: c.Serial, Former: c.Former}
 	if string(c.EK) != string(v.EK[:]) {
 		return nil, fmt.Errorf("challenge: the row of another endorsement key")
 	}

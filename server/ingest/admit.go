@@ -23,6 +23,10 @@ func (s *Server) admit(ctx context.Context, c *session) (code byte, reason strin
 	case s.overloaded.Load():
 		s.mu.Unlock() // an older session of the gateway goes on
 		return connackUnavailable, reasonOverload
+	case older != nil && c.rivals(older):
+		s.mu.Unlock()
+		s.rates.rival(c.id.gateway, Rival{Live: older.peer, Peer: c.peer, Serial: c.id.serial})
+		return connackDenied, reasonRival
 	}
 	s.sessions[c.id.gateway] = c
 	s.mu.Unlock()
@@ -50,7 +54,7 @@ func (s *Server) admit(ctx context.Context, c *session) (code byte, reason strin
 	c.generation = generation
 	c.mu.Unlock()
 	c.patiently(func() { err = s.allow(ctx, c) })
-	held, retired := (*registry.HeldError)(nil), (*registry.RetiredError)(nil)
+	held, retired, window := (*registry.HeldError)(nil), (*registry.RetiredError)(nil), (*registry.WindowError)(nil)
 	switch {
 	case errors.Is(err, registry.ErrRevoked):
 		return connackDenied, reasonRevoked
@@ -60,6 +64,8 @@ func (s *Server) admit(ctx context.Context, c *session) (code byte, reason strin
 		return connackDenied, reasonDecommissioned
 	case errors.As(err, &retired):
 		return connackDenied, reasonReplaced
+	case errors.As(err, &window):
+		return connackDenied, reasonWindow
 	case denied(err):
 		return connackDenied, reasonNotAdmitted
 	case err != nil:

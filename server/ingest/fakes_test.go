@@ -217,6 +217,8 @@ type fakeRegistry struct {
 	err      error
 	lanes    map[string]uint8
 	held     bool // all are in quarantine
+	until    map[string]time.Time
+	window   *registry.WindowError // for all
 	inactive map[string]bool
 	revoked  map[string]bool
 	retired  map[[32]byte]string      // keys of replaced boards, and whose they were
@@ -255,10 +257,12 @@ func (r *fakeRegistry) AdmitKey(ctx context.Context, gateway string, key [32]byt
 		return registry.Admission{}, &registry.RevokedError{Gateway: gateway, Reason: "stolen"}
 	case r.retired[key] != "":
 		return registry.Admission{}, &registry.RetiredError{Gateway: gateway, Reason: "broken"}
+	case r.window != nil:
+		return registry.Admission{}, r.window
 	case r.inactive[gateway]:
 		return registry.Admission{}, fmt.Errorf("gateway %s: %w", gateway, registry.ErrNotActive)
 	}
-	return registry.Admission{Gateway: gateway, Lanes: lanes, Quarantined: r.held}, nil
+	return registry.Admission{Gateway: gateway, Lanes: lanes, Until: r.until[gateway], Quarantined: r.held}, nil
 }
 
 // answer waits for as long as a question takes, or for the end of its time.

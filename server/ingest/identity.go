@@ -17,6 +17,7 @@ type identity struct {
 	spiffe   string
 	serial   string    // lower-case hex
 	key      [32]byte  // SHA-256 of the certificate's SubjectPublicKeyInfo
+	begun    time.Time // the certificate's NotBefore
 	notAfter time.Time // the earliest end within the verified chain
 	ends     time.Time // when its session ends: notAfter, or with it the grace
 	late     bool      // the certificate has ended: prove has let it pass under Grace, and admit has yet to ask the registry
@@ -111,7 +112,7 @@ func (s *Server) prove(state tls.ConnectionState, now time.Time) (id identity, p
 		return identity{}, false, violation{reasonCertificate}
 	}
 	id = identity{
-		spiffe: name.String(), serial: leaf.SerialNumber.Text(16), key: spkiHash(leaf), notAfter: leaf.NotAfter, late: late,
+		spiffe: name.String(), serial: leaf.SerialNumber.Text(16), key: spkiHash(leaf), begun: leaf.NotBefore, notAfter: leaf.NotAfter, late: late,
 	}
 	for _, cert := range chain[1:] {
 		if cert.NotAfter.Before(id.notAfter) {

@@ -328,6 +328,7 @@ func (s *Server) Push(ctx context.Context, gateway string) error {
 // admit takes what the registry says of the session's gateway.
 func (c *session) admit(adm registry.Admission) {
 	c.lanes.Store(uint32(adm.Lanes))
+	c.grant.Store(&adm)
 	if was := c.quarantined.Swap(adm.Quarantined); was != adm.Quarantined {
 		c.srv.log.Warn("what a gateway publishes is marked, or no more", "gateway", c.id.gateway, "quarantined", adm.Quarantined)
 	}
@@ -349,13 +350,17 @@ func (s *Server) cutAll(reason string) {
 	}
 }
 
-// cutExpired ends sessions by the wall clock; each session's own timer does not notice when that clock is set. Sessions under grace also
+// cutExpired ends sessions by the wall clock, at the end of a certificate or of a gateway's validity; each session's own timer does not notice when that clock is set. Sessions under grace also
 // end once the CA has been well for long enough.
 func (s *Server) cutExpired(now time.Time) {
 	over := s.grace.over(now)
 	for _, c := range s.all() {
 		if !now.Before(c.id.ends) || c.id.late && over {
 			c.stop(endExpired, true)
+		}
+		if adm := c.grant.Load(); adm != nil && !adm.Until.IsZero() && !now.Before(adm.Until) {
+			s.log.Warn("a gateway's validity is over; its session is cut", "gateway", c.id.gateway, "until", adm.Until)
+			c.stop(endRevoked, true)
 		}
 	}
 }

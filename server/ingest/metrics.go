@@ -26,6 +26,7 @@ type metrics struct {
 	unproven     prometheus.Counter
 	commit       prometheus.Histogram
 	paced        prometheus.Counter
+	allotted     prometheus.Counter
 	queue        *queueMetric
 	agents       *agentMetric
 }
@@ -60,6 +61,7 @@ func newMetrics(s *Server) *metrics {
 			Buckets: []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 10},
 		}),
 	}
+	m.allotted = counter("allotted_seconds_total", "Time that publishes over the rate of their gateway's profile were left unread.")
 	m.paced = counter("paced_seconds_total", "Time that publishes over the rate of their gateway or address were left unread.")
 	m.queue = newQueueMetric(s)
 	m.agents = &agentMetric{s, prometheus.NewDesc("wardlink_ingest_agents", "Sessions by the agent's release, as it says, and protocol version.", []string{"agent", "protocol"}, nil)}
@@ -80,7 +82,7 @@ func (m *metrics) refused(reason string) { m.refusals.WithLabelValues(reason).In
 func (m *metrics) all() []prometheus.Collector {
 	return []prometheus.Collector{
 		m.sessions, m.waiting, m.opened, m.closed, m.publishVec, m.bytesVec, m.sealings, m.acknowledged, m.failed, m.refusals,
-		m.unproven, m.commit, m.paced, m.queue, m.agents,
+		m.unproven, m.commit, m.paced, m.allotted, m.queue, m.agents,
 	}
 }
 

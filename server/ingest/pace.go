@@ -88,6 +88,27 @@ func (s *Server) unsource(peer string) {
 // paceStep bounds one wait, so that a session that ends, or a queue that is empty, is soon noticed.
 const paceStep = 100 * time.Millisecond
 
+// noRate is more than any peer can send, and unlike infinity has no product with 0 that is none.
+const noRate = 1e18
+
+// allotted delays a publish that is over the rates of its gateway's profile, whether or not others wait. Nobody is refused for a rate: what a gateway
+// brings after an outage is no fault of its own, and what is not read is kept on its disk.
+func (c *session) allotted(size int) {
+	adm := c.grant.Load()
+	if adm == nil || adm.Publishes == 0 && adm.Bytes == 0 {
+		return
+	}
+	now := time.Now()
+	for end := now.Add(c.rate.spend(Pace{float64(adm.Publishes), float64(adm.Bytes)}.or(Pace{noRate, noRate}), size, now)); c.ended() == ""; {
+		left := time.Until(end)
+		if left <= 0 {
+			return
+		}
+		c.srv.metrics.allotted.Add(min(left, paceStep).Seconds())
+		time.Sleep(min(left, paceStep))
+	}
+}
+
 // pace delays a publish that is over the rate of its gateway or of its address while others wait for the journal.
 func (c *session) pace(size int) {
 	now := time.Now()

@@ -29,6 +29,7 @@ type rates struct {
 	minute    int64 // Unix minutes, of this
 	this, was map[string]Rate
 	parked    map[string]Parked
+	rivals    map[string]Rival
 }
 
 // turn begins a new minute when it is time. The caller holds mu.

@@ -209,6 +209,7 @@ func (c *session) submit(e journal.Entry, s *slot, urgent bool) error {
 // reserve waits for a place in the window and takes it. The wait is the back-pressure: meanwhile nothing is read.
 func (c *session) reserve(p publish) (*slot, error) {
 	size := len(p.payload)
+	c.allotted(size)
 	c.pace(size)
 	c.mu.Lock()
 	defer c.mu.Unlock()

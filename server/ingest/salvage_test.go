@@ -23,7 +23,7 @@ func (j *heldJournal) Stats() journal.Stats {
 // ashes is what registry and records know of a dead gateway.
 type ashes struct {
 	state    registry.State
-	profile  string
+	lanes    uint8
 	unproven string // why no sealing record is proven
 	retired  bool
 	held     map[string]registry.Quarantine
@@ -36,7 +36,7 @@ func (a *ashes) Get(_ context.Context, id string) (registry.Gateway, error) {
 	if id != "gw-1" {
 		return registry.Gateway{}, registry.ErrUnknown
 	}
-	return registry.Gateway{ID: id, State: a.state, Profile: a.profile}, nil
+	return registry.Gateway{ID: id, State: a.state, Grant: registry.Profile{Lanes: a.lanes}}, nil
 }
 
 func (a *ashes) Quarantines(context.Context) (map[string]registry.Quarantine, error) {
@@ -63,7 +63,7 @@ func newSalvage(t *testing.T) (*Salvage, *ashes, *heldJournal) {
 	t.Helper()
 	j := newJournal(t)
 	t.Cleanup(j.close)
-	a := &ashes{state: registry.Active, profile: registry.DefaultProfile, known: map[[16]byte][]byte{}, here: map[telemetry.BatchID]bool{}}
+	a := &ashes{state: registry.Active, lanes: 15, known: map[[16]byte][]byte{}, here: map[telemetry.BatchID]bool{}}
 	return &Salvage{SalvageConfig: SalvageConfig{Journal: j, Registry: a, Records: a}}, a, j
 }
 
@@ -150,12 +150,12 @@ func TestSalvageRefusesWhatIsNotProven(t *testing.T) {
 	if got := one(cardOf(p, frame)); got != "sealing record: its signature does not hold" {
 		t.Errorf("with a record that is not proven: %q", got)
 	}
-	a.profile = "none"
+	a.lanes = 0
 	a.unproven = ""
 	if got := one(cardOf(p, frame)); got != reasonLane {
 		t.Errorf("on a lane that is not allowed: %q", got)
 	}
-	a.profile = registry.DefaultProfile
+	a.lanes = 15
 	if rows := j.rows(); len(rows) > 0 || len(j.events(audit.SealingBrought)) > 0 {
 		t.Fatalf("journaled: %+v", rows)
 	}

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"wardlink/audit"
+	"wardlink/server/registry"
 	"wardlink/telemetry"
 )
 
@@ -29,6 +30,7 @@ type session struct {
 	lanes   atomic.Uint32 // registry.Admission.Lanes
 	// quarantined is registry.Admission.Quarantined: what is committed meanwhile bears the mark for ever.
 	quarantined atomic.Bool
+	grant       atomic.Pointer[registry.Admission] // what the registry said last
 	topics      [telemetry.LaneCount]string
 	key         string
 
@@ -41,6 +43,7 @@ type session struct {
 	silence  time.Duration // longest time until a whole packet has arrived
 	scratch  [5]byte
 	bucket   bucket
+	rate     bucket // of the gateway's own profile
 
 	line    line     // of srv.queue
 	request *request // of srv.asking

@@ -274,6 +274,7 @@ type Sessions interface {
 	Traffic(gateway string) ingest.Traffic
 	RefusalRates() map[string]ingest.Rate
 	RefusedBatches() map[string]ingest.Parked
+	Rivals() map[string]ingest.Rival
 	Push(ctx context.Context, gateway string) error
 }
 
@@ -319,7 +320,7 @@ func (c *Client) Run(ctx context.Context, s Sessions) error {
 }
 
 func reportOf(s Sessions) *Report {
-	r := &Report{Sessions: s.Sessions(), Traffic: make(map[string]ingest.Traffic), Rates: s.RefusalRates(), Parked: s.RefusedBatches()}
+	r := &Report{Sessions: s.Sessions(), Traffic: make(map[string]ingest.Traffic), Rates: s.RefusalRates(), Parked: s.RefusedBatches(), Rivals: s.Rivals()}
 	for _, one := range r.Sessions {
 		r.Traffic[one.Gateway] = s.Traffic(one.Gateway)
 	}

@@ -356,6 +356,7 @@ func (p *pushed) RefusalRates() map[string]ingest.Rate {
 	return map[string]ingest.Rate{"n": {Count: 3}}
 }
 func (p *pushed) RefusedBatches() map[string]ingest.Parked { return nil }
+func (p *pushed) Rivals() map[string]ingest.Rival          { return nil }
 func (p *pushed) Push(ctx context.Context, gateway string) error {
 	docs, err := p.c.Documents(ctx, gateway)
 	if err == nil && len(docs) == 1 && string(docs[0].Body) == "for "+gateway {

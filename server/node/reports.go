@@ -193,3 +193,23 @@ func (e Everywhere) RefusedBatches() map[string]ingest.Parked {
 	})
 	return out
 }
+
+// Rivals are the sums of all.
+func (e Everywhere) Rivals() map[string]ingest.Rival {
+	out := e.Server.Rivals()
+	e.Reports.each(func(r Report) {
+		for gateway, one := range r.Rivals {
+			if out == nil {
+				out = make(map[string]ingest.Rival)
+			}
+			have := out[gateway]
+			count := have.Count + one.Count
+			if have.Last.After(one.Last) {
+				one = have
+			}
+			one.Count = count
+			out[gateway] = one
+		}
+	})
+	return out
+}

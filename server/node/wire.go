@@ -73,6 +73,7 @@ type Report struct {
 	Traffic  map[string]ingest.Traffic `json:"traffic"` // by gateway, of these sessions
 	Rates    map[string]ingest.Rate    `json:"rates"`   // by network or gateway
 	Parked   map[string]ingest.Parked  `json:"parked"`  // by gateway
+	Rivals   map[string]ingest.Rival   `json:"rivals,omitempty"`
 }
 
 // News asks for what has changed.

@@ -134,6 +134,11 @@ func (r *Registry) approveRow(tx *sql.Tx, who audit.Actor, peer string, row *Bat
 	if res.Outcome == BatchAbsent && !b.Last {
 		return res, nil
 	}
+	if found.owner != "" {
+		if err := r.contend(tx, who, Contention{Claim: OneKey, Gateway: found.owner, Rival: printable(row.ID), Peer: peer}); err != nil {
+			return res, err
+		}
+	}
 	return res, r.outbox.Add(tx, audit.Event{
 		Type: audit.GatewayApproved, Actor: who, Peer: peer, Target: printable(row.ID), Outcome: audit.Denied, Reason: string(res.Outcome) + ": " + printableReason(res.Reason),
 		Detail: map[string]string{"matched_by": found.by, "fingerprint": printable(row.Fingerprint), "ek_sha256": printable(row.EK), "serial": printable(row.Serial)},
@@ -150,6 +155,7 @@ type rowMatch struct {
 	serial string     // that the TPM claims
 	known  [][32]byte // the EKs of the row's own gateway, when the TPM is that one's already
 	absent bool
+	owner  string // the gateway whose the TPM is, when it is not the row's
 	reason string // why the row cannot stand
 }
 
@@ -216,7 +222,7 @@ func findPrefix(tx *sql.Tx, id, by string, prefix []byte) (rowMatch, error) {
 		m.known, err = hashes(tx, "SELECT ek FROM gateway_eks WHERE gateway = $1 ORDER BY ek", id)
 		return m, err
 	case owner != id && len(waiting) == 0:
-		m.ek = [32]byte(registered)
+		m.ek, m.owner = [32]byte(registered), owner
 		m.reason = "this TPM is gateway " + owner + " already; one TPM is one gateway"
 		return m, nil
 	}

@@ -62,7 +62,7 @@ func (r *Registry) Replace(ctx context.Context, who audit.Actor, peer, id, reaso
 			return false, cmp.Or(err, refusal.New(ErrConflict, "gateway %s is being decommissioned; register the new board under another id", id))
 		}
 		out = Replacement{Gateway: id, Old: g.EKs, State: g.State}
-		if out.New, err = newBoard(tx, boards); err != nil {
+		if out.New, err = newBoard(tx, id, peer, boards); err != nil {
 			return false, err
 		}
 		serials, valid, err := validSerials(tx, id, now)
@@ -78,13 +78,13 @@ func (r *Registry) Replace(ctx context.Context, who audit.Actor, peer, id, reaso
 				"serials": strings.Join(serials, " "), "certificates": strconv.Itoa(valid)}})
 	})
 	if err != nil {
-		return Replacement{}, fmt.Errorf("replace: %w", err)
+		return Replacement{}, fmt.Errorf("replace: %w", r.noteTaken(ctx, who, err))
 	}
 	return out, r.follow(ctx)
 }
 
 // newBoard finds the endorsement keys that an operator named, and refuses those that are taken.
-func newBoard(tx *sql.Tx, boards []string) (eks [][32]byte, err error) {
+func newBoard(tx *sql.Tx, id, peer string, boards []string) (eks [][32]byte, err error) {
 	seen := make(map[[32]byte]bool)
 	for _, name := range boards {
 		ek, whole := wholeHash(name)
@@ -93,7 +93,7 @@ func newBoard(tx *sql.Tx, boards []string) (eks [][32]byte, err error) {
 				return nil, err
 			}
 		}
-		reason, _, err := taken(tx, ek)
+		reason, owner, err := taken(tx, ek)
 		if err != nil {
 			return nil, err
 		}
@@ -101,7 +101,7 @@ func newBoard(tx *sql.Tx, boards []string) (eks [][32]byte, err error) {
 			reason = "endorsement key " + enroll.Fingerprint(ek) + " is given twice"
 		}
 		if reason != "" {
-			return nil, refusal.New(ErrConflict, "%s", reason)
+			return nil, refuseTaken(reason, owner, id, peer)
 		}
 		seen[ek] = true
 		eks = append(eks, ek)
@@ -179,7 +179,8 @@ func (r *Registry) Retired(ctx context.Context, gateway string) (eks [][32]byte,
 }
 
 // Attested notes the attestation key that a gateway's TPM has just proven. Another one than before, under the same endorsement key, is an
-// event: the TPM was cleared, or what the gateway keeps of its keys was lost. Neither changes who the gateway is.
+// event: the TPM was cleared, or what the gateway keeps of its keys was lost. Neither changes who the gateway is. ErrTwoGateways for a key that a TPM has shown
+// under another gateway's endorsement key: it is one box, and the contention is noted.
 func (r *Registry) Attested(ctx context.Context, gateway string, ek [32]byte, ak []byte) error {
 	if len(ak) == 0 || len(ak) > 128 {
 		return fmt.Errorf("attestation key: a name of %d bytes", len(ak))
@@ -192,7 +193,14 @@ func (r *Registry) Attested(ctx context.Context, gateway string, ek [32]byte, ak
 	case err != nil && !errors.Is(err, sql.ErrNoRows):
 		return fmt.Errorf("registry: %w", err)
 	}
-	return r.change(ctx, func(tx *sql.Tx) (bool, error) {
+	other := ""
+	err = r.change(ctx, func(tx *sql.Tx) (_ bool, err error) {
+		if other, err = otherOf(tx, gateway, ak); err != nil {
+			return false, err
+		}
+		if other != "" {
+			return false, r.contend(tx, audit.Actor{ID: "server"}, Contention{Claim: OneTPM, Gateway: gateway, Rival: other})
+		}
 		if _, err := tx.Exec(`INSERT INTO attested_aks (ek, ak, at) VALUES ($1, $2, $3)
 			ON CONFLICT (ek) DO UPDATE SET ak = excluded.ak, at = excluded.at`, ek[:], ak, r.now().UnixMilli()); err != nil {
 			return false, err
@@ -204,4 +212,8 @@ func (r *Registry) Attested(ctx context.Context, gateway string, ek [32]byte, ak
 			Reason: "a new attestation key under the same endorsement key: the TPM was cleared, or the gateway's key files were lost",
 			Detail: map[string]string{"ek_sha256": hex.EncodeToString(ek[:]), "ak_name": hex.EncodeToString(ak), "ak_name_before": hex.EncodeToString(have)}})
 	})
+	if err == nil && other != "" {
+		err = fmt.Errorf("gateway %s is gateway %s: %w", gateway, other, ErrTwoGateways)
+	}
+	return err
 }

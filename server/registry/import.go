@@ -16,6 +16,8 @@ type ImportResult struct {
 	ID      string
 	Outcome Imported
 	Reason  string // why it was refused
+
+	owner string // of the endorsement key for which it was refused
 }
 
 // Imported is the outcome for one gateway of a manifest.
@@ -66,7 +68,7 @@ func (r *Registry) Import(ctx context.Context, who audit.Actor, peer string, gs 
 
 // enter adds one gateway within tx, with its event.
 func (r *Registry) enter(tx *sql.Tx, who audit.Actor, peer string, g *Gateway, act audit.Type) (ImportResult, error) {
-	reason, have, err := r.contradiction(tx, g)
+	reason, owner, have, err := r.contradiction(tx, g)
 	if err != nil {
 		return ImportResult{}, err
 	}
@@ -82,7 +84,12 @@ func (r *Registry) enter(tx *sql.Tx, who audit.Actor, peer string, g *Gateway, a
 		return ImportResult{ID: g.ID, Outcome: Imported(have.State), Reason: have.cutOff()}, nil
 	case reason != "":
 		ev.Outcome, ev.Reason = audit.Denied, reason
-		return ImportResult{ID: g.ID, Outcome: Conflict, Reason: reason}, r.outbox.Add(tx, ev)
+		if owner != "" {
+			if err := r.contend(tx, who, Contention{Claim: OneKey, Gateway: owner, Rival: g.ID, Peer: peer}); err != nil {
+				return ImportResult{}, err
+			}
+		}
+		return ImportResult{ID: g.ID, Outcome: Conflict, Reason: reason, owner: owner}, r.outbox.Add(tx, ev)
 	}
 	if _, err := tx.Exec(`INSERT INTO gateways (id, site, ward, profile, state, not_before, not_after, added)
 		VALUES ($1, $2, $3, $4, $5, $6, $7, $8)`,
@@ -119,37 +126,42 @@ func (g *Gateway) cutOff() string {
 }
 
 // contradiction compares an entered gateway with the registry: a reason says why it cannot be entered; else have is the gateway that is
-// there just like this, or nil when it is new.
-func (r *Registry) contradiction(tx *sql.Tx, g *Gateway) (reason string, have *Gateway, err error) {
+// there just like this, or nil when it is new. owner is set when an endorsement key is another gateway's.
+func (r *Registry) contradiction(tx *sql.Tx, g *Gateway) (reason, owner string, have *Gateway, err error) {
+	if err := knowsProfile(tx, g.Profile); errors.Is(err, ErrUnknown) {
+		return err.Error(), "", nil, nil
+	} else if err != nil {
+		return "", "", nil, err
+	}
 	own := 0
 	seen := make(map[[32]byte]bool)
 	for _, ek := range g.EKs {
 		if seen[ek] {
-			return "endorsement key " + enroll.Fingerprint(ek) + " is given twice", nil, nil
+			return "endorsement key " + enroll.Fingerprint(ek) + " is given twice", "", nil, nil
 		}
 		seen[ek] = true
 		reason, owner, err := taken(tx, ek)
 		switch {
 		case err != nil:
-			return "", nil, err
+			return "", "", nil, err
 		case owner != "" && owner == g.ID:
 			own++
 		case reason != "":
-			return reason, nil, nil
+			return reason, owner, nil, nil
 		}
 	}
 	there, err := get(tx, r.now(), g.ID)
 	if errors.Is(err, ErrUnknown) {
-		return "", nil, nil
+		return "", "", nil, nil
 	}
 	if err != nil {
-		return "", nil, err
+		return "", "", nil, err
 	}
 	if own != len(g.EKs) || own != len(there.EKs) {
-		return "gateway " + g.ID + " is registered with another TPM; choose another id, or put a new board in its place: wardlink gateway replace " + g.ID, nil, nil
+		return "gateway " + g.ID + " is registered with another TPM; choose another id, or put a new board in its place: wardlink gateway replace " + g.ID, "", nil, nil
 	}
 	if there.Site != g.Site || there.Ward != g.Ward || there.Profile != g.Profile || millis(there.NotBefore) != millis(g.NotBefore) || millis(there.NotAfter) != millis(g.NotAfter) {
-		return "gateway " + g.ID + " is registered with another site, ward, profile or validity; make the manifest agree with wardlink gateway show " + g.ID + ", or move it: wardlink gateway move " + g.ID, nil, nil
+		return "gateway " + g.ID + " is registered with another site, ward, profile or validity; make the manifest agree with wardlink gateway show " + g.ID + ", or move it: wardlink gateway move " + g.ID, "", nil, nil
 	}
-	return "", &there, nil
+	return "", "", &there, nil
 }

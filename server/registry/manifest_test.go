@@ -41,7 +41,7 @@ func TestParseManifestErrorsNameLineAndMend(t *testing.T) {
 		"bad id":         {"id,ek_sha256\nGW 1," + one + "\n", []string{"line 2", "a-z"}},
 		"bad hash":       {"id,ek_sha256\ngw-1,abc\n", []string{"line 2", "64 hex digits"}},
 		"no hash":        {"id,ek_sha256\ngw-1,\n", []string{"line 2", "64 hex digits"}},
-		"bad profile":    {"id,ek_sha256,profile\ngw-1," + one + ",all\n", []string{"line 2", `"default"`}},
+		"bad profile":    {"id,ek_sha256,profile\ngw-1," + one + ",All\n", []string{"line 2", "profile"}},
 		"id twice":       {"id,ek_sha256\ngw-1," + one + "\ngw-1," + two + "\n", []string{"line 3", "line 2 already"}},
 		"key twice":      {"id,ek_sha256\ngw-1," + one + "\ngw-2," + one + "\n", []string{"line 3", "line 2 already", "one TPM is one gateway"}},
 		"several":        {"id,ek_sha256\nA," + one + "\n\nB," + two + "\n", []string{"line 2", "line 4"}},

@@ -40,7 +40,8 @@ var wards1 string
 // Migrations is the registry's schema. Domains are migrated in the order of their names: those behind registry may name its tables.
 func Migrations() []sqldb.Migration {
 	own := []sqldb.Migration{{Domain: "registry", Version: 1, SQL: schema1}, {Domain: "operators", Version: 1, SQL: operators1}, {Domain: "revocations", Version: 1, SQL: revocations1},
-		{Domain: "registry_identities", Version: 1, SQL: identities1}, {Domain: "registry_boot", Version: 1, SQL: boot1},
+		{Domain: "standing_conflicts", Version: 1, SQL: conflicts1},
+		{Domain: "registry_identities", Version: 1, SQL: identities1}, {Domain: "registry_boot", Version: 1, SQL: boot1}, {Domain: "registry_profiles", Version: 1, SQL: profiles1},
 		{Domain: "standing", Version: 1, SQL: standing1}, {Domain: "standing", Version: 2, SQL: standing2},
 		{Domain: "waiting", Version: 1, SQL: waiting1}, {Domain: "wards", Version: 1, SQL: wards1}}
 	return append(own, nodeMigrations()...)
@@ -65,12 +66,6 @@ const (
 	Revoked        State = "revoked" // there is a Revocation, whatever the state was before
 )
 
-// DefaultProfile is the profile of a gateway whose manifest names none.
-const DefaultProfile = "default"
-
-// profiles say what a class of gateways may publish: one bit per telemetry.Lane.
-var profiles = map[string]uint8{DefaultProfile: 1<<4 - 1}
-
 // Limits of what the registry keeps about one gateway.
 const (
 	maxLabel = 100 // bytes of a site or ward name
@@ -91,6 +86,7 @@ type Gateway struct {
 	matched map[string]string // how a batch found its TPM, for the event
 
 	// Set by the registry.
+	Grant   Profile // what the profile allows
 	State   State
 	Added   time.Time
 	Revoked *Revocation // nil unless State is Revoked
@@ -113,8 +109,8 @@ func (g *Gateway) check() error {
 	if g.Profile == "" {
 		g.Profile = DefaultProfile
 	}
-	if _, ok := profiles[g.Profile]; !ok {
-		return fmt.Errorf("gateway %s: profile %.40q is unknown; the one profile is %q", g.ID, g.Profile, DefaultProfile)
+	if err := spiffe.ValidName(g.Profile); err != nil {
+		return fmt.Errorf("gateway %s: profile: %w", g.ID, err)
 	}
 	return nil
 }
@@ -203,8 +199,8 @@ func (r *Registry) Revision(ctx context.Context) (rev int64, err error) {
 const (
 	gatewayColumns = `g.id, g.site,
 		COALESCE((SELECT w.ward FROM gateway_wards w WHERE w.gateway = g.id AND w.since <= $1 ORDER BY w.since DESC LIMIT 1), g.ward),
-		g.profile, g.state, g.not_before, g.not_after, g.added, v.at, v.actor, v.reason, v.serials, h.at, h.actor, h.reason` // $1: now
-	gatewayTables = "gateways g LEFT JOIN revocations v ON v.gateway = g.id LEFT JOIN gateway_holds h ON h.gateway = g.id"
+		g.profile, g.state, g.not_before, g.not_after, g.added, v.at, v.actor, v.reason, v.serials, h.at, h.actor, h.reason, p.lanes, p.publishes, p.bytes` // $1: now
+	gatewayTables = "gateways g LEFT JOIN revocations v ON v.gateway = g.id LEFT JOIN gateway_holds h ON h.gateway = g.id LEFT JOIN profiles p ON p.name = g.profile"
 )
 
 type scanner interface{ Scan(dest ...any) error }
@@ -212,10 +208,11 @@ type scanner interface{ Scan(dest ...any) error }
 func scanGateway(row scanner, more ...any) (Gateway, error) {
 	var g Gateway
 	var notBefore, notAfter, added int64
-	var at, heldAt sql.NullInt64
+	var at, heldAt, lanes, publishes, bytes sql.NullInt64
 	var actor, reason, serials, heldBy, heldFor sql.NullString
 	err := row.Scan(append([]any{&g.ID, &g.Site, &g.Ward, &g.Profile, &g.State, &notBefore, &notAfter, &added,
-		&at, &actor, &reason, &serials, &heldAt, &heldBy, &heldFor}, more...)...)
+		&at, &actor, &reason, &serials, &heldAt, &heldBy, &heldFor, &lanes, &publishes, &bytes}, more...)...)
+	g.granted(lanes, publishes, bytes)
 	g.NotBefore, g.NotAfter, g.Added = instant(notBefore), instant(notAfter), instant(added)
 	if heldAt.Valid {
 		g.Hold = &Hold{At: instant(heldAt.Int64), By: heldBy.String, Reason: heldFor.String}
@@ -350,19 +347,22 @@ func (g *Gateway) admissible(now time.Time) error {
 		return &HeldError{g.ID, g.State, g.Hold.Reason}
 	case g.State != Active && g.State != Quarantined:
 		return fmt.Errorf("gateway %s is %s: %w", g.ID, g.State, ErrNotActive)
-	case !g.NotBefore.IsZero() && now.Before(g.NotBefore), !g.NotAfter.IsZero() && now.After(g.NotAfter):
-		return fmt.Errorf("gateway %s is outside its validity: %w", g.ID, ErrNotActive)
+	case !g.NotBefore.IsZero() && now.Before(g.NotBefore), !g.NotAfter.IsZero() && !now.Before(g.NotAfter):
+		return &WindowError{g.ID, g.NotBefore, g.NotAfter}
 	}
 	return nil
 }
 
 // Lanes are the lanes of the gateway's profile, a bit for each: whether it is admitted at all is Admit's to say.
-func (g *Gateway) Lanes() uint8 { return profiles[g.Profile] }
+func (g *Gateway) Lanes() uint8 { return g.Grant.Lanes }
 
 // Admission is what a gateway may do in the session that it opens.
 type Admission struct {
 	Gateway string
 	Lanes   uint8 // bit per telemetry.Lane that it may publish on
+	// Publishes and Bytes per second are its profile's rates; 0: none.
+	Publishes, Bytes int
+	Until            time.Time // when its validity ends; zero: never
 	// Quarantined marks what it publishes: it booted something unknown.
 	Quarantined bool
 }
@@ -381,7 +381,7 @@ func (g *Gateway) admission(now time.Time) (Admission, error) {
 	if err := g.admissible(now); err != nil {
 		return Admission{}, err
 	}
-	return Admission{Gateway: g.ID, Lanes: g.Lanes(), Quarantined: g.State == Quarantined}, nil
+	return Admission{Gateway: g.ID, Lanes: g.Lanes(), Publishes: g.Grant.Publishes, Bytes: g.Grant.Bytes, Until: g.NotAfter, Quarantined: g.State == Quarantined}, nil
 }
 
 // AdmitKey is Admit for a session that a device key opens, by the SHA-256 of its SPKI: one of a board that was replaced is admitted no more.

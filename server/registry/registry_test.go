@@ -105,7 +105,8 @@ func TestImportIsIdempotentAndReportsConflicts(t *testing.T) {
 	}
 	wantEvents := []string{
 		"gateway.imported gw-1 success", "gateway.imported gw-2 success",
-		"gateway.imported gw-3 denied", "gateway.imported gw-1 denied", "gateway.imported gw-2 denied", "gateway.imported gw-4 denied",
+		"identity.conflict gw-2 denied", "gateway.imported gw-3 denied", "gateway.imported gw-1 denied", "gateway.imported gw-2 denied",
+		"identity.conflict gw-1 denied", "gateway.imported gw-4 denied",
 		"gateway.imported gw-5 success",
 	}
 	if got := f.journal.Lines(t); !slices.Equal(got, wantEvents) {
@@ -312,7 +313,7 @@ func TestImportRefusesWhatCannotBeAnID(t *testing.T) {
 	long := gateway("gw-1", "one")
 	long.Site = strings.Repeat("x", 101)
 	profile := gateway("gw-1", "one")
-	profile.Profile = "everything"
+	profile.Profile = "Every thing"
 	for _, g := range []registry.Gateway{gateway("../etc", "one"), gateway("gw-1"), long, profile} {
 		if _, err := f.Import(f.ctx, operator, "", []registry.Gateway{g}); err == nil {
 			t.Errorf("%+v was taken", g)

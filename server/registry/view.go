@@ -15,11 +15,13 @@ var (
 	sessions1 string
 	//go:embed nodes.sql
 	nodesPostgres string // what an ingest node's login may see and call
+	//go:embed nodes_0002.sql
+	nodesPostgres2 string
 )
 
 // nodeMigrations come behind all of the registry's tables, of which they make views: domains are applied in the order of their names.
 func nodeMigrations() []sqldb.Migration {
-	return []sqldb.Migration{{Domain: "wards_sessions", Version: 1, SQL: sessions1, Postgres: nodesPostgres}}
+	return []sqldb.Migration{{Domain: "wards_sessions", Version: 1, SQL: sessions1, Postgres: nodesPostgres}, {Domain: "wards_sessions", Version: 2, Postgres: nodesPostgres2}}
 }
 
 // View is the registry as an ingest node sees it: who is admitted, and nothing else. It writes nothing, and its database may be one that can

@@ -187,12 +187,12 @@ func (r *Registry) Approve(ctx context.Context, who audit.Actor, peer string, fi
 		}
 		if res.Outcome != Added {
 			// The transaction is undone; the caller journals what it refuses.
-			return false, refusal.New(ErrConflict, "%s", res.Reason)
+			return false, refuseTaken(res.Reason, res.owner, g.ID, peer)
 		}
 		return true, nil
 	})
 	if err != nil {
-		return fmt.Errorf("approve: %w", err)
+		return fmt.Errorf("approve: %w", r.noteTaken(ctx, who, err))
 	}
 	return nil
 }

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -36,6 +37,7 @@ type post struct {
 	sessions []string
 	rates    map[string]ingest.Rate
 	refused  map[string]ingest.Parked
+	rivals   map[string]ingest.Rival
 	dead     []records.DeadCount
 	backlog  records.Backlog
 	gaps     []records.GapCount
@@ -166,6 +168,12 @@ func (p *post) RefusedBatches() map[string]ingest.Parked {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.refused
+}
+
+func (p *post) Rivals() map[string]ingest.Rival {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return maps.Clone(p.rivals)
 }
 
 func (p *post) DeadByGateway(context.Context, int) ([]records.DeadCount, error) {

@@ -36,6 +36,7 @@ type Ingest interface {
 	Sessions() []ingest.SessionInfo
 	RefusalRates() map[string]ingest.Rate
 	RefusedBatches() map[string]ingest.Parked
+	Rivals() map[string]ingest.Rival
 }
 
 // Registry is what is known about the gateways.
@@ -43,6 +44,7 @@ type Registry interface {
 	Admit(ctx context.Context, gateway string) (registry.Admission, error)
 	Certificates(ctx context.Context) ([]registry.Certificate, error)
 	Quarantines(ctx context.Context) (map[string]registry.Quarantine, error)
+	Contentions(ctx context.Context, since time.Time) ([]registry.Contention, error)
 }
 
 // Records is what has become of the batches.
@@ -165,6 +167,7 @@ func New(cfg Config) (*Watch, error) {
 		{typ: alerts.CertificateEnds, every: 5 * time.Minute, look: termsLook(cfg.Terms)},
 		{typ: alerts.CAUnwell, every: tick, look: caLook(cfg.CA)},
 		{typ: alerts.GatewayQuarantined, every: tick, look: quarantineLook(cfg.Registry)},
+		{typ: alerts.IdentityConflict, every: tick, look: contentionLook(cfg.Registry, cfg.Ingest)},
 		{typ: alerts.GraceUsed, every: tick, look: graceLook(cfg.Ingest)},
 		{typ: alerts.ConfigReverted, every: tick, look: revertedLook(cfg.Configurations)},
 		{typ: alerts.ConfigLate, every: time.Minute, look: lateLook(cfg.Configurations, cfg.Ingest)},

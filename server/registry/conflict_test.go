@@ -1,0 +1,124 @@
+package registry_test
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"wardlink/audit"
+	"wardlink/server/registry"
+)
+
+// claimed lists the contentions of a day.
+func (f *fixture) claimed(t *testing.T) (out []string) {
+	t.Helper()
+	list, err := f.Contentions(f.ctx, f.clock.Add(-24*time.Hour))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range list {
+		if len(c.What()) > 200 || len(c.Mend()) > 200 {
+			t.Errorf("%q, %q: longer than an alert's detail", c.What(), c.Mend())
+		}
+		out = append(out, fmt.Sprintf("%s %s %s %d", c.Claim, c.Gateway, c.Rival, c.Count))
+	}
+	return out
+}
+
+func (f *fixture) conflicts(t *testing.T) (n int) {
+	for _, ev := range f.journal.Events(t) {
+		if ev.Type == audit.IdentityConflict && ev.Outcome == audit.Denied {
+			n++
+		}
+	}
+	return n
+}
+
+// TestOneKeyForTwoGateways: whichever way an operator enters it, it stays with its owner, and the clash is noted although the act is undone.
+func TestOneKeyForTwoGateways(t *testing.T) {
+	f := one(t)
+	if _, err := f.Import(f.ctx, operator, "10.0.0.9:1", []registry.Gateway{gateway("gw-2", "two")}); err != nil {
+		t.Fatal(err)
+	}
+	results, err := f.Import(f.ctx, operator, "10.0.0.9:1", []registry.Gateway{gateway("gw-3", "one")})
+	if err != nil || len(results) != 1 || results[0].Outcome != registry.Conflict {
+		t.Fatalf("import %+v, %v", results, err)
+	}
+	if got := strings.Join(f.claimed(t), "; "); got != "one-key gw-1 gw-3 1" {
+		t.Fatalf("noted %q", got)
+	}
+	_, err = f.Replace(f.ctx, operator, "10.0.0.9:1", "gw-2", "broken", []string{hexOf("one")})
+	if !errors.Is(err, registry.ErrConflict) || !strings.Contains(err.Error(), "belongs to gateway gw-1 already") {
+		t.Fatalf("replace: %v", err)
+	}
+	batch, err := f.ApproveBatch(f.ctx, operator, "10.0.0.9:1", registry.Batch{Last: true, Rows: []registry.BatchRow{{Gateway: gateway("gw-4"), EK: hexOf("one")}}})
+	if err != nil || batch[0].Outcome != registry.BatchRefused {
+		t.Fatalf("batch %+v, %v", batch, err)
+	}
+	if got := strings.Join(f.claimed(t), "; "); got != "one-key gw-1 gw-2 1; one-key gw-1 gw-3 1; one-key gw-1 gw-4 1" || f.conflicts(t) != 3 {
+		t.Fatalf("noted %q, %d events", got, f.conflicts(t))
+	}
+	if g, err := f.ByEK(f.ctx, ek("one")); err != nil || g.ID != "gw-1" {
+		t.Errorf("owner %s, %v", g.ID, err)
+	}
+	f.clock = f.clock.Add(25 * time.Hour)
+	if got := f.claimed(t); len(got) != 0 {
+		t.Errorf("a day later: %q", got)
+	}
+}
+
+// TestOneTPMWithTwoKeys: its RSA key was entered as one gateway and its ECC key as another; the attestation key shows that it is one TPM.
+func TestOneTPMWithTwoKeys(t *testing.T) {
+	f := one(t)
+	if _, err := f.Import(f.ctx, operator, "", []registry.Gateway{gateway("gw-2", "two")}); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := f.Attested(f.ctx, "gw-1", ek("one"), []byte("this TPM's")); err != nil {
+			t.Fatal(err)
+		}
+		if err := f.Attested(f.ctx, "gw-2", ek("two"), []byte("this TPM's")); !errors.Is(err, registry.ErrTwoGateways) {
+			t.Fatalf("as the second gateway: %v", err)
+		}
+	}
+	if got := strings.Join(f.claimed(t), "; "); got != "one-tpm gw-2 gw-1 2" || f.conflicts(t) != 1 {
+		t.Errorf("noted %q, %d events", got, f.conflicts(t))
+	}
+	if err := f.Attested(f.ctx, "gw-2", ek("two"), []byte("another TPM's")); err != nil {
+		t.Errorf("another TPM as the second gateway: %v", err)
+	}
+}
+
+// TestContentionsAreBounded: somebody with a TPM may claim what he likes as often as he likes.
+func TestContentionsAreBounded(t *testing.T) {
+	f := one(t)
+	server := audit.Actor{ID: "server"}
+	claim := registry.Contention{Claim: registry.ForeignDisk, Gateway: "gw-1", Rival: "AAAA", Peer: "192.0.2.1:9"}
+	if err := f.Contend(f.ctx, server, registry.Contention{Claim: registry.ForeignDisk, Gateway: "nobody", Rival: "AAAA"}); err != nil {
+		t.Fatal(err)
+	}
+	if got := f.claimed(t); len(got) != 0 {
+		t.Fatalf("a disk of nobody's: %q", got)
+	}
+	for range 200 { // 100 minutes
+		if err := f.Contend(f.ctx, server, claim); err != nil {
+			t.Fatal(err)
+		}
+		f.clock = f.clock.Add(30 * time.Second)
+	}
+	if got := f.claimed(t); len(got) != 1 || got[0] != "foreign-disk gw-1 AAAA 100" || f.conflicts(t) != 1 {
+		t.Errorf("noted %q, %d events", got, f.conflicts(t))
+	}
+	for i := range 1010 {
+		f.clock = f.clock.Add(time.Millisecond)
+		claim.Rival = fmt.Sprint("B", i)
+		if err := f.Contend(f.ctx, server, claim); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := f.claimed(t); len(got) != 1000 || !strings.Contains(got[0], "B1009") {
+		t.Errorf("%d are kept, the newest %q", len(got), got[0])
+	}
+}
