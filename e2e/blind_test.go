@@ -3,95 +3,16 @@ package e2e
 import (
 	"context"
 	"encoding/json"
-	"net"
 	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"wardlink/internal/child"
+	"wardlink/internal/pgtest"
 )
-
-// gate passes connections on to PostgreSQL's socket until it is shut: then what is on its way stands still, as behind a network that swallows
-// packets. New connections are taken and stand still, too.
-type gate struct {
-	to string
-
-	mu    sync.Mutex
-	open  *sync.Cond
-	shut  bool
-	conns []net.Conn
-}
-
-// newGate makes the gate with PostgreSQL's socket in a directory of its own.
-func newGate(t *testing.T, database string) (g *gate, dir string) {
-	t.Helper()
-	u, err := url.Parse(database)
-	if err != nil {
-		t.Fatal(err)
-	}
-	socket := ".s.PGSQL." + u.Query().Get("port")
-	g, dir = &gate{to: filepath.Join(u.Query().Get("host"), socket)}, folder(t)
-	g.open = sync.NewCond(&g.mu)
-	ln, err := net.Listen("unix", filepath.Join(dir, socket))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { ln.Close(); g.set(false); g.drop() })
-	go func() {
-		for {
-			near, err := ln.Accept()
-			if err != nil {
-				return
-			}
-			far, err := net.Dial("unix", g.to)
-			if err != nil {
-				near.Close()
-				continue
-			}
-			g.mu.Lock()
-			g.conns = append(g.conns, near, far)
-			g.mu.Unlock()
-			go g.pump(far, near)
-			go g.pump(near, far)
-		}
-	}()
-	return g, dir
-}
-
-func (g *gate) pump(to, from net.Conn) {
-	defer to.Close()
-	b := make([]byte, 64<<10)
-	for {
-		n, err := from.Read(b)
-		g.mu.Lock()
-		for g.shut {
-			g.open.Wait()
-		}
-		g.mu.Unlock()
-		if _, werr := to.Write(b[:n]); err != nil || werr != nil {
-			return
-		}
-	}
-}
-
-func (g *gate) set(shut bool) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.shut = shut
-	g.open.Broadcast()
-}
-
-func (g *gate) drop() {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	for _, c := range g.conns {
-		_ = c.Close()
-	}
-}
 
 // TestABlindNode: a node whose database stands still ends its sessions within its bound, since a revocation could hide, and turns gateways away; they
 // keep what their devices send, and one at another node notices nothing. Once the database answers they come back by themselves.
@@ -99,7 +20,11 @@ func TestABlindNode(t *testing.T) {
 	const bound = 5 * time.Second // blind_seconds
 	c := newCell(t, 2)
 	blind := c.nodes[0]
-	g, dir := newGate(t, c.pg.URL("wardlink", "wardlink"))
+	g, through := pgtest.NewGate(t, c.pg.URL("wardlink", "wardlink"))
+	u, err := url.Parse(through)
+	if err != nil {
+		t.Fatal(err)
+	}
 	blind.proc.Stop()
 	config := filepath.Join(blind.dir, "server.yaml")
 	text, err := os.ReadFile(config)
@@ -110,7 +35,7 @@ func TestABlindNode(t *testing.T) {
 	if !strings.Contains(string(text), host) {
 		t.Fatalf("no %s in\n%s", host, text)
 	}
-	changed := strings.Replace(string(text), host, url.Values{"host": {dir}}.Encode(), 1) + "limits: {blind_seconds: 5}\n"
+	changed := strings.Replace(string(text), host, url.Values{"host": u.Query()["host"]}.Encode(), 1) + "limits: {blind_seconds: 5}\n"
 	if err := os.WriteFile(config, []byte(changed), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -129,7 +54,7 @@ func TestABlindNode(t *testing.T) {
 	if !other.Uplink.Connected {
 		t.Fatalf("the other node's gateway: %+v", other)
 	}
-	g.set(true)
+	g.Shut(true)
 	begun := time.Now()
 	c.await("the end of the blind node's session", func(context.Context) (bool, error) {
 		var s boxSession
@@ -148,7 +73,7 @@ func TestABlindNode(t *testing.T) {
 	if log, err := os.ReadFile(filepath.Join(c.dir, blind.name+".log")); err != nil || !strings.Contains(string(log), "registry cannot be asked; all sessions are cut") {
 		t.Errorf("the node does not say why: %v", err)
 	}
-	g.set(false)
+	g.Shut(false)
 	boxes[0].awaitDelivered()
 	c.must("wardlink", "--operator", c.operator(), "account", "--check")
 }

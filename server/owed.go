@@ -19,22 +19,32 @@ type owed struct {
 	settling sync.Mutex // one settle at a time
 
 	mu     sync.Mutex
-	events []audit.Event
+	events []debt
 }
 
-func (o *owed) add(ev audit.Event) {
+// debt is one event that is owed.
+type debt struct {
+	event audit.Event
+	after uint64 // a number of the journal before which the event cannot be
+	tried bool   // a transaction that put it into the outbox may be committed
+}
+
+func (o *owed) add(d debt) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.events = append(o.events, ev)
+	o.events = append(o.events, d)
 }
 
-func (o *owed) first() (audit.Event, bool) {
+// next gives the first, and that it is tried from now on.
+func (o *owed) next() (d debt, ok bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if len(o.events) == 0 {
-		return audit.Event{}, false
+		return debt{}, false
 	}
-	return o.events[0], true
+	d = o.events[0]
+	o.events[0].tried = true
+	return d, true
 }
 
 func (o *owed) drop() {
@@ -44,8 +54,9 @@ func (o *owed) drop() {
 }
 
 // own journals an event of the server's own, or owes it. It returns when the event is journaled or owed, or when ctx ends, and then it
-// is one of both later. An event whose commit failed may be found in the journal after a crash all the same; the outbox, through which it
-// goes then, looks for its id there first.
+// is one of both later. An event whose commit failed in a journal of this machine may be found there after a crash all the same; the outbox, through
+// which it goes then, looks for its id first. One of PostgreSQL may commit whenever PostgreSQL comes to it, so the event goes
+// through the outbox from the start, where it moves in one transaction.
 func (s *Server) own(ctx context.Context, ev audit.Event) {
 	ev.ID, ev.Actor = s.journal.NextID(), audit.Actor{ID: "server"}
 	if ev.Outcome == "" {
@@ -54,24 +65,37 @@ func (s *Server) own(ctx context.Context, ev audit.Event) {
 	if ev.Time == 0 {
 		ev.Time = time.Now().UnixMilli()
 	}
+	owing := debt{event: ev, after: s.journal.Stats().Committed}
 	failed := func(err error) {
 		s.log.Error("an event of the server's own is journaled later", "type", string(ev.Type), "error", err)
-		s.owed.add(ev)
+	}
+	if s.cfg.Database != "" {
+		s.owed.add(owing)
+		if err := s.settle(ctx); err != nil {
+			failed(err)
+		} else if err := s.outbox.Flush(ctx); err != nil {
+			failed(err)
+		}
+		return
+	}
+	owe := func(err error) {
+		failed(err)
+		s.owed.add(owing)
 	}
 	head, err := audit.EncodeEvent(ev)
 	if err != nil {
-		failed(err)
+		owe(err)
 		return
 	}
 	done := make(chan struct{})
 	err = s.journal.Submit(journal.Entry{ID: ev.ID, Kind: journal.KindEvent, Head: head}, func(_ uint64, err error) {
 		if err != nil {
-			failed(err)
+			owe(err)
 		}
 		close(done)
 	})
 	if err != nil {
-		failed(err)
+		owe(err)
 		return
 	}
 	select {
@@ -85,11 +109,16 @@ func (s *Server) settle(ctx context.Context) error {
 	s.owed.settling.Lock()
 	defer s.owed.settling.Unlock()
 	for {
-		ev, ok := s.owed.first()
+		d, ok := s.owed.next()
 		if !ok {
 			return nil
 		}
-		if err := s.db.Write(ctx, func(tx *sql.Tx) error { return s.outbox.Add(tx, ev) }); err != nil {
+		if err := s.db.Write(ctx, func(tx *sql.Tx) error {
+			if d.tried {
+				return s.outbox.AddOnce(ctx, tx, d.event, d.after)
+			}
+			return s.outbox.Add(tx, d.event)
+		}); err != nil {
 			return err
 		}
 		s.owed.drop()

@@ -71,8 +71,18 @@ type Appender interface {
 
 var _ Store = (*Journal)(nil)
 
-// AppendEvent journals one event and returns when it is durable: the act may then be answered. A zero ID and a zero Time are filled.
+// AppendEvent journals one event and returns when it is durable: the act may then be answered. A zero ID and a zero Time are filled. After an
+// error the event may be there all the same, so it is not for acts that somebody repeats under the same id: those go by sqldb.Outbox.
 func AppendEvent(ctx context.Context, j Appender, ev audit.Event) error {
+	e, err := EventEntry(j, ev)
+	if err != nil {
+		return err
+	}
+	return j.Append(ctx, e)
+}
+
+// EventEntry makes the entry of an event. A zero ID and a zero Time are filled.
+func EventEntry(j Appender, ev audit.Event) (Entry, error) {
 	if ev.ID == (audit.EventID{}) {
 		ev.ID = j.NextID()
 	}
@@ -80,8 +90,5 @@ func AppendEvent(ctx context.Context, j Appender, ev audit.Event) error {
 		ev.Time = time.Now().UnixMilli()
 	}
 	head, err := audit.EncodeEvent(ev)
-	if err != nil {
-		return err
-	}
-	return j.Append(ctx, Entry{ID: ev.ID, Kind: KindEvent, Head: head})
+	return Entry{ID: ev.ID, Kind: KindEvent, Head: head}, err
 }

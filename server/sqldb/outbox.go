@@ -86,6 +86,21 @@ func (o *Outbox) Add(tx *sql.Tx, ev audit.Event) error {
 	return AddEvent(tx, ev)
 }
 
+// AddOnce is Add for an event with an id that a former transaction may have added already, with an outcome that nobody knows. It looks for the id
+// among the events that wait and then, since one that waited may be gone from there, in the journal behind the number after, which must have been
+// the journal's last when the event was first added, or less. This transaction has the database's write lock, so the former one is over.
+func (o *Outbox) AddOnce(ctx context.Context, tx *sql.Tx, ev audit.Event, after uint64) error {
+	var waits bool
+	if err := tx.QueryRow("SELECT EXISTS (SELECT 1 FROM events_out WHERE id = $1)", ev.ID[:]).Scan(&waits); err != nil || waits {
+		return err
+	}
+	found, err := o.find(ctx, map[audit.EventID]bool{ev.ID: true}, after)
+	if err != nil || len(found) > 0 {
+		return err
+	}
+	return o.Add(tx, ev)
+}
+
 // AddEvent is Add for an event that has its id and time, where there is no Outbox yet.
 func AddEvent(tx *sql.Tx, ev audit.Event) error {
 	body, err := audit.EncodeEvent(ev)
@@ -188,15 +203,20 @@ func (o *Outbox) journaled(ctx context.Context, rows []waiting) (map[audit.Event
 			doubtful[w.id] = true
 		}
 	}
-	found := make(map[audit.EventID]uint64)
 	if len(doubtful) == 0 {
-		return found, nil
+		return nil, nil
 	}
 	var mark int64
 	if err := o.db.QueryRow(ctx, "SELECT seq FROM events_out_mark").Scan(&mark); err != nil {
 		return nil, explain(o.db.path, err)
 	}
-	for from := uint64(mark) + 1; len(found) < len(doubtful); {
+	return o.find(ctx, doubtful, uint64(mark))
+}
+
+// find gives the numbers of those events that the journal has behind a number.
+func (o *Outbox) find(ctx context.Context, wanted map[audit.EventID]bool, after uint64) (map[audit.EventID]uint64, error) {
+	found := make(map[audit.EventID]uint64)
+	for from := after + 1; len(found) < len(wanted); {
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
@@ -208,7 +228,7 @@ func (o *Outbox) journaled(ctx context.Context, rows []waiting) (map[audit.Event
 			break
 		}
 		for _, e := range entries {
-			if doubtful[e.ID] {
+			if wanted[e.ID] {
 				found[e.ID] = e.Seq
 			}
 		}

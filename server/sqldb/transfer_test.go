@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -205,5 +206,36 @@ func TestOutboxProcesses(t *testing.T) {
 	}
 	if len(durable) < 180 || len(last) < 4 {
 		t.Errorf("%d events of %d processes", len(durable), len(last))
+	}
+}
+
+// TestAddOnce: an event whose transaction had an unknown outcome is added again and journaled once, whether it still waits, is moved already, or
+// was never there.
+func TestAddOnce(t *testing.T) {
+	j := &sqldbtest.Journal{}
+	db, o, _ := newOutbox(t, j)
+	once := func(ev audit.Event, after uint64) {
+		t.Helper()
+		if err := db.Write(t.Context(), func(tx *sql.Tx) error { return o.AddOnce(t.Context(), tx, ev, after) }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	add(t, db, o, "before")
+	if err := o.Flush(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	ev := audit.Event{ID: o.NextID(), Type: audit.CARotated, Target: "a", Outcome: audit.Success}
+	for range 2 {
+		once(ev, 1) // never there, then waiting
+	}
+	if err := o.Flush(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	once(ev, 1) // moved
+	if err := o.Flush(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got := targets(t, j); !slices.Equal(got, []string{"before", "a"}) {
+		t.Error(got)
 	}
 }

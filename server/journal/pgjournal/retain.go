@@ -11,10 +11,7 @@ import (
 	"wardlink/server/sqldb"
 )
 
-const (
-	expiredParts = 1024 // that one Expired looks at
-	disposeStep  = 32   // groups that one statement deletes: 128 MB at most
-)
+const expiredParts = 1024 // that one Expired looks at
 
 // parts are the oldest parts, in order. The last of all has no time at which it was finished.
 func (j *Journal) parts(ctx context.Context, limit int) ([]journal.File, error) {
@@ -82,10 +79,20 @@ func (j *Journal) Oldest() (seq uint64, closed time.Time) {
 	return files[0].First, files[0].Closed
 }
 
+// disposal takes a part and all its groups, unless another process did or a consumer has not passed it.
+const disposal = `DO $$ BEGIN
+	DELETE FROM public.journal_parts WHERE first = %[1]d;
+	IF NOT FOUND OR EXISTS (SELECT FROM public.journal_cursors WHERE seq < %[2]d) THEN
+		RAISE EXCEPTION 'not a part that can be disposed of';
+	END IF;
+	DELETE FROM public.journal_pieces WHERE first BETWEEN %[1]d AND %[2]d;
+	DELETE FROM public.journal_groups WHERE first BETWEEN %[1]d AND %[2]d;
+END $$; `
+
 // Dispose deletes a part that Expired gave, with its event. It refuses any that is not the oldest or not passed by all consumers.
 //
-// Crash argument: the event is durable before anything goes, and the cursors that allow it are. The part's own row goes last: a process that
-// dies in between leaves it, and the part is disposed of again, with an event again. Groups go in statements of bounded size, oldest first.
+// Crash argument: part, groups and event are one transaction and one message, so whatever becomes of us there is no deletion without its event, and no
+// event of another. An answer that is lost leaves open what happened; Expired says so the next time. A reader meets all of a part or nothing.
 func (j *Journal) Dispose(ctx context.Context, f journal.File, cutoff time.Time) error {
 	if j.pool == nil {
 		return errAppendOnly
@@ -98,25 +105,18 @@ func (j *Journal) Dispose(ctx context.Context, f journal.File, cutoff time.Time)
 		return fmt.Errorf("journal: %s is not a part that can be disposed of", f.Name)
 	}
 	f = files[0]
-	if err := journal.AppendEvent(ctx, j, f.Disposed(cutoff, j.c.Now())); err != nil {
+	event, err := journal.EventEntry(j, f.Disposed(cutoff, j.c.Now()))
+	if err != nil {
 		return err
 	}
-	for {
-		// A group and its pieces go in one statement: a reader meets all of it or nothing.
-		var gone int
-		err := j.pool.QueryRow(ctx, `WITH old AS (DELETE FROM journal_groups WHERE first IN (SELECT first FROM journal_groups WHERE first <= $1 ORDER BY first LIMIT $2)
-				AND last <= $1 AND last <= (SELECT min(seq) FROM journal_cursors) RETURNING first),
-			pieces AS (DELETE FROM journal_pieces WHERE first IN (SELECT first FROM old)) SELECT count(*) FROM old`, int64(f.Last), disposeStep).Scan(&gone)
-		if err != nil {
-			return fmt.Errorf("journal: %s, whose time is over, could not be deleted: %w; it is found again", f.Name, sqldb.Explain(j.c.URL, err))
-		}
-		if gone == 0 {
-			break
-		}
+	appended, err := j.AppendSQL(event)
+	if err != nil {
+		return err
 	}
-	if _, err := j.pool.Exec(ctx, "DELETE FROM journal_parts WHERE first = $1 AND NOT EXISTS (SELECT FROM journal_groups WHERE journal_groups.first <= $2)", int64(f.First), int64(f.Last)); err != nil {
-		return fmt.Errorf("journal: %s: %w", f.Name, sqldb.Explain(j.c.URL, err))
+	if _, err := j.pool.Exec(ctx, fmt.Sprintf(disposal, f.First, f.Last)+appended); err != nil {
+		return fmt.Errorf("journal: %s, whose time is over, could not be deleted: %w; it is found again", f.Name, sqldb.Explain(j.c.URL, err))
 	}
 	j.read.forget()
+	_ = j.look(ctx) // so that this process reads the event at once; without, half a second later
 	return nil
 }

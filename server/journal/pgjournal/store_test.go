@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"wardlink/audit"
+	"wardlink/internal/pgtest"
 	"wardlink/server/journal"
 	"wardlink/server/journal/journaltest"
 	"wardlink/server/journal/pgjournal"
@@ -309,5 +310,42 @@ func TestACursorThatWentBack(t *testing.T) {
 	}
 	if err := a.SetCursor("log", 4); err != nil {
 		t.Errorf("a consumer that began again: %v", err)
+	}
+}
+
+// TestADisposalHasOneEvent: PostgreSQL has disposed of a part and its answer is lost. The part is gone, and its event there once.
+func TestADisposalHasOneEvent(t *testing.T) {
+	t.Parallel()
+	p := place(t)
+	g, through := pgtest.NewGate(t, p.Name)
+	j := must(t, pgjournal.Config{URL: through, Consumers: []string{"log"}})
+	exec(t, p.Name, "DELETE FROM journal_cursors WHERE consumer <> 'log'")
+	if err := j.Append(t.Context(), journaltest.EntryOf(j, "x", 5000)); err != nil {
+		t.Fatal(err)
+	}
+	exec(t, p.Name, "UPDATE journal_groups SET filled = 67108864") // the part is full
+	if err := j.Append(t.Context(), journaltest.EntryOf(j, "x", 5000)); err != nil {
+		t.Fatal(err)
+	}
+	if err := j.SetCursor("log", 2); err != nil {
+		t.Fatal(err)
+	}
+	later := time.Now().Add(8 * 24 * time.Hour)
+	files := j.Expired(later)
+	if len(files) != 1 {
+		t.Fatalf("too old: %+v", files)
+	}
+	g.LoseAnswer("DELETE FROM public.journal_parts")
+	if err := j.Dispose(t.Context(), files[0], later); err == nil || g.Lost() != 1 {
+		t.Fatalf("%d answers were lost: %v", g.Lost(), err)
+	}
+	for _, f := range j.Expired(later) { // as the next pass does
+		if err := j.Dispose(t.Context(), f, later); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var rows int
+	if err := connect(t, p.Name).QueryRow(t.Context(), "SELECT count(*) FROM journal_groups").Scan(&rows); err != nil || rows != 2 {
+		t.Errorf("%d groups, expected the second entry's and the event's: %v", rows, err)
 	}
 }
