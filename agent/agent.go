@@ -327,7 +327,7 @@ func (a *Agent) runIdentity(ctx context.Context) error {
 	e, err := enroll.New(enroll.Config{
 		TPM: dev, Dir: filepath.Join(a.cfg.State, "identity"),
 		Attestation: base + "/attestation", Directory: base + "/acme/attest/directory", HTTP: client, Log: a.log, Now: a.time.best,
-		Serial: Serial(), EventLog: a.cfg.EventLog,
+		Serial: Serial(), EventLog: a.cfg.EventLog, CodeFile: filepath.Join(a.cfg.State, "enrol-code"),
 	})
 	if err != nil {
 		a.setTPMState(err.Error())

@@ -96,6 +96,8 @@ const (
 	GatewayProfiled    Type = "gateway.profiled"  // an operator gave a gateway another profile; Detail holds what it had
 	GatewayWindowed    Type = "gateway.windowed"  // an operator said from when until when a gateway may connect
 	ProfileSet         Type = "profile.set"       // an operator made or changed a profile; Detail holds it
+	CodeMade           Type = "code.made"         // an operator made a one-time code for a gateway's first attestation; Detail holds its end
+	CodeUsed           Type = "code.used"         // it was given, and counts no more; Detail holds who made it
 	IdentityConflict   Type = "identity.conflict" // two cannot both be who they say, and one was refused; Target is the gateway, Detail holds claim and rival
 	TPMCleared         Type = "tpm.cleared"       // a gateway's TPM shows a new attestation key under the same endorsement key
 )

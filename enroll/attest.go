@@ -9,8 +9,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"mime"
 	"net/http"
+	"os"
 	"strings"
 	"unicode"
 
@@ -35,6 +37,12 @@ const (
 
 // VersionsProblem is the type by which the server says that it speaks none of the agent's protocol versions; Detail names both ranges.
 const VersionsProblem = "urn:wardlink:versions"
+
+// CodeProblem is the type by which it says that this TPM's first attestation wants a one-time code; Detail says what is wrong with the one that was given.
+const CodeProblem = "urn:wardlink:code"
+
+// WindowProblem is the type by which it says that the gateway's time has not come, or is over; Detail is its validity.
+const WindowProblem = "urn:wardlink:outside-validity"
 
 // WipedPath is where a gateway that has wiped itself posts its signed word (package wipe). It needs no certificate: the signature counts.
 const WipedPath = "/wiped"
@@ -92,9 +100,15 @@ func (e *Enroller) attest(ctx context.Context, keys *tpm.Keys) (*attestation, er
 			return nil, err
 		}
 	}
+	if answering.Code, err = e.code(); err != nil {
+		return nil, err
+	}
 	var answer verify.SecretResponse
 	if err := e.post(ctx, "/secret", answering, &answer); err != nil {
 		return nil, err
+	}
+	if answering.Code != "" { // it is used up, or was not wanted
+		_ = os.Remove(e.cfg.CodeFile)
 	}
 	if len(answer.Chain) == 0 || len(answer.Chain) > 4 {
 		return nil, fmt.Errorf("AK certificate: a chain of %d; expected 1 to 4", len(answer.Chain))
@@ -114,6 +128,30 @@ func (e *Enroller) attest(ctx context.Context, keys *tpm.Keys) (*attestation, er
 		return nil, fmt.Errorf("AK certificate: %w", err)
 	}
 	return &attestation{gateway: names[0], chain: answer.Chain}, nil
+}
+
+// code is the one-time code that somebody left for the first enrolment; "" when there is none.
+func (e *Enroller) code() (string, error) {
+	if e.cfg.CodeFile == "" {
+		return "", nil
+	}
+	f, err := os.Open(e.cfg.CodeFile)
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("one-time code: %w", err)
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, verify.MaxCode+1))
+	if err != nil {
+		return "", fmt.Errorf("one-time code: %w", err)
+	}
+	text := strings.TrimSpace(string(data))
+	if len(data) > verify.MaxCode || !verify.PlainSerial(text) {
+		return "", fmt.Errorf("one-time code: %s: expected the code alone, as 'wardlink provision code' prints it", e.cfg.CodeFile)
+	}
+	return text, nil
 }
 
 // boot says how this machine booted: a quote over the challenge's secret, and the event log where there is one. What the machine cannot say is

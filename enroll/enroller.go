@@ -57,7 +57,7 @@ func (e *CutOffError) Error() string {
 	return e.What + " by the hospital: " + e.Reason
 }
 
-// Config is what an Enroller needs. Every field but Now, Serial and EventLog is required.
+// Config is what an Enroller needs. Every field but Now, Serial, CodeFile and EventLog is required.
 type Config struct {
 	TPM         *tpm.TPM
 	Dir         string       // state directory: key files, account key, certificate chain
@@ -66,6 +66,7 @@ type Config struct {
 	HTTP        *http.Client // trusts the kit's roots; its timeouts, if any, apply beside ours
 	Log         *slog.Logger
 	Serial      string           // the box's serial number, told to the operators with the first attestation; "" is none
+	CodeFile    string           // holds the one-time code that a first enrolment may want, and is removed once it was taken; "" or no such file is none
 	EventLog    string           // the firmware's event log, which goes with each quote; "" is the kernel's, tpm.EventLog
 	Now         func() time.Time // the best that is known of the time, for when to renew; nil: time.Now
 }

@@ -36,6 +36,8 @@ type Config struct {
 	} `yaml:"hospital_tls"`
 	// ExpiredGrace is how long after its end a gateway's certificate is admitted while the CA cannot issue; 0 is never, 72h the most.
 	ExpiredGrace Span `yaml:"expired_grace"`
+	// EnrolCode: required has each TPM's first attestation want a one-time code (wardlink provision code); default: those for which one was made.
+	EnrolCode string `yaml:"enrol_code"`
 
 	// Database is a PostgreSQL database, postgres://user@host/name without a password; default: SQLite in the server's directory. The
 	// password is in DIR/keys/database.password or a systemd credential (see database.go).
@@ -51,6 +53,9 @@ type Config struct {
 	Alerts    alerts.Settings `yaml:"alerts"`    // targets, and when the watchers raise; without targets alerts are rows and events alone
 	Retention Retention       `yaml:"retention"` // how long each class is kept; see retention.go for the defaults
 }
+
+// EnrolCodeRequired is the one value of enrol_code.
+const EnrolCodeRequired = "required"
 
 // MaxExpiredGrace is the longest grace, and the default. A server's own certificate has at least 84 hours left when it cannot be renewed
 // (serviceLife), so that it outlives the grace.
@@ -151,6 +156,9 @@ func (c Config) Check() error {
 	}
 	if err := c.Retention.Check(); err != nil {
 		return err
+	}
+	if c.EnrolCode != "" && c.EnrolCode != EnrolCodeRequired {
+		return fmt.Errorf("enrol_code: %.40q; expected required, or leave it out", c.EnrolCode)
 	}
 	if g := time.Duration(c.ExpiredGrace); g != 0 && (g < time.Minute || g > MaxExpiredGrace) {
 		return fmt.Errorf("expired_grace: %s; expected 0 (off) or 1m to 72h", c.ExpiredGrace)

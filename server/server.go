@@ -170,7 +170,7 @@ func (s *Server) openStores() (err error) {
 	if s.outbox, err = sqldb.NewOutbox(s.db, s.journal, nil); err != nil {
 		return err
 	}
-	s.registry, err = registry.New(registry.Config{DB: s.db, Outbox: s.outbox, Changed: func() {
+	s.registry, err = registry.New(registry.Config{DB: s.db, Outbox: s.outbox, CodeRequired: s.cfg.EnrolCode == EnrolCodeRequired, Changed: func() {
 		if s.ingest != nil {
 			s.ingest.Nudge()
 		}
@@ -226,7 +226,7 @@ func (s *Server) openServices() (err error) {
 	s.api = api.New(api.Config{
 		TrustDomain: s.cfg.TrustDomain, Servers: s.gatewayAddresses(), Root: s.keys.Root, RecordsKey: s.keys.Records.Public(),
 		ConfigKey: s.configPublic(), SignOrder: s.signOrder, LogDir: logDir(s.dir), LogVerifier: s.keys.LogVerifier, Registry: s.registry,
-		Journal: s.journal, Refusals: s.ingest.Refusals(), CA: s.authority, Clock: s.clock, Records: s.records, Accounts: store, PatientID: store.PatientID, Seen: store.Seen, Others: s.identities, HospitalURL: s.hospitalURL(), Agents: s.agents, Alerts: s.alerts, Configs: s.configs, Status: s.status, Trace: s.trace, Ready: s.ready, Metrics: s.metrics(), Log: s.log,
+		Journal: s.journal, Refusals: s.ingest.Refusals(), CA: s.authority, Clock: s.clock, Records: s.records, Accounts: store, PatientID: store.PatientID, Seen: store.Seen, Others: s.identities, HospitalURL: s.hospitalURL(), Agents: s.agents, Connections: s.everywhere(), Alerts: s.alerts, Configs: s.configs, Status: s.status, Trace: s.trace, Ready: s.ready, Metrics: s.metrics(), Log: s.log,
 		Salvage: s.salvage(), Held: store.HeldToSalvage,
 	})
 	return nil

@@ -16,6 +16,7 @@ import (
 
 	"wardlink/audit"
 	"wardlink/enroll"
+	"wardlink/enroll/verify"
 	"wardlink/enroll/wipe"
 	"wardlink/internal/build"
 	"wardlink/server/api"
@@ -116,7 +117,7 @@ type caRegistry struct {
 
 func (c caRegistry) ByEK(ctx context.Context, ek [32]byte) (string, error) {
 	g, err := c.r.ByEK(ctx, ek)
-	revoked, held, retired := (*registry.RevokedError)(nil), (*registry.HeldError)(nil), (*registry.RetiredError)(nil)
+	revoked, held, retired, window := (*registry.RevokedError)(nil), (*registry.HeldError)(nil), (*registry.RetiredError)(nil), (*registry.WindowError)(nil)
 	switch {
 	case errors.As(err, &revoked):
 		return g.ID, &ca.RevokedError{Reason: revoked.Reason}
@@ -137,6 +138,8 @@ func (c caRegistry) ByEK(ctx context.Context, ek [32]byte) (string, error) {
 		return g.ID, cut
 	case errors.As(err, &retired):
 		return g.ID, &ca.CutOffError{Type: enroll.ReplacedProblem, Title: "replaced", Reason: retired.Reason}
+	case errors.As(err, &window):
+		return g.ID, &ca.CutOffError{Type: enroll.WindowProblem, Title: "outside of its validity", Reason: "valid " + registry.Window(window.NotBefore, window.NotAfter)}
 	case errors.Is(err, registry.ErrUnknown):
 		return "", fmt.Errorf("%w: %w", ca.ErrUnknown, err)
 	case errors.Is(err, registry.ErrNotActive):
@@ -176,10 +179,16 @@ func (c caRegistry) Wait(ctx context.Context, w ca.Waiting) error {
 	})
 }
 
-func (c caRegistry) Attested(ctx context.Context, gateway string, ek [32]byte, ak []byte, booted boot.Measurement) error {
-	if err := c.r.Attested(ctx, gateway, ek, ak); errors.Is(err, registry.ErrTwoGateways) {
+func (c caRegistry) Attested(ctx context.Context, gateway string, v *verify.Verified, code string, booted boot.Measurement) error {
+	wants := (*registry.CodeError)(nil)
+	if err := c.r.Attested(ctx, gateway, v.EK, v.AKName, code); errors.As(err, &wants) {
+		return &ca.CodeError{Why: wants.Why}
+	} else if errors.Is(err, registry.ErrTwoGateways) {
 		return fmt.Errorf("%w: %w", ca.ErrTaken, err)
 	} else if err != nil {
+		return err
+	}
+	if err := c.r.Describe(ctx, v.EK, registry.Device{Manufacturer: v.Manufacturer, Model: v.Model, Firmware: v.Version, Serial: v.Serial}); err != nil {
 		return err
 	}
 	return c.r.Measured(ctx, gateway, booted)

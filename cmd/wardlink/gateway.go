@@ -16,9 +16,9 @@ import (
 )
 
 func (t *tool) gateway() *cobra.Command {
-	return group("gateway", "Register, list, approve, move, replace, suspend, revoke, readmit and decommission gateways",
+	return group("gateway", "Register, list, explain, approve, move, replace, suspend, revoke, readmit and decommission gateways",
 		t.gatewayImport(), t.gatewayList(), t.gatewayShow(), t.gatewayApprove(), t.gatewayMove(), t.gatewayReplace(),
-		t.gatewaySuspend(), t.gatewayResume(), t.gatewayReadmit(), t.gatewayRevoke(), t.gatewayDecommission(), t.gatewayRecord())
+		t.gatewayProfile(), t.gatewayWindow(), t.gatewayExplain(), t.gatewaySuspend(), t.gatewayResume(), t.gatewayReadmit(), t.gatewayRevoke(), t.gatewayDecommission(), t.gatewayRecord())
 }
 
 func (t *tool) gatewayImport() *cobra.Command {

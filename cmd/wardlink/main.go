@@ -54,7 +54,7 @@ The environment variable WARDLINK_OPERATOR stands for --operator. NO_COLOR is re
 	}
 	root.PersistentFlags().StringVar(&t.operator, "operator", client.DefaultCredentials(), "the operator's `FILE`, which 'wardlink-server init' made")
 	root.PersistentFlags().BoolVar(&t.json, "json", false, "print JSON")
-	root.AddCommand(t.provision(), t.gateway(), t.boot(), t.config(), t.access(), t.operators(), t.identities(), t.records(), t.audit(), t.alerts(), t.trace(), t.account(), t.salvage(), t.status(), t.clock(), t.demo(), t.version())
+	root.AddCommand(t.provision(), t.gateway(), t.profile(), t.inventory(), t.boot(), t.config(), t.access(), t.operators(), t.identities(), t.records(), t.audit(), t.alerts(), t.trace(), t.account(), t.salvage(), t.status(), t.clock(), t.demo(), t.version())
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
@@ -109,8 +109,10 @@ func exactly(what string) cobra.PositionalArgs {
 
 func (t *tool) client() (*client.Client, error) { return client.Open(t.operator) }
 
-func (t *tool) printJSON(v any) error {
-	enc := json.NewEncoder(t.out)
+func (t *tool) printJSON(v any) error { return writeIndented(t.out, v) }
+
+func writeIndented(w io.Writer, v any) error {
+	enc := json.NewEncoder(w)
 	enc.SetIndent("", "  ")
 	return enc.Encode(v)
 }

@@ -16,7 +16,7 @@ import (
 )
 
 func (t *tool) provision() *cobra.Command {
-	return group("provision", "Prepare what gateways need", t.kit(), t.labels())
+	return group("provision", "Prepare what gateways need", t.kit(), t.labels(), t.provisionCode())
 }
 
 func (t *tool) kit() *cobra.Command {

@@ -45,6 +45,9 @@ func ParseSecretRequest(data []byte) (*SecretRequest, error) {
 	if err := json.Unmarshal(data, &r); err != nil {
 		return nil, errors.New("secret: expected {\"secret\": base64}") // not what it holds: that may be the secret
 	}
+	if len(r.Code) > MaxCode {
+		return nil, fmt.Errorf("one-time code: %d bytes; expected at most %d", len(r.Code), MaxCode)
+	}
 	b := r.Boot
 	switch {
 	case b == nil:

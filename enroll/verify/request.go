@@ -17,6 +17,7 @@ const (
 	maxStructure    = 2 << 10 // any TPM structure; the largest, a TPMT_PUBLIC with an RSA-4096 key, has about 600 bytes
 	maxText         = 64
 	MaxSerial       = 64 // bytes of a serial number
+	MaxCode         = 64 // bytes of a one-time code
 )
 
 // Request is the body of POST /attest, as the attestation clients of go.step.sm/crypto and stock step send it. Byte fields are
@@ -61,6 +62,7 @@ type Challenge struct {
 type SecretRequest struct {
 	Secret []byte `json:"secret"`
 	Boot   *Boot  `json:"boot,omitempty"` // of our agent; stock clients send none
+	Code   string `json:"code,omitempty"` // the one-time code of a first enrolment, at most MaxCode bytes
 }
 
 // SecretResponse is the answer: the AK certificate and its issuer, DER.

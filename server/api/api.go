@@ -56,6 +56,7 @@ type Config struct {
 	Seen        func(ctx context.Context) (map[string]time.Time, error) // when each gateway last reported
 	Others      func(ctx context.Context) ([]client.Identity, error)    // identities of the server itself, its nodes and its keys
 	Agents      func(ctx context.Context) (map[string]string, error)    // the release of each gateway's agent, as far as it is known
+	Connections Connections
 	Salvage     *ingest.Salvage
 	Held        func(ctx context.Context, gateway string) ([]telemetry.Held, error) // numbers of batches that are journaled
 	Alerts      *alerts.Alerts
@@ -121,7 +122,7 @@ func New(cfg Config) *API {
 		"GET /v1/records/retention":       a.retention,
 		"GET /v1/self":                    a.self,
 		"POST /v1/self/renew":             a.renew,
-	}, a.alertRoutes(), a.lifeRoutes(), a.configRoutes(), a.salvageRoutes(), a.bootRoutes(), a.identityRoutes()}
+	}, a.alertRoutes(), a.lifeRoutes(), a.configRoutes(), a.salvageRoutes(), a.bootRoutes(), a.identityRoutes(), a.grantRoutes()}
 	table := permissions()
 	for _, some := range routes {
 		for pattern, h := range some {

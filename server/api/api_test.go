@@ -28,6 +28,7 @@ import (
 
 	"wardlink/audit"
 	"wardlink/enroll"
+	"wardlink/enroll/verify"
 	"wardlink/enroll/wipe"
 	"wardlink/internal/spiffe"
 	"wardlink/server/alerts"
@@ -36,6 +37,7 @@ import (
 	"wardlink/server/boot"
 	"wardlink/server/ca"
 	"wardlink/server/ca/acmedb"
+	"wardlink/server/ingest"
 	"wardlink/server/journal"
 	"wardlink/server/keys"
 	"wardlink/server/records"
@@ -121,13 +123,14 @@ func newOffice(t *testing.T) *office {
 		Others: func(context.Context) ([]client.Identity, error) {
 			return []client.Identity{{Kind: "server", Name: "log key"}}, nil
 		},
-		Agents:    records.NewStore(db, o.keys.Pseudonym).Agents,
-		Accounts:  records.NewStore(db, o.keys.Pseudonym),
-		Status:    func(context.Context) (client.Status, error) { return client.Status{Ready: true}, nil },
-		Ready:     func(context.Context) error { return nil },
-		Metrics:   http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic("metrics are broken") }),
-		Log:       log,
-		SignOrder: func(order wipe.Order) ([]byte, error) { return wipe.Sign(order, o.keys.Config) },
+		Connections: noConnections{},
+		Agents:      records.NewStore(db, o.keys.Pseudonym).Agents,
+		Accounts:    records.NewStore(db, o.keys.Pseudonym),
+		Status:      func(context.Context) (client.Status, error) { return client.Status{Ready: true}, nil },
+		Ready:       func(context.Context) error { return nil },
+		Metrics:     http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic("metrics are broken") }),
+		Log:         log,
+		SignOrder:   func(order wipe.Order) ([]byte, error) { return wipe.Sign(order, o.keys.Config) },
 	})
 	t.Cleanup(func() {
 		for _, c := range []func() error{authority.Close, o.journal.Close} {
@@ -139,13 +142,21 @@ func newOffice(t *testing.T) *office {
 	return o
 }
 
+// noConnections is an endpoint to which no gateway is connected.
+type noConnections struct{}
+
+func (noConnections) Sessions() []ingest.SessionInfo           { return nil }
+func (noConnections) Traffic(string) ingest.Traffic            { return ingest.Traffic{} }
+func (noConnections) RefusedBatches() map[string]ingest.Parked { return nil }
+func (noConnections) Rivals() map[string]ingest.Rival          { return nil }
+
 // noGateways is the registry of a CA that enrols nobody.
 type noGateways struct{}
 
 func (noGateways) ByEK(context.Context, [32]byte) (string, error) { return "", ca.ErrUnknown }
 func (noGateways) Wait(context.Context, ca.Waiting) error         { return nil }
 func (noGateways) Contend(context.Context, ca.Contention) error   { return nil }
-func (noGateways) Attested(context.Context, string, [32]byte, []byte, boot.Measurement) error {
+func (noGateways) Attested(context.Context, string, *verify.Verified, string, boot.Measurement) error {
 	return nil
 }
 func (noGateways) AddKey(context.Context, ca.Key) error { return nil }

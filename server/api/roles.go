@@ -35,6 +35,9 @@ func permissions() map[string][]registry.Role {
 		"GET /v1/audit/log-verifier":    look,
 		"GET /v1/boot":                  look,
 		"GET /v1/gateways/{id}/boot":    look,
+		"GET /v1/profiles":              look,
+		"GET /v1/gateways/{id}/explain": look,
+		"GET /v1/inventory":             look,
 		"GET /v1/self":                  look,
 		"POST /v1/self/renew":           look,
 
@@ -56,6 +59,9 @@ func permissions() map[string][]registry.Role {
 		"POST /v1/gateways/{id}/boot/lock":    act,
 		"POST /v1/gateways/{id}/boot/relearn": act,
 		"POST /v1/gateways/{id}/readmit":      act,
+		"POST /v1/gateways/{id}/profile":      act,
+		"POST /v1/gateways/{id}/window":       act,
+		"POST /v1/gateways/{id}/code":         act,
 		"GET /v1/gateways/{id}/held":          act,
 		"POST /v1/gateways/{id}/salvage":      act,
 		"POST /v1/configs/{kind}/{name}":      act,
@@ -72,6 +78,7 @@ func permissions() map[string][]registry.Role {
 		"GET /v1/identities/{kind}/{name}":          review,
 		"POST /v1/identities/{kind}/{name}/explain": review,
 
+		"POST /v1/profiles/{name}":                 admin,
 		"POST /v1/access":                          admin,
 		"POST /v1/identities/{kind}/{name}/change": admin,
 		"POST /v1/identities/{kind}/{name}/state":  admin,

@@ -20,6 +20,9 @@ var granted = map[string]string{
 	"GET /v1/configs/{kind}/{name}": "vaoA", "GET /v1/records/dead": "vaoA", "GET /v1/records/reopen/{n}": "vaoA", "GET /v1/records/retention": "vaoA",
 	"GET /v1/audit/log-verifier": "vaoA", "GET /v1/self": "vaoA", "POST /v1/self/renew": "vaoA",
 
+	"GET /v1/profiles": "vaoA", "GET /v1/gateways/{id}/explain": "vaoA", "GET /v1/inventory": "vaoA", "POST /v1/gateways/{id}/profile": "oA",
+	"POST /v1/gateways/{id}/window": "oA", "POST /v1/gateways/{id}/code": "oA", "POST /v1/profiles/{name}": "A",
+
 	"GET /v1/kit": "oA", "POST /v1/clock/confirm": "oA", "POST /v1/gateways/{id}/clock": "oA", "POST /v1/gateways/import": "oA", "POST /v1/gateways/approve": "oA",
 	"POST /v1/gateways/approve-batch": "oA", "POST /v1/gateways/{id}/revoke": "oA", "POST /v1/gateways/{id}/move": "oA", "POST /v1/gateways/{id}/replace": "oA",
 	"POST /v1/gateways/{id}/suspend": "oA", "POST /v1/gateways/{id}/resume": "oA", "POST /v1/gateways/{id}/decommission": "oA", "GET /v1/gateways/{id}/held": "oA",

@@ -140,7 +140,13 @@ func (c *CA) secret(w http.ResponseWriter, r *http.Request) {
 		reply(w, http.StatusForbidden, enroll.Problem{Type: problemPrefix + "quote", Detail: err.Error()})
 		return
 	}
-	if err := c.cfg.Registry.Attested(ctx, gateway, verified.EK, verified.AKName, booted); errors.Is(err, ErrTaken) {
+	wants := (*CodeError)(nil)
+	if err := c.cfg.Registry.Attested(ctx, gateway, verified, request.Code, booted); errors.As(err, &wants) {
+		c.denied(ctx, audit.Event{Actor: c.gateway(gateway), Target: enroll.Fingerprint(verified.EK), Reason: "one-time code",
+			Detail: map[string]string{"ek_sha256": hex.EncodeToString(verified.EK[:]), "why": wants.Why}})
+		reply(w, http.StatusForbidden, enroll.Problem{Type: enroll.CodeProblem, Title: "one-time code", Detail: wants.Why})
+		return
+	} else if errors.Is(err, ErrTaken) {
 		c.twofold(w, r, verified, gateway, "two-gateways", "this TPM has proven to be another gateway, too; one TPM is one gateway: an operator must end one of the two")
 		return
 	} else if err != nil {

@@ -39,9 +39,10 @@ type Registry interface {
 	Contend(ctx context.Context, c Contention) error
 	// Wait puts a TPM that has proven its EK into the list for an operator to approve.
 	Wait(ctx context.Context, w Waiting) error
-	// Attested notes which attestation key (its TPM name) a gateway's TPM has proven to hold, and how it booted, which it judges: what follows
-	// from that has happened when it returns nil. ErrTaken for a TPM that has proven to be another gateway, too.
-	Attested(ctx context.Context, gateway string, ek [32]byte, ak []byte, booted boot.Measurement) error
+	// Attested notes which attestation key a gateway's TPM has proven to hold, what it is, and how it booted, which it judges: what follows
+	// from that has happened when it returns nil. ErrTaken for a TPM that has proven to be another gateway, too; a
+	// *CodeError for one that must show a one-time code, which code is not.
+	Attested(ctx context.Context, gateway string, v *verify.Verified, code string, booted boot.Measurement) error
 	// AddKey keeps a device key and its certificate, durably; ErrNotActive when its gateway may not have one now, ErrTaken for a key that
 	// is another gateway's.
 	AddKey(ctx context.Context, k Key) error
@@ -55,6 +56,11 @@ var (
 	// ErrTaken: the device key, or the TPM, is another gateway's.
 	ErrTaken = errors.New("key is another gateway's")
 )
+
+// CodeError is why a TPM that is a gateway's is not certified: Why says what is wrong with the one-time code that it gave.
+type CodeError struct{ Why string }
+
+func (e *CodeError) Error() string { return e.Why }
 
 // RevokedError is the ErrNotActive of a gateway that an operator cut off, for the reason that he gave.
 type RevokedError struct{ Reason string }

@@ -52,6 +52,7 @@ type registryFake struct {
 	cut     map[[32]byte]*CutOffError
 	booted  []boot.Measurement // as attested
 	claimed []Contention
+	code    string // that a first attestation wants
 	fail    error
 	late    func() // revokes just before a key is entered
 }
@@ -97,9 +98,13 @@ func (r *registryFake) Wait(_ context.Context, w Waiting) error {
 	return nil
 }
 
-func (r *registryFake) Attested(_ context.Context, gateway string, ek [32]byte, ak []byte, booted boot.Measurement) error {
+func (r *registryFake) Attested(_ context.Context, gateway string, v *verify.Verified, code string, booted boot.Measurement) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	ek, ak := v.EK, v.AKName
+	if r.code != code && r.aks[ek] == "" {
+		return &CodeError{"the one-time code is wrong"}
+	}
 	if r.active[ek] != gateway || len(ak) != 34 { // algorithm and SHA-256
 		return errors.New("the attestation key is not described")
 	}
@@ -267,7 +272,7 @@ func (h *hospital) gateway(t *testing.T, path string) *gateway {
 
 func (h *hospital) enroller(t *testing.T, g *gateway) *enroll.Enroller {
 	t.Helper()
-	e, err := enroll.New(enroll.Config{TPM: g.tpm, Dir: g.dir, Attestation: h.server.URL + "/attestation",
+	e, err := enroll.New(enroll.Config{CodeFile: filepath.Join(g.dir, "enrol-code"), TPM: g.tpm, Dir: g.dir, Attestation: h.server.URL + "/attestation",
 		Directory: h.server.URL + "/acme/attest/directory", HTTP: h.server.Client(), EventLog: g.log, Log: slog.New(slog.NewTextHandler(testLog{t}, nil))})
 	if err != nil {
 		t.Fatal(err)

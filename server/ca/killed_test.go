@@ -23,6 +23,7 @@ import (
 	"golang.org/x/crypto/acme"
 
 	"wardlink/audit"
+	"wardlink/enroll/verify"
 	"wardlink/server/boot"
 	"wardlink/server/ca/acmedb"
 	"wardlink/server/sqldb"
@@ -104,7 +105,7 @@ func (k killable) at(step, what string) error {
 func (k killable) ByEK(context.Context, [32]byte) (string, error) { return "gw-1", nil }
 func (k killable) Wait(context.Context, Waiting) error            { return nil }
 func (k killable) Contend(context.Context, Contention) error      { return nil }
-func (k killable) Attested(context.Context, string, [32]byte, []byte, boot.Measurement) error {
+func (k killable) Attested(context.Context, string, *verify.Verified, string, boot.Measurement) error {
 	return nil
 }
 func (k killable) AddKey(_ context.Context, key Key) error {

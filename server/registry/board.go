@@ -180,8 +180,9 @@ func (r *Registry) Retired(ctx context.Context, gateway string) (eks [][32]byte,
 
 // Attested notes the attestation key that a gateway's TPM has just proven. Another one than before, under the same endorsement key, is an
 // event: the TPM was cleared, or what the gateway keeps of its keys was lost. Neither changes who the gateway is. ErrTwoGateways for a key that a TPM has shown
-// under another gateway's endorsement key: it is one box, and the contention is noted.
-func (r *Registry) Attested(ctx context.Context, gateway string, ek [32]byte, ak []byte) error {
+// under another gateway's endorsement key: it is one box, and the contention is noted. A *CodeError for a first attestation that wants a one-time
+// code, and code is not it.
+func (r *Registry) Attested(ctx context.Context, gateway string, ek [32]byte, ak []byte, code string) error {
 	if len(ak) == 0 || len(ak) > 128 {
 		return fmt.Errorf("attestation key: a name of %d bytes", len(ak))
 	}
@@ -193,13 +194,18 @@ func (r *Registry) Attested(ctx context.Context, gateway string, ek [32]byte, ak
 	case err != nil && !errors.Is(err, sql.ErrNoRows):
 		return fmt.Errorf("registry: %w", err)
 	}
-	other := ""
+	other, wants := "", ""
 	err = r.change(ctx, func(tx *sql.Tx) (_ bool, err error) {
 		if other, err = otherOf(tx, gateway, ak); err != nil {
 			return false, err
 		}
 		if other != "" {
 			return false, r.contend(tx, audit.Actor{ID: "server"}, Contention{Claim: OneTPM, Gateway: gateway, Rival: other})
+		}
+		if have == nil {
+			if wants, err = r.redeem(tx, gateway, code); err != nil || wants != "" {
+				return false, err
+			}
 		}
 		if _, err := tx.Exec(`INSERT INTO attested_aks (ek, ak, at) VALUES ($1, $2, $3)
 			ON CONFLICT (ek) DO UPDATE SET ak = excluded.ak, at = excluded.at`, ek[:], ak, r.now().UnixMilli()); err != nil {
@@ -212,7 +218,11 @@ func (r *Registry) Attested(ctx context.Context, gateway string, ek [32]byte, ak
 			Reason: "a new attestation key under the same endorsement key: the TPM was cleared, or the gateway's key files were lost",
 			Detail: map[string]string{"ek_sha256": hex.EncodeToString(ek[:]), "ak_name": hex.EncodeToString(ak), "ak_name_before": hex.EncodeToString(have)}})
 	})
-	if err == nil && other != "" {
+	switch {
+	case err != nil:
+	case wants != "":
+		return &CodeError{gateway, wants}
+	case other != "":
 		err = fmt.Errorf("gateway %s is gateway %s: %w", gateway, other, ErrTwoGateways)
 	}
 	return err

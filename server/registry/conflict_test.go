@@ -76,17 +76,17 @@ func TestOneTPMWithTwoKeys(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 2 {
-		if err := f.Attested(f.ctx, "gw-1", ek("one"), []byte("this TPM's")); err != nil {
+		if err := f.Attested(f.ctx, "gw-1", ek("one"), []byte("this TPM's"), ""); err != nil {
 			t.Fatal(err)
 		}
-		if err := f.Attested(f.ctx, "gw-2", ek("two"), []byte("this TPM's")); !errors.Is(err, registry.ErrTwoGateways) {
+		if err := f.Attested(f.ctx, "gw-2", ek("two"), []byte("this TPM's"), ""); !errors.Is(err, registry.ErrTwoGateways) {
 			t.Fatalf("as the second gateway: %v", err)
 		}
 	}
 	if got := strings.Join(f.claimed(t), "; "); got != "one-tpm gw-2 gw-1 2" || f.conflicts(t) != 1 {
 		t.Errorf("noted %q, %d events", got, f.conflicts(t))
 	}
-	if err := f.Attested(f.ctx, "gw-2", ek("two"), []byte("another TPM's")); err != nil {
+	if err := f.Attested(f.ctx, "gw-2", ek("two"), []byte("another TPM's"), ""); err != nil {
 		t.Errorf("another TPM as the second gateway: %v", err)
 	}
 }

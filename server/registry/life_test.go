@@ -294,17 +294,17 @@ func TestClearedTPM(t *testing.T) {
 		ak   string
 		want int
 	}{{"first", 0}, {"first", 0}, {"second", 1}, {"second", 1}, {"third", 2}} {
-		if err := f.Attested(f.ctx, "gw-1", ek("one"), []byte(step.ak)); err != nil {
+		if err := f.Attested(f.ctx, "gw-1", ek("one"), []byte(step.ak), ""); err != nil {
 			t.Fatal(err)
 		}
 		if n := count(); n != step.want {
 			t.Errorf("step %d: %d events, expected %d", i, n, step.want)
 		}
 	}
-	if err := f.Attested(f.ctx, "gw-2", ek("two"), []byte("first")); err != nil || count() != 2 {
+	if err := f.Attested(f.ctx, "gw-2", ek("two"), []byte("first"), ""); err != nil || count() != 2 {
 		t.Errorf("another TPM's first key is no clearing: %v", err)
 	}
-	if err := f.Attested(f.ctx, "gw-1", ek("one"), nil); err == nil {
+	if err := f.Attested(f.ctx, "gw-1", ek("one"), nil, ""); err == nil {
 		t.Error("no key was taken for one")
 	}
 }

@@ -40,7 +40,8 @@ var wards1 string
 // Migrations is the registry's schema. Domains are migrated in the order of their names: those behind registry may name its tables.
 func Migrations() []sqldb.Migration {
 	own := []sqldb.Migration{{Domain: "registry", Version: 1, SQL: schema1}, {Domain: "operators", Version: 1, SQL: operators1}, {Domain: "revocations", Version: 1, SQL: revocations1},
-		{Domain: "standing_conflicts", Version: 1, SQL: conflicts1},
+		{Domain: "standing_codes", Version: 1, SQL: codes1}, {Domain: "standing_conflicts", Version: 1, SQL: conflicts1},
+		{Domain: "standing_devices", Version: 1, SQL: devices1},
 		{Domain: "registry_identities", Version: 1, SQL: identities1}, {Domain: "registry_boot", Version: 1, SQL: boot1}, {Domain: "registry_profiles", Version: 1, SQL: profiles1},
 		{Domain: "standing", Version: 1, SQL: standing1}, {Domain: "standing", Version: 2, SQL: standing2},
 		{Domain: "waiting", Version: 1, SQL: waiting1}, {Domain: "wards", Version: 1, SQL: wards1}}
@@ -127,6 +128,8 @@ type Config struct {
 	Now    func() time.Time
 	// MaxWaiting bounds the list of waiting TPMs; 0 means 10,000.
 	MaxWaiting int
+	// CodeRequired has each TPM's first attestation want a one-time code (MakeCode); else those alone for which one was made.
+	CodeRequired bool
 	// Changed is called after each change of who may do what, as soon as it stands and before its event is in the journal: so that a
 	// node need not wait for its next look at the revision. It must not block; it may be nil.
 	Changed func()
@@ -135,12 +138,13 @@ type Config struct {
 // Registry is safe for concurrent use. Every method that changes something writes its audit event in the same transaction and
 // returns only once the event is in the journal; if that fails the change stands, the error says so, and the event follows.
 type Registry struct {
-	db         *sqldb.DB
-	outbox     *sqldb.Outbox
-	now        func() time.Time
-	maxWaiting int
-	changed    func()
-	uses       uses
+	db           *sqldb.DB
+	outbox       *sqldb.Outbox
+	now          func() time.Time
+	maxWaiting   int
+	changed      func()
+	codeRequired bool
+	uses         uses
 }
 
 // New makes the registry of a database.
@@ -148,7 +152,7 @@ func New(cfg Config) (*Registry, error) {
 	if cfg.DB == nil || cfg.Outbox == nil {
 		return nil, errors.New("registry: DB and Outbox are required")
 	}
-	r := &Registry{db: cfg.DB, outbox: cfg.Outbox, now: cfg.Now, maxWaiting: cfg.MaxWaiting, changed: cfg.Changed}
+	r := &Registry{db: cfg.DB, outbox: cfg.Outbox, now: cfg.Now, maxWaiting: cfg.MaxWaiting, codeRequired: cfg.CodeRequired, changed: cfg.Changed}
 	if r.now == nil {
 		r.now = time.Now
 	}

@@ -22,6 +22,7 @@ type fixture struct {
 	*registry.Registry
 	journal *sqldbtest.Journal
 	outbox  *sqldb.Outbox
+	db      *sqldb.DB
 	clock   time.Time
 	told    int // of changes
 	ctx     context.Context
@@ -38,7 +39,7 @@ func setup(t *testing.T, maxWaiting int) *fixture {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f.outbox = outbox
+	f.outbox, f.db = outbox, db
 	if f.Registry, err = registry.New(registry.Config{DB: db, Outbox: outbox, Now: now, MaxWaiting: maxWaiting, Changed: func() { f.told++ }}); err != nil {
 		t.Fatal(err)
 	}
