@@ -93,7 +93,7 @@ fuzz: ## every fuzz target for FUZZTIME (default 10s) each
 interop: ## enrolment against stock step and step-ca, what is issued against openssl and go-spiffe; a minute, the first time some minutes more for building step and step-ca
 	scripts/interop
 
-mutate: ## takes each check of a TPM's attestation out, one at a time: does a test notice? Half a minute
+mutate: ## takes each check of an attestation and of its certificate out, one at a time: does a test notice? One to two minutes
 	scripts/mutate
 
 lint: ## gofmt, vet, staticcheck (pinned in go.mod)

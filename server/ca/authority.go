@@ -78,6 +78,17 @@ func openAuthority(c *CA) (*embedded, error) {
 	}
 	// acmeapi reads its URL parameters through chi, so no other router will do.
 	router := chi.NewRouter()
+	router.NotFound(func(w http.ResponseWriter, r *http.Request) {
+		c.refuse(w, r, http.StatusNotFound, "not-found", "not served")
+	})
+	router.MethodNotAllowed(func(w http.ResponseWriter, r *http.Request) {
+		allow := http.MethodPost
+		if strings.HasSuffix(r.URL.Path, "/directory") || strings.HasSuffix(r.URL.Path, "/new-nonce") {
+			allow = "GET, HEAD"
+		}
+		w.Header().Set("Allow", allow)
+		c.refuse(w, r, http.StatusMethodNotAllowed, "malformed", "expected "+allow)
+	})
 	router.Route("/acme", func(r chi.Router) { acmeapi.Route(r) })
 	e.router = router
 	return e, nil

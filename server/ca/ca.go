@@ -146,6 +146,7 @@ type CA struct {
 	handler   http.Handler
 	health    health
 	lists     lists
+	bodyTime  time.Duration // bodyTimeout
 }
 
 // New opens the CA's tables and starts the embedded authority. Tables that cannot be read or written now are no error: the server must start
@@ -169,7 +170,7 @@ func New(cfg Config) (*CA, error) {
 	if err := check(cfg); err != nil {
 		return nil, fmt.Errorf("ca: %w", err)
 	}
-	c := &CA{cfg: cfg, sources: newSources(cfg.Now, cfg.PerSource)}
+	c := &CA{cfg: cfg, sources: newSources(cfg.Now, cfg.PerSource), bodyTime: bodyTimeout}
 	c.issuer.Store(&issuer{cfg.Issuing, cfg.IssuingKey})
 	if err := c.open(); err != nil {
 		cfg.Log.Error("the CA cannot open its tables; no gateway gets a certificate until it can", "error", err)

@@ -38,6 +38,7 @@ func (c *CA) routes() http.Handler {
 	mux.HandleFunc("POST /attestation/attest", c.attest)
 	mux.HandleFunc("POST "+secretPath, c.secret)
 	mux.HandleFunc("/acme/", c.acme)
+	mux.HandleFunc("/acme", c.acme) // else mux would send elsewhere
 	mux.HandleFunc("GET "+ListPath, c.serveList)
 	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
 		reply(w, http.StatusNotFound, enroll.Problem{Type: problemPrefix + "not-found", Detail: "expected /attestation/attest, /attestation/secret, /acme/attest/directory or GET /crl"})
@@ -78,7 +79,7 @@ func (c *CA) enter(w http.ResponseWriter, r *http.Request, places chan struct{})
 // takes memory, 24 MB of it at most. One source has a few of these places: whoever sends nothing for its time holds up itself.
 func (c *CA) body(w http.ResponseWriter, r *http.Request, long *longs) ([]byte, bool) {
 	if r.URL.Path != secretPath || r.ContentLength <= maxBody {
-		return wholeBody(w, r, maxBody)
+		return c.wholeBody(w, r, maxBody)
 	}
 	from := source(r.RemoteAddr)
 	if !long.mine(from) {
@@ -91,7 +92,7 @@ func (c *CA) body(w http.ResponseWriter, r *http.Request, long *longs) ([]byte, 
 		return nil, false
 	}
 	defer func() { <-long.places }()
-	return wholeBody(w, r, verify.MaxSecretRequest)
+	return c.wholeBody(w, r, verify.MaxSecretRequest)
 }
 
 // longs are the places of long bodies.
@@ -126,9 +127,9 @@ func (l *longs) leave(from netip.Prefix) {
 
 // wholeBody reads the body before anything is begun for it: a slow sender must neither hold a place that others need nor use up the time
 // that the CA has, or its request would fail here and count against the CA. False when it has answered already.
-func wholeBody(w http.ResponseWriter, r *http.Request, limit int64) ([]byte, bool) {
+func (c *CA) wholeBody(w http.ResponseWriter, r *http.Request, limit int64) ([]byte, bool) {
 	deadlines := http.NewResponseController(w)
-	_ = deadlines.SetReadDeadline(time.Now().Add(bodyTimeout))
+	_ = deadlines.SetReadDeadline(time.Now().Add(c.bodyTime))
 	body, ok := readBody(w, r, limit)
 	// net/http reads on, to see the peer hang up, and would take the deadline for that.
 	_ = deadlines.SetReadDeadline(time.Now().Add(2 * requestTimeout))
