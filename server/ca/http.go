@@ -43,18 +43,19 @@ func (c *CA) routes() http.Handler {
 	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
 		reply(w, http.StatusNotFound, enroll.Problem{Type: problemPrefix + "not-found", Detail: "expected /attestation/attest, /attestation/secret, /acme/attest/directory or GET /crl"})
 	})
-	reading, slots, long := make(chan struct{}, maxReading), make(chan struct{}, maxConcurrent), newLongs()
+	reading, slots, long := newPlaces(maxReading, maxReading), newPlaces(maxConcurrent, maxConcurrent), newPlaces(maxLong, maxLongOfOne)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		defer c.recover(w, r)
+		from := source(r.RemoteAddr)
 		if !c.enter(w, r, reading) {
 			return
 		}
 		body, ok := c.body(w, r, long)
-		<-reading
+		reading.leave(from)
 		if !ok || !c.enter(w, r, slots) {
 			return
 		}
-		defer func() { <-slots }()
+		defer slots.leave(from)
 		ctx, cancel := context.WithTimeout(r.Context(), requestTimeout)
 		defer cancel()
 		r = r.WithContext(context.WithValue(ctx, peerKey{}, r.RemoteAddr))
@@ -64,64 +65,62 @@ func (c *CA) routes() http.Handler {
 }
 
 // enter takes a place; false when there is none, and that is answered.
-func (c *CA) enter(w http.ResponseWriter, r *http.Request, places chan struct{}) bool {
-	select {
-	case places <- struct{}{}:
+func (c *CA) enter(w http.ResponseWriter, r *http.Request, p *places) bool {
+	if p.take(source(r.RemoteAddr)) {
 		return true
-	default:
-		w.Header().Set("Retry-After", "5")
-		c.refuse(w, r, http.StatusServiceUnavailable, "busy", "too many requests at a time")
-		return false
 	}
+	w.Header().Set("Retry-After", "5")
+	c.refuse(w, r, http.StatusServiceUnavailable, "busy", "too many requests at a time")
+	return false
 }
 
 // body reads a body of the length that its path may have. Long ones, which only answered challenges are, have fewer places: what is on its way
 // takes memory, 24 MB of it at most. One source has a few of these places: whoever sends nothing for its time holds up itself.
-func (c *CA) body(w http.ResponseWriter, r *http.Request, long *longs) ([]byte, bool) {
+func (c *CA) body(w http.ResponseWriter, r *http.Request, long *places) ([]byte, bool) {
 	if r.URL.Path != secretPath || r.ContentLength <= maxBody {
 		return c.wholeBody(w, r, maxBody)
 	}
-	from := source(r.RemoteAddr)
-	if !long.mine(from) {
-		w.Header().Set("Retry-After", "5")
-		c.refuse(w, r, http.StatusServiceUnavailable, "busy", "too many long requests of one address at a time")
+	if !c.enter(w, r, long) {
 		return nil, false
 	}
-	defer long.leave(from)
-	if !c.enter(w, r, long.places) {
-		return nil, false
-	}
-	defer func() { <-long.places }()
+	defer long.leave(source(r.RemoteAddr))
 	return c.wholeBody(w, r, verify.MaxSecretRequest)
 }
 
-// longs are the places of long bodies.
-type longs struct {
-	places chan struct{}
-	mu     sync.Mutex
-	of     map[netip.Prefix]int // by source, of those that have or ask for one
+// places are what requests may have at a time. One source may have most of them and never the last ones: what one more may have shrinks with what is free
+// (Choudhury and Hahne, Dynamic queue length thresholds, 1998). So a flood from one address keeps out itself, and a hospital behind one address is served.
+type places struct {
+	each int // for one source at most
+	mu   sync.Mutex
+	free int
+	of   map[netip.Prefix]int // by source, of those that have one
 }
 
-func newLongs() *longs {
-	return &longs{places: make(chan struct{}, maxLong), of: make(map[netip.Prefix]int)}
+// shareOfFree is how many times what is free a source may have.
+const shareOfFree = 3
+
+func newPlaces(n, each int) *places {
+	return &places{each: each, free: n, of: make(map[netip.Prefix]int)}
 }
 
-// mine tells whether a source has fewer than its share.
-func (l *longs) mine(from netip.Prefix) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.of[from] >= maxLongOfOne {
+// take takes a place for a source; false when there is none for it.
+func (p *places) take(from netip.Prefix) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if has := p.of[from]; p.free == 0 || has >= p.each || has > 0 && has >= shareOfFree*p.free {
 		return false
 	}
-	l.of[from]++
+	p.free--
+	p.of[from]++
 	return true
 }
 
-func (l *longs) leave(from netip.Prefix) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.of[from]--; l.of[from] == 0 {
-		delete(l.of, from)
+func (p *places) leave(from netip.Prefix) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.free++
+	if p.of[from]--; p.of[from] == 0 {
+		delete(p.of, from)
 	}
 }
 

@@ -30,23 +30,31 @@ func TestHangingUpKeepsNoRefusalOutOfTheLog(t *testing.T) {
 	}
 }
 
-// TestLongPlacesOfOneSource: who takes long places and sends nothing has some of them, and the others find theirs.
-func TestLongPlacesOfOneSource(t *testing.T) {
-	l := newLongs()
+// TestPlacesOfOneSource: who takes places and sends nothing has some of them, and the others find theirs.
+func TestPlacesOfOneSource(t *testing.T) {
 	one, other := source("192.0.2.7:1"), source("192.0.2.8:1")
-	for i := range maxLongOfOne + 3 {
-		if got := l.mine(one); got != (i < maxLongOfOne) {
-			t.Errorf("place %d of one source: %t", i+1, got)
+	for _, row := range []struct{ n, each, most, left int }{{maxLong, maxLongOfOne, maxLongOfOne, maxLongOfOne}, {64, 64, 48, 12}, {1, 1, 1, 0}} {
+		p := newPlaces(row.n, row.each)
+		for i := range row.most + 3 {
+			if got := p.take(one); got != (i < row.most) {
+				t.Errorf("%+v: place %d of one source: %t", row, i+1, got)
+			}
 		}
-	}
-	if !l.mine(other) {
-		t.Error("another source has none")
-	}
-	for range maxLongOfOne {
-		l.leave(one)
-	}
-	l.leave(other)
-	if len(l.of) != 0 || !l.mine(one) {
-		t.Errorf("%v is kept of those that have left", l.of)
+		others := 0
+		for p.take(other) {
+			others++
+		}
+		if others != row.left {
+			t.Errorf("%+v: %d for another source", row, others)
+		}
+		for range row.most {
+			p.leave(one)
+		}
+		for range others {
+			p.leave(other)
+		}
+		if len(p.of) != 0 || p.free != row.n {
+			t.Errorf("%+v: %v is kept of those that have left, %d are free", row, p.of, p.free)
+		}
 	}
 }
