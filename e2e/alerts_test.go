@@ -170,7 +170,8 @@ func TestAlertsFromAFullDisk(t *testing.T) {
 	d.fill()
 	h.run()
 	for _, alert := range []string{"journal-fails", "disk-low"} {
-		h.await("the pager rings for "+alert, func(context.Context) (bool, error) { return p.count("alert.raised "+alert) == 1, nil })
+		// Once or more: the disk under everything else may be low as well, and delivery is at least once.
+		h.await("the pager rings for "+alert, func(context.Context) (bool, error) { return p.count("alert.raised "+alert) > 0, nil })
 	}
 	// An operator can look although nothing can be journaled, and take it on, and is told that the event is still to come.
 	var list struct {
