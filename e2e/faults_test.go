@@ -29,7 +29,7 @@ func someFaults() int {
 	if n, err := strconv.Atoi(os.Getenv("WARDLINK_FAULTS")); err == nil {
 		return n
 	}
-	return 8
+	return 5
 }
 
 // fault is what a call meets.
