@@ -70,6 +70,7 @@ func (c *cell) orders(conn *pgx.Conn) (pending, issued int) {
 // TestSeveralCAs: a gateway enrols with each of its requests at another process with the service ca; one that is killed between order and certificate
 // costs nothing but a further try, and the survivor enrols, renews, and certifies for the API, which holds none of the CA's keys.
 func TestSeveralCAs(t *testing.T) {
+	t.Parallel()
 	c, cas := newSplitCell(t)
 	if _, err := keys.OpenOf(cas[1].dir, "ca"); err != nil {
 		t.Fatal(err)

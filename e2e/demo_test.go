@@ -26,6 +26,7 @@ var outer = []string{"gw-*/state", "gw-*/agent.log", "server/journal", "server/l
 // TestMainJob is the demonstration with two gateways, and everything that goes wrong in it. While everything still runs, every file of the agents, the
 // journal, the log and the logs is searched for what only an opened batch may show.
 func TestMainJob(t *testing.T) {
+	t.Parallel()
 	ctx, cancel := context.WithTimeout(context.Background(), 4*time.Minute)
 	defer cancel()
 	var out bytes.Buffer

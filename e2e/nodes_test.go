@@ -96,6 +96,7 @@ const cutWithin = 2 * time.Second
 // TestNodesBehindABalancer: gateways enrol and deliver through any of the nodes; one that dies costs nothing that was acknowledged; an operator's
 // revocation cuts a session at each of the nodes within two seconds.
 func TestNodesBehindABalancer(t *testing.T) {
+	t.Parallel()
 	c := newCell(t, 2)
 	b := c.newBox("box", c.kit())
 	b.deliverAs("icu-7")
