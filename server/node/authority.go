@@ -117,19 +117,32 @@ func (a *Authority) Run(ctx context.Context) error {
 	}
 }
 
-// askCA asks up to n processes how the CA is. One that is well is enough: whoever is refused by another asks again.
+// askCA asks n processes how the CA is, all at once: one that answers nothing must not put off what another says. One that is well is enough: whoever
+// is refused by another asks again.
 func askCA(ctx context.Context, c *http.Client, n int) (state caState, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	type answer struct {
+		said caState
+		err  error
+	}
+	answers := make(chan answer, n) // roomy: nobody waits for those that come late
+	for range n {
+		go func() {
+			var a answer
+			_, a.err = ask(ctx, c, http.MethodGet, caPath, nil, nil, &a.said)
+			answers <- a
+		}()
+	}
 	var answered bool
 	for range n {
-		var said caState
-		_, aerr := ask(ctx, c, http.MethodGet, caPath, nil, nil, &said)
-		switch {
-		case aerr != nil:
-			err = aerr
-		case said.Well:
-			return said, nil
+		switch a := <-answers; {
+		case a.err != nil:
+			err = a.err
+		case a.said.Well:
+			return a.said, nil
 		default:
-			state, answered = said, true
+			state, answered = a.said, true
 		}
 	}
 	if answered {
@@ -217,7 +230,11 @@ func (p *Port) asked(r issueRequest) (t ca.Template, who audit.Actor, err error)
 	}
 	t = ca.Template{ID: id, Public: key, Life: life, DNSNames: r.DNSNames}
 	for _, text := range r.IPs {
-		t.IPs = append(t.IPs, net.ParseIP(text)) // nil is none of ours
+		ip := net.ParseIP(text)
+		if ip == nil {
+			return t, who, fmt.Errorf("address %.80q: expected an IP address", text)
+		}
+		t.IPs = append(t.IPs, ip)
 	}
 	for _, name := range slices.Concat(r.DNSNames, r.IPs) {
 		if !slices.ContainsFunc(p.Names, func(own string) bool {

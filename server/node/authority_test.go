@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/http"
 	"strings"
 	"testing"
 	"time"
@@ -154,5 +155,55 @@ func TestAReportFromTheFuture(t *testing.T) {
 	})
 	if latest.Peer != "right" {
 		t.Errorf("the newest is of %s, %+v", latest.Opened, latest)
+	}
+}
+
+// TestAnAddressIsOne: a host name among the addresses of a request is refused, though it is one of the server's names.
+func TestAnAddressIsOne(t *testing.T) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	public, err := x509.MarshalPKIXPublicKey(key.Public())
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &Port{PortConfig: PortConfig{TrustDomain: domain, Names: []string{"main.example", "10.0.0.1"}}}
+	asked := func(ips ...string) ([]net.IP, error) {
+		got, _, err := p.asked(issueRequest{ID: "spiffe://" + domain + "/service/fhir", Public: public, Seconds: 60, IPs: ips, Actor: "server"})
+		return got.IPs, err
+	}
+	if ips, err := asked("10.0.0.1"); err != nil || len(ips) != 1 || ips[0] == nil {
+		t.Errorf("%v, %v", ips, err)
+	}
+	if ips, err := asked("10.0.0.1", "main.example"); err == nil {
+		t.Errorf("a certificate would be for the addresses %v", ips)
+	}
+}
+
+// TestSilentProcessesPutNothingOff: of the processes with the service ca all but one answer nothing, and what the one says is heard before any of them is given up.
+func TestSilentProcessesPutNothingOff(t *testing.T) {
+	h := newHouse(t)
+	own := h.certificate(spiffe.Service, "api")
+	var silent []string
+	for range 3 {
+		ln, err := net.Listen("tcp", "127.0.0.1:0") // its queue takes connections, and nobody speaks
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = ln.Close() })
+		silent = append(silent, ln.Addr().String())
+	}
+	pool := x509.NewCertPool()
+	pool.AddCert(h.root)
+	d := newDialer(domain, pool, append(silent, h.addr), func() (*tls.Certificate, error) { return &own, nil })
+	state, err := askCA(t.Context(), &http.Client{Transport: d.spreading()}, len(d.addrs))
+	if err != nil || !state.Well {
+		t.Fatalf("%+v, %v", state, err)
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if len(d.rest) != 0 {
+		t.Errorf("an answer waited until %v were given up", d.rest)
 	}
 }

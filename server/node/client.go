@@ -278,12 +278,37 @@ type Sessions interface {
 	Push(ctx context.Context, gateway string) error
 }
 
+// watchCA asks how the CA is until ctx ends, beside Run's questions: processes that answer nothing must not put off news.
+func (c *Client) watchCA(ctx context.Context) {
+	tick := time.NewTicker(caEvery)
+	defer tick.Stop()
+	var told time.Time
+	for {
+		if err := c.lookAtCA(ctx); err == nil {
+			told = time.Time{}
+		} else if ctx.Err() == nil && time.Since(told) >= blind {
+			told = time.Now()
+			c.Log.Error("no process with the service ca can be asked; telemetry goes on, certificates do not", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
 // Run asks for news once a second, reports, sends gateways what has changed, and renews the node's certificate, until ctx ends. Nothing
 // here ends the node: while the server is away telemetry goes on.
 func (c *Client) Run(ctx context.Context, s Sessions) error {
+	var watching sync.WaitGroup
+	defer watching.Wait()
+	if len(c.Authorities) > 0 {
+		watching.Go(func() { c.watchCA(ctx) })
+	}
 	tick := time.NewTicker(newsEvery)
 	defer tick.Stop()
-	var reported, renewed, told, asked time.Time
+	var reported, renewed, told time.Time
 	many := false
 	for {
 		if err := ctx.Err(); err != nil {
@@ -297,10 +322,6 @@ func (c *Client) Run(ctx context.Context, s Sessions) error {
 		err := c.news(ctx, s, report)
 		if err == nil && report != nil {
 			reported = time.Now()
-		}
-		if len(c.Authorities) > 0 && time.Since(asked) >= caEvery {
-			asked = time.Now()
-			err = errors.Join(err, c.lookAtCA(ctx))
 		}
 		if err == nil && time.Since(renewed) >= renewEvery {
 			renewed = time.Now()

@@ -60,8 +60,9 @@ func (d *dialer) dial(ctx context.Context, _, _ string) (net.Conn, error) {
 	for _, addr := range d.order(time.Now()) {
 		conn, err := (&tls.Dialer{NetDialer: &net.Dialer{Timeout: dialTime}, Config: d.conf}).DialContext(ctx, "tcp", addr)
 		d.mu.Lock()
-		delete(d.rest, addr)
-		if err != nil && ctx.Err() == nil {
+		if err == nil {
+			delete(d.rest, addr)
+		} else if ctx.Err() == nil {
 			d.rest[addr] = time.Now().Add(restTime)
 		}
 		d.mu.Unlock()
