@@ -118,11 +118,10 @@ type arrival struct {
 }
 
 // arrived enters the numbers of batches that were journaled for the first time. Numbers come nearly in order, so that one statement for
-// each stream of a pass is the rule.
-func (r *Records) arrived(tx *sql.Tx, todo []*work) error {
+// each stream of a pass is the rule. The stations that they passed are told to passed.
+func (r *Records) arrived(tx *sql.Tx, todo []*work, passed *stations) error {
 	byStream := make(map[int64][]arrival)
 	var order []int64
-	var passed stations
 	for _, w := range todo {
 		if w.again {
 			continue
@@ -134,9 +133,6 @@ func (r *Records) arrived(tx *sql.Tx, todo []*work) error {
 			order = append(order, w.stream)
 		}
 		byStream[w.stream] = append(byStream[w.stream], arrival{telemetry.Span{First: w.number, Last: w.number}, w.received})
-	}
-	if err := r.addStations(tx, &passed); err != nil {
-		return err
 	}
 	var extended []any // the runs of streams of which nothing else comes, which is the rule
 	for _, stream := range order {

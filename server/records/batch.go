@@ -8,11 +8,8 @@ import (
 	"slices"
 	"time"
 
-	"wardlink/audit"
-	"wardlink/server/journal"
 	"wardlink/server/sqldb"
 	"wardlink/telemetry"
-	"wardlink/telemetry/seal"
 )
 
 // States of a batch; see sqlite_0001.sql.
@@ -34,10 +31,13 @@ type work struct {
 	received int64
 	aged     int64 // what its age counts from; 0: received
 	frame    []byte
-	attempts int  // including the one under way
-	counted  bool // the attempt under way is counted in the database
-	card     bool // an operator brought it from a dead gateway's card: it is no sign of life
-	former   bool // and that is of a board that was replaced since
+	seq      uint64 // of its journal entry
+	sealing  []byte // sealing id; empty when the frame's header cannot be read
+	attempts int    // including the one under way
+	counted  bool   // the attempt under way is counted in its row
+	fresh    bool   // it has no row yet, and gets one when it is settled
+	card     bool   // an operator brought it from a dead gateway's card: it is no sign of life
+	former   bool   // and that is of a board that was replaced since
 	// quarantined: it was journaled while its gateway was in quarantine, and is stored with that mark.
 	quarantined bool
 	again       bool // it is met again: its number has arrived before, and its frame may be kept
@@ -58,144 +58,13 @@ type unavailable struct{ error }
 
 func (u *unavailable) Unwrap() error { return u.error }
 
-// intake enters the publishes and sealing records among entries, in one transaction, and gives the batches that are to be opened
-// now, their attempts counted. When there are none, all up to seq is settled with it (see commit).
-func (r *Records) intake(ctx context.Context, entries []journal.Entry, seq uint64) (todo []*work, err error) {
-	err = r.write(ctx, func(tx *sql.Tx) error {
-		todo = nil
-		var taken []*taken
-		for i := range entries {
-			e := &entries[i]
-			switch e.Kind {
-			case journal.KindSealing:
-				if err := r.takeSealing(ctx, tx, e); err != nil {
-					return err
-				}
-			case journal.KindPublish:
-				t, err := r.takePublish(tx, e)
-				if err != nil {
-					return err
-				}
-				if t != nil {
-					taken = append(taken, t)
-				}
-			}
-		}
-		if todo, err = r.enter(tx, taken); err != nil {
-			return err
-		}
-		if err := r.arrived(tx, todo); err != nil {
-			return err
-		}
-		if len(todo) == 0 {
-			return setSeq(tx, seq)
-		}
-		return nil
-	})
-	return todo, err
-}
-
-// taken is a publish on its way into the table of batches.
-type taken struct {
-	*work
-	seq     uint64
-	sealing []byte
-}
-
-// takePublish reads one batch from the journal. It gives nil for one that was settled long ago.
-func (r *Records) takePublish(tx *sql.Tx, e *journal.Entry) (*taken, error) {
-	row, err := audit.DecodeRow(e.Head)
-	if err != nil {
-		r.log.Error("journal entry is not a publish; restore the journal from its backup", "seq", e.Seq)
-		return nil, nil
-	}
-	w := &work{
-		gateway: row.Gateway, epoch: row.Epoch, lane: telemetry.Lane(row.Lane), number: row.Number,
-		hash: row.Frame, received: row.Received, frame: e.Blob, attempts: 1, counted: true,
-	}
-	w.card, w.former = salvaged(row.Verdict)
-	w.quarantined = quarantined(row.Verdict)
-	if w.stream, err = r.in.stream(tx, streamKey{w.gateway, w.epoch, w.lane}); err != nil {
-		return nil, err
-	}
-	sealing := []byte{}
-	if h, err := seal.CheckFrame(w.frame); err == nil {
-		sealing = h.Sealing[:]
-	}
-	if before, err := r.settledBefore(tx, w.stream, int64(w.number)); err != nil || before {
-		return nil, err
-	}
-	if aged := r.clock.aged(w.received); aged != w.received {
-		w.aged = aged
-	}
-	return &taken{w, e.Seq, sealing}, nil
-}
-
-var newBatches = bulk{"INSERT INTO batches (stream, number, frame, sealing, seq, received, state, attempts, due, reason, aged, quarantined) VALUES ",
-	" ON CONFLICT (stream, number) DO NOTHING RETURNING stream, number", "?, ?, ?, ?, ?, ?, ?, ?, 0, '', ?, ?"}
-
-// enter makes the rows of batches that are new, and gives those that are to be opened now.
-func (r *Records) enter(tx *sql.Tx, in []*taken) (todo []*work, err error) {
-	type name struct{ stream, number int64 }
-	var args []any
-	for _, t := range in {
-		args = append(args, t.stream, int64(t.number), t.hash[:], t.sealing, int64(t.seq), t.received, int64(stateOpening), int64(t.attempts), t.aged, flag(t.quarantined))
-	}
-	fresh := make(map[name]bool)
-	if err := r.in.returned(tx, newBatches, args, func(rows *sql.Rows) error {
-		var n name
-		err := rows.Scan(&n.stream, &n.number)
-		fresh[n] = true
-		return err
-	}); err != nil {
-		return nil, err
-	}
-	ours := make(map[[32]byte]bool) // taken in this pass: a batch published twice within it is not one left by a crash, nor two of them
-	for _, t := range in {
-		w, n := t.work, name{t.stream, int64(t.number)}
-		if fresh[n] {
-			delete(fresh, n)
-			ours[w.key()] = true
-		} else if w, err = r.takeAgain(tx, t.seq, w, ours); err != nil {
-			return nil, err
-		}
-		if w != nil {
-			todo = append(todo, w)
-		}
-	}
-	return todo, nil
-}
-
-// takeAgain is for a batch whose number is known.
-func (r *Records) takeAgain(tx *sql.Tx, seq uint64, w *work, ours map[[32]byte]bool) (*work, error) {
-	var hash []byte
-	var state, attempts int
-	if err := r.in.row(tx, findBatch, w.stream, int64(w.number)).Scan(&hash, &state, &attempts, &w.aged); err != nil {
-		return nil, err
-	}
-	if [32]byte(hash) != w.hash {
-		return nil, r.takeConflict(tx, seq, w, [32]byte(hash), state)
-	}
-	if state != stateOpening || ours[w.key()] {
-		return nil, nil
-	}
-	ours[w.key()] = true // who sent it again after the crash stands behind it here, and it is to be stored once
-	w.again, w.alone, w.counted, w.attempts = true, true, false, attempts
-	return w, nil
-}
-
 func (w *work) id() telemetry.BatchID {
 	return telemetry.BatchID{Epoch: w.epoch, Lane: w.lane, Number: w.number}
 }
 
-// key tells batches apart within one pass.
-func (w *work) key() [32]byte {
-	return [32]byte(textHash(w.gateway, w.id().String()))
-}
-
 // settleAll brings every batch to stored, pending or dead, and with the last of them says that all up to seq is settled (see commit). An
-// error is the database's or the journal's and leaves some of them opening; the caller comes again with the same entries and meets those
-// as batches to be opened alone.
+// error is the database's or the journal's and leaves some of them as they were; the caller comes again with the same entries. Those that have
+// rows it meets as batches to be opened alone.
 func (r *Records) settleAll(ctx context.Context, todo []*work, seq uint64) (err error) {
 	defer func() {
 		if err != nil {
@@ -297,6 +166,7 @@ func (r *Records) uncount(ctx context.Context, todo []*work) {
 		if w.counted {
 			r.owed = append(r.owed, attempt{w.stream, w.number})
 		}
+		r.unmark = r.unmark || w.fresh
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()
@@ -307,10 +177,15 @@ func (r *Records) uncount(ctx context.Context, todo []*work) {
 
 // repay writes what uncount owes. A commit whose answer was lost may take an attempt back twice: a batch is then tried once more.
 func (r *Records) repay(ctx context.Context) error {
-	if len(r.owed) == 0 {
+	if len(r.owed) == 0 && !r.unmark {
 		return nil
 	}
 	err := r.write(ctx, func(tx *sql.Tx) error {
+		if r.unmark {
+			if _, err := tx.Exec("UPDATE records_totals SET opening = $1", int64(r.suspect)); err != nil {
+				return err
+			}
+		}
 		for _, a := range r.owed {
 			if _, err := tx.Exec("UPDATE batches SET attempts = CASE WHEN attempts > 0 THEN attempts - 1 ELSE 0 END WHERE stream = $1 AND number = $2 AND state = $3",
 				a.stream, int64(a.number), stateOpening); err != nil {
@@ -320,7 +195,7 @@ func (r *Records) repay(ctx context.Context) error {
 		return nil
 	})
 	if err == nil {
-		r.owed = nil
+		r.owed, r.unmark = nil, false
 	}
 	return err
 }

@@ -61,7 +61,7 @@ type sized []struct {
 	query string
 }
 
-var allBulks = []bulk{newBatches, storeBatches, insertMessages, insertReadings, insertWaveforms, extendRuns, addLanes, addStored, addSources}
+var allBulks = []bulk{newBatches, storedBatches, storeBatches, findBatches, insertMessages, insertReadings, insertWaveforms, extendRuns, addLanes, addStored, addSources}
 
 // sizes are the statements of at most that many rows.
 func (b bulk) sizes(numbered bool, most int) (of sized) {
@@ -87,14 +87,14 @@ func (in *interner) prepareBulks(ctx context.Context, db *sqldb.DB) error {
 				return err
 			}
 		}
-		in.bulks[b.before] = of
+		in.bulks[b] = of
 	}
 	return nil
 }
 
 // steps calls do with as many of the arguments as one statement takes, until none is left.
 func (in *interner) steps(b bulk, args []any, do func(query string, args []any) error) error {
-	statements := in.bulks[b.before]
+	statements := in.bulks[b]
 	for len(args) > 0 {
 		for statements[0].args > len(args) {
 			statements = statements[1:]

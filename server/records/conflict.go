@@ -20,7 +20,7 @@ const (
 
 // takeConflict is for a frame whose number another one has. That can only be a gateway whose state was cloned or put back, or one
 // that lies. The first stands, unless it is dead: then it cannot be the one that matters.
-func (r *Records) takeConflict(tx *sql.Tx, seq uint64, w *work, first [32]byte, state int) error {
+func (r *Records) takeConflict(tx *sql.Tx, w *work, first [32]byte, state int) error {
 	r.log.Warn("two frames under one batch number; the first stands unless it is dead", "gateway", w.gateway, "batch", w.id().String())
 	var rows, frames, own, ownFrames int
 	if err := tx.QueryRow(`SELECT COUNT(*), COUNT(data) FROM batch_conflicts WHERE stream IN (SELECT id FROM streams WHERE gateway = $1)`, w.gateway).
@@ -37,7 +37,7 @@ func (r *Records) takeConflict(tx *sql.Tx, seq uint64, w *work, first [32]byte, 
 		r.log.Error("no room for a second frame under one batch number; only its hash is kept", "batch", w.String())
 	}
 	res, err := tx.Exec(`INSERT INTO batch_conflicts (stream, number, frame, seq, received, tried, data, quarantined) VALUES ($1, $2, $3, $4, $5, 0, $6, $7)
-		ON CONFLICT (stream, number, frame) DO NOTHING`, w.stream, int64(w.number), w.hash[:], int64(seq), r.clock.aged(w.received), data, flag(w.quarantined))
+		ON CONFLICT (stream, number, frame) DO NOTHING`, w.stream, int64(w.number), w.hash[:], int64(w.seq), r.clock.aged(w.received), data, flag(w.quarantined))
 	if err != nil {
 		return err
 	}

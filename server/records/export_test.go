@@ -21,7 +21,7 @@ func (r *Records) Dispose(ctx context.Context) (more bool, err error) { return r
 
 // UpdatesOfMany are the statements that change many rows at once, as SQLite is given them.
 func UpdatesOfMany() []string {
-	return []string{storeBatches.statement(4, false), extendRuns.statement(4, false)}
+	return []string{storeBatches.statement(4, false), findBatches.statement(4, false), extendRuns.statement(4, false)}
 }
 
 // Prepare makes ready what Dispose needs, as Run does.

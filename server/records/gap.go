@@ -14,10 +14,14 @@ import (
 func (r *Records) resume(ctx context.Context) (cursor uint64, ok bool) {
 	r.passed = r.journal.Resume(Consumer)
 	for {
-		var seq int64
-		err := r.db.QueryRow(ctx, "SELECT seq FROM records_totals").Scan(&seq)
+		var seq, opening int64
+		err := r.db.QueryRow(ctx, "SELECT seq, opening FROM records_totals").Scan(&seq, &opening)
 		if err == nil {
 			cursor = min(r.passed, uint64(seq))
+			if r.suspect = 0; opening > seq {
+				r.suspect = uint64(opening)
+				r.log.Warn("the process before this one ended while it opened batches; what may have been under way is opened one by one", "from", seq+1, "to", opening)
+			}
 			break
 		}
 		if !r.pause(ctx, "records cannot start", err) {

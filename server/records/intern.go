@@ -53,7 +53,7 @@ type cache[K comparable] map[K]int64
 type interner struct {
 	patientKey secret.Bytes
 	stmts      map[string]*sql.Stmt // by query text
-	bulks      map[string]sized     // by what stands before their rows
+	bulks      map[bulk]sized
 
 	streams  cache[streamKey]
 	sources  cache[sourceKey]
@@ -73,7 +73,7 @@ type interner struct {
 }
 
 func newInterner(key secret.Bytes) *interner {
-	in := &interner{patientKey: key, stmts: make(map[string]*sql.Stmt), bulks: make(map[string]sized)}
+	in := &interner{patientKey: key, stmts: make(map[string]*sql.Stmt), bulks: make(map[bulk]sized)}
 	in.forget()
 	return in
 }

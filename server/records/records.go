@@ -3,8 +3,8 @@
 // the batch's sealing record was signed by the gateway that published it, opens the batch with the records key, and stores each
 // observation once, however often its message or its batch was sent.
 //
-// A batch is pending, then opening (the attempt is counted before it opens, so that a batch that kills the process is counted
-// too), then stored or dead. Three failed attempts make it dead: its frame is kept, an event says so, nothing else waits for it.
+// A batch is opened after the attempt was counted, so that one that kills the process is counted too (intake.go), and is then stored, pending
+// or dead. Three failed attempts make it dead: its frame is kept, an event says so, nothing else waits for it.
 // The journal's cursor moves only after the commit; what is read again after a crash is recognised by (gateway, epoch, lane,
 // number) and by the message's key, and changes nothing. The database says itself how much of the journal it holds, so that one that
 // was restored from a backup is filled up again; what the journal no longer has is a gap, and an event.
@@ -44,7 +44,7 @@ var (
 func Migrations() []sqldb.Migration {
 	own := []sqldb.Migration{{Domain: "records", Version: 1, SQL: schema1}, {Domain: "retention", Version: 1, SQL: retention1},
 		{Domain: "retention", Version: 2, SQL: retention2}, {Domain: "waveforms", Version: 1, SQL: waveforms1}, {Domain: "times", Version: 1, SQL: times1}}
-	return slices.Concat(own, accountMigrations(), heartbeatMigrations(), configMigrations(), bedMigrations(), longMigrations(), quarantineMigrations(), readingMigrations())
+	return slices.Concat(own, accountMigrations(), heartbeatMigrations(), configMigrations(), bedMigrations(), longMigrations(), quarantineMigrations(), readingMigrations(), openingMigrations())
 }
 
 // Consumer is the name of the records' cursor in the journal.
@@ -123,7 +123,10 @@ type Records struct {
 	looked    bool          // there was one in this life
 	lookedAt  time.Duration // elapsed then
 
+	suspect uint64 // journal entries up to here may have been under way when the process died that had this database before; see intake.go
+
 	owed   []attempt // counted, and to be taken back: at most those of one pass, since no other begins before
+	unmark bool      // the same of those that records_totals.opening counts
 	unsure bool      // the last look at what is pending did not come to its end
 
 	current bool // the last pass met nothing that the server received more than a day before, or nothing at all
@@ -178,7 +181,7 @@ func New(cfg Config) (*Records, error) {
 func (r *Records) Run(ctx context.Context) error {
 	defer r.in.close()
 	r.in.forget() // what was remembered may have been disposed of meanwhile
-	r.owed = nil
+	r.owed, r.unmark = nil, false
 	r.filled, r.ahead = false, ahead{}
 	clear(r.stepped)
 	for err := r.prepare(ctx); err != nil; err = r.prepare(ctx) {

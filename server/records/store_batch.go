@@ -54,12 +54,15 @@ func (r *Records) open(ctx context.Context, w *work) (o *opened) {
 			o.batch, o.err = telemetry.Batch{}, &failure{reason: "opening it panics"}
 		}
 	}()
-	h, err := seal.CheckFrame(w.frame)
-	switch {
-	case err != nil:
+	w.sealing = []byte{}
+	h, hash, err := seal.CheckAndHash(w.frame)
+	if err != nil {
 		o.err = &failure{reason: "its frame is damaged"}
 		return o
-	case seal.FrameHash(w.frame) != w.hash || h.Epoch != w.epoch || h.Lane != w.lane || h.Number != w.number:
+	}
+	w.sealing = h.Sealing[:]
+	switch {
+	case hash != w.hash || h.Epoch != w.epoch || h.Lane != w.lane || h.Number != w.number:
 		o.err = &failure{reason: "its frame is not the one that was journaled under this number"}
 		return o
 	}
@@ -112,7 +115,7 @@ const (
 	insertLeftover = "INSERT INTO leftovers (message, raw, problems) VALUES ($1, $2, $3) ON CONFLICT (message) DO NOTHING"
 )
 
-var writeQueries = []string{findBatch, dropFrame, findMessage, insertLeftover, findTop, insertRun}
+var writeQueries = []string{findBatch, dropFrame, findMessage, insertLeftover, findTop, insertRun, markOpening}
 
 var (
 	storeBatches = bulk{"UPDATE batches SET state = 2, attempts = v.column3, reason = '' FROM (VALUES ",
@@ -134,7 +137,11 @@ func (r *Records) commit(ctx context.Context, group []*opened, seq uint64) error
 		}
 	}
 	return r.write(ctx, func(tx *sql.Tx) error {
-		var total totals
+		total := totals{passed: &stations{}}
+		group, err := r.enterOpened(tx, group, total.passed)
+		if err != nil {
+			return err
+		}
 		if err := r.storeAll(tx, group, &total); err != nil {
 			return err
 		}
@@ -146,7 +153,7 @@ func (r *Records) commit(ctx context.Context, group []*opened, seq uint64) error
 				return err
 			}
 		}
-		if total != (totals{}) {
+		if total.batches > 0 {
 			if _, err := tx.Exec(`UPDATE records_totals SET batches = batches + $1, messages = messages + $2, observations = observations + $3,
 				parts = parts + $4`, total.batches, total.messages, total.observations, total.parts); err != nil {
 				return err
@@ -155,13 +162,43 @@ func (r *Records) commit(ctx context.Context, group []*opened, seq uint64) error
 		if err := addWaveforms(tx, &total); err != nil {
 			return err
 		}
-		if total.passed != nil {
-			if err := r.addStations(tx, total.passed); err != nil {
-				return err
-			}
+		if err := r.addStations(tx, total.passed); err != nil {
+			return err
 		}
 		return setSeq(tx, seq)
 	})
+}
+
+// enterOpened makes the rows of those that have none: of what can be stored as it stays, of the rest as being opened, which settle changes. It
+// gives the group; one by itself whose number somebody else entered meanwhile is none.
+func (r *Records) enterOpened(tx *sql.Tx, group []*opened, passed *stations) ([]*opened, error) {
+	var good, bad []any
+	var fresh []*work
+	for _, o := range group {
+		switch {
+		case !o.fresh:
+			continue
+		case o.err == nil:
+			good = o.appendRow(good)
+		default:
+			bad = o.appendRow(bad)
+		}
+		fresh = append(fresh, o.work)
+	}
+	unsettled := make(map[name]bool)
+	made, err := r.in.write(tx, storedBatches, good)
+	if err == nil {
+		err = r.in.returned(tx, newBatches, bad, names(unsettled))
+	}
+	switch {
+	case err != nil:
+		return nil, err
+	case made+int64(len(unsettled)) == int64(len(fresh)):
+		return group, r.arrived(tx, fresh, passed)
+	case len(group) == 1:
+		return nil, nil
+	}
+	return nil, errClaimed
 }
 
 func setSeq(tx *sql.Tx, seq uint64) error {
@@ -175,7 +212,7 @@ func setSeq(tx *sql.Tx, seq uint64) error {
 type totals struct {
 	batches, messages, observations, parts, waveforms, samples int64
 
-	passed *stations // nil when nothing was stored
+	passed *stations
 }
 
 // settle is for a batch that could not be opened.

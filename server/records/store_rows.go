@@ -23,7 +23,6 @@ func (r *Records) storeAll(tx *sql.Tx, group []*opened, total *totals) error {
 	if err != nil || len(group) == 0 {
 		return err
 	}
-	total.passed = &stations{}
 	var messages []*stored
 	for _, o := range group {
 		boot, err := r.in.boot(tx, bootKey{o.gateway, o.batch.Boot})
@@ -59,24 +58,29 @@ func (r *Records) storeAll(tx *sql.Tx, group []*opened, total *totals) error {
 // errClaimed says that some of a group's batches are stored already. Which ones, each alone tells.
 var errClaimed = errors.New("batches of the group are stored already")
 
-// claim marks the batches of a group that could be opened as stored, and gives them. One by itself that was stored before is none.
+// claim gives the batches of a group that could be opened, and marks those as stored that had a row before. One by itself that was stored before
+// is none.
 func (r *Records) claim(tx *sql.Tx, group []*opened) (out []*opened, err error) {
-	type name struct{ stream, number int64 }
 	var args []any
+	rows := int64(0)
 	marked := make(map[name]bool)
 	for _, o := range group {
-		n := name{o.stream, int64(o.number)}
-		if o.err != nil || marked[n] {
+		n := o.name()
+		switch {
+		case o.err != nil || marked[n]:
 			continue
+		case !o.fresh:
+			args = append(args, n.stream, n.number, int64(o.attempts))
+			rows++
 		}
 		marked[n] = true
-		out, args = append(out, o), append(args, n.stream, n.number, int64(o.attempts))
+		out = append(out, o)
 	}
 	changed, err := r.in.write(tx, storeBatches, args)
 	switch {
 	case err != nil:
 		return nil, err
-	case changed == int64(len(out)):
+	case changed == rows:
 		return out, nil
 	case len(group) == 1:
 		return nil, nil

@@ -23,7 +23,7 @@ func gatherReadings(ctx context.Context, tx *sql.Tx, progress func(string)) erro
 		return err
 	}
 	in := newInterner(nil)
-	in.bulks[insertReadings.before] = insertReadings.sizes(true, mostSQLite)
+	in.bulks[insertReadings] = insertReadings.sizes(true, mostSQLite)
 	w := gatherer{ctx: ctx, tx: tx, rows: rowMaker{in: in}}
 	told := time.Now()
 	for from := int64(0); from <= last; {
