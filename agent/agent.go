@@ -2,10 +2,12 @@ package agent
 
 import (
 	"context"
+	"crypto"
 	"crypto/rand"
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -53,6 +55,7 @@ type Agent struct {
 	dev      *tpm.TPM // nil until it could be opened
 	identity *enroll.Identity
 	waiting  string              // fingerprint while the hospital has not approved this gateway
+	former   string              // while it waits: the gateway whose disk this is, if it was with another board
 	tpmState string              // what holds up the identity, for status; "" when nothing does
 	cutOff   *enroll.CutOffError // why the hospital has cut this gateway off, in its words; nil while it has not
 	ordered  []byte              // the order to wipe that holds; nil while there is none. Of runOrders alone
@@ -194,7 +197,7 @@ func (a *Agent) prepare() error {
 	a.resend = &resender{buf: a.buf, log: a.log, allowance: 2 * size, now: time.Now}
 	a.link, err = uplink.New(uplink.Config{
 		Servers: a.kit.Servers, Current: a.servers, Way: a.way, Server: a.serverID(), Roots: a.kit.Pool(), Identity: a.shown, Moment: a.time.moment,
-		Buffer: linkBuffer{a.buf, a.reports}, Sealing: a.seals.get, Down: a.down, Again: a.resend.again, NotAdmitted: a.notAdmitted, Log: a.log,
+		Buffer: linkBuffer{a.buf, a.reports}, Sealing: a.seals.get, Down: a.down, Again: a.resend.again, NotAdmitted: a.renewSoon, Log: a.log,
 	})
 	return err
 }
@@ -362,11 +365,12 @@ func (a *Agent) openTPM(ctx context.Context) (*tpm.TPM, error) {
 			return nil, ctx.Err()
 		case <-time.After(wait):
 		}
-		wait = min(2*wait, 30*time.Second)
+		wait = min(2*wait, 10*time.Second)
 	}
 }
 
 func (a *Agent) useIdentity(id *enroll.Identity) {
+	id.Certificate.PrivateKey = doubting{id.Signer(), a.renewSoon}
 	if err := a.seals.use(id.Signer()); err != nil {
 		a.log.Error("identity cannot sign", "error", err)
 		return
@@ -389,7 +393,7 @@ func (a *Agent) identityTrouble(err error) {
 	var r *enroll.CutOffError
 	switch {
 	case errors.As(err, &w):
-		a.waiting, a.tpmState = w.Fingerprint, ""
+		a.waiting, a.former, a.tpmState = w.Fingerprint, w.Former, ""
 	case errors.As(err, &r):
 		a.cutOff, a.tpmState = r, ""
 		a.order(r.Order)
@@ -398,8 +402,24 @@ func (a *Agent) identityTrouble(err error) {
 	}
 }
 
-// notAdmitted is told that the hospital does not let the certificate in. Renewing it says why, or mends it.
-func (a *Agent) notAdmitted() {
+// doubting is a device key that has the identity looked at when the TPM does not load it any more: the TPM was cleared, and new keys must be
+// made now, not at the certificate's half.
+type doubting struct {
+	crypto.Signer
+	look func()
+}
+
+// Sign implements crypto.Signer.
+func (d doubting) Sign(r io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	signature, err := d.Signer.Sign(r, digest, opts)
+	if errors.Is(err, tpm.ErrForeign) {
+		d.look()
+	}
+	return signature, err
+}
+
+// renewSoon is for when the hospital does not let the certificate in, or the TPM does not load its key. Renewing it says why, or mends it.
+func (a *Agent) renewSoon() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.renew != nil {

@@ -103,7 +103,10 @@ func (s Status) examineIdentity(now time.Time) Finding {
 		f.Mend = cutOffMend(s.CutOff)
 	case s.Waiting != "":
 		f.Level, f.Found = Stops, "this gateway waits for the hospital's approval under the fingerprint "+s.Waiting
-		f.Mend = "an operator runs: " + enroll.ApproveCommand(s.Waiting)
+		if s.Former != "" {
+			f.Found += "; its disk is gateway " + s.Former + "'s, of another board"
+		}
+		f.Mend = "an operator runs: " + enroll.AdmitCommand(s.Waiting, s.Former)
 	case s.Gateway == "" && s.Identity == "enrolling" && started < settleTime:
 		f.Level, f.Found = Warning, "enrolling; the agent has just started"
 	case s.Gateway == "":

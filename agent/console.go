@@ -37,11 +37,14 @@ func (a *Agent) showConsole() {
 // notice is what the console shows. agetty reads a backslash as an escape, so none is in it.
 func (a *Agent) notice() string {
 	a.mu.Lock()
-	gateway, waiting, cutOff, trouble, fingerprint := "", a.waiting, a.cutOff, a.tpmState, a.fingerprint
+	gateway, waiting, former, cutOff, trouble, fingerprint := "", a.waiting, a.former, a.cutOff, a.tpmState, a.fingerprint
 	if a.identity != nil {
 		gateway = a.identity.Gateway
 	}
 	a.mu.Unlock()
+	if fingerprint == "" {
+		fingerprint = waiting // of a new board with an enrolled gateway's disk
+	}
 	head := "wardlink gateway of " + a.kit.TrustDomain + ", kit " + a.kit.ShortFingerprint() + "\n"
 	switch {
 	case cutOff != nil:
@@ -54,7 +57,7 @@ func (a *Agent) notice() string {
 	var b strings.Builder
 	b.WriteString(head)
 	if waiting != "" {
-		b.WriteString("waits for the hospital's approval; an operator runs: " + enroll.ApproveCommand(fingerprint) + "\n\n")
+		b.WriteString("waits for the hospital's approval; an operator runs: " + enroll.AdmitCommand(fingerprint, former) + "\n\n")
 	} else {
 		b.WriteString("not enrolled: " + trouble + "\n\n")
 	}

@@ -30,42 +30,74 @@ const (
 // slowSignature is where a TPM's signature begins to be felt: a handshake needs one, and the server waits a minute for it.
 const slowSignature = 5 * time.Second
 
+// JudgeTPM says how a TPM fails: in the words of a state that is known from the field, with its mend, or in the error's own, with mend.
+func JudgeTPM(what string, err error, mend string) Finding {
+	f := Finding{Area: AreaTPM, Level: Stops, Found: what + ": " + err.Error(), Mend: mend}
+	var known *tpm.Trouble
+	switch {
+	case errors.Is(err, tpm.ErrCleared):
+		f.Mend = "start the agent, or start it again: it makes new keys by itself, and signs with them what waits"
+	case errors.Is(err, tpm.ErrForeign):
+		f.Mend = "put the disk into the board that it was with; or start the agent and have an operator give the gateway this board " +
+			"('wardlink gateway replace'), which signs what waits. If the TPM was cleared, the agent makes new keys by itself"
+	case errors.As(err, &known):
+		f.Found, f.Mend = fmt.Sprintf("%s: %s (%v)", what, known.What, known.Err), known.Mend
+	}
+	return f
+}
+
 // ProbeTPM looks at a TPM and, where there is an identity, makes a signature with its key. A TPM has one user at a time, so while an
-// agent runs it is the agent that does this.
+// agent runs it is the agent that does this. It is over when ctx ends, even if the TPM never answers.
 func ProbeTPM(ctx context.Context, dev *tpm.TPM, signer crypto.Signer) []Finding {
 	well := func(found string, args ...any) Finding {
 		return Finding{Area: AreaTPM, Level: Well, Found: fmt.Sprintf(found, args...)}
 	}
-	trouble := func(level Level, mend, found string, args ...any) Finding {
-		return Finding{Area: AreaTPM, Level: level, Found: fmt.Sprintf(found, args...), Mend: mend}
-	}
 	ek, err := dev.EK(ctx)
 	if err != nil {
-		return []Finding{trouble(Stops, "see the vendor's notes for this TPM; a firmware update, or clearing it in the firmware setup, makes the endorsement key anew", "its endorsement key cannot be read: %v", err)}
+		return []Finding{JudgeTPM("its endorsement key cannot be read", err, "see the vendor's notes for this TPM; a firmware update, or clearing it in the firmware setup, makes the endorsement key anew")}
 	}
 	out := []Finding{well("%s opens; EK SHA-256 %s, fingerprint %s, %s", dev.Path(), hex.EncodeToString(ek.Hash[:]), enroll.Fingerprint(ek.Hash), certified(ek))}
-	if l, err := dev.Lockout(ctx); err != nil {
-		out = append(out, trouble(Warning, "", "its lockout state cannot be read: %v", err))
-	} else {
-		out = append(out, judgeLockout(l))
+	l, err := dev.Lockout(ctx)
+	if err != nil {
+		return append(out, JudgeTPM("its lockout state cannot be read", err, "see the vendor's notes for this TPM"))
 	}
+	out = append(out, judgeLockout(l))
 	if signer == nil {
+		if err := dev.Usable(ctx); err != nil {
+			out = append(out, JudgeTPM("it makes no keys", err, "see the vendor's notes for this TPM"))
+		}
 		return out
 	}
+	took, err := probeSignature(ctx, signer)
+	switch {
+	case err != nil:
+		return append(out, JudgeTPM("it does not sign with the device key", tpm.Explain(dev.Path(), err), "see the vendor's notes for this TPM"))
+	case took > slowSignature:
+		out = append(out, Finding{Area: AreaTPM, Level: Warning, Found: fmt.Sprintf("a signature takes %s; each connection needs one", took.Round(time.Millisecond)),
+			Mend: "see whether another program keeps the TPM busy"})
+	default:
+		out = append(out, well("a signature with the device key takes %s", took.Round(time.Millisecond)))
+	}
+	return out
+}
+
+// probeSignature makes one signature, unless ctx ends before it is there.
+func probeSignature(ctx context.Context, signer crypto.Signer) (took time.Duration, err error) {
 	// A purpose of its own keeps this signature from being good for anything else.
 	nonce := make([]byte, 16)
 	rand.Read(nonce)
 	digest := sha256.Sum256(append([]byte("wardlink/probe/1\x00"), nonce...))
-	began := time.Now()
-	if _, err := signer.Sign(rand.Reader, digest[:], crypto.SHA256); err != nil {
-		return append(out, trouble(Stops, "if the TPM was cleared, restart the agent: it makes new keys by itself, and signs with them what waits", "it does not sign with the device key: %v", err))
+	began, done := time.Now(), make(chan error, 1)
+	go func() {
+		_, err := signer.Sign(rand.Reader, digest[:], crypto.SHA256)
+		done <- err
+	}()
+	select {
+	case err = <-done:
+	case <-ctx.Done():
+		err = fmt.Errorf("no signature in time: %w", ctx.Err())
 	}
-	if took := time.Since(began); took > slowSignature {
-		out = append(out, trouble(Warning, "see whether another program keeps the TPM busy", "a signature takes %s; each connection needs one", took.Round(time.Millisecond)))
-	} else {
-		out = append(out, well("a signature with the device key takes %s", took.Round(time.Millisecond)))
-	}
-	return out
+	return time.Since(began), err
 }
 
 func certified(ek tpm.EK) string {

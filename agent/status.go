@@ -17,6 +17,7 @@ type Status struct {
 	Gateway   string                  `json:"gateway"`  // "" until enrolled
 	Identity  string                  `json:"identity"` // "enrolled", "waiting for approval", "revoked by the hospital: ...", "suspended by ...", or what is in the way
 	Waiting   string                  `json:"waiting,omitempty"`
+	Former    string                  `json:"former,omitempty"`  // while it waits: the gateway whose disk this is, if it was with another board
 	Revoked   bool                    `json:"revoked"`           // the hospital has cut this gateway off; what is taken in is kept
 	CutOff    string                  `json:"cut_off,omitempty"` // how: "revoked", "suspended", "decommissioned", "replaced"
 	NotBefore *time.Time              `json:"not_before,omitempty"`
@@ -136,7 +137,7 @@ func (a *Agent) status() Status {
 		s.Identity, s.CutOff, s.Revoked = a.cutOff.Error(), a.cutOff.What, true
 	case a.identity != nil:
 	case a.waiting != "":
-		s.Identity, s.Waiting = "waiting for approval", a.waiting
+		s.Identity, s.Waiting, s.Former = "waiting for approval", a.waiting, a.former
 	case a.tpmState != "":
 		s.Identity = a.tpmState
 	default:

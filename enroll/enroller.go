@@ -32,10 +32,19 @@ var ErrNone = errors.New("not enrolled yet")
 // WaitingError: the hospital does not know this TPM. It waits in the list until an operator approves it.
 type WaitingError struct {
 	Fingerprint string // short form of the EK's hash, as the operator sees it
+	Former      string // the gateway whose disk this is, if it was with another board; else ""
 }
 
 func (e *WaitingError) Error() string {
-	return "the gateway waits for approval under the fingerprint " + e.Fingerprint + "; run: " + ApproveCommand(e.Fingerprint)
+	return "the gateway waits for approval under the fingerprint " + e.Fingerprint + "; run: " + AdmitCommand(e.Fingerprint, e.Former)
+}
+
+// AdmitCommand is what an operator runs to admit the board that waits under a fingerprint, with the disk of the gateway former or a new one.
+func AdmitCommand(fingerprint, former string) string {
+	if former == "" {
+		return ApproveCommand(fingerprint)
+	}
+	return "wardlink gateway replace " + former + " --tpm " + fingerprint + " --reason TEXT"
 }
 
 // ApproveCommand is what an operator runs to admit the gateway that waits under a fingerprint.
@@ -129,6 +138,9 @@ func (e *Enroller) Enroll(ctx context.Context) (*Identity, error) {
 		return nil, err
 	}
 	attested, err := e.attest(ctx, keys)
+	if waiting := (*WaitingError)(nil); errors.As(err, &waiting) {
+		waiting.Former = e.former
+	}
 	if err != nil {
 		return nil, fmt.Errorf("attestation: %w", e.doubt(err))
 	}

@@ -104,7 +104,10 @@ func (e *Enroller) enrolledBefore() (bool, error) {
 
 // DeviceKey opens the device key of the board that this TPM is, in a state directory; it makes none. tpm.ErrMissing, tpm.ErrForeign.
 func DeviceKey(ctx context.Context, device *tpm.TPM, dir string) (*tpm.Signer, error) {
-	keys, _, err := openBoard(ctx, device, dir)
+	keys, at, err := openBoard(ctx, device, dir)
+	if at != dir && errors.Is(err, tpm.ErrMissing) {
+		err = fmt.Errorf("open keys in %s: %w", dir, tpm.ErrForeign)
+	}
 	if err != nil {
 		return nil, err
 	}

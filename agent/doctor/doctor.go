@@ -193,7 +193,7 @@ func lookAtTPM(ctx context.Context, cfg agent.Config, way *egress.Way, kit enrol
 	defer cancel()
 	dev, err := tpm.Open(ctx, cfg.TPM)
 	if err != nil {
-		return []agent.Finding{{Area: agent.AreaTPM, Level: agent.Stops, Found: err.Error(), Mend: "without its TPM this gateway can neither enrol nor connect; telemetry is buffered"}}, nil, ""
+		return []agent.Finding{agent.JudgeTPM("it does not open", err, "without its TPM this gateway can neither enrol nor connect; telemetry is buffered")}, nil, ""
 	}
 	defer dev.Close()
 	dir := filepath.Join(cfg.State, "identity")
@@ -207,11 +207,7 @@ func lookAtTPM(ctx context.Context, cfg agent.Config, way *egress.Way, kit enrol
 		return agent.ProbeTPM(ctx, dev, nil), nil, fingerprint
 	}
 	if err != nil {
-		f := agent.Finding{Area: agent.AreaTPM, Level: agent.Stops, Found: "the gateway's keys do not load: " + err.Error()}
-		if errors.Is(err, tpm.ErrCleared) {
-			f.Mend = "start the agent: it makes new keys by itself, and signs with them what waits"
-		}
-		return append(agent.ProbeTPM(ctx, dev, nil), f), nil, fingerprint
+		return append(agent.ProbeTPM(ctx, dev, nil), agent.JudgeTPM("the gateway's keys do not load", err, "see the directory "+dir)), nil, fingerprint
 	}
 	var wg sync.WaitGroup
 	defer wg.Wait()

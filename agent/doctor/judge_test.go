@@ -206,7 +206,7 @@ func TestGatewayAtRest(t *testing.T) {
 		t.Errorf("%+v", r)
 	}
 	says(t, "agent", find(t, r, AreaAgent, ""), agent.Stops, "does not run", "systemctl start")
-	says(t, "TPM", find(t, r, agent.AreaTPM, ""), agent.Stops, "/nowhere/tpmrm0", "buffered")
+	says(t, "TPM", find(t, r, agent.AreaTPM, ""), agent.Stops, "/nowhere/tpmrm0", "enable the TPM")
 	says(t, "certificate", find(t, r, AreaCertificate, ""), agent.Stops, "never enrolled", "approval")
 	says(t, "port", find(t, r, agent.AreaSource, "bed-7"), agent.Stops, fmt.Sprintf("(process %d)", os.Getpid()), "do not depend on it")
 	says(t, "free port", find(t, r, agent.AreaSource, "bed-8"), agent.Well, "is free", "")

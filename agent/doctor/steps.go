@@ -43,7 +43,7 @@ func (in Install) Steps(now time.Time) []Step {
 		approved.Found = s.Identity
 		if s.Waiting != "" {
 			approved.Found = "waits under the fingerprint " + s.Waiting
-			approved.Mend = "an operator runs: " + enroll.ApproveCommand(s.Waiting)
+			approved.Mend = "an operator runs: " + enroll.AdmitCommand(s.Waiting, s.Former)
 		}
 	}
 	steps = append(steps, approved)

@@ -191,7 +191,7 @@ func TestBusyForEver(t *testing.T) {
 			began := time.Now()
 			err := d.attempt(&conn{ctx: t.Context(), tpm: d}, func(c *conn) error { _, err := c.property(tpm2.TPMPTManufacturer); return err })
 			var trouble *Trouble
-			if !errors.Is(err, code) || !errors.As(explain("/dev/tpmrm0", err), &trouble) || !strings.Contains(trouble.What, "busy") {
+			if !errors.Is(err, code) || !errors.As(Explain("/dev/tpmrm0", err), &trouble) || !strings.Contains(trouble.What, "busy") {
 				t.Error(err)
 			}
 			if took := time.Since(began); took < longestBusy || took > longestBusy+longestPause || tries > 200 {

@@ -142,6 +142,12 @@ func (f *field) testFullSlots() {
 	}
 	fill(func(c *conn) error { _, err := c.storageKey(); return err })
 	fill(func(c *conn) error { _, _, err := tpm2.PolicySession(c, tpm2.TPMAlgSHA256, 16); return err })
+	// A flush that fails is none: the slot is cleared before the next operation.
+	f.proxy.Inject(tpmproxy.Fault{Code: uint32(tpm2.TPMCCFlushContext), Times: 1, Answer: uint32(tpm2.TPMRCFailure)})
+	f.signs()
+	if n := loaded(f.T, f.tpm); n != 0 {
+		f.Errorf("%d slots are left occupied", n)
+	}
 	// Where that does not help it is named, and given up.
 	f.proxy.Count()
 	f.proxy.Inject(tpmproxy.Fault{Code: uint32(tpm2.TPMCCSign), Answer: uint32(tpm2.TPMRCObjectMemory)})

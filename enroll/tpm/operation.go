@@ -2,6 +2,7 @@ package tpm
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 
@@ -60,6 +61,17 @@ func (c *conn) storageKey() (tpm2.NamedHandle, error) {
 		return tpm2.NamedHandle{}, fmt.Errorf("derive the storage key: %w", password("owner", err))
 	}
 	return tpm2.NamedHandle{Handle: made.ObjectHandle, Name: made.Name}, nil
+}
+
+// Usable tells whether keys can be made and loaded: it derives their storage key, and leaves nothing.
+func (t *TPM) Usable(ctx context.Context) error {
+	return t.do(ctx, "derive the storage key", func(c *conn) error {
+		made, err := c.storageKey()
+		if err == nil {
+			c.flush(made.Handle)
+		}
+		return err
+	})
 }
 
 // createKey makes a key under the storage key and fills b. For an AK it has the AK certify its own creation.

@@ -66,7 +66,7 @@ func Open(ctx context.Context, path string) (*TPM, error) {
 	}
 	dev, err := t.open()
 	if err != nil {
-		return nil, fmt.Errorf("open TPM %s: %w", path, explain(path, err))
+		return nil, fmt.Errorf("open TPM %s: %w", path, Explain(path, err))
 	}
 	t.dev = dev
 	t.suspect = true // whatever ran before us may have been killed
@@ -154,7 +154,7 @@ func (t *TPM) do(ctx context.Context, what string, run func(*conn) error) error 
 	ctx, cancel := context.WithTimeout(ctx, operationTimeout)
 	defer cancel()
 	if err := t.hand(ctx, run); err != nil {
-		return fmt.Errorf("TPM %s: %s: %w", t.path, what, explain(t.path, err))
+		return fmt.Errorf("TPM %s: %s: %w", t.path, what, Explain(t.path, err))
 	}
 	return nil
 }

@@ -36,7 +36,7 @@ type conn struct {
 }
 
 // Send implements transport.TPM. A TPM that is busy has not begun with the command, and no session's nonce has moved: the same bytes are sent
-// again, until it is not, or the caller's context ends, or longestBusy is over.
+// again, until it is not, or longestBusy is over, or the caller has no time for another pause: who asked shall hear that it is busy, not nothing.
 func (c *conn) Send(command []byte) ([]byte, error) {
 	began := time.Now()
 	for pause := firstPause; ; pause = min(2*pause, longestPause) {
@@ -49,7 +49,7 @@ func (c *conn) Send(command []byte) ([]byte, error) {
 		}
 		if code := answerCode(answer); !shows(code, busy) {
 			return answer, nil
-		} else if time.Since(began) >= longestBusy || !c.pause(pause) {
+		} else if end, ok := c.ctx.Deadline(); time.Since(began) >= longestBusy || ok && time.Until(end) < 2*pause || !c.pause(pause) {
 			return nil, code
 		}
 	}

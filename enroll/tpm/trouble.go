@@ -49,8 +49,8 @@ var troubles = []struct {
 // full: no slot is free for a key or a session. Sessions that lie saved for long leave a gap, which is the same to us.
 var full = []error{tpm2.TPMRCObjectMemory, tpm2.TPMRCSessionMemory, tpm2.TPMRCMemory, tpm2.TPMRCObjectHandles, tpm2.TPMRCSessionHandles, tpm2.TPMRCContextGap}
 
-// explain makes a Trouble of an error that shows a known one.
-func explain(path string, err error) error {
+// Explain makes a Trouble of an error of the TPM at path that shows a known one; others it returns as they are.
+func Explain(path string, err error) error {
 	var known *Trouble
 	if err == nil || errors.As(err, &known) {
 		return err
@@ -61,6 +61,9 @@ func explain(path string, err error) error {
 		}
 		return &Trouble{"it is not there", "if it does not appear within a minute of the machine's start: enable the TPM in the firmware setup or device tree, " +
 			"load its kernel driver, or name another device (ls /dev/tpmrm*)", err}
+	}
+	if errors.Is(err, ErrForeign) { // which has words of its own
+		return err
 	}
 	for _, t := range troubles {
 		if shows(err, t.shows) {
