@@ -102,11 +102,12 @@ func (e *Enroller) enrolledBefore() (bool, error) {
 	return err == nil, err
 }
 
-// DeviceKey opens the device key of the board that this TPM is, in a state directory; it makes none. tpm.ErrMissing, tpm.ErrForeign.
+// DeviceKey opens the device key of the board that this TPM is, in a state directory; it makes none. tpm.ErrMissing;
+// tpm.ErrForeign; both of a board that has none yet, in a directory that holds another's.
 func DeviceKey(ctx context.Context, device *tpm.TPM, dir string) (*tpm.Signer, error) {
 	keys, at, err := openBoard(ctx, device, dir)
 	if at != dir && errors.Is(err, tpm.ErrMissing) {
-		err = fmt.Errorf("open keys in %s: %w", dir, tpm.ErrForeign)
+		err = fmt.Errorf("open keys in %s: %w; of this one: %w", dir, tpm.ErrForeign, err)
 	}
 	if err != nil {
 		return nil, err

@@ -203,7 +203,7 @@ func lookAtTPM(ctx context.Context, cfg agent.Config, way *egress.Way, kit enrol
 		}
 	}
 	key, err := enroll.DeviceKey(ctx, dev, dir)
-	if errors.Is(err, tpm.ErrMissing) {
+	if errors.Is(err, tpm.ErrMissing) && !errors.Is(err, tpm.ErrForeign) {
 		return agent.ProbeTPM(ctx, dev, nil), nil, fingerprint
 	}
 	if err != nil {
