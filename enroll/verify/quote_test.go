@@ -8,6 +8,7 @@ import (
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
+	"strings"
 	"sync"
 	"testing"
 
@@ -188,7 +189,8 @@ func TestSecretRequestIsBounded(t *testing.T) {
 			t.Errorf("%s: no error", name)
 		}
 	}
-	for name, data := range map[string][]byte{"a long request": append([]byte("{}"), bytes.Repeat([]byte(" "), verify.MaxSecretRequest-1)...), "no JSON": []byte("{"), "a number": []byte(`{"secret":7}`)} {
+	for name, data := range map[string][]byte{"a long code": []byte(`{"secret":"AAAA","code":"` + strings.Repeat("c", verify.MaxCode+1) + `"}`),
+		"a long request": append([]byte("{}"), bytes.Repeat([]byte(" "), verify.MaxSecretRequest-1)...), "no JSON": []byte("{"), "a number": []byte(`{"secret":7}`)} {
 		if _, err := verify.ParseSecretRequest(data); err == nil {
 			t.Errorf("%s: no error", name)
 		}
