@@ -28,15 +28,21 @@ import (
 // 'wardlink-server rotate api' makes another.
 const apiIdentityFile = "keys/api/api.pem"
 
-// renewAttestation makes a new attestation CA when it is time, in the server's own directory: all processes with the service must have one and the
-// same, and the others have copies of it.
-func (s *Server) renewAttestation() error {
+// holdAttestation keeps the attestation CA of this directory as it is while this process runs, and makes a new one before when it is time: in the
+// server's own directory, for all processes with the service must have one and the same, and the others have copies of it.
+func (s *Server) holdAttestation() error {
 	if _, err := os.Stat(filepath.Join(s.dir, keys.RecoveryFile)); err != nil {
 		return nil
 	}
-	renewed, err := keys.RenewAttestation(s.dir, s.cfg.TrustDomain, time.Now())
+	held, renewed, due, err := keys.HoldAttestation(s.dir, s.cfg.TrustDomain, time.Now())
+	if held != nil {
+		s.closers = append(s.closers, held.Close)
+	}
 	if renewed {
 		s.log.Info("the attestation CA was past half of its life and is a new one")
+	}
+	if due {
+		s.log.Warn("the attestation CA is past half of its life and another process uses it; end every process with the service ca on this directory, then start them again", "dir", s.dir)
 	}
 	return err
 }

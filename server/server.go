@@ -134,7 +134,7 @@ func NewAt(dir, gateways string, log *slog.Logger, services ...string) (*Server,
 // openKeys reads the keys of this process's services, and no others.
 func (s *Server) openKeys() error {
 	if s.parts.Has(ServiceCA) {
-		if err := s.renewAttestation(); err != nil {
+		if err := s.holdAttestation(); err != nil {
 			return err
 		}
 	}

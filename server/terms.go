@@ -99,7 +99,7 @@ func keyTerms(dir string, cfg Config, k *keys.Keys) ([]Term, error) {
 		out = append(out, certificateTerm("former issuing CA", cfg.TrustDomain, former, "its key is destroyed; what it issued lives on until it ends", 0, 0))
 	}
 	if k.Attestation != nil {
-		out = append(out, certificateTerm("attestation CA", cfg.TrustDomain, k.Attestation, "itself, when the server is started past half of its life: restart the server", dueAt, lateAt))
+		out = append(out, certificateTerm("attestation CA", cfg.TrustDomain, k.Attestation, "itself, when the server is started past half of its life: end every process with the service ca on this directory, then start them", dueAt, lateAt))
 	}
 	verifier, err := note.NewVerifier(k.LogVerifier)
 	if err != nil {

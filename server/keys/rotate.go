@@ -7,6 +7,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -31,6 +32,8 @@ const (
 	nextIssuingFile    = "public/issuing.next.crt"
 	formerIssuingFile  = "public/issuing.former.crt"
 	issuingLockFile    = "keys/ca/lock" // of AdoptIssuing
+
+	attestationLockFile = "keys/ca/attestation.lock" // shared by who uses the attestation CA of this directory, exclusive for who renews it
 )
 
 // ErrPrepared: a next issuing CA is there already and no server has taken it up.
@@ -204,17 +207,56 @@ func notAPair(dir, file string) error {
 	return fmt.Errorf("%s does not belong to its certificate in public/; restore both from one backup", filepath.Join(dir, file))
 }
 
-// RenewAttestation makes a new attestation CA once the present one is past half of its life, and says whether it did. Nobody but this
-// server trusts it, so nobody has to be asked: AK certificates of the former one are accepted no more, and a gateway whose enrolment
-// that interrupts begins again by itself. Only a server that is about to start may call it. The pair is written as a rotation's is,
-// under one name: a kill leaves the old pair, or a file that the next call overwrites.
-func RenewAttestation(dir, trustDomain string, now time.Time) (bool, error) {
-	cert, _, err := attestationPair(dir)
-	if err != nil {
-		return false, err
+// heldPatience is how long HoldAttestation waits for another process that renews, which takes milliseconds.
+const heldPatience = 10 * time.Second
+
+// HoldAttestation keeps every other process from renewing the attestation CA of this directory until held is closed or this process ends. What
+// Open reads meanwhile is what all who hold it have: two with different ones would each refuse the AK certificates of the other, and no gateway
+// could enrol. Before, it renews the CA when that is due and nobody else holds it. due says that it is still due: others go on with the present
+// one, and it is renewed at the first start while none of them runs. Only a server that is about to read its keys may call it.
+func HoldAttestation(dir, trustDomain string, now time.Time) (held io.Closer, renewed, due bool, err error) {
+	path := filepath.Join(dir, attestationLockFile)
+	for began := time.Now(); ; time.Sleep(20 * time.Millisecond) {
+		alone, err := durable.Lock(path, syscall.LOCK_EX)
+		if err == nil {
+			did, err := renewAttestation(dir, trustDomain, now)
+			if err = errors.Join(err, alone.Close()); err != nil {
+				return nil, renewed, false, err
+			}
+			renewed = renewed || did
+		} else if !errors.Is(err, durable.ErrLocked) {
+			return nil, renewed, false, err
+		}
+		// Between the two locks another process may begin, and finds nothing due.
+		shared, err := durable.Lock(path, syscall.LOCK_SH)
+		if err == nil {
+			cert, _, err := attestationPair(dir)
+			if err != nil {
+				return nil, renewed, false, errors.Join(err, shared.Close())
+			}
+			return shared, renewed, attestationDue(cert, now), nil
+		}
+		if !errors.Is(err, durable.ErrLocked) {
+			return nil, renewed, false, err
+		}
+		if time.Since(began) > heldPatience {
+			return nil, renewed, false, fmt.Errorf("renew the attestation CA: %w for %s; end the process that holds it and start again", err, heldPatience)
+		}
 	}
-	if !now.Before(cert.NotBefore) && now.Before(cert.NotBefore.Add(cert.NotAfter.Sub(cert.NotBefore)/2)) {
-		return false, nil
+}
+
+func attestationDue(cert *x509.Certificate, now time.Time) bool {
+	return now.Before(cert.NotBefore) || !now.Before(cert.NotBefore.Add(cert.NotAfter.Sub(cert.NotBefore)/2))
+}
+
+// renewAttestation makes a new attestation CA once the present one is past half of its life, and says whether it did. Nobody but this
+// server trusts it, so nobody has to be asked: AK certificates of the former one are accepted no more, and a gateway whose enrolment
+// that interrupts begins again by itself. The caller holds the lock alone. The pair is written as a rotation's is, under one name: a kill
+// leaves the old pair, or a file that the next call overwrites.
+func renewAttestation(dir, trustDomain string, now time.Time) (bool, error) {
+	cert, _, err := attestationPair(dir)
+	if err != nil || !attestationDue(cert, now) {
+		return false, err
 	}
 	next, key, err := ca.NewAttestation(trustDomain, now)
 	if err != nil {
@@ -234,7 +276,7 @@ func RenewAttestation(dir, trustDomain string, now time.Time) (bool, error) {
 	return true, w.err
 }
 
-// attestationPair reads the attestation CA. A key's file that RenewAttestation wrote holds the certificate too, and that one counts: the
+// attestationPair reads the attestation CA. A key's file that renewAttestation wrote holds the certificate too, and that one counts: the
 // copy in public/ may be missing after a kill.
 func attestationPair(dir string) (*x509.Certificate, crypto.Signer, error) {
 	r := reader{dir: dir}

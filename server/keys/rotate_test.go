@@ -1,10 +1,14 @@
 package keys
 
 import (
+	"bufio"
 	"crypto"
 	"crypto/x509"
 	"errors"
+	"fmt"
+	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -167,10 +171,10 @@ func TestAttestationRenewsItself(t *testing.T) {
 	dir, _ := fresh(t)
 	first := open(t, dir).Attestation
 	half := ca.AttestationLife / 2
-	if renewed, err := RenewAttestation(dir, "ward.example", time.Now().Add(half-time.Hour)); renewed || err != nil {
+	if renewed, err := renewAttestation(dir, "ward.example", time.Now().Add(half-time.Hour)); renewed || err != nil {
 		t.Errorf("renewed before half of its life: %v", err)
 	}
-	if renewed, err := RenewAttestation(dir, "ward.example", time.Now().Add(half+time.Hour)); !renewed || err != nil {
+	if renewed, err := renewAttestation(dir, "ward.example", time.Now().Add(half+time.Hour)); !renewed || err != nil {
 		t.Fatalf("not renewed: %v", err)
 	}
 	second := open(t, dir)
@@ -179,7 +183,7 @@ func TestAttestationRenewsItself(t *testing.T) {
 	}
 	defer func() {
 		// Made by a clock that was years ahead, it has not begun once the clock is right, and would certify nobody.
-		if renewed, err := RenewAttestation(dir, "ward.example", time.Now()); !renewed || err != nil {
+		if renewed, err := renewAttestation(dir, "ward.example", time.Now()); !renewed || err != nil {
 			t.Fatalf("one that has not begun is not renewed: %v", err)
 		}
 		if c := open(t, dir).Attestation; c.NotBefore.After(time.Now()) {
@@ -191,4 +195,90 @@ func TestAttestationRenewsItself(t *testing.T) {
 	if k := open(t, dir); w.err != nil || !k.Attestation.Equal(second.Attestation) {
 		t.Errorf("after a kill: %v", w.err)
 	}
+}
+
+// Two processes on one directory that start at once past half of the attestation CA's life renew it once and read the same one; while either
+// runs, a third does not renew it, and says that it is due.
+func TestProcessesShareOneAttestationCA(t *testing.T) {
+	if dir := os.Getenv("WARDLINK_TEST_HOLD"); dir != "" {
+		holdInChild(dir)
+		return
+	}
+	dir, _ := fresh(t)
+	late := time.Now().Add(ca.AttestationLife/2 + time.Hour)
+	var children []*exec.Cmd
+	var ends []io.Closer
+	var said []*bufio.Reader
+	for range 2 {
+		c := exec.Command(os.Args[0], "-test.run=^TestProcessesShareOneAttestationCA$")
+		c.Env = append(os.Environ(), "WARDLINK_TEST_HOLD="+dir)
+		in, err := c.StdinPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		out, err := c.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := c.Start(); err != nil {
+			t.Fatal(err)
+		}
+		children, ends, said = append(children, c), append(ends, in), append(said, bufio.NewReader(out))
+	}
+	var serials []string
+	renewals := 0
+	for _, r := range said {
+		var serial string
+		var renewed, due bool
+		if _, err := fmt.Fscan(r, &serial, &renewed, &due); err != nil || due {
+			t.Fatalf("a process that starts: due %t, %v", due, err)
+		}
+		if serials = append(serials, serial); renewed {
+			renewals++
+		}
+	}
+	if serials[0] != serials[1] || renewals != 1 {
+		t.Errorf("they use %v after %d renewals; expected one renewal and the same CA", serials, renewals)
+	}
+	for i := range children { // one of them runs, then none
+		later := late.Add(ca.AttestationLife)
+		held, renewed, due, err := HoldAttestation(dir, "ward.example", later)
+		if err != nil || renewed || !due {
+			t.Fatalf("beside %d processes: renewed %t, due %t, %v", len(children)-i, renewed, due, err)
+		}
+		if err := held.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if err := ends[i].Close(); err != nil {
+			t.Fatal(err)
+		}
+		if err := children[i].Wait(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	held, renewed, due, err := HoldAttestation(dir, "ward.example", late.Add(ca.AttestationLife))
+	if err != nil || !renewed || due {
+		t.Fatalf("alone: renewed %t, due %t, %v", renewed, due, err)
+	}
+	if err := held.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// holdInChild says which CA it reads, and holds it until its input ends.
+func holdInChild(dir string) {
+	held, renewed, due, err := HoldAttestation(dir, "ward.example", time.Now().Add(ca.AttestationLife/2+time.Hour))
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	cert, _, err := attestationPair(dir)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	fmt.Println(ca.Serial(cert), renewed, due)
+	_, _ = io.Copy(io.Discard, os.Stdin)
+	_ = held.Close()
+	os.Exit(0)
 }
