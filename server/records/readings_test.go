@@ -185,6 +185,31 @@ func TestAnOldDatabaseIsGathered(t *testing.T) {
 	f.ordered(317, "p1")
 }
 
+// A reading whose series is not there is not left out in silence: the upgrade fails and leaves all as it was.
+func TestAnUpgradeLeavesNoReadingOut(t *testing.T) {
+	f := setup(t)
+	g := f.gateway("gw-1").enrol().bring("gw-1")
+	g.publish("gw-1", g.sealBatch(message("p1", 1, "70")))
+	f.until("stored", func(s records.Stats) bool { return s.Messages == 1 })
+	f.ungather(f.ordered(1, "p1"))
+	if err := f.db.Write(f.ctx, func(tx *sql.Tx) error {
+		_, err := tx.Exec("INSERT INTO observations (message, idx, series, form, at, value, time, marks) SELECT message, idx + 1, series + 1000, form, at, value, time, marks FROM observations")
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	db, err := sqldb.Open(f.path, migrations()...)
+	if err == nil {
+		_ = db.Close()
+	}
+	if err == nil || !strings.Contains(err.Error(), "1 of 2 readings belong to no series") {
+		t.Errorf("%v", err)
+	}
+	if n := f.count("SELECT COUNT(*) FROM observations"); n != 2 {
+		t.Errorf("%d readings are left, expected 2", n)
+	}
+}
+
 // ungather makes the database what an older server would have left, with those readings, and the parts of devices that the messages have.
 func (f *fixture) ungather(found []records.Observation) {
 	f.t.Helper()

@@ -40,7 +40,17 @@ func gatherReadings(ctx context.Context, tx *sql.Tx, progress func(string)) erro
 			progress(fmt.Sprintf("gathering the readings of messages: %d of %d", min(from, last), last))
 		}
 	}
-	return w.flush()
+	if err := w.flush(); err != nil {
+		return err
+	}
+	var all int64
+	if err := tx.QueryRowContext(ctx, "SELECT COUNT(*) FROM observations").Scan(&all); err != nil {
+		return err
+	}
+	if w.gathered != all { // the rows go with this transaction: what was not gathered would be lost
+		return fmt.Errorf("%d of %d readings belong to no series of a patient; the database is as it was: restore it from a backup, or have it looked at", all-w.gathered, all)
+	}
+	return nil
 }
 
 // gatherer makes rows of readings from rows of observations.
@@ -50,6 +60,7 @@ type gatherer struct {
 	rows rowMaker
 
 	message, subject, part int64 // of the readings that rows has
+	gathered               int64 // readings
 }
 
 // gather takes the messages from one on and before another.
@@ -88,6 +99,7 @@ func (w *gatherer) gather(from, before int64) error {
 			w.message, w.subject = o.message, o.subject
 		}
 		w.rows.add(o.at, o.reading)
+		w.gathered++
 	}
 	return w.end()
 }
