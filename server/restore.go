@@ -286,6 +286,9 @@ func (r *restoring) database(ctx context.Context) (err error) {
 		if _, err := tx.Exec("UPDATE events_out_mark SET seq = $1", int64(r.manifest.Journal)); err != nil {
 			return err
 		}
+		if _, err := tx.Exec("UPDATE records_totals SET opening = seq"); err != nil { // what was being opened then is not what has those numbers now
+			return err
+		}
 		// Enrolments that were under way are over, and nonces of then must not be good again.
 		if err := acmedb.Forget(tx); err != nil {
 			return err

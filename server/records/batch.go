@@ -130,11 +130,16 @@ func (r *Records) settleAlone(ctx context.Context, w *work) error {
 		return r.commit(ctx, []*opened{{work: w, err: &failure{reason: "the server stopped each time it opened the batch", final: true}}}, 0)
 	}
 	w.attempts++
+	var n int64
 	if err := r.write(ctx, func(tx *sql.Tx) error {
-		_, err := tx.Exec("UPDATE batches SET state = $1, attempts = $2 WHERE stream = $3 AND number = $4",
-			stateOpening, w.attempts, w.stream, int64(w.number))
+		res, err := tx.Exec("UPDATE batches SET state = $1, attempts = $2 WHERE stream = $3 AND number = $4 AND state <> $5",
+			stateOpening, w.attempts, w.stream, int64(w.number), stateStored)
+		if err != nil {
+			return err
+		}
+		n, err = res.RowsAffected()
 		return err
-	}); err != nil {
+	}); err != nil || n == 0 { // what is stored is not stored again
 		return err
 	}
 	w.counted = true

@@ -18,8 +18,11 @@ func (r *Records) resume(ctx context.Context) (cursor uint64, ok bool) {
 		err := r.db.QueryRow(ctx, "SELECT seq, opening FROM records_totals").Scan(&seq, &opening)
 		if err == nil {
 			cursor = min(r.passed, uint64(seq))
-			if r.suspect = 0; opening > seq {
+			// Entries behind the cursor that seq covers are known when they are met; a journal that went back has other ones there.
+			if r.suspect = 0; uint64(opening) > cursor {
 				r.suspect = uint64(opening)
+			}
+			if opening > seq {
 				r.log.Warn("the process before this one ended while it opened batches; what may have been under way is opened one by one", "from", seq+1, "to", opening)
 			}
 			break

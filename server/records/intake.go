@@ -56,10 +56,11 @@ func (r *Records) intake(ctx context.Context, entries []journal.Entry, seq uint6
 				}
 			}
 		}
-		if todo, err = r.enter(tx, entered); err != nil {
+		ours := make(map[name]bool) // taken in this pass: a batch published twice within it is not one left by a crash, nor two of them
+		if todo, err = r.enter(tx, entered, ours); err != nil {
 			return err
 		}
-		if fresh, err = r.sift(tx, fresh); err != nil {
+		if fresh, err = r.sift(tx, fresh, ours); err != nil {
 			return err
 		}
 		if todo = append(todo, fresh...); len(todo) == 0 {
@@ -68,13 +69,13 @@ func (r *Records) intake(ctx context.Context, entries []journal.Entry, seq uint6
 		if len(fresh) == 0 {
 			return nil
 		}
-		_, err := r.in.exec(tx, markOpening, int64(seq))
+		_, err := r.in.exec(tx, markOpening, int64(max(seq, r.suspect))) // also down: a journal that went back uses its numbers again
 		return err
 	})
 	return todo, err
 }
 
-const markOpening = "UPDATE records_totals SET opening = $1 WHERE opening < $1"
+const markOpening = "UPDATE records_totals SET opening = $1"
 
 // takePublish reads one batch from the journal. It gives nil for one that was settled long ago.
 func (r *Records) takePublish(tx *sql.Tx, e *journal.Entry) (*work, error) {
@@ -133,13 +134,13 @@ func names(to map[name]bool) func(rows *sql.Rows) error {
 }
 
 // enter makes the rows of batches that are new, each with an attempt counted, and gives those that are to be opened now.
-func (r *Records) enter(tx *sql.Tx, in []*work) (todo []*work, err error) {
+func (r *Records) enter(tx *sql.Tx, in []*work, ours map[name]bool) (todo []*work, err error) {
 	if len(in) == 0 {
 		return nil, nil
 	}
 	var args []any
 	for _, w := range in {
-		w.sealing, w.counted = []byte{}, true
+		w.sealing, w.counted = []byte{}, w.seq > r.suspect // a suspect's attempt is that of the process which died, and stays
 		if h, err := seal.CheckFrame(w.frame); err == nil {
 			w.sealing = h.Sealing[:]
 		}
@@ -149,7 +150,6 @@ func (r *Records) enter(tx *sql.Tx, in []*work) (todo []*work, err error) {
 	if err := r.in.returned(tx, newBatches, args, names(fresh)); err != nil {
 		return nil, err
 	}
-	ours := make(map[name]bool) // taken in this pass: a batch published twice within it is not one left by a crash, nor two of them
 	for _, w := range in {
 		n := w.name()
 		if fresh[n] {
@@ -171,7 +171,7 @@ func (r *Records) enter(tx *sql.Tx, in []*work) (todo []*work, err error) {
 }
 
 // sift gives those that are to be opened now: each batch that has no row once, as fresh, and what a crash left.
-func (r *Records) sift(tx *sql.Tx, in []*work) (todo []*work, err error) {
+func (r *Records) sift(tx *sql.Tx, in []*work, ours map[name]bool) (todo []*work, err error) {
 	var args []any
 	for _, w := range in {
 		// What is above the highest run of numbers that were ever journaled is new.
@@ -183,7 +183,7 @@ func (r *Records) sift(tx *sql.Tx, in []*work) (todo []*work, err error) {
 	if err := r.in.returned(tx, findBatches, args, names(known)); err != nil {
 		return nil, err
 	}
-	first, ours := make(map[name]*work, len(in)), make(map[name]bool)
+	first := make(map[name]*work, len(in))
 	for _, w := range in {
 		n := w.name()
 		switch before := first[n]; {

@@ -73,3 +73,36 @@ func TestAStopIsNoAttempt(t *testing.T) {
 		t.Errorf("%d attempts", n)
 	}
 }
+
+// A batch that the process which died was opening, and that came again meanwhile, is stored once and counted once.
+func TestABatchSentAgainAfterACrashIsStoredOnce(t *testing.T) {
+	f := setup(t)
+	g := f.gateway("gw-1").enrol().bring("gw-1")
+	frame := g.sealBatch(message("p1", 1, "70"))
+	g.publish("gw-1", frame)
+	f.exec(fmt.Sprintf("UPDATE records_totals SET opening = %d", f.journal.Len()))
+	g.publish("gw-1", frame)
+	f.until("stored", func(s records.Stats) bool { return s.Batches > 0 && s.Pending == 0 })
+	if n := f.count("SELECT batches FROM records_totals"); n != 1 {
+		t.Errorf("%d batches are counted, expected 1", n)
+	}
+}
+
+// A journal that went back gives numbers again that the database has passed: what kills the process there is counted all the same.
+func TestABatchThatKillsIsCountedBelowTheMark(t *testing.T) {
+	f := setup(t)
+	f.exec("UPDATE records_totals SET seq = 1000, opening = 1000")
+	g := f.gateway("gw-1").enrol().bring("gw-1")
+	g.publish("gw-1", g.sealBatch(message("p1", 1, "70")))
+	g.publish("gw-1", g.sealBatch(message("p1", 2, "71")))
+	r := f.open()
+	most := int64(0)
+	r.SetDecode(func(b []byte) (telemetry.Batch, error) {
+		most = max(most, f.count("SELECT COALESCE(MAX(attempts), 0) FROM batches"))
+		return telemetry.Decode(b)
+	})
+	f.run("opened", r, func() bool { return f.count("SELECT COUNT(*) FROM batches WHERE state = 2") == 2 })
+	if most < 2 {
+		t.Errorf("batches were opened with %d attempts counted", most)
+	}
+}
