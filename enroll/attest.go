@@ -100,11 +100,12 @@ func (e *Enroller) attest(ctx context.Context, keys *tpm.Keys) (*attestation, er
 			return nil, err
 		}
 	}
-	if answering.Code, err = e.code(); err != nil {
-		return nil, err
-	}
+	answering.Code = e.code()
 	var answer verify.SecretResponse
 	if err := e.post(ctx, "/secret", answering, &answer); err != nil {
+		if refused := (*codeError)(nil); errors.As(err, &refused) && answering.Code != "" {
+			e.refused = answering.Code
+		}
 		return nil, err
 	}
 	if answering.Code != "" { // it is used up, or was not wanted
@@ -130,12 +131,26 @@ func (e *Enroller) attest(ctx context.Context, keys *tpm.Keys) (*attestation, er
 	return &attestation{gateway: names[0], chain: answer.Chain}, nil
 }
 
-// code is the one-time code that somebody left for the first enrolment; "" when there is none.
-func (e *Enroller) code() (string, error) {
+// code is the one-time code that somebody left for the first enrolment; "" when there is none, when it cannot be read, which must not keep an
+// enrolled gateway from renewing, and when it is the one that was refused: sent again at each try it would use up the tries of the right one.
+func (e *Enroller) code() string {
 	if e.cfg.CodeFile == "" {
-		return "", nil
+		return ""
 	}
-	f, err := os.Open(e.cfg.CodeFile)
+	text, err := readCode(e.cfg.CodeFile)
+	switch {
+	case err != nil:
+		e.cfg.Log.Warn("the one-time code cannot be sent", "error", err)
+		return ""
+	case text == e.refused:
+		return ""
+	}
+	return text
+}
+
+// readCode gives "" when there is no file.
+func readCode(path string) (string, error) {
+	f, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return "", nil
 	}
@@ -149,7 +164,7 @@ func (e *Enroller) code() (string, error) {
 	}
 	text := strings.TrimSpace(string(data))
 	if len(data) > verify.MaxCode || !verify.PlainSerial(text) {
-		return "", fmt.Errorf("one-time code: %s: expected the code alone, as 'wardlink provision code' prints it", e.cfg.CodeFile)
+		return "", fmt.Errorf("one-time code: %s: expected the code alone, as 'wardlink provision code' prints it", path)
 	}
 	return text, nil
 }
@@ -204,6 +219,11 @@ func (e *Enroller) post(ctx context.Context, path string, in, out any) error {
 	return nil
 }
 
+// codeError says what is wrong with the one-time code, or that one is wanted, in the server's words.
+type codeError struct{ detail string }
+
+func (e *codeError) Error() string { return "one-time code: " + e.detail }
+
 // problem turns a refusal into an error.
 func problem(path string, answer *http.Response, data []byte) error {
 	var p Problem
@@ -213,6 +233,9 @@ func problem(path string, answer *http.Response, data []byte) error {
 	}
 	if p.Type == WaitingProblem && p.Fingerprint != "" {
 		return &WaitingError{Fingerprint: p.Fingerprint}
+	}
+	if p.Type == CodeProblem {
+		return &codeError{printable(p.Detail)}
 	}
 	if what, ok := cutOffs[p.Type]; ok {
 		return &CutOffError{What: what, Reason: printable(p.Detail), Order: p.Order}

@@ -86,9 +86,10 @@ type Enroller struct {
 	http  *http.Client
 	hurry chan struct{} // one place: an ask that waits stands for all
 
-	mu     sync.Mutex // held for a whole enrolment
-	keys   *tpm.Keys
-	former string // the gateway that this disk was with another board: this board must be the same one; "" when it is not another board
+	mu      sync.Mutex // held for a whole enrolment
+	keys    *tpm.Keys
+	former  string // the gateway that this disk was with another board: this board must be the same one; "" when it is not another board
+	refused string // the one-time code that the server has refused
 }
 
 // Identity is who this gateway is and the certificate that says so.

@@ -52,7 +52,8 @@ type registryFake struct {
 	cut     map[[32]byte]*CutOffError
 	booted  []boot.Measurement // as attested
 	claimed []Contention
-	code    string // that a first attestation wants
+	code    string   // that a first attestation wants
+	codes   []string // that were given
 	fail    error
 	late    func() // revokes just before a key is entered
 }
@@ -102,6 +103,9 @@ func (r *registryFake) Attested(_ context.Context, gateway string, v *verify.Ver
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	ek, ak := v.EK, v.AKName
+	if code != "" {
+		r.codes = append(r.codes, code)
+	}
 	if r.code != code && r.aks[ek] == "" {
 		return &CodeError{"the one-time code is wrong"}
 	}

@@ -161,10 +161,11 @@ func (e *takenError) Unwrap() error { return e.error }
 // ErrTwoGateways is why a TPM is not certified that has proven to be two gateways.
 var ErrTwoGateways = fmt.Errorf("this TPM is another gateway's, too: %w", ErrConflict)
 
-// otherOf gives the gateway, other than this one, under whose endorsement key a TPM has shown the same attestation key; "" when there is none.
+// otherOf gives the gateway, other than this one, under whose endorsement key a TPM has shown the same attestation key; "" when there is none. One
+// that is decommissioned is none: it can never be certified again, and that is how an operator ends one of two.
 func otherOf(q querier, gateway string, ak []byte) (other string, err error) {
-	err = q.QueryRow(`SELECT e.gateway FROM attested_aks a JOIN gateway_eks e ON e.ek = a.ek WHERE a.ak = $1 AND e.gateway <> $2
-		ORDER BY e.gateway LIMIT 1`, ak, gateway).Scan(&other)
+	err = q.QueryRow(`SELECT e.gateway FROM attested_aks a JOIN gateway_eks e ON e.ek = a.ek JOIN gateways g ON g.id = e.gateway
+		WHERE a.ak = $1 AND e.gateway <> $2 AND g.state <> 'decommissioned' ORDER BY e.gateway LIMIT 1`, ak, gateway).Scan(&other)
 	if errors.Is(err, sql.ErrNoRows) {
 		return "", nil
 	}

@@ -1,6 +1,7 @@
 package registry_test
 
 import (
+	"database/sql"
 	"errors"
 	"fmt"
 	"strings"
@@ -88,6 +89,16 @@ func TestOneTPMWithTwoKeys(t *testing.T) {
 	}
 	if err := f.Attested(f.ctx, "gw-2", ek("two"), []byte("another TPM's"), ""); err != nil {
 		t.Errorf("another TPM as the second gateway: %v", err)
+	}
+	// The mend that the alert names: one of the two ends.
+	if err := f.db.Write(f.ctx, func(tx *sql.Tx) error {
+		_, err := tx.Exec("UPDATE gateways SET state = 'decommissioned' WHERE id = 'gw-1'")
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Attested(f.ctx, "gw-2", ek("two"), []byte("this TPM's"), ""); err != nil {
+		t.Errorf("once the first one is decommissioned: %v", err)
 	}
 }
 
