@@ -4,7 +4,6 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
-	"errors"
 	"sync/atomic"
 	"testing"
 
@@ -89,6 +88,7 @@ func TestForgedStatements(t *testing.T) {
 	attribute := func(change func(*tpm2.TPMAObject)) func(*statement) {
 		return func(s *statement) { change(&s.public.ObjectAttributes) }
 	}
+	counted := func() int64 { return refused.Load() + int64(h.count(audit.Refused)) }
 	for what, change := range map[string]func(*statement){
 		"":                     func(*statement) {},
 		"of another challenge": func(s *statement) { s.attest.ExtraData = tpm2.TPM2BData{Buffer: make([]byte, 32)} },
@@ -109,27 +109,7 @@ func TestForgedStatements(t *testing.T) {
 		"about a key that does not sign":   attribute(func(a *tpm2.TPMAObject) { a.SignEncrypt = false }),
 	} {
 		t.Run(what, func(t *testing.T) {
-			order, challenge, keyAuthorization := ordered(t, client)
-			challenge.Payload = board.forged(t, keyAuthorization, chain, change)
-			before := refused.Load() + int64(h.count(audit.Refused))
-			answered, err := client.Accept(ctx, challenge)
-			counted := refused.Load() + int64(h.count(audit.Refused)) - before
-			var problem *acme.Error
-			switch {
-			case what == "":
-				if err != nil || answered.Status != acme.StatusValid || counted != 0 {
-					t.Fatalf("what is right: %v, %+v; %d refusals", err, answered, counted)
-				}
-			case err == nil && answered.Status == acme.StatusInvalid, errors.As(err, &problem) && problem.StatusCode/100 == 4:
-				if counted != 1 {
-					t.Errorf("%d refusals are counted", counted)
-				}
-			default:
-				t.Errorf("%v, %+v", err, answered)
-			}
-			if _, err := board.finalize(ctx, client, order, board.key); (err == nil) != (what == "") {
-				t.Errorf("certificate: %v", err)
-			}
+			board.answers(t, client, counted, what == "", func(keyAuthorization string) []byte { return board.forged(t, keyAuthorization, chain, change) })
 		})
 	}
 }

@@ -110,10 +110,10 @@ func (c *CA) probe(ctx context.Context) error {
 		return fmt.Errorf("issuing CA: %w", err)
 	}
 	if !c.cfg.Now().Before(c.cfg.Attestation.NotAfter) {
-		return errors.New("the attestation CA has ended; start the server again, which makes a new one")
+		return errors.New("the attestation CA has ended; end every process with the service ca on this directory, then start them: the first makes a new one")
 	}
 	if c.cfg.Now().Before(c.cfg.Attestation.NotBefore) {
-		return errors.New("the attestation CA has not begun, the clock was ahead when it was made; start the server again, which makes a new one")
+		return errors.New("the attestation CA has not begun, the clock was ahead when it was made; end every process with the service ca on this directory, then start them: the first makes a new one")
 	}
 	if err := signs(c.cfg.Attestation, c.cfg.AttestationKey); err != nil {
 		return fmt.Errorf("attestation CA: %w", err)

@@ -9,7 +9,6 @@ import (
 	"crypto/x509/pkix"
 	"encoding/asn1"
 	"encoding/base64"
-	"errors"
 	"math/big"
 	"sync/atomic"
 	"testing"
@@ -95,6 +94,7 @@ func TestAKCertificateProfile(t *testing.T) {
 		return asn1.RawValue{FullBytes: der}
 	}
 	other := asn1.ObjectIdentifier{2, 23, 133, 8, 1} // of an EK
+	counted := func() int64 { return refused.Load() + int64(h.count(audit.Refused)) }
 	for what, change := range map[string]func(*akCertificate){
 		"":                      func(*akCertificate) {},
 		"with a subject":        func(a *akCertificate) { a.template.Subject.CommonName = "gw-1" },
@@ -147,29 +147,13 @@ func TestAKCertificateProfile(t *testing.T) {
 			}
 			change(a)
 			der := a.sign(t)
-			order, challenge, keyAuthorization := ordered(t, client)
-			if challenge.Payload, err = board.payload(keyAuthorization, [][]byte{der, a.by.Raw}); err != nil {
-				t.Fatal(err)
-			}
-			before := refused.Load() + int64(h.count(audit.Refused))
-			answered, err := client.Accept(ctx, challenge)
-			counted := refused.Load() + int64(h.count(audit.Refused)) - before
-			var problem *acme.Error
-			switch {
-			case what == "":
-				if err != nil || answered.Status != acme.StatusValid || counted != 0 {
-					t.Fatalf("the genuine one: %v, %+v; %d refusals", err, answered, counted)
+			board.answers(t, client, counted, what == "", func(keyAuthorization string) []byte {
+				payload, err := board.payload(keyAuthorization, [][]byte{der, a.by.Raw})
+				if err != nil {
+					t.Fatal(err)
 				}
-			case err == nil && answered.Status == acme.StatusInvalid, errors.As(err, &problem) && problem.StatusCode/100 == 4:
-				if counted != 1 {
-					t.Errorf("%d refusals are counted", counted)
-				}
-			default:
-				t.Errorf("%v, %+v", err, answered)
-			}
-			if _, err := board.finalize(ctx, client, order, board.key); (err == nil) != (what == "") {
-				t.Errorf("certificate: %v", err)
-			}
+				return payload
+			})
 		})
 	}
 }

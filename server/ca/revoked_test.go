@@ -90,7 +90,7 @@ func TestCutOffOtherwise(t *testing.T) {
 	if _, err := g.e.Enroll(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	for kind, title := range map[string]string{enroll.SuspendedProblem: "suspended", enroll.ReplacedProblem: "replaced", enroll.DecommissionedProblem: "decommissioned"} {
+	for kind, title := range map[string]string{enroll.SuspendedProblem: "suspended", enroll.ReplacedProblem: "replaced", enroll.DecommissionedProblem: "decommissioned", enroll.WindowProblem: "kept out"} {
 		h.registry.set(func() { h.registry.cut[g.ek] = &CutOffError{Type: kind, Title: title, Reason: "because"} })
 		var cut *enroll.CutOffError
 		if _, err := g.e.Enroll(t.Context()); !errors.As(err, &cut) || cut.What != title || cut.Reason != "because" {

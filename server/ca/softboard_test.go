@@ -14,6 +14,7 @@ import (
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -294,4 +295,31 @@ func (b *softBoard) enrol(ctx context.Context, name string) (*x509.Certificate, 
 		return nil, err
 	}
 	return b.certify(ctx, client, name, chain)
+}
+
+// answers meets a challenge for gw-1 with a payload. The genuine one gets a certificate; any other gets none, an answer that is no fault of ours, and is
+// counted once among the refusals.
+func (b *softBoard) answers(t *testing.T, client *acme.Client, counted func() int64, genuine bool, payload func(keyAuthorization string) []byte) {
+	t.Helper()
+	order, challenge, keyAuthorization := ordered(t, client)
+	challenge.Payload = payload(keyAuthorization)
+	before := counted()
+	answered, err := client.Accept(t.Context(), challenge)
+	n := counted() - before
+	var problem *acme.Error
+	switch {
+	case genuine:
+		if err != nil || answered.Status != acme.StatusValid || n != 0 {
+			t.Fatalf("the genuine one: %v, %+v; %d refusals", err, answered, n)
+		}
+	case err == nil && answered.Status == acme.StatusInvalid, errors.As(err, &problem) && problem.StatusCode/100 == 4:
+		if n != 1 {
+			t.Errorf("%d refusals are counted", n)
+		}
+	default:
+		t.Errorf("%v, %+v", err, answered)
+	}
+	if _, err := b.finalize(t.Context(), client, order, b.key); (err == nil) != genuine {
+		t.Errorf("certificate: %v", err)
+	}
 }
