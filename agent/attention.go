@@ -134,6 +134,8 @@ func cutOffMend(how string) string {
 	switch how {
 	case "suspended":
 		return "nothing on this machine: what devices send is kept, and it goes on by itself once an operator runs 'wardlink gateway resume'"
+	case "kept out":
+		return "nothing on this machine: what devices send is kept, and it goes on by itself within its validity; an operator changes that by 'wardlink gateway window'"
 	case "replaced":
 		return "another board is this gateway now, and this one never again; put its disk into the new board, and what waits here is sent"
 	}

@@ -19,7 +19,7 @@ type Status struct {
 	Waiting   string                  `json:"waiting,omitempty"`
 	Former    string                  `json:"former,omitempty"`  // while it waits: the gateway whose disk this is, if it was with another board
 	Revoked   bool                    `json:"revoked"`           // the hospital has cut this gateway off; what is taken in is kept
-	CutOff    string                  `json:"cut_off,omitempty"` // how: "revoked", "suspended", "decommissioned", "replaced"
+	CutOff    string                  `json:"cut_off,omitempty"` // how: "revoked", "suspended", "decommissioned", "replaced", "kept out" (outside of its validity)
 	NotBefore *time.Time              `json:"not_before,omitempty"`
 	NotAfter  *time.Time              `json:"not_after,omitempty"`
 	Leaving   string                  `json:"leaving,omitempty"` // why the hospital has this gateway drain before it is wiped

@@ -246,6 +246,7 @@ func problem(path string, answer *http.Response, data []byte) error {
 // cutOffs are the problems that say for which gateway the hospital has nothing any more, in the words of status.
 var cutOffs = map[string]string{
 	RevokedProblem: "revoked", SuspendedProblem: "suspended", DecommissionedProblem: "decommissioned", ReplacedProblem: "replaced",
+	WindowProblem: "kept out",
 }
 
 // printable makes a peer's words fit for one line of a terminal.

@@ -54,8 +54,8 @@ func ApproveCommand(fingerprint string) string {
 
 // CutOffError: an operator has cut this gateway off. It gets no certificate until an operator takes that back, if ever.
 type CutOffError struct {
-	What   string // "revoked", "suspended", "decommissioned" or "replaced"
-	Reason string // the operator's; may be empty
+	What   string // "revoked", "suspended", "decommissioned", "replaced", or "kept out" (outside of its validity)
+	Reason string // the operator's, or the validity; may be empty
 	Order  []byte // of a decommissioned gateway: the hospital's order to wipe itself, not verified yet
 }
 
