@@ -292,8 +292,9 @@ func (r *Records) postpone(ctx context.Context) (more bool, err error) {
 // due reads the pending batches whose time has come, with the frames that were kept for them.
 func (r *Records) due(ctx context.Context) ([]*work, error) {
 	rows, err := r.db.Query(ctx, `SELECT s.gateway, s.epoch, s.lane, b.stream, b.number, b.frame, b.received, b.attempts, b.aged, b.quarantined <> 0, f.frame
-		FROM batches b JOIN streams s ON s.id = b.stream JOIN batch_frames f ON f.stream = b.stream AND f.number = b.number
-		WHERE b.state <> 2 AND b.state = 0 AND b.due <= $1 ORDER BY b.due LIMIT $2`, r.now().UnixMilli(), retryBatches)
+		FROM (SELECT * FROM batches WHERE state <> 2 AND state = 0 AND due <= $1
+			AND EXISTS (SELECT 1 FROM batch_frames f WHERE f.stream = batches.stream AND f.number = batches.number) ORDER BY due LIMIT $2) b
+		JOIN streams s ON s.id = b.stream JOIN batch_frames f ON f.stream = b.stream AND f.number = b.number ORDER BY b.due`, r.now().UnixMilli(), retryBatches)
 	if err != nil {
 		return nil, err
 	}
