@@ -29,7 +29,6 @@ func says(t *testing.T, what string, f agent.Finding, level agent.Level, found, 
 func TestCertificate(t *testing.T) {
 	root := newAuthority(t, "Ward Root")
 	kit := kitOf(t, root, "x:1")
-	now := time.Now()
 	chain := func(a *authority, id string, from, until time.Duration) []*x509.Certificate {
 		return []*x509.Certificate{a.issue(id, from, until).Leaf}
 	}
@@ -51,7 +50,7 @@ func TestCertificate(t *testing.T) {
 		"another domain":  {chain(root, "spiffe://other.test/gateway/bed-7", -time.Hour, time.Hour), nil, agent.Stops, "the kit of ward.test", "hospital"},
 		"no gateway":      {chain(root, "spiffe://ward.test/operator/eve", -time.Hour, time.Hour), nil, agent.Stops, "names no gateway", "identity.pem"},
 	} {
-		got := judgeCertificate(c.chain, c.err, kit, now)
+		got := judgeCertificate(c.chain, c.err, kit, time.Now()) // their times are of before, in whole seconds
 		if len(got) != 1 {
 			t.Fatalf("%s: %+v", name, got)
 		}

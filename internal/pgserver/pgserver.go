@@ -128,9 +128,10 @@ func (s *Server) data() string { return filepath.Join(s.dir, "data") }
 // configure writes what differs from the defaults. Shared memory is in files of the server's own directory, so that a server that was
 // killed leaves nothing elsewhere.
 func (s *Server) configure(c Config) error {
+	// Tables of a test have no statistics, and a plan that is thought to be dear would be compiled each time: jit.
 	settings := map[string]string{
 		"listen_addresses": "", "unix_socket_directories": s.dir, "dynamic_shared_memory_type": "mmap", "max_connections": "200",
-		"shared_buffers": "64MB", "min_wal_size": "32MB", "max_wal_size": "1GB", "log_line_prefix": "%m [%p] %u ", "timezone": "UTC",
+		"shared_buffers": "64MB", "jit": "off", "min_wal_size": "32MB", "max_wal_size": "1GB", "log_line_prefix": "%m [%p] %u ", "timezone": "UTC",
 	}
 	maps.Copy(settings, c.Settings)
 	s.port = "5432"

@@ -31,14 +31,11 @@ func (h *hospital) raw(t *testing.T, request string, ends bool) (*http.Response,
 	}
 	defer conn.Close()
 	_ = conn.SetDeadline(time.Now().Add(30 * time.Second))
-	if _, err := io.WriteString(conn, request); err != nil {
-		t.Fatal(err)
-	}
-	if ends {
-		if err := conn.CloseWrite(); err != nil {
-			t.Fatal(err)
+	go func() { // a server that refuses what is too long closes before it has all of it: the answer counts
+		if _, err := io.WriteString(conn, request); err == nil && ends {
+			_ = conn.CloseWrite()
 		}
-	}
+	}()
 	answer, err := http.ReadResponse(bufio.NewReader(conn), nil)
 	if err != nil {
 		t.Fatalf("no answer: %v", err)

@@ -208,7 +208,7 @@ func (f *fixture) fill(messages []telemetry.Message) {
 		if ctx.Err() != nil || s.Dead > 0 {
 			f.t.Fatalf("records: %+v\n%s", s, f.log.String())
 		}
-		<-time.After(time.Millisecond)
+		<-time.After(5 * time.Millisecond)
 	}
 	stop()
 	check(<-ended)
