@@ -24,8 +24,8 @@ func TestMain(m *testing.M) {
 	syscalltest.Main()
 	// Most of a test here is waiting for programs and disks.
 	flag.Parse()
-	if p := flag.Lookup("test.parallel"); p.Value.String() == strconv.Itoa(runtime.GOMAXPROCS(0)) && runtime.GOMAXPROCS(0) < 5 {
-		_ = p.Value.Set("5")
+	if p := flag.Lookup("test.parallel"); p.Value.String() == strconv.Itoa(runtime.GOMAXPROCS(0)) && runtime.GOMAXPROCS(0) < 4 {
+		_ = p.Value.Set("4")
 	}
 	os.Exit(run(m))
 }
