@@ -214,7 +214,7 @@ func (s *Server) Start() error {
 		if err == nil {
 			return conn.Close(ctx)
 		}
-		if ctx.Err() != nil || syscall.Kill(pid, 0) != nil {
+		if _, gone := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid)); ctx.Err() != nil || gone != nil { // one that has ended waits for its parent, without a program
 			return errors.Join(fmt.Errorf("it did not start: %w; it says: %s", err, s.tail()), s.end())
 		}
 		select {

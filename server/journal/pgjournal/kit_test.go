@@ -138,11 +138,18 @@ func (l *load) more(t testing.TB, n int) {
 	}
 }
 
-// end stops the writers and verifies their account in a journal of its own.
+// end stops the writers and verifies their account in a journal of its own. PostgreSQL may be at its recovery still: acknowledgements that a test
+// waited for may have come before it noticed what had been done to it.
 func (l *load) end(t testing.TB, p journaltest.Place) {
 	t.Helper()
 	close(l.stop)
 	l.wg.Wait()
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		if j, err := p.Open(); err == nil {
+			_ = j.Close()
+			break
+		}
+	}
 	j := p.MustOpen(t)
 	total := l.account.Verify(t, j)
 	t.Logf("%d acknowledged, %d there, %d errors, at most %v without an acknowledgement", len(l.account.Acknowledged), total, l.errors, l.longest.Round(time.Millisecond))
