@@ -75,13 +75,25 @@ func journaled(t *testing.T, db *sqldb.DB) (out []string) {
 	return out
 }
 
-// actor writes events "node-number" and flushes after each, until it is told to stop; what it was told is durable it says to done.
-func actor(url string, node byte, n int, done func(target string)) error {
+func open(url string, node byte) (*sqldb.DB, *sqldb.Outbox, error) {
 	db, err := sqldb.Open(url, withJournaled()...)
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
 	o, err := sqldb.NewOutbox(db, &adjoining{node: node}, nil)
+	if err != nil {
+		return nil, nil, errors.Join(err, db.Close())
+	}
+	return db, o, nil
+}
+
+// actor writes events "node-number" and flushes after each, until it is told to stop; what it was told is durable it says to done.
+func actor(url string, node byte, n int, done func(target string)) error {
+	db, o, err := open(url, node)
+	for err != nil && sqldb.Environment(err) { // a busy machine comes to this when PostgreSQL is killed already
+		time.Sleep(5 * time.Millisecond)
+		db, o, err = open(url, node)
+	}
 	if err != nil {
 		return err
 	}
