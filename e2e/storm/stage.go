@@ -129,7 +129,8 @@ func (s *stage) memory() (int64, error) {
 	return u.RSS, errors.Join(err, s.server.Died())
 }
 
-// farOff is by how much the crowd's process gives way to the server and to those who publish: in a hospital its processors are its own.
+// farOff is by how much the crowd's process, and the one that floods, give way to the server and to those who publish: in a hospital their processors
+// are their own.
 const farOff = 10
 
 // idle connects the crowd and waits until the server has given back what the handshakes took.
@@ -256,7 +257,7 @@ func (s *stage) flood(ctx context.Context) error {
 		Kind: "flood", Fleet: s.hospital.Fleet, Addr: s.addr, First: s.options.steady, Count: 1, InFlight: flooding, Deadline: time.Minute,
 		Interval: time.Duration(s.seconds) * time.Second,
 	}
-	c, err := startCrowd(job, 0, nil)
+	c, err := startCrowd(job, farOff, nil)
 	if err != nil {
 		return err
 	}
