@@ -100,7 +100,7 @@ func TestHTTPPortCountsFailedHandshakes(t *testing.T) {
 		doorway: doorway{
 			ln: ln, tls: listenerTLS(func() (*tls.Certificate, error) { return &own, nil }, tr.root, "http/1.1"),
 			refuse: func(peer net.Addr, reason string) { refused <- fmt.Sprint(network(peer), " ", reason) },
-			log:    slog.New(slog.DiscardHandler), waiting: 50 * time.Millisecond,
+			log:    slog.New(slog.DiscardHandler), waiting: 500 * time.Millisecond,
 		},
 		http: &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			fmt.Fprintf(w, "certificates: %d", len(r.TLS.VerifiedChains))
