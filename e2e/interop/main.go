@@ -9,7 +9,6 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/hex"
-	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"flag"
@@ -23,11 +22,11 @@ import (
 	"strings"
 	"time"
 
+	"wardlink/e2e/stepca"
 	"wardlink/enroll"
 	"wardlink/enroll/tpm"
 	"wardlink/internal/child"
 	"wardlink/internal/swtpm"
-	"wardlink/server/ca"
 )
 
 // domain is that of both hospitals: the one whose server is ours, and the one that runs a stock step-ca.
@@ -196,63 +195,18 @@ func (s *stage) startTPMs(gateways ...string) error {
 	return s.operator("gateway", "import", s.file("gateways.csv"))
 }
 
-// startStepCA runs a stock step-ca with authorities of its own, which believes our server's attestation CA.
+// startStepCA runs a stock step-ca, which believes our server's attestation CA.
 func (s *stage) startStepCA() error {
-	now := time.Now()
-	root, rootKey, err := ca.NewRoot(domain, now)
-	if err != nil {
-		return err
-	}
-	issuing, issuingKey, err := ca.NewIssuing(domain, root, rootKey, now)
-	if err != nil {
-		return err
-	}
-	key, err := x509.MarshalECPrivateKey(issuingKey)
-	if err != nil {
-		return err
-	}
 	attestation, err := os.ReadFile(s.file("server/public/attestation.crt"))
 	if err != nil {
 		return err
 	}
-	s.otherRoot = s.file("step-ca-root.crt")
-	template := `{"subject": {"commonName": {{ toJson (index .SANs 0).Value }}},
-"uris": [{{ toJson (printf "spiffe://` + domain + `/gateway/%s" (index .SANs 0).Value) }}], "keyUsage": ["digitalSignature"], "extKeyUsage": ["clientAuth"]}`
-	config, err := json.Marshal(map[string]any{
-		"root": s.otherRoot, "crt": s.file("step-ca-issuing.crt"), "key": s.file("step-ca-issuing.key"),
-		"address": s.names["step-ca"], "dnsNames": []string{"127.0.0.1"}, "logger": map[string]string{"format": "text"},
-		"db": map[string]string{"type": "badgerv2", "dataSource": s.file("step-ca-db")},
-		"authority": map[string]any{"provisioners": []any{map[string]any{"type": "ACME", "name": "attest",
-			"challenges": []string{"device-attest-01"}, "attestationFormats": []string{"tpm"}, "attestationRoots": attestation,
-			"claims":  map[string]any{"maxTLSCertDuration": "24h", "defaultTLSCertDuration": "24h", "disableSmallstepExtensions": true},
-			"options": map[string]any{"x509": map[string]string{"template": template}}}}},
-	})
+	other, err := stepca.Start(s.ctx, stepca.Config{Program: s.stepCA, Dir: s.dir, Addr: s.names["step-ca"], TrustDomain: domain, Attestation: attestation})
 	if err != nil {
 		return err
 	}
-	for name, data := range map[string][]byte{
-		s.otherRoot: certificatePEM(root.Raw), s.file("step-ca-issuing.crt"): certificatePEM(issuing.Raw),
-		s.file("step-ca-issuing.key"): pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: key}), s.file("step-ca.json"): config,
-	} {
-		if err := os.WriteFile(name, data, 0o600); err != nil {
-			return err
-		}
-	}
-	client, err := s.client()
-	if err != nil {
-		return err
-	}
-	return s.start("step-ca", func() error {
-		answer, err := client.Get("https://" + s.names["step-ca"] + "/health")
-		if err != nil {
-			return err
-		}
-		return answer.Body.Close()
-	}, s.stepCA, s.file("step-ca.json"))
-}
-
-func certificatePEM(der []byte) []byte {
-	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
+	s.otherRoot, s.running = other.Root, append(s.running, other)
+	return nil
 }
 
 // client trusts both hospitals' servers.

@@ -21,8 +21,8 @@ import (
 func FuzzACME(f *testing.F) {
 	h := hospitalOf(f, func(c *Config) { c.PerSource = 1 << 20 })
 	board := newSoftBoard(f, h.server.URL, h.server.Client())
-	h.registry.active[board.hash()] = "gw-1"
-	client, err := board.client()
+	h.registry.active[board.Hash()] = "gw-1"
+	client, err := board.newClient()
 	if err != nil {
 		f.Fatal(err)
 	}

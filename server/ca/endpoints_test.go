@@ -57,8 +57,8 @@ func TestEachEndpointRefuses(t *testing.T) {
 	})
 	h.ca.bodyTime = 50 * time.Millisecond
 	board := newSoftBoard(t, h.server.URL, h.server.Client())
-	h.registry.active[board.hash()] = "gw-1"
-	client, err := board.client()
+	h.registry.active[board.Hash()] = "gw-1"
+	client, err := board.newClient()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -73,7 +73,7 @@ func TestEachEndpointRefuses(t *testing.T) {
 		t.Fatal(err)
 	}
 	base := h.server.URL + "/acme/attest/"
-	attest, err := json.Marshal(board.request)
+	attest, err := json.Marshal(board.Request)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -135,7 +135,7 @@ func TestEachEndpointRefuses(t *testing.T) {
 	for _, path := range []string{"/", "/acme", "/acme/", "/acme/attest", "/acme/other/directory", "/acme/attest/elsewhere", "/acme/attest/key-change", "/attestation/", "/attestation/other", "/crl/", "/%00", "/acme/attest/order/%2e%2e"} {
 		expect("no door", path, post(h.server.URL+path, "{}", 2), false)
 	}
-	if _, err := board.enrol(t.Context(), "gw-1"); err != nil {
+	if _, err := board.Enrol(t.Context(), "gw-1"); err != nil {
 		t.Errorf("after all that: %v", err)
 	}
 	if refused.Load() == 0 {

@@ -40,15 +40,15 @@ func TestRenewalsGoOnInAFlood(t *testing.T) {
 	var gateways []gateway
 	for i := range 2 {
 		board := newSoftBoard(t, h.server.URL, honest)
-		client, err := board.client()
+		client, err := board.newClient()
 		if err != nil {
 			t.Fatal(err)
 		}
 		name := fmt.Sprintf("gw-%d", i)
-		h.registry.active[board.hash()] = name
+		h.registry.active[board.Hash()] = name
 		gateways = append(gateways, gateway{board, client, name})
 	}
-	request, err := json.Marshal(gateways[0].board.request)
+	request, err := json.Marshal(gateways[0].board.Request)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -102,8 +102,8 @@ func TestRenewalsGoOnInAFlood(t *testing.T) {
 			var err error
 			for range tries {
 				var chain [][]byte
-				if chain, err = g.board.attest(ctx); err == nil {
-					_, err = g.board.certify(ctx, g.client, g.name, chain)
+				if chain, err = g.board.Attest(ctx); err == nil {
+					_, err = g.board.Certify(ctx, g.client, g.name, chain)
 				}
 				if err == nil {
 					return

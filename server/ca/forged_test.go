@@ -26,7 +26,7 @@ type statement struct {
 
 func (b *softBoard) forged(t *testing.T, keyAuthorization string, chain [][]byte, change func(*statement)) []byte {
 	t.Helper()
-	public, err := tpm2.Unmarshal[tpm2.TPMTPublic](b.pubArea)
+	public, err := tpm2.Unmarshal[tpm2.TPMTPublic](b.PubArea)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -43,7 +43,7 @@ func (b *softBoard) forged(t *testing.T, keyAuthorization string, chain [][]byte
 		s.attest.Attested = tpm2.NewTPMUAttest(tpm2.TPMSTAttestCertify, &tpm2.TPMSCertifyInfo{Name: *s.name})
 	}
 	info := tpm2.Marshal(s.attest)
-	sig := b.sign(info)
+	sig := b.Sign(info)
 	if s.spoil {
 		sig[len(sig)-1] ^= 1
 	}
@@ -68,16 +68,16 @@ func TestForgedStatements(t *testing.T) {
 		c.Refused = func(string, string) { refused.Add(1) }
 	})
 	board, other := newSoftBoard(t, h.server.URL, h.server.Client()), newSoftBoard(t, h.server.URL, h.server.Client())
-	h.registry.active[board.hash()], h.registry.active[other.hash()] = "gw-1", "gw-2"
-	chain, err := board.attest(t.Context())
+	h.registry.active[board.Hash()], h.registry.active[other.Hash()] = "gw-1", "gw-2"
+	chain, err := board.Attest(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	others, err := other.attest(t.Context())
+	others, err := other.Attest(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	client, err := board.client()
+	client, err := board.newClient()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -386,7 +386,7 @@ func TestIssuingEndsWithItsRoot(t *testing.T) {
 func (h *hospital) pend(t *testing.T, plain []byte) {
 	t.Helper()
 	board := newSoftBoard(t, "", nil)
-	v, err := verify.Attestation(&board.request, h.ca.trust(), time.Now())
+	v, err := verify.Attestation(&board.Request, h.ca.trust(), time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}

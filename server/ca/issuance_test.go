@@ -43,12 +43,12 @@ func newIssuance(t *testing.T) *issuance {
 	t.Helper()
 	i := &issuance{hospital: hospitalOf(t, func(c *Config) { c.PerSource = 1 << 20 })}
 	i.board = newSoftBoard(t, i.server.URL, i.server.Client())
-	i.registry.active[i.board.hash()] = "gw-1"
+	i.registry.active[i.board.Hash()] = "gw-1"
 	var err error
-	if i.chain, err = i.board.attest(t.Context()); err != nil {
+	if i.chain, err = i.board.Attest(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if i.acme, err = i.board.client(); err != nil {
+	if i.acme, err = i.board.newClient(); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := i.acme.Register(t.Context(), &client.Account{}, client.AcceptTOS); err != nil {
@@ -77,12 +77,12 @@ func says(t *testing.T, what string, err error, words string) {
 
 func TestIssuanceChecksTheAttestation(t *testing.T) {
 	i := newIssuance(t)
-	ek := i.board.hash()
-	payload, err := i.board.payload("key authorization", i.chain)
+	ek := i.board.Hash()
+	payload, err := i.board.Payload("key authorization", i.chain)
 	if err != nil {
 		t.Fatal(err)
 	}
-	nobody, err := i.board.payload("key authorization", [][]byte{i.withoutEK(t)})
+	nobody, err := i.board.Payload("key authorization", [][]byte{i.withoutEK(t)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -180,7 +180,7 @@ func TestIssuanceChecksTheOrder(t *testing.T) {
 
 func TestIssuanceChecksTheCertificate(t *testing.T) {
 	i := newIssuance(t)
-	ek := i.board.hash()
+	ek := i.board.Hash()
 	// leaf is a certificate as smallstep signs it, but for the name and the key.
 	leaf := func(name string, key *ecdsa.PrivateKey) *x509.Certificate {
 		id, err := url.Parse("spiffe://" + domain + "/gateway/" + name)
@@ -213,7 +213,7 @@ func TestIssuanceChecksTheCertificate(t *testing.T) {
 		{"an order that is not attested", func(c *acme.Certificate) { c.OrderID = "none" }, "the attestation is too old"},
 		{"another key", func(c *acme.Certificate) { c.Leaf = leaf("gw-1", other) }, "not the attested one"},
 		{"suspended meanwhile", func(*acme.Certificate) { r.blocked[ek] = true }, "does not admit"},
-		{"another name", func(c *acme.Certificate) { c.Leaf = leaf("gw-2", i.board.key) }, "it names spiffe://"},
+		{"another name", func(c *acme.Certificate) { c.Leaf = leaf("gw-2", i.board.Key) }, "it names spiffe://"},
 		{"revoked in the last instant", func(*acme.Certificate) { r.late = func() { r.revoked[ek] = "stolen" } }, "stolen"},
 		{"another gateway's key", func(c *acme.Certificate) {
 			r.keys[sha256.Sum256(c.Leaf.RawSubjectPublicKeyInfo)] = Key{Gateway: "gw-2"}
@@ -221,11 +221,11 @@ func TestIssuanceChecksTheCertificate(t *testing.T) {
 		{"a key that cannot be recorded", func(c *acme.Certificate) { c.Leaf.NotAfter = c.Leaf.NotBefore }, "fault: its key could not be recorded"},
 		{"no event", func(*acme.Certificate) { i.fail = audit.CertIssued }, "fault: its event could not be journaled"},
 	} {
-		order, err := i.board.prove(t.Context(), i.acme, "gw-1", i.chain)
+		order, err := i.board.Prove(t.Context(), i.acme, "gw-1", i.chain)
 		if err != nil {
 			t.Fatal(err)
 		}
-		cert := &acme.Certificate{OrderID: path.Base(order.URI), Leaf: leaf("gw-1", i.board.key)}
+		cert := &acme.Certificate{OrderID: path.Base(order.URI), Leaf: leaf("gw-1", i.board.Key)}
 		r.set(func() { row.change(cert) })
 		err = i.guarded().createCertificate(t.Context(), cert)
 		says(t, row.what, err, row.want)
@@ -286,16 +286,16 @@ func TestIssuanceReadsTheEK(t *testing.T) {
 
 func TestIssuanceReadsWhatItKept(t *testing.T) {
 	i := newIssuance(t)
-	ak, err := x509.MarshalPKIXPublicKey(i.board.ak.Public())
+	ak, err := x509.MarshalPKIXPublicKey(i.board.AK.Public())
 	if err != nil {
 		t.Fatal(err)
 	}
-	ek := i.board.hash()
+	ek := i.board.Hash()
 	for what, change := range map[string]func(*challenged){
 		"": func(*challenged) {}, "another EK's hash": func(c *challenged) { c.EK = make([]byte, 32) }, "another EK": func(c *challenged) { c.EKPublic = ak },
 		"no AK": func(c *challenged) { c.AKPublic = []byte{1} },
 	} {
-		row := challenged{EK: ek[:], EKPublic: i.board.ekPublic, AKName: i.board.akName, AKPublic: ak}
+		row := challenged{EK: ek[:], EKPublic: i.board.EKPublic, AKName: i.board.AKName, AKPublic: ak}
 		change(&row)
 		text, err := json.Marshal(row)
 		if err != nil {

@@ -197,7 +197,7 @@ func TestKilledBetweenRequests(t *testing.T) {
 			}
 		}}
 		board := newSoftBoard(t, behind, &http.Client{Transport: b})
-		cert, err := board.enrol(t.Context(), "gw-1")
+		cert, err := board.Enrol(t.Context(), "gw-1")
 		if err != nil {
 			t.Fatalf("killed after request %d: %v", victim, err)
 		}
@@ -221,25 +221,25 @@ func TestKilledWhileItIssues(t *testing.T) {
 			p := newProcess(t)
 			board := newSoftBoard(t, behind, &http.Client{Transport: &balancer{to: func(int64) string { return p.address }}})
 			ctx := t.Context()
-			chain, err := board.attest(ctx)
+			chain, err := board.Attest(ctx)
 			if err != nil {
 				t.Fatal(err)
 			}
-			client, err := board.client()
+			client, err := board.newClient()
 			if err != nil {
 				t.Fatal(err)
 			}
 			if _, err := client.Register(ctx, &acme.Account{}, acme.AcceptTOS); err != nil {
 				t.Fatal(err)
 			}
-			order, err := board.prove(ctx, client, "gw-1", chain)
+			order, err := board.Prove(ctx, client, "gw-1", chain)
 			if err != nil {
 				t.Fatal(err)
 			}
 			p.kill()
 			p.start(step)
 			failed := make(chan error, 1)
-			go func() { _, err := board.finalize(ctx, client, order, board.key); failed <- err }()
+			go func() { _, err := board.Finalize(ctx, client, order, board.Key); failed <- err }()
 			if !p.lines.Scan() || p.lines.Text() != "held" {
 				t.Fatal("the step was not reached")
 			}
@@ -248,7 +248,7 @@ func TestKilledWhileItIssues(t *testing.T) {
 				t.Fatal("a certificate from a CA that was killed")
 			}
 			p.start("")
-			_, err = board.finalize(ctx, client, order, board.key)
+			_, err = board.Finalize(ctx, client, order, board.Key)
 			var problem *acme.Error
 			if !errors.As(err, &problem) || problem.StatusCode/100 != 4 || !strings.Contains(problem.Detail, "order again") {
 				t.Errorf("finalized again: %v; expected to be told to order again", err)
@@ -256,7 +256,7 @@ func TestKilledWhileItIssues(t *testing.T) {
 			if got, err := client.GetOrder(ctx, order.URI); err != nil || got.CertURL != "" {
 				t.Errorf("%+v, %v", got, err)
 			}
-			if _, err := board.certify(ctx, client, "gw-1", chain); err != nil {
+			if _, err := board.Certify(ctx, client, "gw-1", chain); err != nil {
 				t.Errorf("ordered anew: %v", err)
 			}
 			steps, err := os.ReadFile(filepath.Join(p.dir, "steps"))

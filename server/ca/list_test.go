@@ -130,8 +130,8 @@ func TestNoListLocksNobodyOut(t *testing.T) {
 	} {
 		h.ca.lists.newest.Store(state.l)
 		fail = state.fail
-		h.registry.set(func() { h.registry.active[board.hash()] = "gw-1"; clear(h.registry.revoked) })
-		cert, err := board.enrol(t.Context(), "gw-1")
+		h.registry.set(func() { h.registry.active[board.Hash()] = "gw-1"; clear(h.registry.revoked) })
+		cert, err := board.Enrol(t.Context(), "gw-1")
 		if err != nil {
 			t.Fatalf("%s: %v", what, err)
 		}
@@ -142,8 +142,8 @@ func TestNoListLocksNobodyOut(t *testing.T) {
 			t.Errorf("%s: %+v", what, now)
 		}
 		issued := h.count(audit.CertIssued)
-		h.registry.set(func() { h.registry.revoked[board.hash()] = "stolen" })
-		if _, err := board.enrol(t.Context(), "gw-1"); err == nil || h.count(audit.CertIssued) != issued {
+		h.registry.set(func() { h.registry.revoked[board.Hash()] = "stolen" })
+		if _, err := board.Enrol(t.Context(), "gw-1"); err == nil || h.count(audit.CertIssued) != issued {
 			t.Errorf("%s: a revoked gateway has a certificate", what)
 		}
 	}

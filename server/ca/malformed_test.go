@@ -15,12 +15,12 @@ import (
 func TestMalformedAnswers(t *testing.T) {
 	h := newHospital(t, func(c *Config) { c.PerSource = 1 << 20 })
 	board := newSoftBoard(t, h.server.URL, h.server.Client())
-	h.registry.active[board.hash()] = "gw-1"
-	chain, err := board.attest(t.Context())
+	h.registry.active[board.Hash()] = "gw-1"
+	chain, err := board.Attest(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	client, err := board.client()
+	client, err := board.newClient()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -42,7 +42,7 @@ func TestMalformedAnswers(t *testing.T) {
 	// right is a statement that is right but for what change does.
 	right := func(change func(statement)) func(string) []byte {
 		return func(keyAuthorization string) []byte {
-			payload, err := board.payload(keyAuthorization, chain)
+			payload, err := board.Payload(keyAuthorization, chain)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -98,7 +98,7 @@ func TestMalformedAnswers(t *testing.T) {
 			default:
 				t.Errorf("%v, %+v", err, answered)
 			}
-			if _, err := board.finalize(ctx, client, order, board.key); err == nil {
+			if _, err := board.Finalize(ctx, client, order, board.Key); err == nil {
 				t.Error("a certificate")
 			}
 		})

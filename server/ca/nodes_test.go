@@ -74,8 +74,8 @@ func TestEnrolmentAcrossProcesses(t *testing.T) {
 		b := &balancer{to: func(n int64) string { return address(all[(n+shift)%int64(len(all))]) }}
 		board := newSoftBoard(t, behind, &http.Client{Transport: b})
 		name := fmt.Sprintf("gw-%d", shift)
-		all[0].registry.set(func() { all[0].registry.active[board.hash()] = name })
-		cert, err := board.enrol(t.Context(), name)
+		all[0].registry.set(func() { all[0].registry.active[board.Hash()] = name })
+		cert, err := board.Enrol(t.Context(), name)
 		if err != nil {
 			t.Fatalf("beginning at %d: %v", shift, err)
 		}
@@ -95,19 +95,19 @@ func TestOneCertificateForAnAttestation(t *testing.T) {
 	h := all[0]
 	b := &balancer{to: func(n int64) string { return address(all[n%int64(len(all))]) }}
 	board := newSoftBoard(t, behind, &http.Client{Transport: b})
-	h.registry.set(func() { h.registry.active[board.hash()] = "gw-1" })
-	chain, err := board.attest(t.Context())
+	h.registry.set(func() { h.registry.active[board.Hash()] = "gw-1" })
+	chain, err := board.Attest(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	client, err := board.client()
+	client, err := board.newClient()
 	if err != nil {
 		t.Fatal(err)
 	}
 	if _, err := client.Register(t.Context(), &acme.Account{}, acme.AcceptTOS); err != nil {
 		t.Fatal(err)
 	}
-	order, err := board.prove(t.Context(), client, "gw-1", chain)
+	order, err := board.Prove(t.Context(), client, "gw-1", chain)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -115,7 +115,7 @@ func TestOneCertificateForAnAttestation(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := board.finalize(t.Context(), client, order, foreign); err == nil {
+	if _, err := board.Finalize(t.Context(), client, order, foreign); err == nil {
 		t.Fatal("a certificate for a key that was not attested")
 	}
 	var wg sync.WaitGroup
@@ -123,7 +123,7 @@ func TestOneCertificateForAnAttestation(t *testing.T) {
 	for range 3 * len(all) {
 		wg.Go(func() {
 			// Who comes while the first is at it is refused; who comes later gets the same certificate.
-			if cert, err := board.finalize(t.Context(), client, order, board.key); err == nil {
+			if cert, err := board.Finalize(t.Context(), client, order, board.Key); err == nil {
 				serials.Store(Serial(cert), true)
 			}
 		})
@@ -154,7 +154,7 @@ func TestReplayAtAnotherProcess(t *testing.T) {
 		return b.RoundTrip(r)
 	})
 	board := newSoftBoard(t, behind, &http.Client{Transport: spy})
-	client, err := board.client()
+	client, err := board.newClient()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -61,9 +61,9 @@ func TestAKCertificateProfile(t *testing.T) {
 		c.Refused = func(string, string) { refused.Add(1) }
 	})
 	board := newSoftBoard(t, h.server.URL, h.server.Client())
-	h.registry.active[board.hash()] = "gw-1"
+	h.registry.active[board.Hash()] = "gw-1"
 	ctx := t.Context()
-	chain, err := board.attest(ctx)
+	chain, err := board.Attest(ctx)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -71,7 +71,7 @@ func TestAKCertificateProfile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	client, err := board.client()
+	client, err := board.newClient()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -148,7 +148,7 @@ func TestAKCertificateProfile(t *testing.T) {
 			change(a)
 			der := a.sign(t)
 			board.answers(t, client, counted, what == "", func(keyAuthorization string) []byte {
-				payload, err := board.payload(keyAuthorization, [][]byte{der, a.by.Raw})
+				payload, err := board.Payload(keyAuthorization, [][]byte{der, a.by.Raw})
 				if err != nil {
 					t.Fatal(err)
 				}

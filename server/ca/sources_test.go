@@ -64,7 +64,7 @@ func TestFloodOfAccounts(t *testing.T) {
 	})
 	board := newSoftBoard(t, h.server.URL, h.server.Client())
 	for i := 0; ; i++ {
-		client, err := board.client()
+		client, err := board.newClient()
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -80,7 +80,7 @@ func TestFloodOfAccounts(t *testing.T) {
 		}
 		break
 	}
-	if err := board.post(t.Context(), "/attestation/attest", board.request, nil); err == nil {
+	if err := board.Post(t.Context(), "/attestation/attest", board.Request, nil); err == nil {
 		t.Error("a challenge for an address that floods")
 	}
 }
