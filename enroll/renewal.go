@@ -16,7 +16,7 @@ const (
 	waitingLong  = 10 * time.Second
 	waitingSaid  = time.Hour       // between two log lines that say so
 	hurried      = 3 * time.Second // between two renewals that Hurry asked for
-	glance       = time.Minute     // how often the wall clock is looked at: it may have been stepped, or the machine asleep
+	glance       = time.Minute     // between two looks at the wall clock: it may have been set, or the machine asleep
 )
 
 // ExpiredGrace is how long after its end a certificate may still be shown: a hospital may admit it so long while its CA cannot issue
@@ -49,7 +49,7 @@ func (e *Enroller) Run(ctx context.Context, onIdentity func(*Identity), onTroubl
 	if onTrouble == nil {
 		onTrouble = func(error) {}
 	}
-	return (&renewal{load: e.Load, enrol: e.Enroll, log: e.cfg.Log, trouble: onTrouble, hurry: e.hurry, now: e.cfg.Now}).run(ctx, onIdentity)
+	return (&renewal{load: e.Load, enrol: e.Enroll, log: e.cfg.Log, trouble: onTrouble, hurry: e.hurry, now: e.cfg.Now, glance: glance}).run(ctx, onIdentity)
 }
 
 // Hurry makes Run renew soon instead of at half the certificate's life: for when the hospital does not admit the certificate. Asking
@@ -69,6 +69,7 @@ type renewal struct {
 	r           *rand.Rand // nil: the global one
 	hurry       <-chan struct{}
 	now         func() time.Time // nil: time.Now
+	glance      time.Duration    // between two looks at it
 }
 
 func (l *renewal) present() time.Time {
@@ -144,26 +145,28 @@ func (l *renewal) pause(err error, failures int) time.Duration {
 	return shortest + jitter(l.r, ceiling-shortest)
 }
 
-// until waits for the wall clock to reach due or for after to pass, whichever comes first. A fresh certificate is timed by after: a
-// wall clock that is wrong must not make renewal hot. The wall clock counts only if it was before due when the wait began. Hurry leaves
-// at most a short wait.
+// until waits for the wall clock to reach due or for after to pass, whichever comes first. How far a wall clock is ahead when the wait begins
+// does not count, or renewal would be hot: only that it is set, or that the machine slept, is news. Hurry leaves at most a short wait.
 func (l *renewal) until(ctx context.Context, due time.Time, after time.Duration) error {
 	begun := time.Now()
-	trusted := l.present().Before(due)
+	// Neither has a monotonic reading, so this compares wall clocks.
+	if ahead := l.present().Round(0).Add(after); ahead.After(due) {
+		due = ahead
+	}
+	timer := time.NewTimer(l.glance)
+	defer timer.Stop()
 	for {
 		left := after - time.Since(begun)
-		// due comes from a certificate and has no monotonic reading, so this compares wall clocks: a step or a sleep shows.
-		if left <= 0 || trusted && !l.present().Before(due) {
+		if left <= 0 || !l.present().Before(due) {
 			return ctx.Err()
 		}
-		timer := time.NewTimer(min(left, glance))
+		timer.Reset(min(left, l.glance))
 		select {
 		case <-timer.C:
 		case <-l.hurry:
 			after = min(after, hurried)
 		case <-ctx.Done():
 		}
-		timer.Stop()
 		if err := ctx.Err(); err != nil {
 			return err
 		}

@@ -22,6 +22,7 @@ type script struct {
 	told  []error
 	hurry chan struct{}
 	now   func() time.Time // nil: the bubble's
+	seed  uint64
 }
 
 // fresh is a certificate as a server whose clock agrees would issue it.
@@ -43,9 +44,10 @@ func (s *script) run(d time.Duration, load func() (*Identity, error), enrol func
 		},
 		trouble: func(err error) { s.told = append(s.told, err) },
 		log:     slog.New(slog.DiscardHandler),
-		r:       rand.New(rand.NewPCG(1, 2)),
+		r:       rand.New(rand.NewPCG(1, s.seed)),
 		hurry:   s.hurry,
 		now:     s.now,
+		glance:  glance,
 	}
 	if err := loop.run(ctx, func(*Identity) { s.seen++ }); !errors.Is(err, context.DeadlineExceeded) {
 		s.t.Fatalf("the loop ended: %v", err)
@@ -69,25 +71,82 @@ func TestRenewsAtHalfLifeForEver(t *testing.T) {
 	})
 }
 
-func TestLoadedIdentityIsToldAtOnceAndRenewedWhenDue(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := &script{t: t}
-		s.run(time.Hour, func() (*Identity, error) {
-			return &Identity{NotBefore: time.Now().Add(-12*time.Hour + 10*time.Minute), NotAfter: time.Now().Add(12*time.Hour + 10*time.Minute)}, nil
-		}, func(int) (*Identity, error) { return fresh(), nil })
-		if s.seen < 1 || len(s.at) > 1 {
-			t.Fatalf("told %d identities, enrolled at %v", s.seen, s.at)
+// TestNextRequest: when a gateway that starts with a kept certificate asks for the next one, and when it has it. The kept one is told at once, whatever it is.
+func TestNextRequest(t *testing.T) {
+	const half, most, year = (life + backdated) / 2, latest + time.Second, 365 * 24 * time.Hour
+	always := func(by time.Duration) func(time.Duration) time.Duration {
+		return func(time.Duration) time.Duration { return by }
+	}
+	after := func(at, by time.Duration) func(time.Duration) time.Duration {
+		return func(since time.Duration) time.Duration {
+			if since < at {
+				return 0
+			}
+			return by
 		}
-	})
-	synctest.Test(t, func(t *testing.T) {
-		s := &script{t: t} // switched off for a year
-		s.run(time.Hour, func() (*Identity, error) {
-			return &Identity{NotBefore: time.Now().Add(-365 * life), NotAfter: time.Now().Add(-364 * life)}, nil
-		}, func(int) (*Identity, error) { return fresh(), nil })
-		if s.seen != 2 || len(s.at) != 1 || s.at[0] != 0 {
-			t.Fatalf("after a year: told %d identities, enrolled at %v", s.seen, s.at)
-		}
-	})
+	}
+	for name, row := range map[string]struct {
+		old      time.Duration                           // since the certificate was issued
+		clock    func(since time.Duration) time.Duration // how far it is ahead; nil: it is right. It is never before the certificate's begin
+		away     time.Duration                           // until then no request is answered
+		min, max time.Duration                           // of the first request, since the start
+		has      time.Duration                           // the new certificate is there by then; 0: with the first request
+	}{
+		"issued just now":            {min: half - backdated, max: most - backdated},
+		"half its life is over":      {old: half - backdated, max: most - half},
+		"it is about to end":         {old: life - time.Second},
+		"it has ended":               {old: life + time.Second},
+		"a year offline":             {old: year},
+		"set forward":                {clock: after(time.Hour, year), min: time.Hour, max: time.Hour + glance},
+		"set back":                   {clock: after(time.Hour, -year), min: half - backdated, max: most - backdated},
+		"set back by an hour":        {clock: after(time.Hour, -time.Hour), min: half - backdated, max: most - backdated},
+		"ahead at the start":         {clock: always(year)},
+		"behind at the start":        {clock: always(-year), min: half, max: most},
+		"behind until it is told":    {old: 20 * time.Hour, clock: func(since time.Duration) time.Duration { return after(told, year)(since) - year }, min: told, max: told + glance},
+		"an hour behind":             {old: time.Hour, clock: always(-time.Hour), min: half - backdated, max: most - backdated},
+		"the issuer away for a day":  {old: 2 * time.Hour, away: 36 * time.Hour, min: half - backdated - 2*time.Hour, max: most - backdated - 2*time.Hour, has: 36*time.Hour + longest},
+		"away, and it ended":         {old: year, away: 24 * time.Hour, has: 24*time.Hour + longest},
+		"away for a minute at start": {old: year, away: time.Minute, has: 3 * time.Minute},
+	} {
+		t.Run(name, func(t *testing.T) {
+			for seed := range uint64(3) {
+				synctest.Test(t, func(t *testing.T) {
+					s := &script{t: t, seed: seed}
+					start := time.Now()
+					kept := &Identity{NotBefore: start.Add(-row.old - backdated), NotAfter: start.Add(life - row.old)}
+					if row.clock != nil {
+						s.now = func() time.Time {
+							now := time.Now().Add(row.clock(time.Since(start)))
+							if now.Before(kept.NotBefore) {
+								return kept.NotBefore
+							}
+							return now
+						}
+					}
+					var has time.Duration
+					there := false
+					s.run(40*time.Hour, func() (*Identity, error) { return kept, nil }, func(int) (*Identity, error) {
+						if s.seen != 1 && !there {
+							t.Errorf("asked when %d identities were told", s.seen)
+						}
+						if time.Since(start) < row.away {
+							return nil, errors.New("no answer")
+						}
+						if !there {
+							there, has = true, time.Since(start)
+						}
+						return fresh(), nil
+					})
+					if len(s.at) == 0 || s.at[0] < row.min || s.at[0] > row.max {
+						t.Fatalf("asked at %v; expected the first between %s and %s", s.at, row.min, row.max)
+					}
+					if has < row.away || has > max(row.has, s.at[0]) {
+						t.Errorf("the new one is there after %s; expected %s to %s", has, row.away, row.has)
+					}
+				})
+			}
+		})
+	}
 }
 
 func TestFailuresBackOffAndNeverEnd(t *testing.T) {
@@ -142,6 +201,15 @@ func TestWrongClocksAreHarmless(t *testing.T) {
 			})
 			if len(s.at) < 16 || len(s.at) > 23 {
 				t.Errorf("%s: %d enrolments in ten days; expected about 18", name, len(s.at))
+			}
+		})
+	}
+	for _, ahead := range []time.Duration{11 * time.Hour, 12*time.Hour + 30*time.Minute, -time.Hour, 365 * life} {
+		synctest.Test(t, func(t *testing.T) {
+			s := &script{t: t, now: func() time.Time { return time.Now().Add(ahead) }}
+			s.run(10*24*time.Hour, none, func(int) (*Identity, error) { return fresh(), nil })
+			if len(s.at) < 16 || len(s.at) > 23 {
+				t.Errorf("the gateway is ahead by %s: %d enrolments in ten days; expected about 18", ahead, len(s.at))
 			}
 		})
 	}
