@@ -49,7 +49,7 @@ type Store interface {
 	ReadHeads(from uint64, max int) ([]Entry, error)
 	Wait(ctx context.Context, after uint64) error
 	Cursor(consumer string) uint64
-	Resume(consumer string) uint64
+	Resume(consumer string) (uint64, error)
 	SetCursor(consumer string, seq uint64) error
 
 	Alive(ctx context.Context) error

@@ -238,7 +238,7 @@ func (j *Journal) Cursor(consumer string) uint64 {
 }
 
 // Resume is Cursor for the consumer itself, which begins behind it.
-func (j *Journal) Resume(consumer string) uint64 { return j.Cursor(consumer) }
+func (j *Journal) Resume(consumer string) (uint64, error) { return j.Cursor(consumer), nil }
 
 // SetCursor stores durably that the consumer is done with all entries up to seq. It never goes back, and not past what is committed.
 func (j *Journal) SetCursor(consumer string, seq uint64) error {

@@ -12,10 +12,12 @@ import (
 // resume is the journal entry behind which reading goes on: where the journal's cursor stands, or where this database does if that is
 // earlier. The cursor alone would be wrong: it is past what a restored database lost. ok is false when ctx ended.
 func (r *Records) resume(ctx context.Context) (cursor uint64, ok bool) {
-	r.passed = r.journal.Resume(Consumer)
 	for {
 		var seq, opening int64
-		err := r.db.QueryRow(ctx, "SELECT seq, opening FROM records_totals").Scan(&seq, &opening)
+		var err error
+		if r.passed, err = r.journal.Resume(Consumer); err == nil {
+			err = r.db.QueryRow(ctx, "SELECT seq, opening FROM records_totals").Scan(&seq, &opening)
+		}
 		if err == nil {
 			cursor = min(r.passed, uint64(seq))
 			// Entries behind the cursor that seq covers are known when they are met; a journal that went back has other ones there.

@@ -55,7 +55,7 @@ type Journal interface {
 	Read(from uint64, max int) ([]journal.Entry, error)
 	Wait(ctx context.Context, after uint64) error
 	Cursor(consumer string) uint64
-	Resume(consumer string) uint64 // Cursor for us, who begin there
+	Resume(consumer string) (uint64, error) // Cursor for us, who begin there
 	SetCursor(consumer string, seq uint64) error
 }
 

@@ -252,7 +252,7 @@ func (j *fileJournal) Wait(ctx context.Context, after uint64) error {
 }
 
 func (j *fileJournal) Cursor(string) uint64                 { return j.load("cursor") }
-func (j *fileJournal) Resume(name string) uint64            { return j.Cursor(name) }
+func (j *fileJournal) Resume(name string) (uint64, error)   { return j.Cursor(name), nil }
 func (j *fileJournal) SetCursor(_ string, seq uint64) error { return j.store("cursor", seq) }
 
 const childEnv, childKey = "WARDLINK_TRANSLOG_CHILD", "WARDLINK_TRANSLOG_KEY"

@@ -60,6 +60,10 @@ func (l *Log) turn(ctx context.Context) (more bool, err error) {
 		if err := ctx.Err(); err != nil {
 			return false, fmt.Errorf("log: a pass that was broken off is not repeated: %w", err)
 		}
+		// The journal may have come back from what failed, and shorter.
+		if err := l.join(); err != nil {
+			return false, err
+		}
 		if err := l.resync(); err != nil {
 			return false, err
 		}
@@ -206,8 +210,8 @@ func (l *Log) takeHole(p *pass, first, last uint64) error {
 		return err
 	}
 	for _, s := range l.covered {
-		if s.first <= last && first <= s.last {
-			return l.unsound("journal entries %d to %d are gone; its window past the mark over %d to %d holds some of them", first, last, s.first, s.last)
+		if s.First <= last && first <= s.Last {
+			return l.unsound("journal entries %d to %d are gone; its window past the mark over %d to %d holds some of them", first, last, s.First, s.Last)
 		}
 	}
 	h := sha256.New()
@@ -230,12 +234,12 @@ func (l *Log) takeHole(p *pass, first, last uint64) error {
 // takeRow adds a publish to the open window. The head is copied: the journal's memory may hold the frame beside it, and must not be kept.
 func (l *Log) takeRow(p *pass, e journal.Entry, row audit.Row) error {
 	for i := range l.covered {
-		if s := &l.covered[i]; s.first <= e.Seq && e.Seq <= s.last {
+		if s := &l.covered[i]; s.First <= e.Seq && e.Seq <= s.Last {
 			// Windows never overlap: the one that is open ends before the one that the log has.
 			if err := l.closeWindow(p); err != nil {
 				return err
 			}
-			return l.skipRow(i, e.Seq)
+			return l.skipRow(i, e)
 		}
 	}
 	w := &p.open
@@ -252,15 +256,20 @@ func (l *Log) takeRow(p *pass, e journal.Entry, row audit.Row) error {
 	return nil
 }
 
-// skipRow passes over a publish that the logged window i holds, and checks that window's count at its last row.
-func (l *Log) skipRow(i int, seq uint64) error {
+// skipRow passes over a publish that the logged window i holds. With the window's last row they must all have been the ones that were logged: a
+// journal that was put back and has grown again has other ones under their numbers.
+func (l *Log) skipRow(i int, e journal.Entry) error {
 	s := &l.covered[i]
-	s.left--
-	if seq != s.last && s.left > 0 {
+	s.rows = append(s.rows, bytes.Clone(e.Head))
+	if e.Seq != s.Last && uint64(len(s.rows)) < s.Count {
 		return nil
 	}
-	if seq != s.last || s.left != 0 {
-		return l.unsound("its window over journal %d to %d does not hold as many rows as the journal", s.first, s.last)
+	w, _, err := audit.NewWindow(l.cfg.Origin, s.First, s.Last, s.Time, s.rows)
+	if err != nil {
+		return err
+	}
+	if e.Seq != s.Last || w.Root != s.Root {
+		return l.unsound("its window over journal %d to %d does not hold the rows that the journal has there", s.First, s.Last)
 	}
 	l.covered = append(l.covered[:i], l.covered[i+1:]...)
 	return nil

@@ -82,7 +82,7 @@ func (j *fakeJournal) Cursor(name string) uint64 {
 	return j.cursor
 }
 
-func (j *fakeJournal) Resume(name string) uint64 { return j.Cursor(name) }
+func (j *fakeJournal) Resume(name string) (uint64, error) { return j.Cursor(name), nil }
 
 func (j *fakeJournal) SetCursor(name string, seq uint64) error {
 	j.mu.Lock()

@@ -53,7 +53,7 @@ type Journal interface {
 	ReadHeads(from uint64, max int) ([]journal.Entry, error) // committed entries with Seq >= from, in order; none is not an error
 	Wait(ctx context.Context, after uint64) error            // until an entry with Seq > after is committed
 	Cursor(consumer string) uint64
-	Resume(consumer string) uint64               // Cursor for the writer, who begins there
+	Resume(consumer string) (uint64, error)      // Cursor for the writer, who begins there; Wait and ReadHeads see the journal at least as it is now
 	SetCursor(consumer string, seq uint64) error // durable
 }
 
@@ -250,6 +250,9 @@ func (l *Log) open() error {
 		return err
 	}
 	if err := l.removeUnused(); err != nil {
+		return err
+	}
+	if err := l.join(); err != nil {
 		return err
 	}
 	var ctx context.Context

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"golang.org/x/mod/sumdb/note"
 
@@ -15,8 +16,11 @@ import (
 	"wardlink/internal/durable"
 )
 
-// span is a window that the log holds past the mark: its journal range and how many of its rows the journal has not shown yet.
-type span struct{ first, last, left uint64 }
+// span is a window that the log holds past the mark, and those of its rows that the journal has shown so far.
+type span struct {
+	audit.Window
+	rows [][]byte
+}
 
 // checkStart refuses combinations of log, mark and journal that could only come of a restore, a swapped directory or a lost journal.
 func (l *Log) checkStart() error {
@@ -40,7 +44,8 @@ func (l *Log) checkStart() error {
 	if root != l.at.Root {
 		return l.unsound("its first %d leaves are not those it had at its mark", l.at.Size)
 	}
-	return l.checkJournal()
+	_, err = l.checkJournal()
+	return err
 }
 
 // checkKey demands that the last checkpoint was signed by our key: with another one, all who hold the public key would see a
@@ -62,35 +67,53 @@ func (l *Log) checkKey() error {
 	return l.unsound("its checkpoint was signed by another key than the one configured")
 }
 
-// checkJournal looks for a journal that is older than the mark, another one, or newer than it could be.
-func (l *Log) checkJournal() error {
-	cursor := l.cfg.Journal.Resume(consumer)
+// checkJournal looks for a journal that is older than the mark, another one, or newer than it could be, and gives its cursor.
+func (l *Log) checkJournal() (cursor uint64, err error) {
+	if cursor, err = l.cfg.Journal.Resume(consumer); err != nil {
+		return 0, fmt.Errorf("log %s: %w", l.cfg.Dir, err)
+	}
 	if cursor > l.at.Seq {
-		return l.unsound("the journal was logged up to %d, the mark stands at %d: the log was put back; a restore begins a new log",
+		return 0, l.unsound("the journal was logged up to %d, the mark stands at %d: the log was put back; a restore begins a new log",
 			cursor, l.at.Seq)
 	}
-	if l.at.Seq == 0 {
+	ended, cancel := context.WithCancel(context.Background())
+	cancel() // asks without waiting: Wait looks at the journal before it looks at ctx, and Resume has seen where it ends
+	return cursor, fits(ended, l.cfg.Dir, l.cfg.Journal, l.at, cursor)
+}
+
+// fits compares the journal with the entry at the mark. Entries are deleted only once the cursor has passed them: one that the cursor is
+// behind and the journal has never had was lost with a journal that came back older. ctx bounds the wait for a journal that is late to say
+// how far it reaches.
+func fits(ctx context.Context, dir string, j Journal, m mark, cursor uint64) error {
+	if m.Seq == 0 {
 		return nil
 	}
-	entries, err := l.cfg.Journal.ReadHeads(l.at.Seq, 1)
+	entries, err := j.ReadHeads(m.Seq, 1)
 	if err != nil {
-		return fmt.Errorf("open log: read journal at %d: %w", l.at.Seq, err)
+		return fmt.Errorf("log %s: read journal at %d: %w", dir, m.Seq, err)
 	}
 	switch {
-	case len(entries) == 0 && cursor != l.at.Seq && !l.journalReaches(l.at.Seq):
-		// Entries are deleted only once the cursor has passed them, so they were never in this journal.
-		return l.unsound("the journal ends before %d, where the mark stands: it was put back or made anew", l.at.Seq)
-	case len(entries) > 0 && entries[0].Seq == l.at.Seq && entries[0].ID != l.at.Entry:
-		return l.unsound("the journal's entry %d is %s, the mark says %s: this is another journal", l.at.Seq, entries[0].ID, l.at.Entry)
+	case len(entries) == 0 && cursor != m.Seq && j.Wait(ctx, m.Seq-1) != nil:
+		return unsound(dir, "the journal ends before %d, where the mark stands: it was put back or made anew", m.Seq)
+	case len(entries) > 0 && entries[0].Seq == m.Seq && entries[0].ID != m.Entry:
+		return unsound(dir, "the journal's entry %d is %s, the mark says %s: this is another journal, or it was put back and has grown again",
+			m.Seq, entries[0].ID, m.Entry)
 	}
 	return nil
 }
 
-// journalReaches reports whether the journal has given out the number seq, readable or not.
-func (l *Log) journalReaches(seq uint64) bool {
-	ended, cancel := context.WithCancel(context.Background())
-	cancel() // asks without waiting: Wait looks at the journal before it looks at ctx
-	return l.cfg.Journal.Wait(ended, seq-1) == nil
+// join checks that the journal is still the one that the mark is of, and moves its cursor to the mark. A cursor that stays behind could not
+// tell that the journal came back shorter: numbers up to the mark, given again to other acts, would pass for logged. From the cursor's move
+// on the journal itself refuses the next one after it went back.
+func (l *Log) join() error {
+	cursor, err := l.checkJournal()
+	if err != nil || cursor == l.at.Seq {
+		return err
+	}
+	if err := l.cfg.Journal.SetCursor(consumer, l.at.Seq); err != nil {
+		return fmt.Errorf("move journal cursor to %d: %w", l.at.Seq, err)
+	}
+	return nil
 }
 
 // resync learns what the log holds past the mark: after a start, and after a pass that failed and may or may not have reached the log.
@@ -114,7 +137,7 @@ func (l *Log) resync() error {
 			if w.First <= l.at.Seq {
 				return l.unsound("leaf %d is a window over journal %d to %d, the mark stands at %d", index, w.First, w.Last, l.at.Seq)
 			}
-			l.covered = append(l.covered, span{w.First, w.Last, w.Count})
+			l.covered = append(l.covered, span{Window: *w})
 		} else {
 			l.known[leaf.Event.ID] = true
 		}
@@ -128,8 +151,8 @@ func (l *Log) resync() error {
 func (l *Log) removeUnused() error {
 	used := map[string]bool{}
 	for _, s := range l.covered {
-		used[filepath.Base(audit.WindowFile(s.first, s.last, audit.RowsSuffix))] = true
-		used[filepath.Base(audit.WindowFile(s.first, s.last, audit.DetailSuffix))] = true
+		used[filepath.Base(audit.WindowFile(s.First, s.Last, audit.RowsSuffix))] = true
+		used[filepath.Base(audit.WindowFile(s.First, s.Last, audit.DetailSuffix))] = true
 	}
 	first := audit.WindowFile(l.at.Seq+1, l.at.Seq+1, audit.RowsSuffix)
 	oldest := filepath.Dir(first)
@@ -198,12 +221,19 @@ func (l *Log) makeDir(dir string) error {
 
 // unsound is an ErrUnsound with the log's directory and what does not fit.
 func (l *Log) unsound(format string, args ...any) error {
-	return fmt.Errorf("log %s: %w: %s", l.cfg.Dir, ErrUnsound, fmt.Sprintf(format, args...))
+	return unsound(l.cfg.Dir, format, args...)
 }
+
+func unsound(dir, format string, args ...any) error {
+	return fmt.Errorf("log %s: %w: %s", dir, ErrUnsound, fmt.Sprintf(format, args...))
+}
+
+// currentTime is how long Current waits for the journal to say that it reaches the mark: another process may have moved both just now.
+const currentTime = 10 * time.Second
 
 // Current refuses a directory that is not the one in which the log is written: beside a journal that several processes share a copy of the
 // directory, or an older state of it, would become a second log under the same name. The mark moves before the journal's cursor does, so
-// the log's own directory is never behind it. Nothing is locked or changed; a writer may be at work.
+// the log's own directory is never behind it, and the journal has the mark's entry. Nothing is locked or changed; a writer may be at work.
 func Current(dir string, j Journal) error {
 	cursor := j.Cursor(consumer)
 	_, m, known, err := openMark(dir)
@@ -213,8 +243,10 @@ func Current(dir string, j Journal) error {
 	case !known:
 		return fmt.Errorf("log %s: %w: its mark is gone", dir, ErrMissing)
 	case m.Seq < cursor:
-		return fmt.Errorf("log %s: %w: the journal was logged up to %d, and this directory's log ends at %d: it is a copy or an older state; use the directory in which the log is written, on storage that both processes see",
-			dir, ErrUnsound, cursor, m.Seq)
+		return unsound(dir, "the journal was logged up to %d, and this directory's log ends at %d: it is a copy or an older state; use the directory in which the log is written, on storage that both processes see",
+			cursor, m.Seq)
 	}
-	return nil
+	ctx, cancel := context.WithTimeout(context.Background(), currentTime)
+	defer cancel()
+	return fits(ctx, dir, j, m, cursor)
 }

@@ -96,11 +96,14 @@ func (l *Log) Run(ctx context.Context) error {
 func (l *Log) loop(ctx, work context.Context) error {
 	retry := retryFirst
 	for {
-		if err := l.cfg.Journal.Wait(ctx, l.at.Seq); err != nil {
-			if ctx.Err() != nil {
-				return nil
+		// A pass that failed is repeated whether or not there is more: the journal that it waits for may have come back shorter.
+		if !l.stale {
+			if err := l.cfg.Journal.Wait(ctx, l.at.Seq); err != nil {
+				if ctx.Err() != nil {
+					return nil
+				}
+				return fmt.Errorf("log: wait for the journal: %w", err)
 			}
-			return fmt.Errorf("log: wait for the journal: %w", err)
 		}
 		began := time.Now()
 		more, err := l.turn(work)

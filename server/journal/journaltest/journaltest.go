@@ -223,8 +223,8 @@ func waitAndCursor(t *testing.T, p Place) {
 	if err := j.SetCursor("log", 1); err == nil {
 		t.Fatal("a cursor went back")
 	}
-	if j.Cursor("log") != 2 || j.Resume("log") != 2 || j.Cursor("records") != 0 {
-		t.Fatalf("cursors %d, %d, %d", j.Cursor("log"), j.Resume("log"), j.Cursor("records"))
+	if at, err := j.Resume("log"); err != nil || j.Cursor("log") != 2 || at != 2 || j.Cursor("records") != 0 {
+		t.Fatalf("cursors %d, %d (%v), %d", j.Cursor("log"), at, err, j.Cursor("records"))
 	}
 }
 

@@ -61,7 +61,11 @@ func Write(j journal.Store, line func(string)) error {
 	}
 	go func() {
 		for {
-			at := j.Resume("log")
+			at, err := j.Resume("log")
+			if err != nil {
+				failed <- err
+				return
+			}
 			if err := j.Wait(context.Background(), at); err != nil {
 				failed <- err
 				return

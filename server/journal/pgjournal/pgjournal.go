@@ -223,7 +223,7 @@ func (j *Journal) beginReading(ctx context.Context) error {
 		return err
 	}
 	j.read = newReader(j)
-	if err := j.look(ctx); err != nil {
+	if _, err := j.look(ctx); err != nil {
 		j.pool.Close()
 		return err
 	}

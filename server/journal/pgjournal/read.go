@@ -43,6 +43,7 @@ type reader struct {
 
 	mu    sync.Mutex
 	kept  []*taken          // the newest last
+	lost  int               // how often kept was forgotten: what was asked for before that is not kept after it
 	bad   map[uint64]string // groups passed over, by first number
 	tries map[uint64]*try
 }
@@ -151,9 +152,13 @@ func (r *reader) remembered(seq uint64) *taken {
 	return nil
 }
 
-func (r *reader) remember(g *taken) {
+// remember keeps a group, unless all were forgotten since it was asked for.
+func (r *reader) remember(g *taken, lost int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.lost != lost {
+		return
+	}
 	r.kept = append(r.kept, g)
 	r.kept = r.kept[max(0, len(r.kept)-keptGroups):]
 }
@@ -163,12 +168,14 @@ func (r *reader) forget() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.kept = nil
+	r.lost++
 }
 
 // fetch gives the groups that hold the next max entries from from on, about 8 MB of them at most; end: there are no more behind. What of the
 // last is not wanted now is remembered: nothing is read twice by one who reads on.
 func (r *reader) fetch(ctx context.Context, from uint64, max int) (groups []*taken, end bool, err error) {
 	r.mu.Lock()
+	lost := r.lost
 	bad := make([]int64, 0, len(r.bad))
 	for first := range r.bad {
 		bad = append(bad, int64(first))
@@ -199,7 +206,7 @@ func (r *reader) fetch(ctx context.Context, from uint64, max int) (groups []*tak
 	if err != nil {
 		return nil, false, err
 	}
-	r.remember(groups[len(groups)-1])
+	r.remember(groups[len(groups)-1], lost)
 	return groups, false, nil
 }
 
@@ -301,7 +308,7 @@ func (j *Journal) poll() {
 		case <-time.After(interval):
 		}
 		ctx, cancel := context.WithTimeout(j.life, readTime)
-		if err := j.look(ctx); err != nil && j.life.Err() == nil {
+		if _, err := j.look(ctx); err != nil && j.life.Err() == nil {
 			j.c.Log.Debug("the journal's last number is not known", "database", j.name, "error", err)
 			j.read.forget()
 		}
@@ -309,20 +316,22 @@ func (j *Journal) poll() {
 	}
 }
 
-// look asks for the last number and the cursors.
-func (j *Journal) look(ctx context.Context) error {
+// look asks for the last number and the cursors, and gives these.
+func (j *Journal) look(ctx context.Context) (seen map[string]uint64, err error) {
 	before := j.mark.At()
 	rows, err := j.pool.Query(ctx, `SELECT '', coalesce((SELECT last FROM journal_groups ORDER BY first DESC LIMIT 1), (SELECT base FROM journal_state))
 		UNION ALL SELECT consumer, seq FROM journal_cursors`)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	seen, name, seq := map[string]uint64{}, "", int64(0)
+	seen = map[string]uint64{}
+	var name string
+	var seq int64
 	if _, err := pgx.ForEachRow(rows, []any{&name, &seq}, func() error {
 		seen[name] = uint64(seq)
 		return nil
 	}); err != nil {
-		return err
+		return nil, err
 	}
 	committed := seen[""]
 	delete(seen, "")
@@ -334,10 +343,10 @@ func (j *Journal) look(ctx context.Context) error {
 		j.c.Log.Error("the journal in the database went back; what was behind is lost, and was acknowledged", "database", j.name, "last", before, "now", committed)
 		j.read.forget()
 		j.mark.Back(committed)
-		return nil
+		return seen, nil
 	}
 	j.mark.Reach(committed)
-	return nil
+	return seen, nil
 }
 
 // Cursor is what the consumer has passed: the sequence number of the last entry it is done with, 0 for none. It is asked for, since another
@@ -359,13 +368,22 @@ func (j *Journal) Cursor(consumer string) uint64 {
 }
 
 // Resume is Cursor for the consumer itself, which begins behind it. Only this lets SetCursor go on after the cursor went back: who merely looks at
-// figures has not read what is there now.
-func (j *Journal) Resume(consumer string) uint64 {
-	at := j.Cursor(consumer)
+// figures has not read what is there now. What follows is read from the database, nothing of it from memory, and Wait knows how far it reaches now.
+func (j *Journal) Resume(consumer string) (uint64, error) {
+	if j.pool == nil {
+		return 0, errAppendOnly
+	}
+	ctx, cancel := context.WithTimeout(j.life, readTime)
+	defer cancel()
+	j.read.forget()
+	seen, err := j.look(ctx)
+	if err != nil {
+		return 0, fmt.Errorf("begin at the cursor of %s: %w", consumer, sqldb.Explain(j.c.URL, err))
+	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	j.told[consumer] = at
-	return at
+	j.told[consumer] = seen[consumer]
+	return seen[consumer], nil
 }
 
 // SetCursor stores durably that the consumer is done with all entries up to seq. It never goes back, and not past what is committed. A cursor that in
@@ -391,7 +409,7 @@ func (j *Journal) SetCursor(consumer string, seq uint64) error {
 		return fmt.Errorf("set cursor of %s: %w", consumer, sqldb.Explain(j.c.URL, err))
 	}
 	if tag.RowsAffected() != 1 {
-		if err := j.look(ctx); err != nil {
+		if _, err := j.look(ctx); err != nil {
 			return fmt.Errorf("set cursor of %s: %w", consumer, sqldb.Explain(j.c.URL, err))
 		}
 		st := j.Stats()

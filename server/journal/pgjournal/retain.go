@@ -117,6 +117,6 @@ func (j *Journal) Dispose(ctx context.Context, f journal.File, cutoff time.Time)
 		return fmt.Errorf("journal: %s, whose time is over, could not be deleted: %w; it is found again", f.Name, sqldb.Explain(j.c.URL, err))
 	}
 	j.read.forget()
-	_ = j.look(ctx) // so that this process reads the event at once; without, half a second later
+	_, _ = j.look(ctx) // so that this process reads the event at once; without, half a second later
 	return nil
 }

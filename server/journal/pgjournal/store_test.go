@@ -301,9 +301,9 @@ func TestACursorThatWentBack(t *testing.T) {
 			t.Fatalf("the cursor is at %d", at)
 		}
 	}
-	at := a.Resume("log")
-	if at != 2 {
-		t.Fatalf("it begins at %d", at)
+	at, err := a.Resume("log")
+	if err != nil || at != 2 {
+		t.Fatalf("it begins at %d: %v", at, err)
 	}
 	if es, err := a.Read(at+1, 10); err != nil || len(es) != 2 || es[0].ID != again.ID {
 		t.Fatalf("behind it: %v, %v", es, err)

@@ -229,7 +229,7 @@ func (j *Journal) Cursor(consumer string) uint64 {
 }
 
 // Resume is Cursor for the consumer itself.
-func (j *Journal) Resume(consumer string) uint64 { return j.Cursor(consumer) }
+func (j *Journal) Resume(consumer string) (uint64, error) { return j.Cursor(consumer), nil }
 
 // SetCursor moves a consumer forward.
 func (j *Journal) SetCursor(consumer string, seq uint64) error {
