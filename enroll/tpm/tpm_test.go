@@ -24,8 +24,6 @@ import (
 	"wardlink/internal/swtpmtest"
 )
 
-func TestMain(m *testing.M) { swtpmtest.Main(m) }
-
 func open(t *testing.T, path string) *TPM {
 	t.Helper()
 	d, err := Open(t.Context(), path)
