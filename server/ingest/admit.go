@@ -9,30 +9,30 @@ import (
 )
 
 // admit registers the session, cuts an older one of the same gateway, asks the registry and journals the opening. The session is
-// registered before the registry is asked: a change after the answer finds it in the table.
+// registered before the registry is asked: a change after the answer finds it in the table. Where it would end another session, here or at
+// another node, the registry is asked before that, too: a board that was replaced, or is not admitted otherwise, ends nobody's.
 func (s *Server) admit(ctx context.Context, c *session) (code byte, reason string) {
-	s.mu.Lock()
-	older := s.sessions[c.id.gateway]
-	switch {
-	case s.draining:
-		s.mu.Unlock()
-		return connackUnavailable, reasonDraining
-	case older == nil && len(s.sessions) >= s.limits.Sessions:
-		s.mu.Unlock()
-		return connackUnavailable, reasonSessions
-	case s.overloaded.Load():
-		s.mu.Unlock() // an older session of the gateway goes on
-		return connackUnavailable, reasonOverload
-	case older != nil && c.rivals(older):
-		s.mu.Unlock()
-		s.rates.rival(c.id.gateway, Rival{Live: older.peer, Peer: c.peer, Serial: c.id.serial})
-		return connackDenied, reasonRival
-	}
-	s.sessions[c.id.gateway] = c
-	s.mu.Unlock()
-
 	ctx, cancel := context.WithTimeout(ctx, s.limits.Ask)
 	defer cancel()
+	s.mu.Lock()
+	code, reason = s.full(c)
+	_, alone := s.fences.(*oneNode)
+	ends := !alone || s.sessions[c.id.gateway] != nil
+	s.mu.Unlock()
+	if reason != "" {
+		return code, reason
+	}
+	var err error
+	if ends {
+		c.patiently(func() { _, err = s.registry.AdmitKey(ctx, c.id.gateway, c.id.key) })
+		if code, reason := s.refusal(c, err); reason != "" {
+			return code, reason
+		}
+	}
+	older, code, reason := s.place(c)
+	if reason != "" {
+		return code, reason
+	}
 	if older != nil {
 		older.stop(endTakeover, true)
 		c.aside(func() {
@@ -44,7 +44,6 @@ func (s *Server) admit(ctx context.Context, c *session) (code byte, reason strin
 	}
 	// Counted once the older one is gone and before the registry is asked: of two connections to two nodes the later one to prove itself stays.
 	var generation int64
-	var err error
 	c.aside(func() { generation, err = s.fences.Bump(ctx, c.id.gateway) })
 	if err != nil {
 		s.log.Error("session cannot be counted; a gateway is turned away", "gateway", c.id.gateway, "error", err)
@@ -54,23 +53,8 @@ func (s *Server) admit(ctx context.Context, c *session) (code byte, reason strin
 	c.generation = generation
 	c.mu.Unlock()
 	c.patiently(func() { err = s.allow(ctx, c) })
-	held, retired, window := (*registry.HeldError)(nil), (*registry.RetiredError)(nil), (*registry.WindowError)(nil)
-	switch {
-	case errors.Is(err, registry.ErrRevoked):
-		return connackDenied, reasonRevoked
-	case errors.As(err, &held) && held.State == registry.Suspended:
-		return connackDenied, reasonSuspended
-	case errors.As(err, &held):
-		return connackDenied, reasonDecommissioned
-	case errors.As(err, &retired):
-		return connackDenied, reasonReplaced
-	case errors.As(err, &window):
-		return connackDenied, reasonWindow
-	case denied(err):
-		return connackDenied, reasonNotAdmitted
-	case err != nil:
-		s.log.Error("registry cannot be asked; a gateway is turned away", "gateway", c.id.gateway, "error", err)
-		return connackUnavailable, reasonRegistry
+	if code, reason := s.refusal(c, err); reason != "" {
+		return code, reason
 	}
 	if c.id.late {
 		var reason string
@@ -93,6 +77,58 @@ func (s *Server) admit(ctx context.Context, c *session) (code byte, reason strin
 	s.metrics.opened.Inc()
 	c.traffic.open()
 	return connackAccepted, ""
+}
+
+// full says why there is no place for a session; "" when there is one. The caller holds mu.
+func (s *Server) full(c *session) (code byte, reason string) {
+	switch older := s.sessions[c.id.gateway]; {
+	case s.draining:
+		return connackUnavailable, reasonDraining
+	case older == nil && len(s.sessions) >= s.limits.Sessions:
+		return connackUnavailable, reasonSessions
+	case s.overloaded.Load():
+		return connackUnavailable, reasonOverload // an older session of the gateway goes on
+	}
+	return 0, ""
+}
+
+// place puts a session into the table, in the place of an older one of its gateway, which it gives. A reason is why it may not.
+func (s *Server) place(c *session) (older *session, code byte, reason string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	older = s.sessions[c.id.gateway]
+	if code, reason = s.full(c); reason != "" {
+		return nil, code, reason
+	}
+	if older != nil && c.rivals(older) {
+		s.rates.rival(c.id.gateway, Rival{Live: older.peer, Peer: c.peer, Serial: c.id.serial})
+		return nil, connackDenied, reasonRival
+	}
+	s.sessions[c.id.gateway] = c
+	return older, 0, ""
+}
+
+// refusal makes an answer of the registry's to a gateway that may not connect, or not now; "" for one that may.
+func (s *Server) refusal(c *session, err error) (code byte, reason string) {
+	held, retired, window := (*registry.HeldError)(nil), (*registry.RetiredError)(nil), (*registry.WindowError)(nil)
+	switch {
+	case err == nil:
+		return 0, ""
+	case errors.Is(err, registry.ErrRevoked):
+		return connackDenied, reasonRevoked
+	case errors.As(err, &held) && held.State == registry.Suspended:
+		return connackDenied, reasonSuspended
+	case errors.As(err, &held):
+		return connackDenied, reasonDecommissioned
+	case errors.As(err, &retired):
+		return connackDenied, reasonReplaced
+	case errors.As(err, &window):
+		return connackDenied, reasonWindow
+	case denied(err):
+		return connackDenied, reasonNotAdmitted
+	}
+	s.log.Error("registry cannot be asked; a gateway is turned away", "gateway", c.id.gateway, "error", err)
+	return connackUnavailable, reasonRegistry
 }
 
 // allow asks the registry what the session may do, and again if look has stored an answer meanwhile, which may be newer than ours. Whatever changes

@@ -152,7 +152,7 @@ func swap(tx *sql.Tx, who audit.Actor, id, reason string, now time.Time, s Repla
 		FROM gateway_keys k WHERE k.gateway = $1 ON CONFLICT (spki) DO NOTHING`, id); err != nil {
 		return err
 	}
-	if err := forgetBoot(tx, id); err != nil {
+	if err := errors.Join(forgetBoot(tx, id), settle(tx, id, s.New)); err != nil {
 		return err
 	}
 	for _, ek := range s.New {

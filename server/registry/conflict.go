@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"wardlink/audit"
+	"wardlink/enroll"
 	"wardlink/internal/refusal"
 )
 
@@ -56,8 +57,12 @@ func (c *Contention) What() string { return fmt.Sprintf(claims[c.Claim].what, c.
 // Mend says what to do.
 func (c *Contention) Mend() string { return fmt.Sprintf(claims[c.Claim].mend, c.Gateway, c.Rival) }
 
+// What a TPM shows of a disk is only its word, and anybody at the gateways' port may have a TPM. So these claims have a room of their own, in which a board
+// that is registered comes before a stranger, and take none from contentions that were proven.
 const (
-	maxContentions   = 1000
+	maxContentions   = 1000 // proven
+	maxDiskClaims    = 200
+	maxDisksOfOne    = 8           // claims about one gateway
 	contentionSettle = time.Minute // one that comes again sooner costs no write
 	contentionTell   = time.Hour   // and sooner than this no event
 )
@@ -96,17 +101,12 @@ func (r *Registry) contend(tx *sql.Tx, who audit.Actor, c Contention) error {
 		return err
 	}
 	now := r.now().UnixMilli()
-	var last, rows int64
+	var last int64
 	err := tx.QueryRow("SELECT last_seen FROM identity_conflicts WHERE kind = $1 AND gateway = $2 AND rival = $3", string(c.Claim), c.Gateway, c.Rival).Scan(&last)
 	switch {
 	case errors.Is(err, sql.ErrNoRows):
-		if err := tx.QueryRow("SELECT COUNT(*) FROM identity_conflicts").Scan(&rows); err != nil {
+		if ok, err := makeRoom(tx, c); err != nil || !ok {
 			return err
-		}
-		if rows >= maxContentions {
-			if _, err := tx.Exec(`DELETE FROM identity_conflicts WHERE last_seen <= (SELECT last_seen FROM identity_conflicts ORDER BY last_seen LIMIT 1)`); err != nil {
-				return err
-			}
 		}
 	case err != nil:
 		return err
@@ -123,10 +123,75 @@ func (r *Registry) contend(tx *sql.Tx, who audit.Actor, c Contention) error {
 		Detail: map[string]string{"claim": string(c.Claim), "rival": c.Rival}})
 }
 
-// Contentions are the claims that were seen since, the newest first: at most 1,000.
+// makeRoom lets the contention that was not seen for longest go where a new one has no room. False: there is none for a stranger's claim about a disk, since all
+// are of boards that are registered.
+func makeRoom(tx *sql.Tx, c Contention) (bool, error) {
+	if c.Claim != ForeignDisk {
+		return drop(tx, maxContentions, "kind <> $1", string(ForeignDisk))
+	}
+	var registered int
+	if err := tx.QueryRow("SELECT COUNT(*) FROM gateways WHERE id = $1", c.Rival).Scan(&registered); err != nil {
+		return false, err
+	}
+	for _, bound := range []struct {
+		most  int
+		where string
+		args  []any
+	}{
+		{maxDisksOfOne, "kind = $1 AND gateway = $2", []any{string(c.Claim), c.Gateway}},
+		{maxDiskClaims, "kind = $1", []any{string(c.Claim)}},
+	} {
+		where := bound.where
+		var n int
+		if err := tx.QueryRow("SELECT COUNT(*) FROM identity_conflicts WHERE "+where, bound.args...).Scan(&n); err != nil {
+			return false, err
+		}
+		if n < bound.most {
+			continue
+		}
+		if registered == 0 {
+			where += " AND rival NOT IN (SELECT id FROM gateways)"
+		}
+		if ok, err := drop(tx, 0, where, bound.args...); err != nil || !ok {
+			return false, err
+		}
+	}
+	return true, nil
+}
+
+// drop deletes the oldest of those contentions, strangers' first, if there are most or more. False: there is none to delete.
+func drop(tx *sql.Tx, most int, where string, args ...any) (bool, error) {
+	var n int
+	if err := tx.QueryRow("SELECT COUNT(*) FROM identity_conflicts WHERE "+where, args...).Scan(&n); err != nil || n < most {
+		return err == nil, err
+	}
+	done, err := tx.Exec(`DELETE FROM identity_conflicts WHERE (kind, gateway, rival) IN (SELECT kind, gateway, rival FROM identity_conflicts
+		WHERE `+where+` ORDER BY rival IN (SELECT id FROM gateways), last_seen LIMIT 1)`, args...)
+	if err != nil {
+		return false, err
+	}
+	gone, err := done.RowsAffected()
+	return gone > 0, err
+}
+
+// settle removes the contentions that end with a gateway's board: the one TPM that was two gateways is not this one's any more, and the boards that came with
+// its disk are its own now.
+func settle(tx *sql.Tx, gateway string, boards [][32]byte) error {
+	if _, err := tx.Exec("DELETE FROM identity_conflicts WHERE kind = $1 AND (gateway = $2 OR rival = $2)", string(OneTPM), gateway); err != nil {
+		return err
+	}
+	for _, ek := range boards {
+		if _, err := tx.Exec("DELETE FROM identity_conflicts WHERE kind = $1 AND gateway = $2 AND rival = $3", string(ForeignDisk), gateway, enroll.Fingerprint(ek)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Contentions are the claims that were seen since, those that were proven first, and of each the newest first: at most 1,200.
 func (r *Registry) Contentions(ctx context.Context, since time.Time) (out []Contention, err error) {
 	rows, err := r.db.Query(ctx, `SELECT kind, gateway, rival, peer, first_seen, last_seen, count FROM identity_conflicts
-		WHERE last_seen >= $1 ORDER BY last_seen DESC, kind, gateway, rival`, since.UnixMilli())
+		WHERE last_seen >= $1 ORDER BY kind = $2, last_seen DESC, kind, gateway, rival`, since.UnixMilli(), string(ForeignDisk))
 	if err != nil {
 		return nil, fmt.Errorf("registry: %w", err)
 	}
@@ -184,9 +249,10 @@ func (r *Registry) noteTaken(ctx context.Context, who audit.Actor, err error) er
 	return err
 }
 
+// refuseTaken refuses an endorsement key for gateway id that is owner's, or for another reason.
 func refuseTaken(reason, owner, id, peer string) error {
 	err := refusal.New(ErrConflict, "%s", reason)
-	if owner == "" {
+	if owner == "" || owner == id { // who enters a gateway's key for it once more claims nothing
 		return err
 	}
 	return &takenError{err, Contention{Claim: OneKey, Gateway: owner, Rival: id, Peer: peer}}

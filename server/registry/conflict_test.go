@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"wardlink/audit"
+	"wardlink/enroll"
 	"wardlink/server/registry"
 )
 
@@ -122,14 +123,88 @@ func TestContentionsAreBounded(t *testing.T) {
 	if got := f.claimed(t); len(got) != 1 || got[0] != "foreign-disk gw-1 AAAA 100" || f.conflicts(t) != 1 {
 		t.Errorf("noted %q, %d events", got, f.conflicts(t))
 	}
-	for i := range 1010 {
+	noted := func(c registry.Claim, gateway, rival string) {
+		t.Helper()
 		f.clock = f.clock.Add(time.Millisecond)
-		claim.Rival = fmt.Sprint("B", i)
-		if err := f.Contend(f.ctx, server, claim); err != nil {
+		if err := f.Contend(f.ctx, server, registry.Contention{Claim: c, Gateway: gateway, Rival: rival, Peer: "192.0.2.1:9"}); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if got := f.claimed(t); len(got) != 1000 || !strings.Contains(got[0], "B1009") {
-		t.Errorf("%d are kept, the newest %q", len(got), got[0])
+	for i := range 1010 {
+		noted(registry.OneKey, "gw-1", fmt.Sprint("B", i))
+	}
+	if got := f.claimed(t); len(got) != 1001 || !strings.Contains(got[0], "B1009") || got[1000] != "foreign-disk gw-1 AAAA 100" {
+		t.Errorf("%d are kept, from %q to %q", len(got), got[0], got[len(got)-1])
+	}
+}
+
+// TestDisksAreOnlySomebodysWord: whoever shows TPMs and names disks at the port hides no contention that was proven, takes a gateway eight places and all of
+// them two hundred, and none from a board that is registered.
+func TestDisksAreOnlySomebodysWord(t *testing.T) {
+	f := one(t)
+	all := []registry.Gateway{gateway("gw-2", "two")}
+	for i := range 40 {
+		all = append(all, gateway(fmt.Sprint("bed-", i), fmt.Sprint("bed ", i)))
+	}
+	if _, err := f.Import(f.ctx, operator, "", all); err != nil {
+		t.Fatal(err)
+	}
+	claim := func(c registry.Claim, gateway, rival string) {
+		t.Helper()
+		f.clock = f.clock.Add(time.Millisecond)
+		if err := f.Contend(f.ctx, audit.Actor{ID: "server"}, registry.Contention{Claim: c, Gateway: gateway, Rival: rival}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	claim(registry.OneTPM, "gw-1", "gw-2")
+	claim(registry.ForeignDisk, "gw-1", "gw-2")
+	for i := range 20 {
+		claim(registry.ForeignDisk, "gw-1", fmt.Sprint("STRANGER-", i))
+	}
+	got := f.claimed(t)
+	if len(got) != 9 || got[0] != "one-tpm gw-1 gw-2 1" || got[1] != "foreign-disk gw-1 STRANGER-19 1" || got[8] != "foreign-disk gw-1 gw-2 1" {
+		t.Fatalf("about one gateway %q", got)
+	}
+	for i := range 400 {
+		claim(registry.ForeignDisk, fmt.Sprint("bed-", i%40), fmt.Sprint("STRANGER-", i))
+	}
+	if got = f.claimed(t); len(got) != 201 || got[0] != "one-tpm gw-1 gw-2 1" || got[200] != "foreign-disk gw-1 gw-2 1" {
+		t.Fatalf("%d claims, from %q to %q", len(got), got[0], got[len(got)-1])
+	}
+	for i := range 8 { // boards that are registered: there is no room for a stranger any more
+		claim(registry.ForeignDisk, "bed-0", fmt.Sprint("bed-", i+1))
+	}
+	claim(registry.ForeignDisk, "bed-0", "STRANGER-X")
+	if got = f.claimed(t); len(got) > 201 || strings.Contains(strings.Join(got, " "), "bed-0 STRANGER") || !strings.Contains(strings.Join(got, " "), "bed-0 bed-8 ") {
+		t.Errorf("registered boards and strangers: %q", got)
+	}
+}
+
+// TestAMendSettlesItsContention: the alert ends with what it asked for.
+func TestAMendSettlesItsContention(t *testing.T) {
+	f := one(t)
+	if _, err := f.Import(f.ctx, operator, "", []registry.Gateway{gateway("gw-2", "two")}); err != nil {
+		t.Fatal(err)
+	}
+	note := func(c registry.Claim, gateway, rival string) {
+		t.Helper()
+		if err := f.Contend(f.ctx, audit.Actor{ID: "server"}, registry.Contention{Claim: c, Gateway: gateway, Rival: rival}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	note(registry.ForeignDisk, "gw-1", enroll.Fingerprint(ek("spare")))
+	note(registry.ForeignDisk, "gw-1", enroll.Fingerprint(ek("copy")))
+	note(registry.OneTPM, "gw-2", "gw-1")
+	if _, err := f.Replace(f.ctx, operator, "", "gw-1", "again", []string{hexOf("one")}); !errors.Is(err, registry.ErrConflict) {
+		t.Fatalf("its own board: %v", err)
+	}
+	if got := f.claimed(t); len(got) != 3 {
+		t.Fatalf("its own board, given once more, accuses it: %q", got)
+	}
+	if _, err := f.Replace(f.ctx, operator, "", "gw-1", "broken", []string{hexOf("spare")}); err != nil {
+		t.Fatal(err)
+	}
+	if got := f.claimed(t); len(got) != 1 || !strings.Contains(got[0], enroll.Fingerprint(ek("copy"))) {
+		t.Errorf("after the replacement: %q", got)
 	}
 }

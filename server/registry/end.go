@@ -105,6 +105,9 @@ func finish(tx *sql.Tx, id string, h Hold) error {
 	if _, err := tx.Exec("DELETE FROM revocations WHERE gateway = $1", id); err != nil {
 		return err
 	}
+	if err := settle(tx, id, nil); err != nil {
+		return err
+	}
 	return hold(tx, id, Decommissioned, h)
 }
 

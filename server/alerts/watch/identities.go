@@ -1,6 +1,7 @@
 package watch
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -8,6 +9,7 @@ import (
 	"time"
 
 	"wardlink/server/alerts"
+	"wardlink/server/registry"
 )
 
 const (
@@ -18,7 +20,7 @@ const (
 )
 
 // contentionLook says who claimed to be whom he cannot be: by the registry's notes, and by connections. Of several about one gateway the newest
-// is told in full.
+// of those that were proven is told in full.
 func contentionLook(r Registry, i Ingest) look {
 	return func(ctx context.Context, now time.Time) ([]alerts.Condition, error) {
 		noted, err := r.Contentions(ctx, now.Add(-contentionTime))
@@ -44,7 +46,17 @@ func contentionLook(r Registry, i Ingest) look {
 				"peer": c.Peer, "times": fmt.Sprint(c.Count), "first": rfc(c.First), "last": rfc(c.Last)}
 		}
 		var out []alerts.Condition
-		for _, gateway := range slices.Sorted(maps.Keys(details)) {
+		// Beyond what may be listed, those of which there is no more than somebody's word about a disk are left out.
+		word := func(gateway string) bool { return details[gateway]["claim"] == string(registry.ForeignDisk) }
+		for _, gateway := range slices.SortedFunc(maps.Keys(details), func(a, b string) int {
+			switch {
+			case word(a) == word(b):
+				return cmp.Compare(a, b)
+			case word(a):
+				return 1
+			}
+			return -1
+		}) {
 			if out = append(out, alerts.Condition{Subject: gateway, Detail: details[gateway]}); len(out) == maxListed {
 				break
 			}
