@@ -178,7 +178,7 @@ func TestSessionUnderGraceEndsWithIt(t *testing.T) {
 		}
 		b.srv.limits.KeepAlive = 3 * time.Hour
 		took, why := b.pinging(c)
-		if took > time.Hour || took < 59*time.Minute || why != endExpired {
+		if took > 61*time.Minute || took < 59*time.Minute || why != endExpired { // one ping may come in the instant of its end
 			t.Errorf("ended after %s (%s)", took, why)
 		}
 	})
