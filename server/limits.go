@@ -74,9 +74,13 @@ func (l Limits) ingest() ingest.Limits {
 	pace := func(publishes, kilobytes int) ingest.Pace {
 		return ingest.Pace{Publishes: float64(publishes), Bytes: float64(kilobytes) * 1024}
 	}
+	// Sessions end within Blind, the time of a question, and a poll.
+	sight := (l.blind() - time.Second) * 8 / 9
+	if question := ingest.QuestionTime(sight); sight+question > l.blind()-time.Second {
+		sight = l.blind() - time.Second - question
+	}
 	return ingest.Limits{
-		// Sessions end within Blind, the eighth of it that a question has, and a poll.
-		Blind:    (l.blind() - time.Second) * 8 / 9,
+		Blind:    sight,
 		Sessions: l.Sessions, Gateway: pace(l.GatewayPublishes, l.GatewayKilobytes), Address: pace(l.AddressPublishes, l.AddressKilobytes),
 	}
 }

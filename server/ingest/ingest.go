@@ -89,7 +89,7 @@ type Limits struct {
 	Linger      time.Duration // until the last commits are answered and the peer has hung up: 5 s
 	Ask         time.Duration // until the registry, the documents or an event's commit have answered: 10 s
 	Poll        time.Duration // between two looks at the registry's revision: 500 ms
-	Blind       time.Duration // how long sessions live on while the registry cannot be asked, and a question of an eighth of it: 30 s
+	Blind       time.Duration // how long sessions live on while the registry cannot be asked, and a question for QuestionTime of it: 30 s
 	Window      int           // publishes of one connection that wait for their commit: 128
 	WindowBytes int           // and their bytes; one publish always fits: 2 MB
 	Sealings    int           // sealing records of one connection: 4096
@@ -257,14 +257,19 @@ func (s *Server) Run(ctx context.Context) error {
 		case <-poll.C:
 		case <-s.nudged:
 		}
-		s.relieve(time.Now())
 		var err error
 		if seen, err = s.look(ctx, seen); err != nil && ctx.Err() == nil && time.Since(seen.at) >= s.limits.Blind {
 			s.log.Error("registry cannot be asked; all sessions are cut", "since", seen.at, "error", err)
 			s.cutAll(endBlind)
 		}
-		s.cutExpired(time.Now())
+		s.heedClock(time.Now())
 	}
+}
+
+// heedClock does what is due whether or not the registry answers.
+func (s *Server) heedClock(now time.Time) {
+	s.relieve(now)
+	s.cutExpired(now)
 }
 
 // relieve looks whether publishes wait too long for the journal. Then CONNECTs are turned away, and who waits is asked not to come back at once

@@ -12,7 +12,16 @@ type sight struct {
 }
 
 // question is how long one question of a look may take: one that hangs is asked again, on another connection, before sessions end for it.
-func (l Limits) question() time.Duration { return min(l.Ask, l.Blind/8) }
+func (l Limits) question() time.Duration { return min(l.Ask, QuestionTime(l.Blind)) }
+
+// leastQuestion is what a busy registry may take for an answer, however short the time is that sessions may live on without it.
+const leastQuestion = time.Second
+
+// QuestionTime is how long a question of a look may take where sessions live on for blind without the registry: an eighth of that, and a second where
+// blind has room for three of those.
+func QuestionTime(blind time.Duration) time.Duration {
+	return max(blind/8, min(leastQuestion, blind/3))
+}
 
 // until is when questions that begin now must all be answered: when the sight is as old as it may be, or after one question's time where that
 // is later. However many of them hang, or answer at their last moment, the end of blind sessions is not put off.
@@ -57,6 +66,7 @@ func (s *Server) judgeAll(ctx context.Context, seen sight, revision int64, begun
 			seen.revision = revision
 			return seen, nil
 		}
+		s.heedClock(time.Now())
 	}
 }
 
@@ -65,13 +75,13 @@ func (s *Server) judgeAll(ctx context.Context, seen sight, revision int64, begun
 func (s *Server) judgeSome(ctx context.Context, end time.Time, all []*session) (judged int, err error) {
 	ctx, cancel := context.WithDeadline(ctx, end)
 	defer cancel()
-	next := time.Now().Add(s.limits.Poll)
 	if err := s.cutOff(ctx); err != nil {
 		return 0, err
 	}
 	if err := s.fence(ctx); err != nil {
 		return 0, err
 	}
+	next := time.Now().Add(s.limits.Poll) // from here: where the two questions take as long as a poll, each step would judge one session
 	for judged < len(all) && (judged == 0 || time.Now().Before(next)) {
 		if err := s.judge(ctx, all[judged]); err != nil {
 			return judged, err

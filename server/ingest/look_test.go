@@ -92,21 +92,64 @@ func TestRevokedWhileOthersAreJudged(t *testing.T) {
 	})
 }
 
+// TestJudgingDoesNotCrawl: where the questions of a step take longer than a poll, sessions are judged by the hundreds in each step all the same; and
+// one whose validity ends meanwhile does not wait until all are.
+func TestJudgingDoesNotCrawl(t *testing.T) {
+	inBubble(t, Limits{}, func(t *testing.T, b *pipeBench) {
+		b.share()
+		const others = 200
+		for i := range others {
+			name := fmt.Sprintf("other-%d", i)
+			b.reg.change(func() { b.reg.lanes[name] = 0x0f })
+			b.session(name, 10*time.Hour, 0)
+		}
+		time.Sleep(time.Second)
+		judged := func() (n int) {
+			b.srv.mu.Lock()
+			defer b.srv.mu.Unlock()
+			for _, c := range b.srv.sessions {
+				c.mu.Lock()
+				n += c.judged
+				c.mu.Unlock()
+			}
+			return n
+		}
+		before := judged()
+		b.reg.change(func() { b.reg.takes["CutOff"], b.reg.takes["Passed"] = 400*time.Millisecond, 400*time.Millisecond })
+		time.Sleep(3 * time.Second)
+		if n := judged() - before; n < others {
+			t.Errorf("%d of %d sessions were judged within three seconds", n, others)
+		}
+		b.reg.change(func() { b.reg.until = map[string]time.Time{"gw-1": time.Now().Add(3 * time.Second)} })
+		short := b.session("gw-1", 10*time.Hour, 0)
+		b.reg.change(func() { b.reg.takes["AdmitKey"] = 100 * time.Millisecond })
+		if took, why := b.lives(short); took > 5*time.Second || why != endRevoked {
+			t.Errorf("cut after %s (%s)", took, why)
+		}
+	})
+}
+
 // TestAHungQuestionKeepsTheBound: whichever question of a look hangs, and however late the others answer, also when it begins to hang while sessions
 // are judged, they end as soon as they would had there been no answer at all.
 func TestAHungQuestionKeepsTheBound(t *testing.T) {
-	const (
-		blind    = 24 * time.Second
-		question = blind / 8
+	for _, blind := range []time.Duration{24 * time.Second, 3 * time.Second} {
+		t.Run(blind.String(), func(t *testing.T) { hungQuestions(t, blind) })
+	}
+}
+
+func hungQuestions(t *testing.T, blind time.Duration) {
+	var (
+		question = QuestionTime(blind)
 		bound    = blind + question + 500*time.Millisecond // from the last answer: a look that fails, and one more that begins
 		late     = question - time.Millisecond
+		many     = question * 8 / 10
 	)
 	questions := []string{"Revision", "CutOff", "AdmitKey", "Passed"}
 	for _, hung := range questions {
 		for _, c := range []struct {
 			others, after time.Duration
 			judging       bool
-		}{{0, 0, true}, {late, 0, true}, {late / 2, 0, true}, {2400 * time.Millisecond, 0, true}, {2400 * time.Millisecond, 0, false}, {late, 5 * time.Second, true}} {
+		}{{0, 0, true}, {late, 0, true}, {late / 2, 0, true}, {many, 0, true}, {many, 0, false}, {late, question * 5 / 3, true}} {
 			if hung == "Revision" && c.after > 0 || (hung == "CutOff" || hung == "AdmitKey") && !c.judging {
 				continue // the revision is not asked for before all are judged, and until then the others' answers are sight
 			}
