@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"strings"
 	"testing"
+	"time"
 
 	"wardlink/internal/child"
 )
@@ -23,6 +24,7 @@ func TestRevokedGateway(t *testing.T) {
 	if _, err := child.Output(ctx, program("wardlink"), "--operator", h.operator(), "gateway", "revoke", "icu-9", "--reason", "x"); err == nil || !strings.Contains(err.Error(), "icu-9") {
 		t.Errorf("an unknown gateway: %v", err)
 	}
+	begun := time.Now()
 	said := string(h.must("wardlink", "--operator", h.operator(), "gateway", "revoke", "icu-7", "--reason", "stolen from the ward"))
 	if !strings.Contains(said, "icu-7 is revoked") || !strings.Contains(said, "stolen from the ward") {
 		t.Errorf("the command says %q", said)
@@ -78,15 +80,50 @@ func TestRevokedGateway(t *testing.T) {
 		}
 		return connects > 0 && renewals > 0, nil
 	})
+	h.cutInTime(h.cutAfter("icu-7", begun))
+}
+
+// cutInTime wants a session to end within two seconds of the start of an operator's command. A machine that was busy then gets two more chances, with a
+// gateway each; the programs stay the same.
+func (h *hospital) cutInTime(took time.Duration) {
+	h.t.Helper()
+	for _, id := range []string{"icu-8", "icu-9"} {
+		if h.t.Logf("cut %s after the start of the command", took); took <= cutWithin {
+			return
+		}
+		h.newBox(id, h.kit()).deliverAs(id)
+		begun := time.Now()
+		h.must("wardlink", "--operator", h.operator(), "gateway", "revoke", id, "--reason", "stolen")
+		took = h.cutAfter(id, begun)
+	}
+	if took > cutWithin {
+		h.t.Errorf("revoked gateways' sessions lived on three times, the last one for %s; expected at most %s", took, cutWithin)
+	}
+}
+
+// cutAfter is when a gateway's session ended, by the log: both ends are by the clock of this machine.
+func (h *hospital) cutAfter(id string, begun time.Time) (took time.Duration) {
+	h.t.Helper()
+	h.await("the end of the session in the log", func(context.Context) (bool, error) {
+		for _, it := range h.audit("--type", "session.closed") {
+			if it.Actor == "spiffe://ward.example/gateway/"+id && strings.Contains(it.Reason, "revoked") {
+				took = it.Time.Sub(begun)
+				return true, nil
+			}
+		}
+		return false, nil
+	})
+	return took
 }
 
 type auditItem struct {
-	Leaf    uint64 `json:"leaf"`
-	Type    string `json:"type"`
-	Actor   string `json:"actor"`
-	Target  string `json:"target"`
-	Outcome string `json:"outcome"`
-	Reason  string `json:"reason"`
+	Leaf    uint64    `json:"leaf"`
+	Time    time.Time `json:"time"`
+	Type    string    `json:"type"`
+	Actor   string    `json:"actor"`
+	Target  string    `json:"target"`
+	Outcome string    `json:"outcome"`
+	Reason  string    `json:"reason"`
 }
 
 // audit lists the log as a security officer would.
