@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"wardlink/audit"
@@ -16,10 +17,11 @@ import (
 // database where that can be written, else in memory. A kill before then loses what is in memory: nothing that anybody else was given
 // or shown, since reads, publishes and every other certificate wait for the journal as ever.
 type owed struct {
-	settling sync.Mutex // one settle at a time
+	aside atomic.Int64 // events that could not be encoded; of each the journal has the type and the time alone
 
-	mu     sync.Mutex
-	events []debt
+	mu       sync.Mutex
+	events   []debt
+	settling chan struct{} // one place: one settle at a time; nil before the first
 }
 
 // debt is one event that is owed.
@@ -27,6 +29,22 @@ type debt struct {
 	event audit.Event
 	after uint64 // a number of the journal before which the event cannot be
 	tried bool   // a transaction that put it into the outbox may be committed
+}
+
+// turn waits until nobody else settles, or for the end of ctx.
+func (o *owed) turn(ctx context.Context) (done func(), err error) {
+	o.mu.Lock()
+	if o.settling == nil {
+		o.settling = make(chan struct{}, 1)
+	}
+	place := o.settling
+	o.mu.Unlock()
+	select {
+	case place <- struct{}{}:
+		return func() { <-place }, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
 }
 
 func (o *owed) add(d debt) {
@@ -47,6 +65,13 @@ func (o *owed) next() (d debt, ok bool) {
 	return d, true
 }
 
+// sought is how far the journal is known not to have the first.
+func (o *owed) sought(seq uint64) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.events[0].after = seq
+}
+
 func (o *owed) drop() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -65,6 +90,16 @@ func (s *Server) own(ctx context.Context, ev audit.Event) {
 	if ev.Time == 0 {
 		ev.Time = time.Now().UnixMilli()
 	}
+	head, err := audit.EncodeEvent(ev)
+	if err != nil {
+		// It never can be: owed, it would hold up all that come behind it.
+		s.log.Error("an event of the server's own cannot be encoded; it is journaled without its target and details", "type", string(ev.Type), "target", ev.Target, "error", err)
+		s.owed.aside.Add(1)
+		ev = audit.Event{ID: ev.ID, Type: ev.Type, Time: max(ev.Time, 0), Actor: ev.Actor, Outcome: ev.Outcome, Reason: "the event could not be encoded; the server's log has it"}
+		if head, err = audit.EncodeEvent(ev); err != nil {
+			return // the programmer's error, and said
+		}
+	}
 	owing := debt{event: ev, after: s.journal.Stats().Committed}
 	failed := func(err error) {
 		s.log.Error("an event of the server's own is journaled later", "type", string(ev.Type), "error", err)
@@ -81,11 +116,6 @@ func (s *Server) own(ctx context.Context, ev audit.Event) {
 	owe := func(err error) {
 		failed(err)
 		s.owed.add(owing)
-	}
-	head, err := audit.EncodeEvent(ev)
-	if err != nil {
-		owe(err)
-		return
 	}
 	done := make(chan struct{})
 	err = s.journal.Submit(journal.Entry{ID: ev.ID, Kind: journal.KindEvent, Head: head}, func(_ uint64, err error) {
@@ -106,19 +136,23 @@ func (s *Server) own(ctx context.Context, ev audit.Event) {
 
 // settle moves what is owed to the outbox, as far as the database can be written.
 func (s *Server) settle(ctx context.Context) error {
-	s.owed.settling.Lock()
-	defer s.owed.settling.Unlock()
+	done, err := s.owed.turn(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
 	for {
 		d, ok := s.owed.next()
 		if !ok {
 			return nil
 		}
-		if err := s.db.Write(ctx, func(tx *sql.Tx) error {
-			if d.tried {
-				return s.outbox.AddOnce(ctx, tx, d.event, d.after)
+		if d.tried {
+			sought, err := s.outbox.AddOnce(ctx, d.event, d.after)
+			if err != nil {
+				s.owed.sought(sought)
+				return err
 			}
-			return s.outbox.Add(tx, d.event)
-		}); err != nil {
+		} else if err := s.db.Write(ctx, func(tx *sql.Tx) error { return s.outbox.Add(tx, d.event) }); err != nil {
 			return err
 		}
 		s.owed.drop()

@@ -240,6 +240,7 @@ func (s *Server) metrics() http.Handler {
 		}
 		return 0
 	})
+	gauge("own_events_unencodable", "Events of the server's own that are journaled without target and details, since they could not be encoded.", func() float64 { return float64(s.owed.aside.Load()) })
 	gauge("journal_entries", "Last committed journal entry.", read(func(c client.Status) uint64 { return c.JournalSeq }))
 	gauge("records_lag_entries", "Journal entries that records has not passed.", read(func(c client.Status) uint64 { return c.JournalSeq - min(c.JournalSeq, c.RecordsSeq) }))
 	gauge("log_lag_entries", "Journal entries that the transparency log has not passed.", read(func(c client.Status) uint64 { return c.JournalSeq - min(c.JournalSeq, c.LogSeq) }))

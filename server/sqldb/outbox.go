@@ -4,7 +4,6 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
-	"sync"
 	"time"
 
 	"wardlink/audit"
@@ -56,8 +55,8 @@ type Outbox struct {
 	journal Journal
 	now     func() time.Time
 
-	mu    sync.Mutex // one Flush at a time; it also guards doubt
-	doubt int64      // rows up to this position may be in the journal already
+	turn  chan struct{} // one place: one Flush at a time; it also guards doubt
+	doubt int64         // rows up to this position may be in the journal already
 }
 
 // NewOutbox makes the outbox of db. The database must have OutboxMigrations. now may be nil: time.Now.
@@ -65,7 +64,7 @@ func NewOutbox(db *DB, j Journal, now func() time.Time) (*Outbox, error) {
 	if now == nil {
 		now = time.Now
 	}
-	o := &Outbox{db: db, journal: j, now: now}
+	o := &Outbox{db: db, journal: j, now: now, turn: make(chan struct{}, 1)}
 	if err := db.QueryRow(context.Background(), "SELECT COALESCE(MAX(position), 0) FROM events_out").Scan(&o.doubt); err != nil {
 		return nil, fmt.Errorf("outbox: %w", explain(db.path, err))
 	}
@@ -86,19 +85,28 @@ func (o *Outbox) Add(tx *sql.Tx, ev audit.Event) error {
 	return AddEvent(tx, ev)
 }
 
-// AddOnce is Add for an event with an id that a former transaction may have added already, with an outcome that nobody knows. It looks for the id
-// among the events that wait and then, since one that waited may be gone from there, in the journal behind the number after, which must have been
-// the journal's last when the event was first added, or less. This transaction has the database's write lock, so the former one is over.
-func (o *Outbox) AddOnce(ctx context.Context, tx *sql.Tx, ev audit.Event, after uint64) error {
-	var waits bool
-	if err := tx.QueryRow("SELECT EXISTS (SELECT 1 FROM events_out WHERE id = $1)", ev.ID[:]).Scan(&waits); err != nil || waits {
-		return err
-	}
-	found, err := o.find(ctx, map[audit.EventID]bool{ev.ID: true}, after)
+// AddOnce is Add, in a transaction of its own, for an event with an id that a former transaction may have added already, with an outcome that nobody
+// knows. It looks for the id among the events that wait and then, since one that waited may be gone from there, in the journal behind the number
+// after, which must have been the journal's last when the event was first added, or less. Under the write lock the former transaction is over; but a
+// journal that grew for hours is long to read, so it is read before, and under the lock only what came meanwhile. sought is the number up to which
+// the event is not in the journal for certain: where the next call may begin after an error.
+func (o *Outbox) AddOnce(ctx context.Context, ev audit.Event, after uint64) (sought uint64, err error) {
+	wanted := map[audit.EventID]bool{ev.ID: true}
+	found, sought, err := o.find(ctx, wanted, after)
 	if err != nil || len(found) > 0 {
-		return err
+		return sought, err
 	}
-	return o.Add(tx, ev)
+	return sought, o.db.Write(ctx, func(tx *sql.Tx) error {
+		var waits bool
+		if err := tx.QueryRow("SELECT EXISTS (SELECT 1 FROM events_out WHERE id = $1)", ev.ID[:]).Scan(&waits); err != nil || waits {
+			return err
+		}
+		found, _, err := o.find(ctx, wanted, sought)
+		if err != nil || len(found) > 0 {
+			return err
+		}
+		return o.Add(tx, ev)
+	})
 }
 
 // AddEvent is Add for an event that has its id and time, where there is no Outbox yet.
@@ -124,8 +132,12 @@ const flushChunk = 512
 // Flush returns nil once every event that was committed before the call is durable in the journal. On an error the act that
 // waits for it must not be answered as done; its event stays and goes with a later Flush.
 func (o *Outbox) Flush(ctx context.Context) error {
-	o.mu.Lock()
-	defer o.mu.Unlock()
+	select {
+	case o.turn <- struct{}{}:
+		defer func() { <-o.turn }()
+	case <-ctx.Done():
+		return fmt.Errorf("outbox: %w", ctx.Err())
+	}
 	for {
 		rows, err := o.next(ctx)
 		if err != nil {
@@ -210,19 +222,20 @@ func (o *Outbox) journaled(ctx context.Context, rows []waiting) (map[audit.Event
 	if err := o.db.QueryRow(ctx, "SELECT seq FROM events_out_mark").Scan(&mark); err != nil {
 		return nil, explain(o.db.path, err)
 	}
-	return o.find(ctx, doubtful, uint64(mark))
+	found, _, err := o.find(ctx, doubtful, uint64(mark))
+	return found, err
 }
 
-// find gives the numbers of those events that the journal has behind a number.
-func (o *Outbox) find(ctx context.Context, wanted map[audit.EventID]bool, after uint64) (map[audit.EventID]uint64, error) {
-	found := make(map[audit.EventID]uint64)
-	for from := after + 1; len(found) < len(wanted); {
+// find gives the numbers of those events that the journal has behind a number, and how far it has looked.
+func (o *Outbox) find(ctx context.Context, wanted map[audit.EventID]bool, after uint64) (found map[audit.EventID]uint64, sought uint64, err error) {
+	found = make(map[audit.EventID]uint64)
+	for sought = after; len(found) < len(wanted); {
 		if err := ctx.Err(); err != nil {
-			return nil, err
+			return nil, sought, err
 		}
-		entries, err := o.journal.Read(from, 4096)
+		entries, err := o.journal.Read(sought+1, 4096)
 		if err != nil {
-			return nil, err
+			return nil, sought, err
 		}
 		if len(entries) == 0 {
 			break
@@ -232,9 +245,9 @@ func (o *Outbox) find(ctx context.Context, wanted map[audit.EventID]bool, after 
 				found[e.ID] = e.Seq
 			}
 		}
-		from = entries[len(entries)-1].Seq + 1
+		sought = entries[len(entries)-1].Seq
 	}
-	return found, nil
+	return found, sought, nil
 }
 
 // append submits the rows that the journal does not have and waits until they are durable; it gives the highest sequence.

@@ -86,22 +86,54 @@ func (d *DB) DropLogin(ctx context.Context, name string) error {
 	return explain(d.path, err)
 }
 
-// LoginFaults says, by login, what is wrong with logins that SetLogin made: one that was shut out or is gone, and one that somebody gave more than
-// SetLogin did. What IngestRole itself and PUBLIC may do is not looked at.
+// loginFaults looks at what was granted by name, to the login or to IngestRole, in what PostgreSQL itself remembers of all roles (pg_shdepend has
+// every kind of object, columns and large objects included), and at what the login may in the end, by whichever way: by PUBLIC, too. What belongs to
+// an extension may be anybody's.
+const loginFaults = `WITH allowed AS (
+		SELECT 'pg_namespace'::regclass::oid AS class, oid AS object FROM pg_namespace WHERE nspname IN ('public', 'ingest_view')
+		UNION ALL SELECT 'pg_class'::regclass, oid FROM pg_class WHERE relnamespace = 'ingest_view'::regnamespace
+		UNION ALL SELECT 'pg_proc'::regclass, oid FROM pg_proc WHERE pronamespace = 'public'::regnamespace AND proname IN ('journal_append', 'journal_open', 'journal_try', 'bump_session')
+		UNION ALL SELECT 'pg_database'::regclass, oid FROM pg_database -- what it may there is asked below
+	), here AS (SELECT oid FROM pg_database WHERE datname = current_database()
+	), schemas AS (SELECT oid, nspname FROM pg_namespace WHERE nspname !~ '^pg_' AND nspname <> 'information_schema'
+	), extended AS (SELECT classid, objid FROM pg_depend WHERE deptype = 'e')
+	SELECT n.name, CASE
+		WHEN r.oid IS NULL THEN 'it is not there'
+		WHEN NOT r.rolcanlogin THEN 'it is shut out, since it kept transactions open again and again, or by hand'
+		WHEN r.rolsuper OR r.rolcreaterole OR r.rolcreatedb OR r.rolreplication OR r.rolbypassrls
+			OR i.rolsuper OR i.rolcreaterole OR i.rolcreatedb OR i.rolreplication OR i.rolbypassrls THEN 'it or its role has an attribute of an administrator'
+		WHEN EXISTS (SELECT FROM pg_auth_members m WHERE m.member = r.oid AND m.roleid <> i.oid) THEN 'it is a member of another role'
+		WHEN EXISTS (SELECT FROM pg_auth_members m WHERE m.member = i.oid) THEN 'its role is a member of another role'
+		WHEN EXISTS (SELECT FROM pg_auth_members m WHERE m.member = r.oid AND m.admin_option) THEN 'it may give its role to others'
+		ELSE coalesce(
+			(SELECT (CASE s.deptype WHEN 'o' THEN 'it owns ' ELSE 'something was granted to it by name: ' END)
+				|| CASE WHEN s.dbid IN (0, here.oid) THEN pg_describe_object(s.classid, s.objid, s.objsubid) ELSE 'in another database' END
+				FROM pg_shdepend s, here WHERE s.refclassid = 'pg_authid'::regclass AND s.refobjid = r.oid LIMIT 1),
+			(SELECT 'its role was granted or owns ' || pg_describe_object(s.classid, s.objid, s.objsubid)
+				FROM pg_shdepend s, here WHERE s.refclassid = 'pg_authid'::regclass AND s.refobjid = i.oid AND s.dbid IN (0, here.oid)
+				AND (s.deptype <> 'a' OR s.objsubid <> 0 OR (s.classid, s.objid) NOT IN (SELECT class, object FROM allowed)) LIMIT 1),
+			(SELECT 'it may make temporary tables or schemas in the database' FROM here WHERE has_database_privilege(r.oid, here.oid, 'CREATE, TEMPORARY')),
+			(SELECT 'it may create in schema ' || nspname FROM schemas s WHERE has_schema_privilege(r.oid, s.oid, 'CREATE') LIMIT 1),
+			(SELECT 'it may use ' || c.oid::regclass::text FROM pg_class c JOIN schemas s ON s.oid = c.relnamespace
+				WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND (c.relnamespace <> 'ingest_view'::regnamespace AND has_any_column_privilege(r.oid, c.oid, 'SELECT')
+					OR has_any_column_privilege(r.oid, c.oid, 'INSERT, UPDATE, REFERENCES') OR has_table_privilege(r.oid, c.oid, 'DELETE, TRUNCATE, TRIGGER'))
+				AND ('pg_class'::regclass, c.oid) NOT IN (SELECT classid, objid FROM extended) LIMIT 1),
+			(SELECT 'it may use ' || c.oid::regclass::text FROM pg_class c JOIN schemas s ON s.oid = c.relnamespace
+				WHERE CASE WHEN c.relkind = 'S' THEN has_sequence_privilege(r.oid, c.oid, 'USAGE, SELECT, UPDATE') ELSE false END LIMIT 1),
+			(SELECT 'it may call ' || p.oid::regprocedure::text FROM pg_proc p JOIN schemas s ON s.oid = p.pronamespace
+				WHERE p.prosecdef AND has_function_privilege(r.oid, p.oid, 'EXECUTE') AND ('pg_proc'::regclass, p.oid) NOT IN (SELECT class, object FROM allowed)
+				AND ('pg_proc'::regclass, p.oid) NOT IN (SELECT classid, objid FROM extended) LIMIT 1),
+			(SELECT 'everybody may use large object ' || l.oid FROM pg_largeobject_metadata l, aclexplode(l.lomacl) a WHERE a.grantee = 0 LIMIT 1),
+			'') END
+	FROM unnest($1::text[]) n(name) LEFT JOIN pg_roles r ON r.rolname = n.name LEFT JOIN pg_roles i ON i.rolname = $2`
+
+// LoginFaults says, by login, what is wrong with logins that SetLogin made: one that was shut out or is gone, and one that may more than SetLogin
+// and the migrations gave it, by its own name, by IngestRole's or by PUBLIC. It names the first that it finds.
 func (d *DB) LoginFaults(ctx context.Context, names []string) (map[string]string, error) {
 	if d.url == "" || len(names) == 0 {
 		return nil, nil
 	}
-	rows, err := d.readers.QueryContext(ctx, `SELECT n.name, CASE
-			WHEN r.oid IS NULL THEN 'it is not there'
-			WHEN NOT r.rolcanlogin THEN 'it is shut out, since it kept transactions open again and again, or by hand'
-			WHEN r.rolsuper OR r.rolcreaterole OR r.rolcreatedb OR r.rolreplication OR r.rolbypassrls THEN 'it has an attribute of an administrator'
-			WHEN EXISTS (SELECT FROM pg_auth_members m WHERE m.member = r.oid AND m.roleid <> i.oid) THEN 'it is a member of another role'
-			WHEN EXISTS (SELECT FROM pg_class c, aclexplode(c.relacl) a WHERE a.grantee = r.oid)
-				OR EXISTS (SELECT FROM pg_proc p, aclexplode(p.proacl) a WHERE a.grantee = r.oid) THEN 'something was granted to it by name'
-			WHEN EXISTS (SELECT FROM pg_class c WHERE c.relowner = r.oid) THEN 'it owns a table'
-			ELSE '' END
-		FROM unnest($1::text[]) n(name) LEFT JOIN pg_roles r ON r.rolname = n.name LEFT JOIN pg_roles i ON i.rolname = $2`, names, IngestRole)
+	rows, err := d.readers.QueryContext(ctx, loginFaults, names, IngestRole)
 	if err != nil {
 		return nil, explain(d.path, err)
 	}

@@ -228,7 +228,7 @@ func TestAddOnce(t *testing.T) {
 	db, o, _ := newOutbox(t, j)
 	once := func(ev audit.Event, after uint64) {
 		t.Helper()
-		if err := db.Write(t.Context(), func(tx *sql.Tx) error { return o.AddOnce(t.Context(), tx, ev, after) }); err != nil {
+		if _, err := o.AddOnce(t.Context(), ev, after); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -249,5 +249,49 @@ func TestAddOnce(t *testing.T) {
 	}
 	if got := targets(t, j); !slices.Equal(got, []string{"before", "a"}) {
 		t.Error(got)
+	}
+}
+
+// TestAddOnceReadsOutsideTheLock: a journal that grew for hours is read before the write lock is taken, and not again after an error.
+func TestAddOnceReadsOutsideTheLock(t *testing.T) {
+	j := &sqldbtest.Journal{}
+	db, o, _ := newOutbox(t, j)
+	for i := range 3 * 4096 {
+		if err := j.Append(t.Context(), journal.Entry{ID: o.NextID(), Kind: journal.KindEvent, Head: []byte{byte(i)}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ev := audit.Event{ID: o.NextID(), Type: audit.CARotated, Target: "a", Outcome: audit.Success}
+	locked, free, done := make(chan struct{}), make(chan struct{}), make(chan error, 1)
+	go func() {
+		done <- db.Write(context.Background(), func(*sql.Tx) error {
+			close(locked)
+			<-free
+			return nil
+		})
+	}()
+	<-locked
+	ctx, cancel := context.WithCancel(t.Context())
+	result := make(chan error, 1)
+	var sought uint64
+	go func() {
+		var err error
+		sought, err = o.AddOnce(ctx, ev, 0)
+		result <- err
+	}()
+	for j.Reads() < 4 { // the fourth finds nothing more: with the lock held by somebody else
+		time.Sleep(time.Millisecond)
+	}
+	cancel()
+	if err := <-result; err == nil || sought != 3*4096 {
+		t.Errorf("sought up to %d: %v", sought, err)
+	}
+	close(free)
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	before := j.Reads()
+	if _, err := o.AddOnce(t.Context(), ev, sought); err != nil || j.Reads() != before+2 {
+		t.Errorf("%d reads: %v", j.Reads()-before, err)
 	}
 }
