@@ -216,6 +216,9 @@ func TestAnIngestNodesLoginIsRefusedTheRest(t *testing.T) {
 	if err := thief.QueryRowContext(ctx, "SELECT revision FROM registry_state").Scan(new(int64)); err != nil {
 		t.Fatal("the login does not work at all: ", err)
 	}
+	if faults, err := c.db.LoginFaults(ctx, []string{"node_1"}); err != nil || len(faults) != 0 {
+		t.Errorf("a login that may what it should: %v, %v", faults, err)
+	}
 	tables := names("SELECT quote_ident(schemaname) || '.' || quote_ident(tablename) FROM pg_tables WHERE schemaname NOT IN ('pg_catalog', 'information_schema')")
 	if len(tables) < 50 || !slices.Contains(tables, "public.readings") || !slices.Contains(tables, "public.events_out") {
 		t.Fatalf("%d tables: %v", len(tables), tables)
