@@ -1,11 +1,11 @@
 package main
 
 import (
-	"encoding/csv"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"regexp"
 	"strings"
 	"time"
 
@@ -52,36 +52,33 @@ func instantCell(at *time.Time) string {
 	return at.UTC().Format(time.RFC3339)
 }
 
-// cell makes a text that others chose harmless to a spreadsheet, which takes one that begins so for a formula.
+// formula is where a spreadsheet would take what follows for a formula (OWASP, CSV Injection): at the beginning of a cell, blanks before it or not, and behind
+// what some country's spreadsheet takes for a separator or for the end of a quoted cell.
+var formula = regexp.MustCompile("(^|[;,|\"])([\\s\\p{Z}]*[=+\\-@\uff1d\uff0b\uff0d\uff20])")
+
+// cell makes a text that others chose harmless to a spreadsheet, and quotes it (RFC 4180).
 func cell(s string) string {
-	s = printable(s)
-	if s != "" && strings.ContainsRune("=+-@\t\r", rune(s[0])) {
-		return "'" + s
-	}
-	return s
+	return `"` + strings.ReplaceAll(formula.ReplaceAllString(printable(s), "$1'$2"), `"`, `""`) + `"`
 }
 
 // writeAssets writes assets as CSV (RFC 4180), with a header.
 func writeAssets(w io.Writer, assets []client.Asset) error {
-	out := csv.NewWriter(w)
-	out.UseCRLF = true
-	row := make([]string, len(assetColumns))
-	for i, c := range assetColumns {
-		row[i] = c.name
+	var text strings.Builder
+	line := func(value func(i int) string) {
+		for i := range assetColumns {
+			if i > 0 {
+				text.WriteByte(',')
+			}
+			text.WriteString(cell(value(i)))
+		}
+		text.WriteString("\r\n")
 	}
-	if err := out.Write(row); err != nil {
-		return err
-	}
+	line(func(i int) string { return assetColumns[i].name })
 	for _, a := range assets {
-		for i, c := range assetColumns {
-			row[i] = cell(c.value(a))
-		}
-		if err := out.Write(row); err != nil {
-			return err
-		}
+		line(func(i int) string { return assetColumns[i].value(a) })
 	}
-	out.Flush()
-	return out.Error()
+	_, err := io.WriteString(w, text.String())
+	return err
 }
 
 func (t *tool) inventoryExport() *cobra.Command {

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode"
 
 	"wardlink/server/api/client"
 )
@@ -13,7 +14,7 @@ import (
 // TestAssetsAreSafeInASpreadsheet: nothing that a box or an operator chose begins a formula, a row or a column.
 func TestAssetsAreSafeInASpreadsheet(t *testing.T) {
 	seen := time.Date(2026, 5, 4, 3, 2, 1, 0, time.FixedZone("", 3600))
-	bad := []string{"=cmd|' /C calc'!A0", "+1", "-1", "@SUM(A1)", "a,b\"c", "a\r\n=1"}
+	bad := []string{"=cmd|' /C calc'!A0", "+1", "-1", "@SUM(A1)", "a,b\"c", "a\r\n=1", " =1", "\u00a0 -1", "a;=1", "a; @b", "a|+1", "a\"=1", "\uff1d1"}
 	var assets []client.Asset
 	for _, s := range bad {
 		assets = append(assets, client.Asset{ID: "gw-1", Ward: s, Serial: s, Model: s, EK: []string{"ab", "cd"}, Seen: &seen})
@@ -22,14 +23,21 @@ func TestAssetsAreSafeInASpreadsheet(t *testing.T) {
 	if err := writeAssets(&out, assets); err != nil {
 		t.Fatal(err)
 	}
+	for line := range strings.Lines(out.String()) {
+		if !strings.HasPrefix(line, `"`) || !strings.HasSuffix(line, "\"\r\n") || strings.Count(line, `","`) != len(assetColumns)-1 {
+			t.Errorf("not quoted: %q", line)
+		}
+	}
 	rows, err := csv.NewReader(&out).ReadAll()
 	if err != nil || len(rows) != len(bad)+1 {
 		t.Fatalf("%d rows, %v", len(rows), err)
 	}
 	for _, row := range rows[1:] {
 		for i, v := range row {
-			if v != "" && bytes.ContainsRune([]byte("=+-@\t\r\n"), rune(v[0])) || bytes.ContainsAny([]byte(v), "\r\n") {
-				t.Errorf("%s: %q", rows[0][i], v)
+			for _, part := range strings.FieldsFunc(" "+v, func(r rune) bool { return strings.ContainsRune(";,|\"", r) }) { // as any spreadsheet may take it apart
+				if part = strings.TrimFunc(part, unicode.IsSpace); part != "" && strings.ContainsRune("=+-@\uff1d", []rune(part)[0]) || strings.ContainsAny(v, "\t\r\n") {
+					t.Errorf("%s: %q", rows[0][i], v)
+				}
 			}
 		}
 		if row[0] != "gw-1" || row[7] != "ab cd" || row[14] != "2026-05-04T02:02:01Z" {

@@ -83,11 +83,12 @@ func (t *tool) profileShow() *cobra.Command {
 }
 
 func (t *tool) profileSet() *cobra.Command {
-	var in client.Profile
+	var in client.ProfileChange
 	c := &cobra.Command{
 		Use: "set NAME --lane LANE ...", Short: "Make or change a profile", Args: exactly("profile NAME"),
 		Long: "Makes a profile, or changes one for all gateways that have it, within two seconds. It says all of it: a lane that is not named is\n" +
 			"taken away, and what gateways bring on it is refused, named in the log, and stays on them. Lane self is in every profile.\n" +
+			"One without lane alarm is refused, with the number of gateways that have it, unless --without-alarms says that it is meant.\n" +
 			"Rates refuse nothing: what is over them is read later, and waits on the gateway. The profile 'default' allows everything and cannot be\n" +
 			"changed. Give a gateway its profile with 'wardlink gateway profile ID NAME'.",
 		Example: `  wardlink profile set no-waveforms --lane alarm --lane vitals
@@ -112,6 +113,7 @@ func (t *tool) profileSet() *cobra.Command {
 		},
 	}
 	c.Flags().StringArrayVar(&in.Lanes, "lane", nil, "`LANE` that is allowed: alarm, vitals, waveform or self")
+	c.Flags().BoolVar(&in.WithoutAlarms, "without-alarms", false, "that lane alarm is missing is meant: alarms stay on the gateways")
 	c.Flags().IntVar(&in.Publishes, "publishes", 0, "publishes a second, 10 or more (default: no rate)")
 	c.Flags().IntVar(&in.Bytes, "bytes", 0, "bytes a second, 262144 or more (default: no rate)")
 	return c
@@ -143,19 +145,19 @@ func (t *tool) gatewayProfile() *cobra.Command {
 
 func (t *tool) gatewayWindow() *cobra.Command {
 	var from, until string
-	var always bool
+	var in client.WindowRequest
 	c := &cobra.Command{
 		Use: "window ID [--from TIME] [--until TIME] [--always]", Short: "Say from when until when a gateway may connect", Args: exactly("gateway ID"),
 		Long: "Says from when until when a gateway may connect and have certificates: a loan, a ward's trial, a contract's end. Outside of it the gateway is\n" +
-			"refused as if it were suspended, and at the end its session is cut; it keeps what its monitors send. What is not given has no limit.",
+			"refused as if it were suspended, and at the end its session is cut; it keeps what its monitors send. What is not given stays as it is;\n" +
+			"--always removes both limits, before those that are given. An end that has passed cuts the gateway off at once, and wants --yes.",
 		Example: `  wardlink gateway window icu-3-bed-7 --until 2027-01-31T12:00:00+01:00
   wardlink gateway window icu-3-bed-7 --from "2026-12-01 08:00" --until "2026-12-24 18:00"    # in this machine's time zone
   wardlink gateway window icu-3-bed-7 --always`,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if always == (from != "" || until != "") {
+			if !in.Always && from == "" && until == "" {
 				return errors.New("name --from, --until or both, or --always for no limit")
 			}
-			var in client.WindowRequest
 			for _, f := range []struct {
 				flag, text string
 				to         **time.Time
@@ -182,7 +184,8 @@ func (t *tool) gatewayWindow() *cobra.Command {
 	}
 	c.Flags().StringVar(&from, "from", "", "from `TIME` on: RFC 3339, or date and time of this machine's zone")
 	c.Flags().StringVar(&until, "until", "", "until `TIME`")
-	c.Flags().BoolVar(&always, "always", false, "no limit")
+	c.Flags().BoolVar(&in.Always, "always", false, "no limit but what is given")
+	c.Flags().BoolVar(&in.Past, "yes", false, "an end that has passed is meant")
 	return c
 }
 

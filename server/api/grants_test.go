@@ -45,9 +45,21 @@ func TestWhatAGatewayMayDo(t *testing.T) {
 	ask("POST", "/v1/profiles/default", `{"lanes":["alarm"]}`, http.StatusConflict, nil)
 	ask("POST", "/v1/gateways/icu-7/profile", `{"profile":"no-such"}`, http.StatusNotFound, nil)
 	ask("POST", "/v1/gateways/icu-7/profile", `{"profile":"no-waves"}`, http.StatusOK, nil)
-	ask("POST", "/v1/gateways/icu-7/window", `{"until":"2001-01-01T00:00:00Z"}`, http.StatusOK, nil)
+	text := ask("POST", "/v1/profiles/no-waves", `{"lanes":["vitals"]}`, http.StatusConflict, nil)
+	if !strings.Contains(text, "alarms of 1 gateways") {
+		t.Errorf("a profile without alarms: %s", text)
+	}
+	ask("POST", "/v1/profiles/mute", `{"lanes":["vitals"],"without_alarms":true}`, http.StatusOK, nil)
+	ask("POST", "/v1/gateways/icu-7/window", `{}`, http.StatusBadRequest, nil)
+	ask("POST", "/v1/gateways/icu-7/window", `{"until":"1900-01-01T00:00:00Z","past":true}`, http.StatusBadRequest, nil)
+	ask("POST", "/v1/gateways/icu-7/window", `{"until":"2001-01-01T00:00:00Z"}`, http.StatusConflict, nil)
+	ask("POST", "/v1/gateways/icu-7/window", `{"until":"2099-01-01T00:00:00Z"}`, http.StatusOK, nil)
+	if text = ask("POST", "/v1/gateways/icu-7/window", `{"always":true,"from":"2000-02-01T00:00:00Z"}`, http.StatusOK, nil); strings.Contains(text, "2099") {
+		t.Errorf("always, but for its beginning: %s", text)
+	}
+	ask("POST", "/v1/gateways/icu-7/window", `{"until":"2001-01-01T00:00:00Z","past":true}`, http.StatusOK, nil)
 	e = client.GatewayExplanation{}
-	text := ask("GET", "/v1/gateways/icu-7/explain", "", http.StatusOK, &e)
+	text = ask("GET", "/v1/gateways/icu-7/explain", "", http.StatusOK, &e)
 	if e.Allowed || holds(e, "lane waveform") || !holds(e, "lane alarm") || holds(e, "validity") || !strings.Contains(text, "20 publishes") {
 		t.Errorf("then: %s", text)
 	}

@@ -1,14 +1,18 @@
 package api
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"time"
 
 	"wardlink/audit"
+	"wardlink/internal/refusal"
 	"wardlink/server/api/client"
 	"wardlink/server/registry"
+	"wardlink/telemetry"
 )
 
 // grantRoutes are about what gateways may do: profiles, validity, why, and the register of all of them.
@@ -48,7 +52,7 @@ func (a *API) listProfiles(w http.ResponseWriter, r *http.Request, who who) erro
 }
 
 func (a *API) setProfile(w http.ResponseWriter, r *http.Request, who who) error {
-	var in client.Profile
+	var in client.ProfileChange
 	if err := readJSON(r, &in); err != nil {
 		return err
 	}
@@ -60,12 +64,32 @@ func (a *API) setProfile(w http.ResponseWriter, r *http.Request, who who) error 
 	if err := p.Check(); err != nil {
 		return badRequest{err}
 	}
+	if err := a.alarmsMeant(r, who, p, in.WithoutAlarms); err != nil {
+		return err
+	}
 	if err := a.Registry.SetProfile(r.Context(), who.actor, who.peer, p); errors.Is(err, registry.ErrConflict) {
 		return a.denied(r, who, audit.Event{Type: audit.ProfileSet, Target: p.Name, Reason: "conflicts with the registry"}, err)
 	} else if err != nil {
 		return err
 	}
 	return writeJSON(w, shownProfile(p))
+}
+
+// alarmsMeant refuses a profile without lane alarm, by which alarms stay on the gateways that have it, unless that is meant.
+func (a *API) alarmsMeant(r *http.Request, who who, p registry.Profile, meant bool) error {
+	if meant || p.Lanes>>telemetry.LaneAlarm&1 == 1 {
+		return nil
+	}
+	all, err := a.Registry.Profiles(r.Context())
+	if err != nil {
+		return err
+	}
+	have := 0
+	if i := slices.IndexFunc(all, func(one registry.Profile) bool { return one.Name == p.Name }); i >= 0 {
+		have = all[i].Gateways
+	}
+	return a.denied(r, who, audit.Event{Type: audit.ProfileSet, Target: p.Name, Reason: "no lane alarm"}, refusal.New(registry.ErrConflict,
+		"profile %s would be without lane alarm, so that the alarms of %d gateways that have it stay on them, unseen by the hospital; add --lane alarm, or --without-alarms if that is meant", p.Name, have))
 }
 
 func (a *API) giveProfile(w http.ResponseWriter, r *http.Request, who who) error {
@@ -87,18 +111,24 @@ func (a *API) setWindow(w http.ResponseWriter, r *http.Request, who who) error {
 	if err := readJSON(r, &in); err != nil {
 		return err
 	}
-	var from, until time.Time
-	if in.From != nil {
-		from = *in.From
+	change := registry.WindowChange{From: in.From, Until: in.Until, Past: in.Past}
+	switch {
+	case in.Always:
+		change.From, change.Until = cmp.Or(in.From, &time.Time{}), cmp.Or(in.Until, &time.Time{})
+	case in.From == nil && in.Until == nil:
+		return badRequest{errors.New("expected from, until or always")}
 	}
-	if in.Until != nil {
-		until = *in.Until
-	}
-	if err := registry.CheckWindow(from, until); err != nil {
-		return badRequest{err}
+	for _, at := range []*time.Time{in.From, in.Until} {
+		if at == nil {
+			continue
+		}
+		if err := registry.CheckWindow(*at, time.Time{}); err != nil {
+			return badRequest{err}
+		}
 	}
 	id := r.PathValue("id")
-	if err := a.Registry.SetWindow(r.Context(), who.actor, who.peer, id, from, until); err != nil {
+	from, until, err := a.Registry.SetWindow(r.Context(), who.actor, who.peer, id, change)
+	if err != nil {
 		return a.deniedAct(r, who, audit.GatewayWindowed, err)
 	}
 	return writeJSON(w, client.WindowAnswer{Gateway: id, Valid: registry.Window(from, until)})

@@ -216,16 +216,34 @@ func CheckWindow(from, until time.Time) error {
 	return nil
 }
 
-// SetWindow says from when until when a gateway may connect and have certificates; a zero instant is no limit. At the end its session is cut, as it is
-// at once if that is in the past.
-func (r *Registry) SetWindow(ctx context.Context, who audit.Actor, peer, id string, from, until time.Time) error {
-	if err := CheckWindow(from, until); err != nil {
-		return err
-	}
-	err := r.change(ctx, func(tx *sql.Tx) (bool, error) {
-		g, err := get(tx, r.now(), id)
+// WindowChange says what of a gateway's validity becomes another: nil leaves a bound as it is, a zero instant is no limit.
+type WindowChange struct {
+	From, Until *time.Time
+	Past        bool // an end that has passed is meant: it cuts the gateway off at once
+}
+
+// SetWindow says from when until when a gateway may connect and have certificates, and gives what it is then. At the end its session is cut. ErrConflict for an
+// end that has passed and is not meant, or that comes before the beginning that stands.
+func (r *Registry) SetWindow(ctx context.Context, who audit.Actor, peer, id string, change WindowChange) (from, until time.Time, err error) {
+	err = r.change(ctx, func(tx *sql.Tx) (bool, error) {
+		now := r.now()
+		g, err := get(tx, now, id)
 		if err != nil {
 			return false, err
+		}
+		from, until = g.NotBefore, g.NotAfter
+		if change.From != nil {
+			from = *change.From
+		}
+		if change.Until != nil {
+			until = *change.Until
+		}
+		if err := CheckWindow(from, until); err != nil {
+			return false, refusal.New(ErrConflict, "gateway %s would be valid %s: %v; give the other bound, too, or --always before both", id, Window(from, until), err)
+		}
+		if change.Until != nil && !until.IsZero() && !until.After(now) && !change.Past {
+			return false, refusal.New(ErrConflict, "%s has passed: gateway %s would be cut off at once; if that is meant, add --yes; "+
+				"'wardlink gateway suspend %s' cuts it off for a time and names a reason, 'wardlink gateway decommission %s' for ever", until.UTC().Format(time.RFC3339), id, id, id)
 		}
 		if _, err := tx.Exec("UPDATE gateways SET not_before = $1, not_after = $2 WHERE id = $3", millis(from), millis(until), id); err != nil {
 			return false, err
@@ -234,9 +252,9 @@ func (r *Registry) SetWindow(ctx context.Context, who audit.Actor, peer, id stri
 			Detail: map[string]string{"valid": Window(from, until), "was": Window(g.NotBefore, g.NotAfter)}})
 	})
 	if err != nil {
-		return fmt.Errorf("window: %w", err)
+		return from, until, fmt.Errorf("window: %w", err)
 	}
-	return nil
+	return from, until, nil
 }
 
 // granted takes what stands in a row of profiles; a gateway whose profile is gone may publish nothing.

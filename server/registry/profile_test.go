@@ -55,8 +55,8 @@ func TestProfile(t *testing.T) {
 // TestWindow: outside of it there is neither session nor certificate, and the refusal says why.
 func TestWindow(t *testing.T) {
 	f := one(t)
-	from, until := f.clock.Add(time.Hour), f.clock.Add(3*time.Hour)
-	if err := f.SetWindow(f.ctx, operator, "", "gw-1", from, until); err != nil {
+	from, until, never := f.clock.Add(time.Hour), f.clock.Add(3*time.Hour), time.Time{}
+	if _, _, err := f.SetWindow(f.ctx, operator, "", "gw-1", registry.WindowChange{From: &from, Until: &until}); err != nil {
 		t.Fatal(err)
 	}
 	for _, step := range []struct {
@@ -79,10 +79,10 @@ func TestWindow(t *testing.T) {
 		}
 		f.clock = start
 	}
-	if err := f.SetWindow(f.ctx, operator, "", "gw-1", until, from); err == nil {
+	if _, _, err := f.SetWindow(f.ctx, operator, "", "gw-1", registry.WindowChange{From: &until, Until: &from, Past: true}); err == nil {
 		t.Error("an end before the beginning")
 	}
-	if err := f.SetWindow(f.ctx, operator, "", "gw-1", time.Time{}, time.Time{}); err != nil {
+	if _, _, err := f.SetWindow(f.ctx, operator, "", "gw-1", registry.WindowChange{From: &never, Until: &never}); err != nil {
 		t.Fatal(err)
 	}
 	if adm, err := f.AdmitKey(f.ctx, "gw-1", keyOf("gw-1")); err != nil || !adm.Until.IsZero() {
@@ -96,5 +96,31 @@ func TestWindow(t *testing.T) {
 	}
 	if events != 2 {
 		t.Errorf("%d events", events)
+	}
+}
+
+// TestAWindowKeepsItsOtherBound, and cuts nobody off by an end that has passed unless that is meant.
+func TestAWindowKeepsItsOtherBound(t *testing.T) {
+	f := one(t)
+	from, until, past := f.clock.Add(-2*time.Hour).UTC(), f.clock.Add(time.Hour).UTC(), f.clock.Add(-time.Hour).UTC()
+	for _, row := range []struct {
+		change      registry.WindowChange
+		refused     string
+		from, until time.Time
+	}{
+		{registry.WindowChange{From: &from}, "", from, time.Time{}},
+		{registry.WindowChange{Until: &until}, "", from, until},
+		{registry.WindowChange{Until: &past}, "has passed", from, until},
+		{registry.WindowChange{From: &until}, "not after its beginning", from, until},
+		{registry.WindowChange{Until: &past, Past: true}, "", from, past},
+		{registry.WindowChange{From: &time.Time{}, Until: &time.Time{}}, "", time.Time{}, time.Time{}},
+	} {
+		_, _, err := f.SetWindow(f.ctx, operator, "", "gw-1", row.change)
+		if (err == nil) != (row.refused == "") || err != nil && (!errors.Is(err, registry.ErrConflict) || !strings.Contains(err.Error(), row.refused)) {
+			t.Errorf("%+v: %v; expected %q", row.change, err, row.refused)
+		}
+		if g, err := f.Get(f.ctx, "gw-1"); err != nil || !g.NotBefore.Equal(row.from) || !g.NotAfter.Equal(row.until) {
+			t.Errorf("%+v: from %v until %v, %v", row.change, g.NotBefore, g.NotAfter, err)
+		}
 	}
 }

@@ -13,6 +13,13 @@ type Profile struct {
 	Gateways  int        `json:"gateways"` // that have it
 }
 
+// ProfileChange sets a profile.
+type ProfileChange struct {
+	Profile
+	// WithoutAlarms: that lane alarm is missing is meant; else it is refused.
+	WithoutAlarms bool `json:"without_alarms,omitempty"`
+}
+
 // ProfileRequest gives a gateway a profile.
 type ProfileRequest struct {
 	Profile string `json:"profile"`
@@ -25,10 +32,12 @@ type ProfileAnswer struct {
 	Was     string `json:"was"`
 }
 
-// WindowRequest says from when until when a gateway may connect; absent: no limit.
+// WindowRequest says from when until when a gateway may connect. What is absent stays as it is; with Always it is no limit.
 type WindowRequest struct {
-	From  *time.Time `json:"from,omitempty"`
-	Until *time.Time `json:"until,omitempty"`
+	From   *time.Time `json:"from,omitempty"`
+	Until  *time.Time `json:"until,omitempty"`
+	Always bool       `json:"always,omitempty"`
+	Past   bool       `json:"past,omitempty"` // an end that has passed is meant; else it is refused
 }
 
 // WindowAnswer is the validity in words.
