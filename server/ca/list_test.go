@@ -8,6 +8,8 @@ import (
 	"io"
 	"math/big"
 	"net/http"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -66,6 +68,7 @@ func TestList(t *testing.T) {
 		t.Errorf("before the first could be made: %d", status)
 	}
 	fail = nil
+	time0.pass(listRest)
 	empty := parse(h.ca.Issuer(), 0)
 	if !empty.NextUpdate.Equal(time0.now().Add(listLife)) || empty.ThisUpdate.After(time0.now()) {
 		t.Errorf("from %v to %v", empty.ThisUpdate, empty.NextUpdate)
@@ -94,6 +97,7 @@ func TestList(t *testing.T) {
 		t.Errorf("after its end: %d", status)
 	}
 	fail = nil
+	time0.pass(listRest)
 	parse(next, 2)
 	h.ca.cfg.Withdrawn = nil
 	time0.pass(listAge)
@@ -101,6 +105,59 @@ func TestList(t *testing.T) {
 	h.ca.lists.newest.Store(nil)
 	if status, _ := h.getList(); status != http.StatusServiceUnavailable {
 		t.Errorf("a CA that is told of nothing: %d", status)
+	}
+}
+
+// TestListIsMadeOnceForAll: whoever asks first and hangs up takes it from nobody, who asks meanwhile has the same one, and one that cannot be made is not tried
+// for each that asks.
+func TestListIsMadeOnceForAll(t *testing.T) {
+	time0 := &clock{at: time.Now().Truncate(time.Second)}
+	var fail error
+	var made atomic.Int64
+	asked, answer := make(chan struct{}), make(chan struct{})
+	h := hospitalOf(t, func(c *Config) {
+		c.Now = time0.now
+		c.Withdrawn = func(ctx context.Context, _ int) ([]x509.RevocationListEntry, error) {
+			made.Add(1)
+			select {
+			case asked <- struct{}{}:
+				<-answer
+			default:
+			}
+			return nil, errors.Join(fail, ctx.Err())
+		}
+	})
+	gone, hangUp := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if h.ca.list(gone) != nil {
+			t.Error("a list before it was made")
+		}
+	})
+	<-asked
+	hangUp()
+	wg.Wait()
+	for range 20 {
+		wg.Go(func() {
+			if h.ca.list(t.Context()) == nil {
+				t.Error("no list, since the first to ask hung up")
+			}
+		})
+	}
+	close(answer)
+	wg.Wait()
+	if n := made.Load(); n != 1 {
+		t.Errorf("made %d times", n)
+	}
+	fail = errors.New("locked")
+	h.ca.lists.newest.Store(nil)
+	for range 20 {
+		if status, _ := h.getList(); status != http.StatusServiceUnavailable {
+			t.Errorf("a list that cannot be made: %d", status)
+		}
+	}
+	if n := made.Load(); n != 2 {
+		t.Errorf("tried %d times while it cannot be made; expected once", n-1)
 	}
 }
 
@@ -129,6 +186,7 @@ func TestNoListLocksNobodyOut(t *testing.T) {
 		"nobody made it": {nil, nil},
 	} {
 		h.ca.lists.newest.Store(state.l)
+		h.ca.lists.failed.Store(nil)
 		fail = state.fail
 		h.registry.set(func() { h.registry.active[board.Hash()] = "gw-1"; clear(h.registry.revoked) })
 		cert, err := board.Enrol(t.Context(), "gw-1")
