@@ -24,7 +24,7 @@ const (
 	// maxLooked bounds the readings that one page looks at for those of a scope's wards; the next link goes on behind them. Wards are not in
 	// an index: they are those of the gateways at the time.
 	maxLooked = 5 * maxCount
-	// lookStep is how many readings are looked at together at least.
+	// lookStep is how many readings are looked at together at least, and of each patient of whom a request wants to know whether he is in the scope.
 	lookStep = 200
 )
 
@@ -100,13 +100,13 @@ type found struct {
 }
 
 // look searches within a scope. What of it the index knows, patients and codes, the caller has put into q; wards are looked at here, on as
-// many readings as that takes, up to maxLooked: a page may hold fewer than asked for, or none, and there are more behind it.
-func (s *Server) look(ctx context.Context, q records.Query, sc registry.Scope) (out found, err error) {
+// many readings as that takes, up to most: a page may hold fewer than asked for, or none, and there are more behind it.
+func (s *Server) look(ctx context.Context, q records.Query, sc registry.Scope, most int) (out found, err error) {
 	want := q.Limit
 	narrowed := len(sc.Wards) > 0
 	for looked := 0; ; {
 		if narrowed {
-			q.Limit = min(max(want, lookStep), maxLooked-looked)
+			q.Limit = min(max(want, lookStep), most-looked)
 		}
 		page, err := s.cfg.Store.Search(ctx, q)
 		if err != nil {
@@ -136,22 +136,24 @@ func (s *Server) look(ctx context.Context, q records.Query, sc registry.Scope) (
 		switch {
 		case !page.More || len(page.Observations) == 0:
 			return out, nil
-		case !narrowed, full, looked >= maxLooked:
+		case !narrowed, full, looked >= most:
 			out.next = q.After
 			return out, nil
 		}
 	}
 }
 
-// sees says whether a patient is in the scope: named by it, or one of whose newest readings is.
-func (s *Server) sees(ctx context.Context, sc registry.Scope, patient string) (bool, error) {
+// sees says whether a patient is in the scope: named by it, or one of whose newest readings is. of is how many patients the request asks about: they share
+// what a request may look at, so that it costs no more by naming a hundred of whom the wards see nothing. The newest 200 of each are looked at always.
+func (s *Server) sees(ctx context.Context, sc registry.Scope, patient string, of int) (bool, error) {
 	if !sc.HoldsSubject(patient) {
 		return false, nil
 	}
 	if sc.All || len(sc.Wards)+len(sc.Codes) == 0 {
 		return true, nil
 	}
-	got, err := s.look(ctx, records.Query{Patients: []string{patient}, Limit: 1, Room: pageRoom, Match: func(one records.Series) bool { return holdsSeries(sc, one) }}, sc)
+	got, err := s.look(ctx, records.Query{Patients: []string{patient}, Limit: 1, Room: pageRoom, Match: func(one records.Series) bool { return holdsSeries(sc, one) }}, sc,
+		max(lookStep, maxLooked/max(of, 1)))
 	return len(got.observations) > 0, err
 }
 
@@ -162,7 +164,7 @@ func (s *Server) seen(ctx context.Context, sc registry.Scope, patients []string)
 		return patients, nil
 	}
 	for _, p := range patients {
-		in, err := s.sees(ctx, sc, p)
+		in, err := s.sees(ctx, sc, p, len(patients))
 		if err != nil {
 			return nil, err
 		}

@@ -208,3 +208,33 @@ func TestAWardHearsNothingOfOtherWards(t *testing.T) {
 		t.Errorf("a patient of another ward: %s\nnobody: %s", known, unknown)
 	}
 }
+
+// TestManyPatientsShareWhatIsLookedAt: whether a patient was in a ward costs a request no more for many patients than for one, but for the newest 200 of each.
+func TestManyPatientsShareWhatIsLookedAt(t *testing.T) {
+	const others = 30
+	var messages []telemetry.Message
+	take := func(patient string, wall int64) {
+		m := reading(patient, len(messages), "60")
+		m.Received.Wall = wall
+		messages = append(messages, m)
+	}
+	take("p0", start) // in ICU 2, before all of his others
+	ids := []string{system + "|p0"}
+	for i := range others {
+		take(fmt.Sprint("q", i), start)
+		ids = append(ids, fmt.Sprint(system, "|q", i))
+	}
+	for range 250 {
+		take("p0", start+100)
+	}
+	f := setup(t, messages...)
+	f.cfg.Wards = &history{wards: registry.Wards{{Name: "ICU 2"}, {Name: "ICU 4", Since: time.UnixMilli(start + 90)}}}
+	f.restart()
+	ward := f.scoped("of-icu-2", 77, registry.Scope{Wards: []string{"ICU 2"}})
+	for n, want := range map[int]int{1: 1, 19: 19, len(ids): others} {
+		got := f.do("GET", "/fhir/Patient?identifier="+url.QueryEscape(strings.Join(ids[:n], ",")), ward)
+		if total := at(decode(t, got.Body.Bytes()), "total"); fmt.Sprint(total) != fmt.Sprint(want) {
+			t.Errorf("%d patients: %v are seen, expected %d (%d)", n, total, want, got.Code)
+		}
+	}
+}

@@ -42,7 +42,7 @@ func (s *Server) read(r *http.Request, kind, id string, sc registry.Scope) *answ
 			a.patients = s.pseudonymsOf(r.Context(), id)
 			return a
 		}
-		switch seen, err := s.sees(r.Context(), sc, p.ID); {
+		switch seen, err := s.sees(r.Context(), sc, p.ID, 1); {
 		case err != nil:
 			return s.failed(err)
 		case !seen:
@@ -141,7 +141,7 @@ func (s *Server) searchPatients(r *http.Request, base string, sc registry.Scope)
 	}
 	visible := found[:0]
 	for _, p := range found {
-		seen, err := s.sees(r.Context(), sc, p.ID)
+		seen, err := s.sees(r.Context(), sc, p.ID, len(found))
 		if err != nil {
 			return s.failed(err)
 		}
@@ -188,7 +188,7 @@ func (s *Server) searchObservations(r *http.Request, base string, account regist
 		Match: func(one records.Series) bool {
 			return holdsSeries(sc, one) && (q.codes == nil || matches(q.codes, codingsOf(one.Code, one.UCUM, one.UnitUnknown)))
 		},
-	}, sc)
+	}, sc, maxLooked)
 	if err != nil {
 		a := s.failed(err)
 		a.patients = asked
