@@ -130,7 +130,7 @@ func (c *CA) secret(w http.ResponseWriter, r *http.Request) {
 	if former := verified.Former; former != "" && former != gateway {
 		c.contend(ctx, Contention{Gateway: former, Rival: gateway, Disk: true, Peer: peer})
 		c.twofold(w, r, verified, gateway, "disk-of-another-gateway", "this board is gateway "+gateway+", and the disk in it is gateway "+former+
-			"'s: put the disk where it belongs, or have an operator run 'wardlink gateway replace "+former+"' for this board")
+			"'s: put the disk where it belongs, and gateway "+gateway+"'s own or an empty one into this board; what is buffered on it is kept ('wardlink salvage' reads it)")
 		return
 	}
 	booted, quoted, err := measured(request, verified)

@@ -11,6 +11,7 @@ import (
 	"wardlink/audit"
 	"wardlink/enroll"
 	"wardlink/internal/refusal"
+	"wardlink/internal/spiffe"
 )
 
 //go:embed conflicts_0001.sql
@@ -54,8 +55,13 @@ type Contention struct {
 // What and Mend say in a sentence what happened and what to do.
 func (c *Contention) What() string { return fmt.Sprintf(claims[c.Claim].what, c.Gateway, c.Rival) }
 
-// Mend says what to do.
-func (c *Contention) Mend() string { return fmt.Sprintf(claims[c.Claim].mend, c.Gateway, c.Rival) }
+// Mend says what to do. A board that is a gateway already can take no other's place.
+func (c *Contention) Mend() string {
+	if c.Claim == ForeignDisk && spiffe.ValidName(c.Rival) == nil {
+		return fmt.Sprintf("put the disk of %[1]s where it belongs, and the own one of %[2]s or an empty one into the box of %[2]s; 'wardlink salvage' reads what is on it", c.Gateway, c.Rival)
+	}
+	return fmt.Sprintf(claims[c.Claim].mend, c.Gateway, c.Rival)
+}
 
 // What a TPM shows of a disk is only its word, and anybody at the gateways' port may have a TPM. So these claims have a room of their own, in which a board
 // that is registered comes before a stranger, and take none from contentions that were proven.
@@ -96,8 +102,8 @@ func (r *Registry) contend(tx *sql.Tx, who audit.Actor, c Contention) error {
 	if _, ok := claims[c.Claim]; !ok {
 		return fmt.Errorf("claim %.40q is unknown", c.Claim)
 	}
-	var known int
-	if err := tx.QueryRow("SELECT COUNT(*) FROM gateways WHERE id = $1", c.Gateway).Scan(&known); err != nil || known == 0 {
+	var known int // one that is decommissioned has nothing to be taken any more, and no other board can have its place
+	if err := tx.QueryRow("SELECT COUNT(*) FROM gateways WHERE id = $1 AND ($2 <> 'foreign-disk' OR state <> 'decommissioned')", c.Gateway, string(c.Claim)).Scan(&known); err != nil || known == 0 {
 		return err
 	}
 	now := r.now().UnixMilli()

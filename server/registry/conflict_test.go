@@ -208,3 +208,26 @@ func TestAMendSettlesItsContention(t *testing.T) {
 		t.Errorf("after the replacement: %q", got)
 	}
 }
+
+// TestMendsCanBeDone: no mend names a replacement that would be refused, and a gateway that has ended is claimed by nobody.
+func TestMendsCanBeDone(t *testing.T) {
+	for rival, words := range map[string]string{"gw-2": "into the box of gw-2", "ABCD-EFGH-IJKL-MNOP": "'wardlink gateway replace gw-1'"} {
+		c := registry.Contention{Claim: registry.ForeignDisk, Gateway: "gw-1", Rival: rival}
+		if mend := c.Mend(); !strings.Contains(mend, words) {
+			t.Errorf("the disk in %s: %s", rival, mend)
+		}
+	}
+	f := one(t)
+	if err := f.db.Write(f.ctx, func(tx *sql.Tx) error {
+		_, err := tx.Exec("UPDATE gateways SET state = 'decommissioned' WHERE id = 'gw-1'")
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Contend(f.ctx, audit.Actor{ID: "server"}, registry.Contention{Claim: registry.ForeignDisk, Gateway: "gw-1", Rival: "ABCD-EFGH-IJKL-MNOP"}); err != nil {
+		t.Fatal(err)
+	}
+	if got := f.claimed(t); len(got) != 0 {
+		t.Errorf("a gateway that has ended: %q", got)
+	}
+}
