@@ -30,7 +30,13 @@ const (
 type lists struct {
 	making singleflight.Group
 	newest atomic.Pointer[list]
-	failed atomic.Pointer[time.Time] // when none could be made; nil: not since the newest
+	failed atomic.Pointer[failure] // nil: not since the newest
+}
+
+// failure is the newest of so many lists in a row that could not be made.
+type failure struct {
+	at    time.Time
+	times int
 }
 
 type list struct {
@@ -62,7 +68,7 @@ func (c *CA) list(ctx context.Context) *list {
 		return nil
 	}
 	l, failed := good(), c.lists.failed.Load()
-	if l != nil && now.Sub(l.made).Abs() < listAge && l.by == c.Issuer() || failed != nil && now.Sub(*failed).Abs() < listRest {
+	if l != nil && now.Sub(l.made).Abs() < listAge && l.by == c.Issuer() || failed != nil && failed.times > 1 && now.Sub(failed.at).Abs() < listRest {
 		return l
 	}
 	made := c.lists.making.DoChan("", func() (any, error) {
@@ -71,7 +77,11 @@ func (c *CA) list(ctx context.Context) *list {
 		one, err := c.makeList(ctx, now)
 		if err != nil {
 			c.cfg.Log.Error("the list of revoked certificates cannot be made; gateways are admitted and cut off as ever", "error", err)
-			c.lists.failed.Store(&now)
+			again := &failure{at: now, times: 1}
+			if before := c.lists.failed.Load(); before != nil {
+				again.times += before.times
+			}
+			c.lists.failed.Store(again)
 			return nil, err
 		}
 		c.lists.newest.Store(one)
