@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -212,6 +211,20 @@ func ParseConfig(data []byte) (Config, error) {
 	return c, c.checkIDs()
 }
 
+// CheckHere says what of a configuration that ParseConfig took keeps an agent from starting on this machine: users and groups that it does not
+// have, or the lack of the file with which a gateway was enrolled.
+func (c Config) CheckHere() error {
+	if err := c.checkDefaults(); err != nil {
+		return err
+	}
+	for i, s := range c.Sources {
+		if _, _, _, err := s.names(); err != nil {
+			return fmt.Errorf("config %s: sources[%d]: %w", c.From, i, err)
+		}
+	}
+	return nil
+}
+
 // BufferCap is the buffer's cap in bytes.
 func (c Config) BufferCap() (int64, error) {
 	n, ok := parseSize(c.Buffer.Cap)
@@ -286,6 +299,7 @@ func (c Config) trialPeriod() time.Duration {
 // Socket is where the running agent answers status questions.
 func (c Config) Socket() string { return filepath.Join(c.State, "agent.sock") }
 
+// check finds what the source would refuse when it is made, short of what only the box knows.
 func (s SourceConfig) check() error {
 	if err := spiffe.ValidName(s.ID); err != nil {
 		return fmt.Errorf("id: %w", err)
@@ -296,24 +310,11 @@ func (s SourceConfig) check() error {
 	if s.LineConfig.any() {
 		return errors.New("mode, group, users and groups are of a socket; set socket: /run/wardlink-agent/vitals.sock, or take them out")
 	}
-	if _, _, err := net.SplitHostPort(s.MLLP); err != nil {
-		return fmt.Errorf("mllp: %q; expected address:port such as 127.0.0.1:2575", s.MLLP)
-	}
-	if _, err := s.zone(); err != nil {
-		return err
-	}
-	allow, err := s.prefixes()
+	cfg, err := s.device()
 	if err != nil {
 		return err
 	}
-	if _, err := s.bindings(allow); err != nil {
-		return err
-	}
-	if _, err := s.limits(); err != nil {
-		return err
-	}
-	_, err = s.secure()
-	return err
+	return cfg.Check()
 }
 
 func (s SourceConfig) uniqueIDs() bool { return s.UniqueIDs == nil || *s.UniqueIDs }

@@ -1,11 +1,14 @@
 package agent
 
 import (
+	"context"
 	"fmt"
+	"log/slog"
 	"strings"
 	"testing"
 
 	"wardlink/agent/source"
+	"wardlink/internal/strictyaml"
 )
 
 const goodConfig = `
@@ -108,6 +111,71 @@ func FuzzParseConfig(f *testing.F) {
 	})
 }
 
+// TestWhatIsCheckedStarts: an agent starts with what `config check` calls good, and with nothing else. `provision kit --agent`, on another
+// machine, refuses the same but for names that only the box can look up.
+func TestWhatIsCheckedStarts(t *testing.T) {
+	b := newBox(t, t.TempDir())
+	sockets := t.TempDir()
+	for text, good := range map[string]bool{
+		`{id: a, mllp: "127.0.0.1:0"}`:                                       true,
+		`{id: a, mllp: "localhost:0"}`:                                       true,
+		`{id: a, mllp: "[::1]:0"}`:                                           true,
+		`{id: a, mllp: "0.0.0.0:0", allow: [10.0.0.0/8]}`:                    true,
+		`{id: a, mllp: "0.0.0.0:0"}`:                                         false,
+		`{id: a, mllp: ":0"}`:                                                false,
+		`{id: a, mllp: "[::]:0", allow: []}`:                                 false,
+		`{id: a, mllp: "10.0.0.1:2575"}`:                                     false,
+		`{id: a, mllp: "gateway.example:2575"}`:                              false,
+		`{id: a, mllp: "127.0.0.1:70000"}`:                                   false,
+		`{id: a, mllp: "127.0.0.1:hl7"}`:                                     false,
+		`{id: a, mllp: "127.0.0.1"}`:                                         false,
+		`{id: a, mllp: "127.0.0.1:0", limits: {burst: 3}}`:                   false,
+		`{id: a, mllp: "127.0.0.1:0", limits: {connections: 1001}}`:          false,
+		`{id: a, mllp: "127.0.0.1:0", limits: {bytes: 1KB}}`:                 false,
+		`{id: a, mllp: "127.0.0.1:0", tls: {certificate: /no, key: /no}}`:    true, // the source says so, and takes the files once they are there
+		`{id: a, mllp: "127.0.0.1:0", tls: {certificate: /no}}`:              false,
+		`{id: a, mllp: "127.0.0.1:0", bindings: [{device: d}]}`:              false,
+		`{id: a, mllp: "127.0.0.1:0", bindings: [{certificate: c, bed: B}]}`: false,
+		`{id: a, mllp: "127.0.0.1:0", time_zone: Mars/Base}`:                 false,
+		`{id: a, socket: DIR/a, bindings: [{device: p, bed: B}]}`:            true,
+		`{id: a, socket: DIR/a, bindings: [{msh3: p, bed: B}]}`:              false,
+		`{id: a, socket: DIR/a, mode: "0999"}`:                               false,
+		`{id: a, socket: DIR/a, limits: {burst: 3}}`:                         false,
+		`{id: a, socket: a}`:                                                 false,
+		`{id: a, socket: DIR/a, users: [root], groups: ["4711"]}`:            true,
+		`{id: a, socket: DIR/a, group: no-such-group}`:                       false,
+		`{id: a, socket: DIR/a, users: [no-such-user]}`:                      false,
+	} {
+		data := []byte("sources: [" + strings.ReplaceAll(text, "DIR", sockets) + "]")
+		cfg, err := ParseConfig(data)
+		kit := err
+		if err == nil {
+			err = cfg.CheckHere()
+		}
+		if (err == nil) != good || kit != nil && good || kit == nil && !good && !strings.Contains(text, "no-such") {
+			t.Errorf("%s: checked %v, on another machine %v", text, err, kit)
+		}
+		var raw Config // as an agent has it that did not check
+		if err := strictyaml.Decode(data, &raw); err != nil {
+			t.Fatal(err)
+		}
+		next := b.cfg
+		next.Sources = raw.Sources
+		a, err := New(next, slog.New(slog.DiscardHandler))
+		if (err == nil) != good {
+			t.Errorf("%s: started with %v", text, err)
+		}
+		if err != nil {
+			continue
+		}
+		over, cancel := context.WithCancel(t.Context())
+		cancel()
+		if err := a.Run(over); err != nil {
+			t.Errorf("%s: %v", text, err)
+		}
+	}
+}
+
 // TestSourceConfigReachesTheSource: a configuration with everything is what the source is made of.
 func TestSourceConfigReachesTheSource(t *testing.T) {
 	c, err := ParseConfig([]byte(goodConfig + `    bindings:
@@ -122,8 +190,7 @@ func TestSourceConfigReachesTheSource(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := c.Sources[0]
-	allow, _ := s.prefixes()
-	bindings, err := s.bindings(allow)
+	bindings, err := s.bindings()
 	if err != nil || len(bindings) != 4 || bindings[0].Certificate != "m7.ward.example" || bindings[0].ID != "icu-7" || bindings[1].Address.String() != "10.20.0.8" ||
 		bindings[2].MSH3 != "CMS-9" || bindings[3].Device != "0003B1FFFE000001" || bindings[3].Bed != "ICU-10" {
 		t.Errorf("%+v, %v", bindings, err)

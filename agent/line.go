@@ -8,7 +8,6 @@ import (
 	"os"
 	"strconv"
 	"strings"
-	"time"
 
 	"wardlink/agent/source"
 )
@@ -28,33 +27,35 @@ func (c LineConfig) any() bool {
 
 func (s SourceConfig) isLine() bool { return s.Socket != "" }
 
-// checkLine does not look names up: a user may be made after the configuration was written.
+// checkLine does not look names up, which are the box's own: see Config.CheckHere.
 func (s SourceConfig) checkLine() error {
 	if s.MLLP != "" || len(s.Allow) > 0 || s.UniqueIDs != nil || s.TLS != nil || s.Limits.PerAddress != 0 {
 		return errors.New("socket: a source has either an mllp address, with allow, unique_ids, tls and limits.per_address, or a socket; make it two sources")
 	}
-	for i, b := range s.Bindings {
-		if b.Device == "" || b.ID != "" {
-			return fmt.Errorf("bindings[%d]: expected a device and its bed, such as {device: pump-3, bed: ICU-7}; on a socket a binding has nothing else to go by", i)
-		}
-	}
-	if _, err := s.bindings(nil); err != nil {
-		return err
-	}
-	if _, err := s.limits(); err != nil {
-		return err
-	}
-	if _, err := s.zone(); err != nil {
-		return err
-	}
-	mode, err := s.mode()
+	cfg, err := s.lines()
 	if err != nil {
 		return err
 	}
-	if err := (source.Socket{Path: s.Socket, Mode: mode, Group: -1}).Check(); err != nil {
-		return fmt.Errorf("socket: %w", err)
+	return cfg.Check()
+}
+
+// lines is what the source of a line socket is made of, but for what only the box and its agent can add: users and groups, and who takes
+// the messages.
+func (s SourceConfig) lines() (source.LineConfig, error) {
+	cfg := source.LineConfig{ID: s.ID, MaxConns: s.Limits.Connections}
+	mode, err := s.mode()
+	if err != nil {
+		return cfg, err
 	}
-	return nil
+	cfg.Socket = source.Socket{Path: s.Socket, Mode: mode, Group: -1}
+	if cfg.Zone, err = s.zone(); err != nil {
+		return cfg, err
+	}
+	if cfg.Bindings, err = s.bindings(); err != nil {
+		return cfg, err
+	}
+	cfg.Limits, err = s.limits()
+	return cfg, err
 }
 
 func (c LineConfig) mode() (fs.FileMode, error) {
@@ -69,46 +70,46 @@ func (c LineConfig) mode() (fs.FileMode, error) {
 }
 
 // openLine makes the source of a line socket.
-func (a *Agent) openLine(s SourceConfig, zone *time.Location) (source.Source, error) {
-	mode, err := s.mode()
+func (a *Agent) openLine(s SourceConfig) (source.Source, error) {
+	cfg, err := s.lines()
 	if err != nil {
 		return nil, err
 	}
-	limits, err := s.limits()
+	gid, users, groups, err := s.names()
 	if err != nil {
 		return nil, err
 	}
-	bindings, err := s.bindings(nil)
-	if err != nil {
-		return nil, err
-	}
-	cfg := source.LineConfig{
-		Limits: limits, Bindings: bindings,
-		ID: s.ID, Socket: source.Socket{Path: s.Socket, Mode: mode, Group: -1}, Zone: zone, Log: a.log,
-		Accept:   func(ctx context.Context, d source.Delivery) error { return a.intake.accept(ctx, d, true) },
-		MaxConns: s.Limits.Connections,
-	}
-	if s.Group != "" {
-		gid, err := number("/etc/group", s.Group)
-		if err != nil {
-			return nil, fmt.Errorf("group: %w", err)
-		}
-		cfg.Socket.Group = int(gid)
-	}
-	for i, list := range [][]string{s.Users, s.Groups} {
-		file, key, to := "/etc/passwd", "users", &cfg.Users
-		if i == 1 {
-			file, key, to = "/etc/group", "groups", &cfg.Groups
-		}
-		for k, name := range list {
-			n, err := number(file, name)
-			if err != nil {
-				return nil, fmt.Errorf("%s[%d]: %w", key, k, err)
-			}
-			*to = append(*to, n)
-		}
-	}
+	cfg.Socket.Group, cfg.Users, cfg.Groups, cfg.Log = gid, users, groups, a.log
+	cfg.Accept = func(ctx context.Context, d source.Delivery) error { return a.intake.accept(ctx, d, true) }
 	return source.NewLine(cfg)
+}
+
+// names looks up the users and groups that a socket's configuration names, on this machine. gid is that of the socket; -1: none is named.
+func (c LineConfig) names() (gid int, users, groups []uint32, err error) {
+	gid = -1
+	if c.Group != "" {
+		n, err := number("/etc/group", c.Group)
+		if err != nil {
+			return -1, nil, nil, fmt.Errorf("group: %w", err)
+		}
+		gid = int(n)
+	}
+	if users, err = numbers("/etc/passwd", "users", c.Users); err != nil {
+		return -1, nil, nil, err
+	}
+	groups, err = numbers("/etc/group", "groups", c.Groups)
+	return gid, users, groups, err
+}
+
+func numbers(file, key string, names []string) (out []uint32, err error) {
+	for i, name := range names {
+		n, err := number(file, name)
+		if err != nil {
+			return nil, fmt.Errorf("%s[%d]: %w", key, i, err)
+		}
+		out = append(out, n)
+	}
+	return out, nil
 }
 
 // number is a user's or a group's, by its name in a file such as /etc/passwd. The library's way of asking would be a tenth of the agent's

@@ -64,7 +64,7 @@ func (a *Agent) reload(sources context.Context, load func() (Config, error)) (st
 	}
 	next, err := load()
 	if err == nil {
-		err = next.checkDefaults()
+		err = next.CheckHere()
 	}
 	if err != nil {
 		st.Error = err.Error()

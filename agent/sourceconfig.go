@@ -42,8 +42,28 @@ type TLSConfig struct {
 // maxBindings is how many devices one port has at most: as many as a report has sources.
 const maxBindings = telemetry.MaxSources
 
-// bindings are the source's, checked.
-func (s SourceConfig) bindings(allow []netip.Prefix) ([]source.Binding, error) {
+// device is what the source of an HL7 port is made of, but for what only the agent can add: who takes the messages.
+func (s SourceConfig) device() (source.Config, error) {
+	cfg := source.Config{ID: s.ID, Listen: s.MLLP, MaxConns: s.Limits.Connections}
+	var err error
+	if cfg.Zone, err = s.zone(); err != nil {
+		return cfg, err
+	}
+	if cfg.Allow, err = s.prefixes(); err != nil {
+		return cfg, err
+	}
+	if cfg.Bindings, err = s.bindings(); err != nil {
+		return cfg, err
+	}
+	if cfg.Limits, err = s.limits(); err != nil {
+		return cfg, err
+	}
+	cfg.TLS, err = s.secure()
+	return cfg, err
+}
+
+// bindings are the source's; whether they go together its Check says.
+func (s SourceConfig) bindings() ([]source.Binding, error) {
 	if len(s.Bindings) > maxBindings {
 		return nil, fmt.Errorf("bindings: %d; at most %d", len(s.Bindings), maxBindings)
 	}
@@ -64,7 +84,7 @@ func (s SourceConfig) bindings(allow []netip.Prefix) ([]source.Binding, error) {
 		}
 		out = append(out, x)
 	}
-	return out, source.CheckBindings(out, allow, s.TLS != nil && s.TLS.ClientCA != "")
+	return out, nil
 }
 
 func (s SourceConfig) limits() (l source.Limits, err error) {
@@ -77,7 +97,7 @@ func (s SourceConfig) limits() (l source.Limits, err error) {
 		}
 		l.Bytes = int(n)
 	}
-	return l, l.Check(c.Connections, telemetry.MaxMessage)
+	return l, nil
 }
 
 // secure is the source's TLS; nil for none.

@@ -56,6 +56,9 @@ func Examine(ctx context.Context, path string) Report {
 
 func (r *Report) examine(ctx context.Context, path string) []agent.Finding {
 	cfg, err := agent.LoadConfig(path)
+	if err == nil {
+		err = cfg.CheckHere()
+	}
 	if err != nil {
 		mend := "without it the agent does not start, and nothing else can be looked at"
 		if errors.Is(err, errDenied) {

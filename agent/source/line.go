@@ -1,6 +1,7 @@
 package source
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -40,16 +41,11 @@ type Line struct {
 
 // NewLine checks cfg and makes the socket. One that cannot be made is no error, as with NewMLLP.
 func NewLine(cfg LineConfig) (*Line, error) {
-	switch {
-	case cfg.ID == "":
-		return nil, errors.New("config: sources[].id is missing; expected a name for this source, such as pumps")
-	case cfg.Accept == nil:
-		return nil, fmt.Errorf("source %s: Accept is not set", cfg.ID)
-	case cfg.MaxMessage > telemetry.MaxMessage:
-		return nil, fmt.Errorf("source %s: MaxMessage is %d; at most %d bytes fit into a batch", cfg.ID, cfg.MaxMessage, telemetry.MaxMessage)
+	if err := cfg.Check(); err != nil {
+		return nil, fmt.Errorf("source %q: %w", cfg.ID, err)
 	}
-	if err := cfg.Socket.Check(); err != nil {
-		return nil, fmt.Errorf("config: sources[].socket of source %s: %w", cfg.ID, err)
+	if cfg.Accept == nil {
+		return nil, fmt.Errorf("source %s: Accept is not set", cfg.ID)
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
@@ -60,9 +56,6 @@ func NewLine(cfg LineConfig) (*Line, error) {
 		Backoff: cfg.Backoff, Reopen: cfg.Reopen,
 	}
 	defaults(&common)
-	if err := cfg.Limits.Check(common.MaxConns, common.MaxMessage); err != nil {
-		return nil, fmt.Errorf("config: source %s: %w", cfg.ID, err)
-	}
 	l := &Line{s: newMLLP(common), cfg: cfg}
 	l.s.bind, l.s.admit = cfg.Socket.listen, l.admit
 	l.s.talk = func(ctx context.Context, c net.Conn) {
@@ -72,6 +65,28 @@ func NewLine(cfg LineConfig) (*Line, error) {
 		l.s.cfg.Log.Error("Devices cannot connect: the socket cannot be made; it is tried again", "error", err)
 	}
 	return l, nil
+}
+
+// Check says what NewLine would find wrong with the configuration, as Config.Check does.
+func (c LineConfig) Check() error {
+	if c.ID == "" {
+		return errors.New("id: it is missing; expected a name for this source, such as pumps")
+	}
+	if err := checkLength(c.MaxMessage); err != nil {
+		return err
+	}
+	if err := c.Socket.Check(); err != nil {
+		return fmt.Errorf("socket: %w", err)
+	}
+	for i, b := range c.Bindings {
+		if b.Device == "" || b.ID != "" {
+			return fmt.Errorf("bindings[%d]: expected a device and its bed, such as {device: pump-3, bed: ICU-7}; on a socket a binding has nothing else to go by", i)
+		}
+	}
+	if err := CheckBindings(c.Bindings, nil, false); err != nil {
+		return err
+	}
+	return c.Limits.Check(c.MaxConns, cmp.Or(c.MaxMessage, telemetry.MaxMessage))
 }
 
 // ID is the source's id.

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -76,35 +77,17 @@ type MLLP struct {
 // address may be there, in a minute, and neither the other sources nor the uplink depend on it. Stats tell, and Run tries again.
 // Devices are served once Run is called; Run also closes the listener.
 func NewMLLP(cfg Config) (*MLLP, error) {
-	if cfg.ID == "" {
-		return nil, errors.New("config: sources[].id is missing; expected a name for this source, such as bed-12")
+	if err := cfg.Check(); err != nil {
+		return nil, fmt.Errorf("source %q: %w", cfg.ID, err)
 	}
 	if cfg.Accept == nil {
 		return nil, fmt.Errorf("source %s: Accept is not set", cfg.ID)
-	}
-	if cfg.MaxMessage > telemetry.MaxMessage {
-		return nil, fmt.Errorf("source %s: MaxMessage is %d; at most %d bytes fit into a batch", cfg.ID, cfg.MaxMessage, telemetry.MaxMessage)
-	}
-	host, _, err := net.SplitHostPort(cfg.Listen)
-	if err != nil {
-		return nil, fmt.Errorf("config: sources[].mllp of source %s is %q; expected address:port, such as 127.0.0.1:2575", cfg.ID, cfg.Listen)
-	}
-	if addr, err := netip.ParseAddr(host); len(cfg.Allow) == 0 && host != "localhost" && (err != nil || !addr.IsLoopback()) {
-		return nil, needAllow(cfg)
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	cfg.Log = cfg.Log.With("source", cfg.ID)
 	defaults(&cfg)
-
-	if err := CheckBindings(cfg.Bindings, cfg.Allow, cfg.TLS != nil && cfg.TLS.ClientCA != ""); err != nil {
-		return nil, fmt.Errorf("config: source %s: %w", cfg.ID, err)
-	}
-	if err := cfg.Limits.Check(cfg.MaxConns, cfg.MaxMessage); err != nil {
-		return nil, fmt.Errorf("config: source %s: %w", cfg.ID, err)
-	}
-
 	s := newMLLP(cfg)
 	s.bind, s.admit, s.talk = s.bindTCP, s.admitTCP, s.serve
 	if cfg.TLS != nil {
@@ -116,6 +99,38 @@ func NewMLLP(cfg Config) (*MLLP, error) {
 		cfg.Log.Error("Devices cannot connect: the port cannot be opened; it is tried again", "error", err)
 	}
 	return s, nil
+}
+
+// Check says what NewMLLP would find wrong with the configuration, as keys of the file; Accept need not be set for it. It opens nothing and
+// looks at no file.
+func (c Config) Check() error {
+	if c.ID == "" {
+		return errors.New("id: it is missing; expected a name for this source, such as bed-12")
+	}
+	if err := checkLength(c.MaxMessage); err != nil {
+		return err
+	}
+	host, port, err := net.SplitHostPort(c.Listen)
+	if err != nil {
+		return fmt.Errorf("mllp: %q; expected address:port, such as 127.0.0.1:2575", c.Listen)
+	}
+	if _, err := strconv.ParseUint(port, 10, 16); err != nil {
+		return fmt.Errorf("mllp: %q; expected a port from 1 to 65535, as in 127.0.0.1:2575", c.Listen)
+	}
+	if addr, err := netip.ParseAddr(host); len(c.Allow) == 0 && host != "localhost" && (err != nil || !addr.IsLoopback()) {
+		return needAllow(c.Listen)
+	}
+	if err := CheckBindings(c.Bindings, c.Allow, c.TLS != nil && c.TLS.ClientCA != ""); err != nil {
+		return err
+	}
+	return c.Limits.Check(c.MaxConns, cmp.Or(c.MaxMessage, telemetry.MaxMessage))
+}
+
+func checkLength(maxMessage int) error {
+	if maxMessage > telemetry.MaxMessage {
+		return fmt.Errorf("MaxMessage is %d; at most %d bytes fit into a batch", maxMessage, telemetry.MaxMessage)
+	}
+	return nil
 }
 
 func newMLLP(cfg Config) *MLLP {
@@ -134,7 +149,7 @@ func (s *MLLP) bindTCP() (net.Listener, error) {
 	}
 	if len(s.cfg.Allow) == 0 && !peerAddr(l.Addr()).IsLoopback() { // what localhost means is up to the machine's hosts file
 		_ = l.Close() // nothing was served
-		return nil, needAllow(s.cfg)
+		return nil, needAllow(s.cfg.Listen)
 	}
 	return l, nil
 }
@@ -152,9 +167,8 @@ func (s *MLLP) listen() error {
 	return nil
 }
 
-func needAllow(cfg Config) error {
-	return fmt.Errorf("config: sources[].allow of source %s is empty, but it listens on %q; list the devices' networks, as in allow: [10.1.2.0/24], or listen on 127.0.0.1",
-		cfg.ID, cfg.Listen)
+func needAllow(listen string) error {
+	return fmt.Errorf("allow: it is empty, but the source listens on %q; list the devices' networks, as in allow: [10.1.2.0/24], or listen on 127.0.0.1", listen)
 }
 
 func defaults(cfg *Config) {

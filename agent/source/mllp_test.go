@@ -421,13 +421,14 @@ func TestConfig(t *testing.T) {
 		cfg  Config
 		want string
 	}{
-		"no id":          {Config{Listen: "127.0.0.1:0", Accept: take}, "sources[].id"},
+		"no id":          {Config{Listen: "127.0.0.1:0", Accept: take}, "id: it is missing"},
 		"no Accept":      {Config{ID: "x", Listen: "127.0.0.1:0"}, "Accept"},
-		"no port":        {Config{ID: "x", Listen: "127.0.0.1", Accept: take}, "sources[].mllp"},
-		"all, no allow":  {Config{ID: "x", Listen: ":0", Accept: take}, "sources[].allow"},
-		"0.0.0.0":        {Config{ID: "x", Listen: "0.0.0.0:0", Accept: take}, "sources[].allow"},
-		"IPv6 all":       {Config{ID: "x", Listen: "[::]:0", Accept: take}, "sources[].allow"},
-		"a name":         {Config{ID: "x", Listen: "gateway.example:0", Accept: take}, "sources[].allow"},
+		"a high port":    {Config{ID: "x", Listen: "127.0.0.1:70000", Accept: take}, "65535"},
+		"no port":        {Config{ID: "x", Listen: "127.0.0.1", Accept: take}, "mllp: "},
+		"all, no allow":  {Config{ID: "x", Listen: ":0", Accept: take}, "allow: "},
+		"0.0.0.0":        {Config{ID: "x", Listen: "0.0.0.0:0", Accept: take}, "allow: "},
+		"IPv6 all":       {Config{ID: "x", Listen: "[::]:0", Accept: take}, "allow: "},
+		"a name":         {Config{ID: "x", Listen: "gateway.example:0", Accept: take}, "allow: "},
 		"beyond a batch": {Config{ID: "x", Listen: "127.0.0.1:0", Accept: take, MaxMessage: telemetry.MaxMessage + 1}, "MaxMessage"},
 	} {
 		if _, err := NewMLLP(c.cfg); err == nil || !strings.Contains(err.Error(), c.want) {

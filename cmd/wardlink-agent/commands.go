@@ -90,6 +90,9 @@ func configCommand(_ context.Context, args []string, stdout, stderr io.Writer) e
 	if err != nil {
 		return err
 	}
+	if err := cfg.CheckHere(); err != nil {
+		return err
+	}
 	if *asJSON {
 		return printJSON(stdout, map[string]any{"file": cfg.From, "sources": len(cfg.Sources)})
 	}
