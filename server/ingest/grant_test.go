@@ -51,7 +51,6 @@ func TestProfileRate(t *testing.T) {
 		t.Errorf("20 publishes over the rate took %v", took)
 	}
 	c.grant.Store(&registry.Admission{Bytes: 1 << 20})
-	c.rate = bucket{}
 	for range burst {
 		c.allotted(1 << 20)
 	}
@@ -60,8 +59,24 @@ func TestProfileRate(t *testing.T) {
 	if took := time.Since(began); took < 200*time.Millisecond {
 		t.Errorf("a quarter of a second's bytes over the rate took %v", took)
 	}
+	// A slower profile is not owed what a faster one let through, and one that comes while a publish waits ends the wait.
+	c.grant.Store(&registry.Admission{Publishes: 1000})
+	for range 1000 * burst {
+		c.allotted(1)
+	}
+	c.grant.Store(&registry.Admission{Publishes: 1})
+	began = time.Now()
+	for range burst {
+		c.allotted(1)
+	}
+	time.AfterFunc(50*time.Millisecond, func() { c.grant.Store(&registry.Admission{Publishes: 1000}) })
+	for range 60 {
+		c.allotted(1)
+	}
+	if took := time.Since(began); took > 30*time.Second {
+		t.Errorf("publishes waited %v for a rate that held no longer", took)
+	}
 	c.grant.Store(&registry.Admission{})
-	c.rate = bucket{}
 	if c.allotted(1 << 30); c.rate != (bucket{}) {
 		t.Error("without a rate something was counted")
 	}

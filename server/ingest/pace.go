@@ -91,15 +91,27 @@ const paceStep = 100 * time.Millisecond
 // noRate is more than any peer can send, and unlike infinity has no product with 0 that is none.
 const noRate = 1e18
 
+// allowance is what the profile of the session's gateway lets it publish; zero where it says nothing.
+func (c *session) allowance() Pace {
+	if adm := c.grant.Load(); adm != nil {
+		return Pace{float64(adm.Publishes), float64(adm.Bytes)}
+	}
+	return Pace{}
+}
+
 // allotted delays a publish that is over the rates of its gateway's profile, whether or not others wait. Nobody is refused for a rate: what a gateway
-// brings after an outage is no fault of its own, and what is not read is kept on its disk.
+// brings after an outage is no fault of its own, and what is not read is kept on its disk. Another profile begins at once and without a debt: what was
+// sent by a faster one would take a slower one minutes.
 func (c *session) allotted(size int) {
-	adm := c.grant.Load()
-	if adm == nil || adm.Publishes == 0 && adm.Bytes == 0 {
+	rate := c.allowance()
+	if rate != c.allowed {
+		c.allowed, c.rate = rate, bucket{}
+	}
+	if rate == (Pace{}) {
 		return
 	}
 	now := time.Now()
-	for end := now.Add(c.rate.spend(Pace{float64(adm.Publishes), float64(adm.Bytes)}.or(Pace{noRate, noRate}), size, now)); c.ended() == ""; {
+	for end := now.Add(c.rate.spend(rate.or(Pace{noRate, noRate}), size, now)); c.ended() == "" && c.allowance() == rate; {
 		left := time.Until(end)
 		if left <= 0 {
 			return

@@ -43,7 +43,8 @@ type session struct {
 	silence  time.Duration // longest time until a whole packet has arrived
 	scratch  [5]byte
 	bucket   bucket
-	rate     bucket // of the gateway's own profile
+	rate     bucket // of the gateway's own profile,
+	allowed  Pace   // which is this; the reader's alone
 
 	line    line     // of srv.queue
 	request *request // of srv.asking
