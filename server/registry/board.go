@@ -51,12 +51,9 @@ func (r *Registry) Replace(ctx context.Context, who audit.Actor, peer, id, reaso
 	}
 	err = r.commit(ctx, func(tx *sql.Tx) (bool, error) {
 		now := r.now()
-		g, err := get(tx, now, id)
+		g, err := living(tx, now, id)
 		if err != nil {
 			return false, err
-		}
-		if g.State == Decommissioned {
-			return false, refusal.New(ErrConflict, "gateway %s is decommissioned, which is for ever; register the new board under another id", id)
 		}
 		if end, err := endOf(tx, id); err != nil || end != nil {
 			return false, cmp.Or(err, refusal.New(ErrConflict, "gateway %s is being decommissioned; register the new board under another id", id))

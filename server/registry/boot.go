@@ -206,13 +206,13 @@ func forgetBoot(tx *sql.Tx, id string) error {
 
 // Readmit ends a gateway's quarantine, for a reason. What was published in it keeps its mark. The newest attestation must be one that the policy
 // knows; with accept, under a policy of learn, it becomes the gateway's baseline. ErrUnknown; ErrConflict for a gateway that is not in
-// quarantine, or that would be put there again at its next attestation.
+// quarantine, or that would be put there again at its next attestation, or that is decommissioned.
 func (r *Registry) Readmit(ctx context.Context, who audit.Actor, peer, id, reason string, accept bool) (was Quarantine, err error) {
 	if err := CheckReason(reason); err != nil {
 		return was, err
 	}
 	err = r.change(ctx, func(tx *sql.Tx) (bool, error) {
-		if _, err := get(tx, r.now(), id); err != nil {
+		if _, err := living(tx, r.now(), id); err != nil {
 			return false, err
 		}
 		b, err := bootOf(tx, id)

@@ -34,7 +34,8 @@ type BootPolicy struct {
 }
 
 // SetBootPolicy sets the policy of a gateway, or, for "", of all that have none of their own. It holds from the next attestation of each on;
-// nobody leaves a quarantine by it. A nil policy takes a gateway's own away. ErrUnknown for a gateway that is not there.
+// nobody leaves a quarantine by it. A nil policy takes a gateway's own away. ErrUnknown for a gateway that is not there,
+// ErrConflict for one that is decommissioned.
 func (r *Registry) SetBootPolicy(ctx context.Context, who audit.Actor, peer, gateway string, p *boot.Policy) error {
 	if p != nil {
 		if err := p.Check(); err != nil {
@@ -44,7 +45,7 @@ func (r *Registry) SetBootPolicy(ctx context.Context, who audit.Actor, peer, gat
 	return r.change(ctx, func(tx *sql.Tx) (bool, error) {
 		ev := audit.Event{Type: audit.BootPolicySet, Actor: who, Peer: peer, Target: "gateways", Outcome: audit.Success, Detail: map[string]string{"policy": "as all others"}}
 		if gateway != "" {
-			if _, err := get(tx, r.now(), gateway); err != nil {
+			if _, err := living(tx, r.now(), gateway); err != nil {
 				return false, err
 			}
 			ev.Target = gateway
@@ -138,10 +139,10 @@ func (r *Registry) WithdrawBoot(ctx context.Context, who audit.Actor, peer, name
 }
 
 // LockBoot ends the learning of a gateway now, at what was learned so far; with again, it forgets that, and learning begins anew: for a board
-// whose firmware is about to be updated. ErrUnknown; ErrConflict when there is nothing to lock.
+// whose firmware is about to be updated. ErrUnknown; ErrConflict when there is nothing to lock, and for a gateway that is decommissioned.
 func (r *Registry) LockBoot(ctx context.Context, who audit.Actor, peer, id string, again bool) error {
 	return r.change(ctx, func(tx *sql.Tx) (bool, error) {
-		if _, err := get(tx, r.now(), id); err != nil {
+		if _, err := living(tx, r.now(), id); err != nil {
 			return false, err
 		}
 		b, err := bootOf(tx, id)

@@ -41,7 +41,7 @@ type Code struct {
 }
 
 // MakeCode makes the one-time code (130 bits) that the gateway's TPM must be given at its first attestation, in the place of one that waits. It is
-// returned here and kept nowhere: the database has its hash. ErrUnknown; ErrConflict when each of the gateway's TPM keys has attested already.
+// returned here and kept nowhere: the database has its hash. ErrUnknown; ErrConflict when each of the gateway's TPM keys has attested already, and for a gateway that is decommissioned.
 func (r *Registry) MakeCode(ctx context.Context, who audit.Actor, peer, id string, life time.Duration) (code string, ends time.Time, err error) {
 	if life < time.Minute || life > MaxCodeLife {
 		return "", ends, fmt.Errorf("life of the code: %v; expected 1m to %v", life, MaxCodeLife)
@@ -50,7 +50,7 @@ func (r *Registry) MakeCode(ctx context.Context, who audit.Actor, peer, id strin
 	hash := hashCode(code)
 	err = r.change(ctx, func(tx *sql.Tx) (bool, error) {
 		now := r.now()
-		if _, err := get(tx, now, id); err != nil {
+		if _, err := living(tx, now, id); err != nil {
 			return false, err
 		}
 		var fresh int

@@ -153,10 +153,10 @@ func knowsProfile(q querier, name string) error {
 }
 
 // GiveProfile gives a gateway another profile, which holds within two seconds, and says what it had. ErrUnknown for a gateway or a profile that there
-// is not.
+// is not; ErrConflict for a gateway that is decommissioned.
 func (r *Registry) GiveProfile(ctx context.Context, who audit.Actor, peer, id, profile string) (was string, err error) {
 	err = r.change(ctx, func(tx *sql.Tx) (bool, error) {
-		g, err := get(tx, r.now(), id)
+		g, err := living(tx, r.now(), id)
 		if err != nil {
 			return false, err
 		}
@@ -223,11 +223,12 @@ type WindowChange struct {
 }
 
 // SetWindow says from when until when a gateway may connect and have certificates, and gives what it is then. At the end its session is cut. ErrConflict for an
-// end that has passed and is not meant, or that comes before the beginning that stands.
+// end that has passed and is not meant, or that comes before the beginning that stands, and for a gateway that
+// is decommissioned.
 func (r *Registry) SetWindow(ctx context.Context, who audit.Actor, peer, id string, change WindowChange) (from, until time.Time, err error) {
 	err = r.change(ctx, func(tx *sql.Tx) (bool, error) {
 		now := r.now()
-		g, err := get(tx, now, id)
+		g, err := living(tx, now, id)
 		if err != nil {
 			return false, err
 		}

@@ -15,6 +15,7 @@ import (
 	"unicode/utf8"
 
 	"wardlink/enroll"
+	"wardlink/internal/refusal"
 	"wardlink/internal/spiffe"
 	"wardlink/server/sqldb"
 )
@@ -221,7 +222,8 @@ func scanGateway(row scanner, more ...any) (Gateway, error) {
 	if heldAt.Valid {
 		g.Hold = &Hold{At: instant(heldAt.Int64), By: heldBy.String, Reason: heldFor.String}
 	}
-	if at.Valid {
+	// Nothing counts beside the end of its life: a release before this one let a decommissioned gateway be revoked, too.
+	if at.Valid && g.State != Decommissioned {
 		g.State = Revoked
 		g.Revoked = &Revocation{At: instant(at.Int64), By: actor.String, Reason: reason.String, Serials: strings.Fields(serials.String)}
 	}
@@ -287,13 +289,27 @@ func (r *Registry) Get(ctx context.Context, id string) (g Gateway, err error) {
 func get(q querier, now time.Time, id string) (Gateway, error) {
 	g, err := scanGateway(q.QueryRow("SELECT "+gatewayColumns+" FROM "+gatewayTables+" WHERE g.id = $2", now.UnixMilli(), id))
 	if errors.Is(err, sql.ErrNoRows) {
-		return Gateway{}, fmt.Errorf("gateway %.64q: %w", id, ErrUnknown)
+		return Gateway{}, refusal.New(ErrUnknown, "gateway %.64q: not in the registry; 'wardlink gateway list' shows those that are there", id)
 	}
 	if err != nil {
 		return Gateway{}, err
 	}
 	g.EKs, err = hashes(q, "SELECT ek FROM gateway_eks WHERE gateway = $1 ORDER BY ek", id)
 	return g, err
+}
+
+// living gives a gateway that may still be changed: ErrConflict for one that is decommissioned, which is for ever. Every act that changes a gateway asks it.
+func living(q querier, now time.Time, id string) (Gateway, error) {
+	g, err := get(q, now, id)
+	if err != nil || g.State != Decommissioned {
+		return g, err
+	}
+	return g, over(g)
+}
+
+// over is the ErrConflict of an act on a gateway whose life has ended.
+func over(g Gateway) error {
+	return refusal.New(ErrConflict, "gateway %s is decommissioned, which is for ever: nothing of it is changed any more; enter a box with another TPM under another id", g.ID)
 }
 
 // hashes are the endorsement keys' hashes that a query gives.

@@ -55,13 +55,14 @@ func CheckReason(reason string) error {
 
 // Revoke cuts a gateway off, for the given reason. It stands once Revoke returns nil or an ErrLate: the journal is waited for, but
 // only for two seconds, and a journal that cannot be written undoes nothing. Revoking again is harmless: the first revocation
-// stands and is returned with again true, and the repeat leaves its own event. ErrUnknown when there is no such gateway.
+// stands and is returned with again true, and the repeat leaves its own event. ErrUnknown when there is no such gateway;
+// ErrConflict for one that is decommissioned, which is more and for ever.
 func (r *Registry) Revoke(ctx context.Context, who audit.Actor, peer, id, reason string) (rev Revocation, again bool, err error) {
 	if err := CheckReason(reason); err != nil {
 		return Revocation{}, false, err
 	}
 	err = r.commit(ctx, func(tx *sql.Tx) (bool, error) {
-		g, err := get(tx, r.now(), id)
+		g, err := living(tx, r.now(), id)
 		if err != nil {
 			return false, err
 		}

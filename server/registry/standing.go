@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"fmt"
@@ -63,14 +64,14 @@ func (r *Registry) CutOff(ctx context.Context) (out []CutOff, err error) {
 
 // Suspend cuts a gateway off until Resume: no session, no certificate. It keeps what it takes in. It stands once Suspend returns nil or
 // an ErrLate. Suspending again is harmless: the first stands and is returned with again true, and the repeat leaves its own event.
-// ErrUnknown; ErrConflict for a gateway that is revoked or decommissioned already.
+// ErrUnknown; ErrConflict for a gateway that is revoked or decommissioned.
 func (r *Registry) Suspend(ctx context.Context, who audit.Actor, peer, id, reason string) (h Hold, again bool, err error) {
 	if err := CheckReason(reason); err != nil {
 		return Hold{}, false, err
 	}
 	err = r.commit(ctx, func(tx *sql.Tx) (bool, error) {
 		now := r.now()
-		g, err := get(tx, now, id)
+		g, err := living(tx, now, id)
 		if err != nil {
 			return false, err
 		}
@@ -115,9 +116,12 @@ func (r *Registry) Resume(ctx context.Context, who audit.Actor, peer, id, reason
 		}
 	}
 	err = r.change(ctx, func(tx *sql.Tx) (bool, error) {
-		g, err := get(tx, r.now(), id)
+		g, err := living(tx, r.now(), id)
 		if err != nil {
 			return false, err
+		}
+		if end, err := endOf(tx, id); err != nil || end != nil && (end.Done != nil || !end.Drain) {
+			return false, cmp.Or(err, over(g))
 		}
 		was = g.State
 		ev := audit.Event{Type: audit.GatewayResumed, Actor: who, Peer: peer, Target: id, Outcome: audit.Success, Reason: reason,
@@ -127,8 +131,6 @@ func (r *Registry) Resume(ctx context.Context, who audit.Actor, peer, id, reason
 			return false, r.outbox.Add(tx, ev)
 		case was == Quarantined:
 			return false, refusal.New(ErrConflict, "gateway %s is in quarantine, and connected: 'wardlink gateway readmit %s --reason TEXT' ends that", id, id)
-		case was == Decommissioned:
-			return false, refusal.New(ErrConflict, "gateway %s is decommissioned, which is for ever; register another id and TPM", id)
 		case was == Revoked && reason == "":
 			return false, refusal.New(ErrConflict, "gateway %s is revoked (%s): to take that back give a reason, it stands in the log", id, g.Revoked.Reason)
 		case was == Revoked:

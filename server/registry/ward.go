@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"wardlink/audit"
-	"wardlink/internal/refusal"
 )
 
 // How far from the present a move may begin: back as far as somebody still remembers when a gateway was carried, and ahead as far
@@ -129,12 +128,8 @@ func (r *Registry) Move(ctx context.Context, who audit.Actor, peer, id, ward str
 	}
 	since := from.UnixMilli()
 	err = r.change(ctx, func(tx *sql.Tx) (bool, error) {
-		g, err := get(tx, now, id)
-		if err != nil {
+		if _, err := living(tx, now, id); err != nil {
 			return false, err
-		}
-		if g.State == Decommissioned {
-			return false, refusal.New(ErrConflict, "gateway %s is decommissioned, it stands nowhere", id)
 		}
 		m = Move{Ward: Ward{ward, instant(since), who.ID}}
 		if m.Replaced, err = wards(tx, id, since); err != nil {
