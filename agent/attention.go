@@ -268,7 +268,7 @@ func (s Status) examineLanes(now time.Time) (out []Finding) {
 	for _, l := range s.Buffer.Lanes {
 		if l.Parked > 0 {
 			out = append(out, Finding{Area: AreaBuffer, Name: l.Name, Level: Warning, Found: fmt.Sprintf("%s refused by the server and kept", Count(l.Parked, "batch")),
-				Mend: "the server's log names the reason ('wardlink audit list'); they are not sent again by themselves"})
+				Mend: "the server's log names the reason ('wardlink audit list'); once that is mended: " + s.nextParked(now)})
 		}
 		if l.Evicted > 0 && now.Sub(l.EvictedAt) < evictedNote {
 			out = append(out, Finding{Area: AreaBuffer, Name: l.Name, Level: Warning,
@@ -282,6 +282,18 @@ func (s Status) examineLanes(now time.Time) (out []Finding) {
 		}
 	}
 	return out
+}
+
+// nextParked says how what the hospital refused comes to it after all.
+func (s Status) nextParked(now time.Time) string {
+	when := "now, one by one, while nothing else waits"
+	switch next := s.Buffer.NextParked; {
+	case !next.IsZero():
+		when = fmt.Sprintf("in %s, and after a restart of the agent", Ago(next.Sub(now)))
+	case !s.Uplink.Connected:
+		when = "with the next connection"
+	}
+	return "they are sent again " + when + "; with the agent stopped 'wardlink salvage' brings them in at once"
 }
 
 // Examine judges a file system. want is how much the buffer may still grow.

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"wardlink/agent/uplink"
 	"wardlink/buffer"
 	"wardlink/telemetry"
 )
@@ -10,6 +11,12 @@ type linkBuffer struct {
 	*buffer.Buffer
 	reports *reporter
 }
+
+// The uplink asks for what is urgent, and for what was refused, of a buffer that can say.
+var (
+	_ uplink.Urgency = linkBuffer{}
+	_ uplink.Parked  = linkBuffer{}
+)
 
 // Urgent implements uplink.Urgency. A parked alarm was refused and does not hurry anybody.
 func (b linkBuffer) Urgent() bool {

@@ -259,6 +259,7 @@ type Buffer struct {
 	ageAt   time.Duration // when Elapsed gave this
 	unread  []unread
 	parked  map[ID]parked
+	round   round
 	handles []*seg // with an open read handle, least recently used first
 	sieve   sieve
 	body    []byte // of load: the memory that one summary after the other is read into

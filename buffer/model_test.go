@@ -107,6 +107,7 @@ func (m *model) step() {
 		m.append()
 	case p < 62:
 		m.takeSome()
+		m.offerAgain()
 	case p < 66:
 		m.flush()
 	case p < 74:
@@ -231,6 +232,33 @@ func (m *model) takeSome() {
 		default:
 			m.b.Release(g.ID)
 		}
+	}
+}
+
+// offerAgain takes a parked batch once more.
+func (m *model) offerAgain() {
+	m.t.Helper()
+	g, ok, err := m.b.TakeParked()
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	m.learnLosses()
+	if !ok {
+		return
+	}
+	b := m.have[g.ID]
+	if b == nil || b.status != isParked && !b.parked || string(g.Frame) != string(b.item.Frame) || g.Sealing != b.item.Sealing {
+		m.t.Fatalf("%s was offered again, and is %+v", g.ID, b)
+	}
+	m.counts["offered again"]++
+	switch b.loose = true; m.rng.IntN(3) {
+	case 0:
+		m.b.Ack(g.ID)
+		b.status = acked
+	case 1:
+		m.b.Park(g.ID, "the model says so again")
+	default:
+		m.b.Release(g.ID)
 	}
 }
 

@@ -265,6 +265,7 @@ type Stats struct {
 	Cap           int64       `json:"cap"`            // bytes that are never exceeded
 	Damaged       []string    `json:"damaged"`        // base names of files set aside
 	Unread        []string    `json:"unread"`         // base names of files that the disk cannot read at present; they are tried again
+	NextParked    time.Time   `json:"next_parked"`    // when parked batches are offered to the receiver again; zero: now, or with the next connection
 	FlushFailures uint64      `json:"flush_failures"` // times acknowledgements could not be stored
 }
 
@@ -288,7 +289,7 @@ type LaneStats struct {
 func (b *Buffer) Stats() Stats {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	st := Stats{Disk: b.disk, Cap: b.c.Cap, Unread: b.unreadNames(), FlushFailures: b.flushFail.Load()}
+	st := Stats{NextParked: b.nextRound(), Disk: b.disk, Cap: b.c.Cap, Unread: b.unreadNames(), FlushFailures: b.flushFail.Load()}
 	for _, f := range b.damaged {
 		st.Damaged = append(st.Damaged, filepath.Base(f.path))
 	}

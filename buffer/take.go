@@ -216,6 +216,10 @@ func (b *Buffer) Release(ids ...ID) {
 			continue
 		}
 		if s := b.lanes[id.Lane].find(id); s != nil && s.taken.remove(id.Number) {
+			if _, held := b.parked[id]; held { // it was offered once more, and nobody said anything
+				b.missed(s, id)
+				continue
+			}
 			s.released.add(id.Number)
 			any = true
 		}
@@ -226,15 +230,20 @@ func (b *Buffer) Release(ids ...ID) {
 	}
 }
 
-// Park keeps a batch that the receiver refused: Take does not give it out again, also after a restart, and its file stays. reason is
+// Park keeps a batch that the receiver refused: Take does not give it out again, also after a restart, and its file stays. TakeParked does. reason is
 // cut at 200 bytes.
 func (b *Buffer) Park(id ID, reason string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	_, again := b.parked[id]
 	if b.out(id) == nil {
 		return
 	}
-	b.lanes[id.Lane].find(id).held.add(id.Number)
+	s := b.lanes[id.Lane].find(id)
+	s.held.add(id.Number)
+	if again {
+		b.round.missed[id.Lane]++ // it waits for the next round
+	}
 	b.parked[id] = parked{at: b.c.Now().Unix(), reason: reason[:min(len(reason), maxReason)]}
 	b.touch()
 }

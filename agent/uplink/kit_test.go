@@ -196,11 +196,13 @@ type strictBuffer struct {
 	changed chan struct{}
 	urgent  bool
 	resting uint8
+	again   []buffer.Batch // parked, to be offered once more
+	tries   map[buffer.ID]bool
 }
 
 func newStrictBuffer(t testing.TB) *strictBuffer {
 	return &strictBuffer{
-		t: t, fates: make(map[buffer.ID]fate), reasons: make(map[buffer.ID]string), changed: make(chan struct{}, 1),
+		t: t, fates: make(map[buffer.ID]fate), reasons: make(map[buffer.ID]string), tries: make(map[buffer.ID]bool), changed: make(chan struct{}, 1),
 		check: func(buffer.ID) error { return nil },
 	}
 }
@@ -268,6 +270,15 @@ func (b *strictBuffer) Ack(ids ...buffer.ID) {
 func (b *strictBuffer) Release(ids ...buffer.ID) {
 	b.mu.Lock()
 	for _, id := range ids {
+		if b.tries[id] { // nobody said anything of it: its turn comes again
+			b.move(id, parked)
+			for _, batch := range b.order {
+				if batch.ID == id {
+					b.again = append(b.again, batch)
+				}
+			}
+			continue
+		}
 		b.move(id, waiting)
 	}
 	b.mu.Unlock()
@@ -279,6 +290,25 @@ func (b *strictBuffer) Park(id buffer.ID, reason string) {
 	defer b.mu.Unlock()
 	b.move(id, parked)
 	b.reasons[id] = reason
+}
+
+// TakeParked fails the test where one is out already: they are sent one at a time.
+func (b *strictBuffer) TakeParked() (batch buffer.Batch, ok bool, err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(b.again) == 0 {
+		return batch, false, nil
+	}
+	if b.taken > 0 {
+		b.t.Errorf("a parked batch is asked for while %d are out", b.taken)
+	}
+	batch, b.again = b.again[0], b.again[1:]
+	if b.fates[batch.ID] != parked {
+		b.t.Errorf("batch %d/%d is offered again and is not parked", batch.ID.Lane, batch.ID.Number)
+	}
+	b.fates[batch.ID], b.tries[batch.ID] = taken, true
+	b.taken++
+	return batch, true, nil
 }
 
 func (b *strictBuffer) Changed() <-chan struct{} { return b.changed }

@@ -40,6 +40,7 @@ type link struct {
 	brought  map[[16]byte]bool // sealing records published on this connection
 	topics   [telemetry.LaneCount]string
 	bringing map[buffer.ID]bool // sent once more, not acknowledged
+	trying   *buffer.ID         // refused before, and sent again; nil: none is on its way
 	kept     []buffer.ID        // acknowledged on a provisional session; the buffer still holds them as taken
 	retry    <-chan time.Time   // when held, and a buffer that failed, is tried again
 	empty    bool               // the last Take gave nothing
@@ -378,6 +379,7 @@ func (l *link) arrived(id buffer.ID) {
 		l.u.note(func(s *Status) { s.Again++ })
 		return
 	}
+	l.tried(id)
 	l.more = append(l.more, id)
 }
 

@@ -71,7 +71,7 @@ func (l *link) bring(ctx context.Context) error {
 			return fmt.Errorf("buffer: %w", err)
 		}
 		if len(batches) == 0 {
-			return nil
+			break
 		}
 		for _, b := range batches {
 			if l.u.unwanted[b.ID] || l.bringing[b.ID] { // on its way: the hospital has asked twice
@@ -83,7 +83,37 @@ func (l *link) bring(ctx context.Context) error {
 			}
 		}
 	}
+	return l.try(ctx)
+}
+
+// try sends one batch that was refused before, when nothing else waits or is on its way: what a refusal costs, which is the connection, nothing
+// else pays.
+func (l *link) try(ctx context.Context) error {
+	from, some := l.u.cfg.Buffer.(Parked)
+	if !some || l.t.judge != nil || l.trying != nil || len(l.flight)+len(l.held)+len(l.bringing) > 0 || ctx.Err() != nil {
+		return nil
+	}
+	b, ok, err := from.TakeParked()
+	if err != nil {
+		return fmt.Errorf("buffer: %w", err)
+	}
+	if !ok {
+		return nil
+	}
+	l.trying = &b.ID
+	if err := l.send(ctx, b); err != nil {
+		l.queue = append(l.queue, b) // given back at the connection's end
+		return err
+	}
 	return nil
+}
+
+// tried notes that a batch that was sent again has met its fate.
+func (l *link) tried(id buffer.ID) (was bool) {
+	if was = l.trying != nil && *l.trying == id; was {
+		l.trying = nil
+	}
+	return was
 }
 
 // send puts a batch in flight, or parks it, or holds it until its sealing record can be had. The frame's hash is checked here, so
@@ -252,7 +282,9 @@ func (l *link) document(m paho.Message) {
 				l.u.doubted = append(l.u.doubted, id)
 				return
 			}
-			l.u.barred.refusal(r.Lane, l.u.timing, time.Now())
+			if l.trying == nil || *l.trying != id { // a lane does not rest for what was refused before
+				l.u.barred.refusal(r.Lane, l.u.timing, time.Now())
+			}
 			l.park(id, "refused by the server: "+r.Reason)
 			return
 		}
@@ -260,7 +292,7 @@ func (l *link) document(m paho.Message) {
 	l.u.log.Warn("the server refused a batch that is not in flight", "batch", telemetry.BatchID{Epoch: r.Epoch, Lane: r.Lane, Number: r.Number}.String())
 }
 
-// park sets a batch aside for good.
+// park sets a batch aside.
 func (l *link) park(id buffer.ID, reason string) {
 	if l.bringing[id] {
 		delete(l.bringing, id)
@@ -271,6 +303,7 @@ func (l *link) park(id buffer.ID, reason string) {
 			"batch", telemetry.BatchID{Epoch: id.Epoch, Lane: telemetry.Lane(id.Lane), Number: id.Number}.String())
 		return
 	}
+	l.tried(id)
 	l.u.cfg.Buffer.Park(id, reason)
 	l.u.note(func(s *Status) { s.Parked++ })
 	l.u.log.Warn("batch is parked", "reason", reason,

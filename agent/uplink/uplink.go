@@ -4,7 +4,8 @@
 // The buffer is the only store: paho keeps nothing beyond a connection and never reconnects by itself. A batch is taken from the
 // buffer, published at QoS 1 and stays taken until its PUBACK, which the server sends after its fsync: only then the buffer hears
 // Ack. Whatever ends the connection first gives the batch back with Release, so that it is sent again: at least once, and the
-// server knows a batch by its id. A batch that the server refuses is parked and not sent again by itself.
+// server knows a batch by its id. A batch that the server refuses is parked; a Buffer with Parked has it tried again, seldom, one at a time
+// and after all else.
 package uplink
 
 import (
@@ -49,6 +50,12 @@ type Buffer interface {
 // Urgency is what a Buffer may have besides: while it is true, waits between attempts to connect stay below 5 s.
 type Urgency interface {
 	Urgent() bool // an alarm waits to be sent
+}
+
+// Parked is what a Buffer may have besides: batches that were refused, one at a time, whose turn it is to be sent once more. They meet the fates
+// of what Take gives out.
+type Parked interface {
+	TakeParked() (b buffer.Batch, ok bool, err error)
 }
 
 // ErrNoSealing is what Config.Sealing wraps when a sealing record is gone for good. Batches that need it are parked: nobody can open

@@ -103,6 +103,41 @@ func TestRefusalParks(t *testing.T) {
 	}
 }
 
+// TestRefusedIsTriedAgain: what was refused is sent once more when its turn comes. Refused again it is parked again, and other
+// lanes flow; once the hospital takes it, it is delivered.
+func TestRefusedIsTriedAgain(t *testing.T) {
+	h := newHospital(t)
+	h.lanes = 1<<telemetry.LaneAlarm | 1<<telemetry.LaneVitals
+	h.start()
+	a := newAgent(t, h)
+	p := a.ward.period()
+	refused := a.ward.batches(p, telemetry.LaneWaveform, 2, 50)
+	a.buf.add(refused...)
+	a.start()
+	eventually(t, "both are parked", func() bool { return a.buf.count(parked) == 2 })
+	offer := func() {
+		a.buf.mu.Lock()
+		a.buf.again = append(a.buf.again, refused...)
+		a.buf.mu.Unlock()
+		a.buf.add(a.ward.batches(p, telemetry.LaneVitals, 20, 50)...)
+	}
+	offer()
+	eventually(t, "both are refused again, and the rest is acknowledged", func() bool { return a.Status().Parked == 4 && a.buf.count(acked) == 20 })
+	if n := len(h.journal.events(audit.Refused)); n < 4 || a.buf.count(parked) != 2 {
+		t.Errorf("%d refusals, %d parked", n, a.buf.count(parked))
+	}
+	h.kill()
+	h.lanes |= 1 << telemetry.LaneWaveform
+	h.start()
+	offer()
+	eventually(t, "all are acknowledged", func() bool { return a.buf.count(acked) == 42 })
+	for _, b := range refused {
+		if h.journal.commits(b.ID) != 1 {
+			t.Errorf("%d commits", h.journal.commits(b.ID))
+		}
+	}
+}
+
 func TestUnfitBatchesAreParkedAndNotSent(t *testing.T) {
 	h := newHospital(t)
 	h.start()
