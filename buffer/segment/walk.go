@@ -41,7 +41,7 @@ type Info struct {
 }
 
 // Inspect checks a file's whole page structure by plain reads: every page reachable exactly once, within the file, of the right
-// kind, its elements inside it and in order. After it, bbolt can walk the file without panicking. It reads all used pages once.
+// kind, its elements inside it, in order, and where the branches above say. After it, bbolt can walk the file without panicking. It reads all used pages once.
 func Inspect(path string) (Info, error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -77,7 +77,7 @@ func inspect(r io.ReaderAt, size int64) (Info, error) {
 		return info, damaged("%d bytes of %d are there", size, info.Used)
 	}
 	w := &walker{r: r, high: m.high, seen: make([]uint64, m.high/64+1)}
-	if err := w.page(m.root, 0); err != nil {
+	if err := w.page(child{id: m.root}, 0); err != nil {
 		return info, err
 	}
 	info.Keys = w.keys
@@ -158,8 +158,16 @@ func (w *walker) mark(id, count uint64) error {
 	return nil
 }
 
-// page checks the page with that id and all below it.
-func (w *walker) page(id uint64, depth int) error {
+// child is a page that another one points to, with what that says of its keys: none is before low, and all are before high; nil is no bound. A key
+// outside is met by whoever goes through all, and not found by whoever seeks it.
+type child struct {
+	id        uint64
+	low, high []byte
+}
+
+// page checks a page and all below it.
+func (w *walker) page(c child, depth int) error {
+	id := c.id
 	if depth > maxDepth {
 		return damaged("page %d lies %d levels deep", id, depth)
 	}
@@ -181,20 +189,21 @@ func (w *walker) page(id uint64, depth int) error {
 	if _, err := w.r.ReadAt(buf, int64(id)*PageSize); err != nil {
 		return readError(err)
 	}
-	children, err := w.elements(buf, id, depth)
+	children, err := w.elements(buf, c, depth)
 	if err != nil {
 		return err
 	}
-	for _, child := range children {
-		if err := w.page(child, depth+1); err != nil {
+	for _, below := range children {
+		if err := w.page(below, depth+1); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// elements checks one page's elements and returns the pages it points to. id is only for messages: an inline page has its parent's.
-func (w *walker) elements(buf []byte, id uint64, depth int) (children []uint64, err error) {
+// elements checks one page's elements and returns the pages it points to. The id is only for messages: an inline page has its parent's.
+func (w *walker) elements(buf []byte, c child, depth int) (children []child, err error) {
+	id := c.id
 	flags, count := binary.LittleEndian.Uint16(buf[8:]), int(binary.LittleEndian.Uint16(buf[10:]))
 	if flags != flagBranch && flags != flagLeaf || count == 0xFFFF {
 		return nil, damaged("page %d is of unknown kind %#x", id, flags)
@@ -209,7 +218,10 @@ func (w *walker) elements(buf []byte, id uint64, depth int) (children []uint64, 
 		var key, value []byte
 		if flags == flagBranch {
 			key, _, err = span(buf, at, e, binary.LittleEndian.Uint32(e[4:]), 0)
-			children = append(children, binary.LittleEndian.Uint64(e[8:]))
+			if i > 0 {
+				children[i-1].high = key
+			}
+			children = append(children, child{binary.LittleEndian.Uint64(e[8:]), key, c.high})
 		} else {
 			e = e[4:]
 			key, value, err = span(buf, at, e, binary.LittleEndian.Uint32(e[4:]), binary.LittleEndian.Uint32(e[8:]))
@@ -220,15 +232,18 @@ func (w *walker) elements(buf []byte, id uint64, depth int) (children []uint64, 
 		if i > 0 && bytes.Compare(former, key) >= 0 {
 			return nil, damaged("page %d: keys are out of order", id)
 		}
+		if bytes.Compare(key, c.low) < 0 || c.high != nil && bytes.Compare(key, c.high) >= 0 {
+			return nil, damaged("page %d: a key is where nobody seeks it", id)
+		}
 		former = key
 		w.keys++
 		if flags == flagLeaf {
-			child, err := w.value(binary.LittleEndian.Uint32(buf[at:]), value, id, depth)
+			root, err := w.value(binary.LittleEndian.Uint32(buf[at:]), value, id, depth)
 			if err != nil {
 				return nil, err
 			}
-			if child != 0 {
-				children = append(children, child)
+			if root != 0 {
+				children = append(children, child{id: root})
 			}
 		}
 	}
@@ -260,7 +275,7 @@ func (w *walker) value(flags uint32, value []byte, id uint64, depth int) (root u
 	if len(inline) < pageHead || binary.LittleEndian.Uint16(inline[8:]) != flagLeaf || depth > maxDepth {
 		return 0, damaged("page %d: an inline bucket does not verify", id)
 	}
-	children, err := w.elements(inline, id, depth+1)
+	children, err := w.elements(inline, child{id: id}, depth+1)
 	if err == nil && len(children) > 0 {
 		err = damaged("page %d: an inline bucket holds a bucket", id)
 	}
