@@ -120,7 +120,8 @@ func (t *tool) profileSet() *cobra.Command {
 }
 
 func (t *tool) gatewayProfile() *cobra.Command {
-	return &cobra.Command{
+	var in client.ProfileRequest
+	c := &cobra.Command{
 		Use: "profile ID NAME", Short: "Give a gateway another profile",
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) != 2 {
@@ -128,10 +129,13 @@ func (t *tool) gatewayProfile() *cobra.Command {
 			}
 			return nil
 		},
+		Long: "Gives a gateway another profile, within two seconds. One without lane alarm is refused, since the gateway's alarms would stay on it, unless\n" +
+			"--without-alarms says that it is meant.",
 		Example: "  wardlink gateway profile icu-3-bed-7 no-waveforms",
 		RunE: func(cmd *cobra.Command, args []string) error {
+			in.Profile = args[1]
 			var out client.ProfileAnswer
-			if err := t.gatewayAct(cmd, args[0], "profile", client.ProfileRequest{Profile: args[1]}, &out); err != nil {
+			if err := t.gatewayAct(cmd, args[0], "profile", in, &out); err != nil {
 				return err
 			}
 			if t.json {
@@ -141,6 +145,8 @@ func (t *tool) gatewayProfile() *cobra.Command {
 			return nil
 		},
 	}
+	c.Flags().BoolVar(&in.WithoutAlarms, "without-alarms", false, "a profile without lane alarm is meant: the gateway's alarms stay on it")
+	return c
 }
 
 func (t *tool) gatewayWindow() *cobra.Command {
@@ -150,7 +156,8 @@ func (t *tool) gatewayWindow() *cobra.Command {
 		Use: "window ID [--from TIME] [--until TIME] [--always]", Short: "Say from when until when a gateway may connect", Args: exactly("gateway ID"),
 		Long: "Says from when until when a gateway may connect and have certificates: a loan, a ward's trial, a contract's end. Outside of it the gateway is\n" +
 			"refused as if it were suspended, and at the end its session is cut; it keeps what its monitors send. What is not given stays as it is;\n" +
-			"--always removes both limits, before those that are given. An end that has passed cuts the gateway off at once, and wants --yes.",
+			"--always removes both limits, before those that are given. An end that has passed, and a beginning that is to\n" +
+			"come, cut a gateway off at once that is enrolled, and want --yes.",
 		Example: `  wardlink gateway window icu-3-bed-7 --until 2027-01-31T12:00:00+01:00
   wardlink gateway window icu-3-bed-7 --from "2026-12-01 08:00" --until "2026-12-24 18:00"    # in this machine's time zone
   wardlink gateway window icu-3-bed-7 --always`,
@@ -185,7 +192,7 @@ func (t *tool) gatewayWindow() *cobra.Command {
 	c.Flags().StringVar(&from, "from", "", "from `TIME` on: RFC 3339, or date and time of this machine's zone")
 	c.Flags().StringVar(&until, "until", "", "until `TIME`")
 	c.Flags().BoolVar(&in.Always, "always", false, "no limit but what is given")
-	c.Flags().BoolVar(&in.Past, "yes", false, "an end that has passed is meant")
+	c.Flags().BoolVar(&in.Past, "yes", false, "that it cuts the gateway off at once is meant")
 	return c
 }
 

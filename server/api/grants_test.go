@@ -50,6 +50,11 @@ func TestWhatAGatewayMayDo(t *testing.T) {
 		t.Errorf("a profile without alarms: %s", text)
 	}
 	ask("POST", "/v1/profiles/mute", `{"lanes":["vitals"],"without_alarms":true}`, http.StatusOK, nil)
+	if text = ask("POST", "/v1/gateways/icu-7/profile", `{"profile":"mute"}`, http.StatusConflict, nil); !strings.Contains(text, "--without-alarms") {
+		t.Errorf("a gateway without alarms: %s", text)
+	}
+	ask("POST", "/v1/gateways/icu-7/profile", `{"profile":"mute","without_alarms":true}`, http.StatusOK, nil)
+	ask("POST", "/v1/gateways/icu-7/profile", `{"profile":"no-waves"}`, http.StatusOK, nil)
 	ask("POST", "/v1/gateways/icu-7/window", `{}`, http.StatusBadRequest, nil)
 	ask("POST", "/v1/gateways/icu-7/window", `{"until":"1900-01-01T00:00:00Z","past":true}`, http.StatusBadRequest, nil)
 	ask("POST", "/v1/gateways/icu-7/window", `{"until":"2001-01-01T00:00:00Z"}`, http.StatusConflict, nil)

@@ -98,7 +98,7 @@ func (a *API) giveProfile(w http.ResponseWriter, r *http.Request, who who) error
 		return err
 	}
 	id := r.PathValue("id")
-	was, err := a.Registry.GiveProfile(r.Context(), who.actor, who.peer, id, in.Profile)
+	was, err := a.Registry.GiveProfile(r.Context(), who.actor, who.peer, id, in.Profile, in.WithoutAlarms)
 	if err != nil {
 		return a.deniedAct(r, who, audit.GatewayProfiled, err)
 	}
@@ -111,7 +111,7 @@ func (a *API) setWindow(w http.ResponseWriter, r *http.Request, who who) error {
 	if err := readJSON(r, &in); err != nil {
 		return err
 	}
-	change := registry.WindowChange{From: in.From, Until: in.Until, Past: in.Past}
+	change := registry.WindowChange{From: in.From, Until: in.Until, Cuts: in.Past}
 	switch {
 	case in.Always:
 		change.From, change.Until = cmp.Or(in.From, &time.Time{}), cmp.Or(in.Until, &time.Time{})

@@ -33,7 +33,7 @@ func (e *ending) acts(t *testing.T) map[string]func() error {
 			return err
 		},
 		"profile": func() error {
-			_, err := e.GiveProfile(e.ctx, operator, "", "gw-1", registry.DefaultProfile)
+			_, err := e.GiveProfile(e.ctx, operator, "", "gw-1", registry.DefaultProfile, false)
 			return err
 		},
 		"window": func() error {

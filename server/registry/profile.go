@@ -153,8 +153,8 @@ func knowsProfile(q querier, name string) error {
 }
 
 // GiveProfile gives a gateway another profile, which holds within two seconds, and says what it had. ErrUnknown for a gateway or a profile that there
-// is not; ErrConflict for a gateway that is decommissioned.
-func (r *Registry) GiveProfile(ctx context.Context, who audit.Actor, peer, id, profile string) (was string, err error) {
+// is not; ErrConflict for a gateway that is decommissioned, and for a profile without lane alarm, by which its alarms stay on it, unless that is meant.
+func (r *Registry) GiveProfile(ctx context.Context, who audit.Actor, peer, id, profile string, withoutAlarms bool) (was string, err error) {
 	err = r.change(ctx, func(tx *sql.Tx) (bool, error) {
 		g, err := living(tx, r.now(), id)
 		if err != nil {
@@ -162,6 +162,14 @@ func (r *Registry) GiveProfile(ctx context.Context, who audit.Actor, peer, id, p
 		}
 		if err := knowsProfile(tx, profile); err != nil {
 			return false, err
+		}
+		var lanes uint8
+		if err := tx.QueryRow("SELECT lanes FROM profiles WHERE name = $1", profile).Scan(&lanes); err != nil {
+			return false, err
+		}
+		if lanes>>telemetry.LaneAlarm&1 == 0 && !withoutAlarms {
+			return false, refusal.New(ErrConflict, "profile %s has no lane alarm, so that the alarms of gateway %s would stay on it, unseen by the hospital; "+
+				"give it one that has, 'wardlink profile list' shows them, or add --without-alarms if that is meant", profile, id)
 		}
 		was = g.Profile
 		if _, err := tx.Exec("UPDATE gateways SET profile = $1 WHERE id = $2", profile, id); err != nil {
@@ -219,12 +227,12 @@ func CheckWindow(from, until time.Time) error {
 // WindowChange says what of a gateway's validity becomes another: nil leaves a bound as it is, a zero instant is no limit.
 type WindowChange struct {
 	From, Until *time.Time
-	Past        bool // an end that has passed is meant: it cuts the gateway off at once
+	Cuts        bool // that it cuts the gateway off at once is meant: an end that has passed, a beginning that is to come
 }
 
 // SetWindow says from when until when a gateway may connect and have certificates, and gives what it is then. At the end its session is cut. ErrConflict for an
-// end that has passed and is not meant, or that comes before the beginning that stands, and for a gateway that
-// is decommissioned.
+// end that has passed, and a beginning that is to come of a gateway that may connect and has a key, unless that is meant; for an end before the
+// beginning that stands; and for a gateway that is decommissioned.
 func (r *Registry) SetWindow(ctx context.Context, who audit.Actor, peer, id string, change WindowChange) (from, until time.Time, err error) {
 	err = r.change(ctx, func(tx *sql.Tx) (bool, error) {
 		now := r.now()
@@ -242,9 +250,19 @@ func (r *Registry) SetWindow(ctx context.Context, who audit.Actor, peer, id stri
 		if err := CheckWindow(from, until); err != nil {
 			return false, refusal.New(ErrConflict, "gateway %s would be valid %s: %v; give the other bound, too, or --always before both", id, Window(from, until), err)
 		}
-		if change.Until != nil && !until.IsZero() && !until.After(now) && !change.Past {
+		if change.Until != nil && !until.IsZero() && !until.After(now) && !change.Cuts {
 			return false, refusal.New(ErrConflict, "%s has passed: gateway %s would be cut off at once; if that is meant, add --yes; "+
 				"'wardlink gateway suspend %s' cuts it off for a time and names a reason, 'wardlink gateway decommission %s' for ever", until.UTC().Format(time.RFC3339), id, id, id)
+		}
+		if from.After(now) && !g.NotBefore.After(now) && !change.Cuts {
+			var keys int // before the first there is nobody to be cut off
+			if err := tx.QueryRow("SELECT COUNT(*) FROM gateway_keys WHERE gateway = $1", id).Scan(&keys); err != nil {
+				return false, err
+			}
+			if keys > 0 && (g.NotAfter.IsZero() || g.NotAfter.After(now)) {
+				return false, refusal.New(ErrConflict, "%s is to come: gateway %s, which is enrolled, would be cut off at once, until then; if that is meant, add --yes; "+
+					"'wardlink gateway suspend %s' cuts it off and names a reason", from.UTC().Format(time.RFC3339), id, id)
+			}
 		}
 		if _, err := tx.Exec("UPDATE gateways SET not_before = $1, not_after = $2 WHERE id = $3", millis(from), millis(until), id); err != nil {
 			return false, err

@@ -21,7 +21,7 @@ func TestProfile(t *testing.T) {
 	if err := f.SetProfile(f.ctx, operator, "", p); err != nil {
 		t.Fatal(err)
 	}
-	if was, err := f.GiveProfile(f.ctx, operator, "", "gw-1", "no-waves"); err != nil || was != registry.DefaultProfile {
+	if was, err := f.GiveProfile(f.ctx, operator, "", "gw-1", "no-waves", false); err != nil || was != registry.DefaultProfile {
 		t.Fatalf("was %s, %v", was, err)
 	}
 	if f.revision(t) < rev+2 {
@@ -35,7 +35,7 @@ func TestProfile(t *testing.T) {
 	if err != nil || results[0].Outcome != registry.Conflict || !strings.Contains(results[0].Reason, "wardlink profile list") {
 		t.Errorf("import into a profile that there is not: %+v, %v", results, err)
 	}
-	if _, err := f.GiveProfile(f.ctx, operator, "", "gw-1", "no-such"); !errors.Is(err, registry.ErrUnknown) {
+	if _, err := f.GiveProfile(f.ctx, operator, "", "gw-1", "no-such", false); !errors.Is(err, registry.ErrUnknown) {
 		t.Errorf("given a profile that there is not: %v", err)
 	}
 	for name, bad := range map[string]registry.Profile{
@@ -79,7 +79,7 @@ func TestWindow(t *testing.T) {
 		}
 		f.clock = start
 	}
-	if _, _, err := f.SetWindow(f.ctx, operator, "", "gw-1", registry.WindowChange{From: &until, Until: &from, Past: true}); err == nil {
+	if _, _, err := f.SetWindow(f.ctx, operator, "", "gw-1", registry.WindowChange{From: &until, Until: &from, Cuts: true}); err == nil {
 		t.Error("an end before the beginning")
 	}
 	if _, _, err := f.SetWindow(f.ctx, operator, "", "gw-1", registry.WindowChange{From: &never, Until: &never}); err != nil {
@@ -99,10 +99,13 @@ func TestWindow(t *testing.T) {
 	}
 }
 
-// TestAWindowKeepsItsOtherBound, and cuts nobody off by an end that has passed unless that is meant.
+// TestAWindowKeepsItsOtherBound, and cuts nobody off at once unless that is meant.
 func TestAWindowKeepsItsOtherBound(t *testing.T) {
 	f := one(t)
-	from, until, past := f.clock.Add(-2*time.Hour).UTC(), f.clock.Add(time.Hour).UTC(), f.clock.Add(-time.Hour).UTC()
+	from, until, past, later := f.clock.Add(-2*time.Hour).UTC(), f.clock.Add(time.Hour).UTC(), f.clock.Add(-time.Hour).UTC(), f.clock.Add(2*time.Hour).UTC()
+	if err := f.AddKey(f.ctx, keyFor("gw-1", "one", f.clock)); err != nil {
+		t.Fatal(err)
+	}
 	for _, row := range []struct {
 		change      registry.WindowChange
 		refused     string
@@ -112,8 +115,11 @@ func TestAWindowKeepsItsOtherBound(t *testing.T) {
 		{registry.WindowChange{Until: &until}, "", from, until},
 		{registry.WindowChange{Until: &past}, "has passed", from, until},
 		{registry.WindowChange{From: &until}, "not after its beginning", from, until},
-		{registry.WindowChange{Until: &past, Past: true}, "", from, past},
+		{registry.WindowChange{Until: &past, Cuts: true}, "", from, past},
 		{registry.WindowChange{From: &time.Time{}, Until: &time.Time{}}, "", time.Time{}, time.Time{}},
+		{registry.WindowChange{From: &until}, "is to come", time.Time{}, time.Time{}},
+		{registry.WindowChange{From: &until, Cuts: true}, "", until, time.Time{}},
+		{registry.WindowChange{From: &later}, "", later, time.Time{}}, // it is cut off as it is
 	} {
 		_, _, err := f.SetWindow(f.ctx, operator, "", "gw-1", row.change)
 		if (err == nil) != (row.refused == "") || err != nil && (!errors.Is(err, registry.ErrConflict) || !strings.Contains(err.Error(), row.refused)) {

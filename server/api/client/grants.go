@@ -23,6 +23,8 @@ type ProfileChange struct {
 // ProfileRequest gives a gateway a profile.
 type ProfileRequest struct {
 	Profile string `json:"profile"`
+	// WithoutAlarms says that a profile without lane alarm is meant; else it is refused.
+	WithoutAlarms bool `json:"without_alarms,omitempty"`
 }
 
 // ProfileAnswer says what it has and had.
@@ -37,7 +39,7 @@ type WindowRequest struct {
 	From   *time.Time `json:"from,omitempty"`
 	Until  *time.Time `json:"until,omitempty"`
 	Always bool       `json:"always,omitempty"`
-	Past   bool       `json:"past,omitempty"` // an end that has passed is meant; else it is refused
+	Past   bool       `json:"past,omitempty"` // that it cuts the gateway off at once is meant, an end that has passed or a beginning that is to come; else it is refused
 }
 
 // WindowAnswer is the validity in words.
