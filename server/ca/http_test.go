@@ -2,11 +2,19 @@ package ca
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/base64"
+	"fmt"
 	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"wardlink/audit"
+	"wardlink/enroll/verify"
 )
 
 // TestHangingUpKeepsNoRefusalOutOfTheLog: the one who is refused must not decide whether that is recorded.
@@ -56,5 +64,62 @@ func TestPlacesOfOneSource(t *testing.T) {
 		if len(p.of) != 0 || p.free != row.n {
 			t.Errorf("%+v: %v is kept of those that have left, %d are free", row, p.of, p.free)
 		}
+	}
+}
+
+// TestPlacesOfAll: beyond maxConcurrent requests at a time, whatever their sources, the next one is told when to come back; and gets in once one has left.
+func TestPlacesOfAll(t *testing.T) {
+	h := hospitalOf(t, nil)
+	entered, held := make(chan struct{}, maxConcurrent+1), make(chan struct{})
+	h.ca.cfg.Registry = &asked{registryFake: h.registry, by: func(context.Context) {
+		entered <- struct{}{}
+		<-held
+	}}
+	board := newSoftBoard(t, "", nil)
+	v, err := verify.Attestation(&board.Request, h.ca.trust(), time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	row, err := encodeChallenged(v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// ask answers the n-th challenge of a board, from an address of its own.
+	ask := func(n int) *httptest.ResponseRecorder {
+		plain := fmt.Appendf(nil, "secret %d", n)
+		if err := h.ca.authority.Load().store.AddPending(t.Context(), sha256.Sum256(plain), row); err != nil {
+			t.Error(err)
+		}
+		r := httptest.NewRequest(http.MethodPost, secretPath, strings.NewReader(`{"secret": "`+base64.StdEncoding.EncodeToString(plain)+`"}`))
+		r.RemoteAddr = fmt.Sprintf("192.0.2.%d:1", n)
+		w := httptest.NewRecorder()
+		h.ca.ServeHTTP(w, r)
+		return w
+	}
+	var asks sync.WaitGroup
+	for n := range maxConcurrent {
+		asks.Go(func() {
+			if got := ask(n); got.Code == http.StatusServiceUnavailable {
+				t.Errorf("request %d: %s", n, got.Body)
+			}
+		})
+	}
+	for range maxConcurrent {
+		<-entered
+	}
+	one := make(chan *httptest.ResponseRecorder, 1)
+	go func() { one <- ask(maxConcurrent) }()
+	select {
+	case got := <-one:
+		if got.Code != http.StatusServiceUnavailable || got.Header().Get("Retry-After") == "" || !strings.Contains(got.Body.String(), "busy") {
+			t.Errorf("one more: %d %v %s", got.Code, got.Header(), got.Body)
+		}
+	case <-entered:
+		t.Error("one more is let in")
+	}
+	close(held)
+	asks.Wait()
+	if got := ask(maxConcurrent + 1); got.Code == http.StatusServiceUnavailable {
+		t.Errorf("when all have left: %s", got.Body)
 	}
 }
