@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/x509"
 	"net/http"
+	"time"
 
 	"wardlink/audit"
 	"wardlink/server/ca"
@@ -48,6 +49,9 @@ func (s *Server) nodePort(next http.Handler) http.Handler {
 	}
 	if s.parts.main() {
 		c.Changes, c.Reports = s.nodes.changes, s.nodes.reports
+		c.Certified = func(ctx context.Context, name string, from, until time.Time) error {
+			return node.Certified(ctx, s.db, name, from, until)
+		}
 		c.Documents = func(ctx context.Context, gateway string) ([]node.Document, error) {
 			docs, err := s.documents(ctx, gateway)
 			out := make([]node.Document, len(docs))

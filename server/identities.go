@@ -49,10 +49,14 @@ func (s *Server) identities(ctx context.Context) (out []client.Identity, err err
 	}
 	heard := s.nodes.reports.Heard()
 	for _, n := range nodes {
-		out = append(out, client.Identity{
+		one := client.Identity{
 			Kind: string(spiffe.Node), Name: n.Name, Owner: s.cfg.TrustDomain, Scope: "takes telemetry in; reads who is admitted", State: "active", Created: n.Added,
 			Used: heard[n.Name].At, Renewal: "itself, at half of its 30 days",
-		})
+		}
+		if !n.NotAfter.IsZero() {
+			one.Expires, one.Next = n.NotAfter, n.NotBefore.Add(n.NotAfter.Sub(n.NotBefore)/2)
+		}
+		out = append(out, one)
 	}
 	terms, err := s.terms()
 	if err != nil {

@@ -81,7 +81,8 @@ func AddNode(ctx context.Context, o NodeOptions) error {
 	detail["login"] = login
 	spki := sha256.Sum256(made.cert.leaf.RawSubjectPublicKeyInfo)
 	err = leave(ctx, o.Dir, audit.Event{Type: audit.NodeAdded, Target: o.Name, Detail: detail}, func(tx *sql.Tx) error {
-		return node.Add(tx, node.Node{Name: o.Name, SPKI: spki, Hosts: o.Hosts, Login: login, Added: time.Now()})
+		return node.Add(tx, node.Node{Name: o.Name, SPKI: spki, Hosts: o.Hosts, Login: login, Added: time.Now(),
+			NotBefore: made.cert.leaf.NotBefore, NotAfter: made.cert.leaf.NotAfter})
 	})
 	if err == nil {
 		err = besideDB(o.Dir, func(db *sqldb.DB) error { return db.SetLogin(ctx, login, password) })

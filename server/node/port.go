@@ -38,7 +38,8 @@ type PortConfig struct {
 	CA          func() (h ca.Health, issuing, attestation *x509.Certificate) // certificates nil: not known
 	Changes     *Changes
 	Reports     *Reports
-	Refused     func(peer, reason string) // refusals, to be aggregated
+	Certified   func(ctx context.Context, name string, from, until time.Time) error // keeps the term of the certificate that a node shows
+	Refused     func(peer, reason string)                                           // refusals, to be aggregated
 	Log         *slog.Logger
 }
 
@@ -278,6 +279,12 @@ func (p *Port) news(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	p.Reports.take(n.Name, asked.Report, time.Now())
+	// The row was read for this request, so this writes once a certificate. It is for operators' eyes: a node goes on without.
+	if shown := r.TLS.PeerCertificates[0]; shown.NotAfter.After(n.NotAfter) {
+		if err := p.Certified(r.Context(), n.Name, shown.NotBefore, shown.NotAfter); err != nil {
+			p.Log.Warn("when a node's certificate ends cannot be kept; it is tried again with its next news", "node", n.Name, "error", err)
+		}
+	}
 	answer := p.Changes.since(asked.Instance, asked.After)
 	h, _, _ := p.CA()
 	answer.CAWell, answer.CASince = h.Well, h.Since

@@ -44,6 +44,7 @@ type house struct {
 	nodes   map[string]Node
 	seen    []string // what the handler behind the port saw
 	issued  []ca.Template
+	kept    int // terms of nodes' certificates
 	docsErr error
 	well    bool
 }
@@ -86,6 +87,15 @@ func newHouse(t *testing.T) *house {
 			h.mu.Unlock()
 			c, err := ca.NewCertificate(h.issuing, h.key, tpl, time.Now())
 			return []*x509.Certificate{c, h.issuing}, err
+		},
+		Certified: func(_ context.Context, name string, from, until time.Time) error {
+			h.mu.Lock()
+			defer h.mu.Unlock()
+			n := h.nodes[name]
+			n.NotBefore, n.NotAfter = from, until
+			h.nodes[name] = n
+			h.kept++
+			return nil
 		},
 		Documents: func(_ context.Context, gateway string) ([]Document, error) {
 			h.mu.Lock()
@@ -396,6 +406,9 @@ func TestNews(t *testing.T) {
 	news("icu-1", "icu-2")
 	if all := h.reports.Heard(); all["node-1"].Sessions != 2 {
 		t.Errorf("the server knows %+v", all)
+	}
+	if n := h.nodes["node-1"]; h.kept != 1 || !n.NotBefore.Equal(c.own.Leaf.NotBefore) || !n.NotAfter.Equal(c.own.Leaf.NotAfter) {
+		t.Errorf("of the certificate is kept, %d times: %s to %s; expected once, %s to %s", h.kept, n.NotBefore, n.NotAfter, c.own.Leaf.NotBefore, c.own.Leaf.NotAfter)
 	}
 	h.well = false
 	news()
