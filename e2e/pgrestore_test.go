@@ -40,13 +40,12 @@ func (h *halves) postgres(name string, args ...string) {
 func (h *halves) copied(backup string) string { return filepath.Join(h.hospital.dir, backup) }
 func (h *halves) dumped(backup string) string { return filepath.Join(h.hospital.dir, backup+".dump") }
 
-// back makes a backup as docs/OPERATING.md says: nothing writes the log while directory and database are copied.
+// back makes a backup as docs/OPERATING.md says: nothing writes the log while directory and database are copied. The server is stopped then.
 func (h *halves) back(backup string) {
 	h.Helper()
 	h.proc.Stop()
 	h.tool("cp", "-a", h.server(), h.copied(backup))
 	h.postgres("pg_dump", "--format=custom", "--file="+h.dumped(backup), h.pg.URL("wardlink", pgserver.Superuser))
-	h.run()
 }
 
 // lost removes the directory, the database and its roles.
@@ -87,52 +86,65 @@ func (h *halves) refuses(why string) {
 	}
 }
 
-// TestRestoreOnPostgres loses directory and database, and brings both back: halves of one moment go on, the gateway without a hand; halves of two
-// moments are refused, whichever is the newer.
+// wholeRestore has a gateway deliver before, between and after (make check); without it the server is alone, and the halves and their log are tried.
+var wholeRestore = os.Getenv("WARDLINK_RESTORE") == "all"
+
+// TestRestoreOnPostgres loses directory and database, and brings both back. Halves of two moments are refused, whichever is the newer; halves of one
+// moment go on, the gateway without a hand, and what came after the backup is a gap until gateways are asked, and then comes again, once.
 func TestRestoreOnPostgres(t *testing.T) {
 	t.Parallel()
-	place := placeHospital(t)
-	h := &halves{pg: pgtest.Own(t, pgserver.Config{}), ward: &ward{hospital: place, T: t}}
+	h := &halves{pg: pgtest.Own(t, pgserver.Config{}), ward: &ward{hospital: placeHospital(t), T: t}}
 	h.exec("CREATE ROLE wardlink LOGIN CREATEROLE", "CREATE DATABASE wardlink OWNER wardlink TEMPLATE template0")
 	h.must("wardlink-server", "init", "--dir", h.server(), "--trust-domain", "ward.example", "--name", "localhost", "--name", "127.0.0.1", "--passphrase-file", h.passphrase(),
 		"--gateways", h.gateways, "--hospital", h.ward.hospital.hospital, "--operators", h.operators, "--database", h.pg.URL("wardlink", "wardlink"))
-	h.begin()
-	h.box.reportsOften()
-	h.box.deliverAs("icu-7")
-	h.takes("M2")
-	h.awaitObservations(2)
+	if wholeRestore {
+		h.begin()
+		h.box.deliverAs("icu-7")
+		h.takes("M2")
+		h.awaitObservations(2)
+	} else {
+		h.run()
+	}
 	h.back("old")
-	h.takes("M3")
-	h.awaitObservations(3)
+	h.run()
+	if wholeRestore {
+		h.takes("M3")
+		h.awaitObservations(3)
+		h.box.awaitIdle()
+	}
 	h.back("new")
-	h.takes("M4")
-	h.awaitObservations(4)
-	h.box.awaitIdle()
-	h.proc.Kill()
 
 	h.put("new", "old")
 	h.refuses("the journal ends before")
 	h.put("old", "new")
 	h.refuses("it is a copy or an older state")
-
 	h.put("old", "old")
 	h.run()
-	h.takes("M5")
-	h.awaitObservations(3) // M1, M2, M5
-	h.await("the gap", func(context.Context) (bool, error) {
-		v, ok := lane(h.accounted(t, "icu-7"), "vitals")
-		return ok && v.Difference == 2, nil
-	})
+	if wholeRestore {
+		h.goesOn()
+	}
+	h.proc.Stop()
+	h.must("wardlink", "audit", "verify", "--dir", h.server())
+}
+
+// goesOn asserts, of a server that was put back without M3: what was there before is there, once; M3 is a gap that the account names; and once
+// gateways are asked it comes again, beside what is new.
+func (h *halves) goesOn() {
+	h.Helper()
+	account := func(gap int64, journaled uint64) {
+		h.await("the account", func(context.Context) (bool, error) {
+			v, ok := lane(h.accounted(h.T, "icu-7"), "vitals")
+			return ok && v.Difference == gap && v.Journaled == journaled && v.Stored == journaled, nil
+		})
+	}
+	h.awaitObservations(2)
+	account(1, 2)
 	h.proc.Stop()
 	h.asks()
 	h.run()
-	h.awaitObservations(5)
-	h.await("the account without a gap", func(context.Context) (bool, error) {
-		v, ok := lane(h.accounted(t, "icu-7"), "vitals")
-		return ok && v.Balances && v.Journaled == 5 && v.Stored == 5, nil
-	})
-	h.proc.Stop()
-	h.must("wardlink", "audit", "verify", "--dir", h.server())
+	h.takes("M4")
+	h.awaitObservations(4)
+	account(0, 4)
 }
 
 // asks runs the statement of docs/OPERATING.md that has gateways asked for what a database lacks that was put back.
