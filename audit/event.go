@@ -210,3 +210,19 @@ type Row struct {
 	Verdict  string   // one of the verdicts
 	Extra    Extra    `cbor:"-"` // what a newer program added
 }
+
+// Types are all types of events that this release knows, in the order in which they are declared above.
+func Types() []Type {
+	return []Type{
+		ServerStarted, ServerStopped, SessionOpened, SessionClosed, SessionGrace, SealingBrought, Refused, RefusedPeers, GatewayImported,
+		GatewayApproved, GatewayRevoked, GatewayWaiting, AKCertified, ClockDoubted, ClockConfirmed, GatewayClockStep, ClockToken, CertIssued,
+		CAMade, CARotated, ConfigIssued, ConfigPrepared, ConfigApplied, ConfigConfirmed, ConfigReverted, KitIssued, AccessIssued, RecordsRead,
+		AuditRead, RegistryRead, TraceRead, AccountRead, BatchesLost, BatchesFound, BatchDead, RecordsDisposed, RetentionSuspended,
+		RetentionResumed, BatchReopened, BatchesRead, BatchConflict, RecordsGap, EpochConflict, EntryUnreadable, DatabaseUpgraded, GatewayMoved,
+		GatewayReplaced, GatewaySuspended, GatewayResumed, GatewayDecommissioned, GatewayWiped, GatewayQuarantined, GatewayReadmitted,
+		GatewayProfiled, GatewayWindowed, ProfileSet, CodeMade, CodeUsed, IdentityConflict, TPMCleared, BootPolicySet, BootAllowed, BootWithdrawn,
+		BootLocked, BootRelearned, GatewaySalvaged, NodeAdded, NodeRemoved, IdentityCreated, IdentityChanged, IdentitySuspended, IdentityResumed,
+		IdentityRevoked, IdentityRotated, OperatorRenewed, IdentitiesRead, AlertRaised, AlertResolved, AlertAcked, AlertSilenced, AlertUnsilenced,
+		AlertDelivered, AlertUndelivered, AlertTested, BackupMade, LogSucceeded, RecoveryProven,
+	}
+}

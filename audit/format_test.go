@@ -4,6 +4,7 @@ import (
 	"encoding/hex"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -83,11 +84,14 @@ func TestFormatTypes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	constants := regexp.MustCompile(`Type = "([a-z.]+)"`).FindAllStringSubmatch(string(source), -1)
+	constants := regexp.MustCompile(`Type = "([a-z._]+)"`).FindAllStringSubmatch(string(source), -1)
 	if len(constants) < 20 {
 		t.Fatalf("%d types found in event.go", len(constants))
 	}
 	for _, m := range constants {
+		if !slices.Contains(Types(), Type(m[1])) {
+			t.Errorf("Types does not have %q", m[1])
+		}
 		if !strings.Contains(string(page), "| `"+m[1]+"` |") {
 			t.Errorf("FORMAT.md does not list type %q", m[1])
 		}

@@ -62,7 +62,7 @@ func (r *Report) examine(ctx context.Context, path string) []agent.Finding {
 	if err != nil {
 		mend := "without it the agent does not start, and nothing else can be looked at"
 		if errors.Is(err, errDenied) {
-			mend = "run this as root or as the agent's user"
+			mend = asRoot
 		}
 		return []agent.Finding{{Area: AreaConfiguration, Level: agent.Stops, Found: err.Error(), Mend: mend}}
 	}
@@ -137,11 +137,12 @@ func serversOf(running *agent.Status, kit enroll.Kit) (servers []string) {
 // local is what can be looked at without a kit.
 func local(ctx context.Context, cfg agent.Config) []agent.Finding {
 	out := judgeState(cfg.State)
-	if s, err := agent.AskStatus(ctx, cfg); err == nil {
+	s, err := agent.AskStatus(ctx, cfg)
+	if err == nil {
 		return append(out, s.Examine(time.Now())...)
 	}
 	out = append(out, diskOf(cfg))
-	return append(out, judgePorts(cfg)...)
+	return append(out, judgePorts(cfg, errors.Is(err, errDenied))...)
 }
 
 // patient is the agent as it could be looked at: running, or at rest.
@@ -185,9 +186,23 @@ func look(ctx context.Context, cfg agent.Config, way *egress.Way, kit enroll.Kit
 	held, inside := lookAtBuffer(ctx, cfg)
 	p.agent = []agent.Finding{judgeAbsent(silent, held)}
 	p.inside = append(inside, diskOf(cfg))
-	p.inside = append(p.inside, judgePorts(cfg)...)
+	unseen := errors.Is(silent, errDenied)
+	p.inside = append(p.inside, judgePorts(cfg, unseen)...)
 	wg.Wait()
+	if unseen {
+		p.tpm = doubtful(p.tpm)
+	}
 	return p
+}
+
+// doubtful is what of a TPM somebody found who may not ask the agent: that it does not open is what it looks like while an agent has it, too.
+func doubtful(found []agent.Finding) []agent.Finding {
+	for i := range found {
+		if found[i].Level == agent.Stops {
+			found[i].Level, found[i].Mend = agent.Warning, asRoot+": this one may not open the TPM, or the agent has it"
+		}
+	}
+	return found
 }
 
 // lookAtTPM opens the TPM, which nobody else uses while no agent runs. Keys and certificate are read, never made.

@@ -26,6 +26,9 @@ import (
 // errDenied is met by a user who may not look.
 var errDenied = fs.ErrPermission
 
+// asRoot is the mend for who may not look.
+const asRoot = "run this as root or as the agent's user"
+
 // judgeCertificate judges the kept certificate, without asking whose key it is for: that takes the TPM.
 func judgeCertificate(chain []*x509.Certificate, err error, kit enroll.Kit, now time.Time) []agent.Finding {
 	finding := func(level agent.Level, mend, found string, args ...any) []agent.Finding {
@@ -35,7 +38,7 @@ func judgeCertificate(chain []*x509.Certificate, err error, kit enroll.Kit, now 
 	case errors.Is(err, enroll.ErrNone):
 		return finding(agent.Stops, "let the agent enrol: it needs the TPM, the server, and an operator's approval where the TPM is not registered yet", "there is none: this gateway was never enrolled")
 	case errors.Is(err, fs.ErrPermission):
-		return finding(agent.Warning, "run this as root or as the agent's user", "it cannot be read: %v", err)
+		return finding(agent.Warning, asRoot, "it cannot be read: %v", err)
 	case err != nil:
 		return finding(agent.Warning, "the agent enrols anew by itself when it starts", "it cannot be read: %v", err)
 	}
@@ -180,7 +183,7 @@ func judgeBuffer(r buffer.Report, err error, cfg agent.Config) []agent.Finding {
 	case errors.Is(err, buffer.ErrMissing):
 		f.Found = "there is none yet; the agent makes it at its first start"
 	case errors.Is(err, fs.ErrPermission):
-		f.Level, f.Found, f.Mend = agent.Warning, err.Error(), "run this as root or as the agent's user"
+		f.Level, f.Found, f.Mend = agent.Warning, err.Error(), asRoot
 	case errors.Is(err, durable.ErrNewer):
 		f.Level, f.Found, f.Mend = agent.Stops, err.Error(), "this is agent "+build.Version+"; what is kept is left as it is until the newer one runs again"
 	case err != nil:
@@ -220,7 +223,7 @@ func diskOf(cfg agent.Config) agent.Finding {
 }
 
 // judgePorts looks who has the ports of an agent that does not run.
-func judgePorts(cfg agent.Config) (out []agent.Finding) {
+func judgePorts(cfg agent.Config, unseen bool) (out []agent.Finding) {
 	for _, s := range cfg.Sources {
 		if s.Socket != "" {
 			continue // a socket has no port that another program could have
@@ -229,6 +232,8 @@ func judgePorts(cfg agent.Config) (out []agent.Finding) {
 		ln, err := listener.Listen(s.MLLP)
 		if err == nil {
 			ln.Close()
+		} else if unseen && errors.As(err, new(*listener.Taken)) {
+			f.Level, f.Found, f.Mend = agent.Warning, s.MLLP+" is taken: by the agent, or by another program", asRoot
 		} else {
 			f.Level, f.Found, f.Mend = agent.Stops, "devices will not be able to connect: "+source.Explain(s.MLLP, err).Error(), "the other sources and the connection do not depend on it"
 		}
@@ -264,7 +269,7 @@ func judgeState(dir string) (out []agent.Finding) {
 		finding(agent.Warning, "the agent makes it at its first start, where it may", "%s does not exist yet", dir)
 		return out
 	case errors.Is(err, fs.ErrPermission):
-		finding(agent.Warning, "run this as root or as the agent's user", "%v", err)
+		finding(agent.Warning, asRoot, "%v", err)
 		return out
 	case err != nil:
 		finding(agent.Stops, "see the disk (dmesg)", "%v", err)

@@ -11,6 +11,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -211,6 +212,34 @@ func TestGatewayAtRest(t *testing.T) {
 	says(t, "free port", find(t, r, agent.AreaSource, "bed-8"), agent.Well, "is free", "")
 	says(t, "buffer", find(t, r, agent.AreaBuffer, ""), agent.Well, "none yet", "")
 	says(t, "files", find(t, r, AreaFiles, ""), agent.Warning, "does not exist yet", "")
+}
+
+// TestWhoMayNotAskIsTold: an ordinary user cannot see whether an agent runs. What looks as it does while one runs is no fault to him.
+func TestWhoMayNotAskIsTold(t *testing.T) {
+	t.Parallel()
+	busy, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer busy.Close()
+	config, _ := gatewayAt(t, kitOf(t, newAuthority(t, "Ward Root"), "127.0.0.1:1"), fmt.Sprintf("sources: [{id: bed-7, mllp: %q}]\n", busy.Addr()))
+	cfg, err := agent.LoadConfig(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	way, err := cfg.Way()
+	if err != nil {
+		t.Fatal(err)
+	}
+	held, err := cfg.LoadKit()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := look(t.Context(), cfg, way, held.Kit, nil, fmt.Errorf("status: %w", fs.ErrPermission))
+	r := Report{Findings: slices.Concat(p.agent, p.tpm, p.inside)}
+	says(t, "agent", find(t, r, AreaAgent, ""), agent.Warning, "permission denied", "as root")
+	says(t, "TPM", find(t, r, agent.AreaTPM, ""), agent.Warning, "/nowhere/tpmrm0", "as root")
+	says(t, "port", find(t, r, agent.AreaSource, "bed-7"), agent.Warning, "is taken: by the agent, or by another program", "as root")
 }
 
 // An agent that hangs is waited for once: time is left to look at the servers.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -159,6 +160,8 @@ func identity(ctx context.Context, args []string, stdout, stderr io.Writer) erro
 
 func bufferCommand(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	switch {
+	case len(args) > 0 && isHelp(args[0]):
+		return errors.Join(bufferCheck(args[:1], stdout, stderr), bufferBench(ctx, args[:1], stdout, stderr))
 	case len(args) > 0 && args[0] == "check":
 		return bufferCheck(args[1:], stdout, stderr)
 	case len(args) > 0 && args[0] == "bench":

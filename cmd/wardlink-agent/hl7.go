@@ -28,6 +28,9 @@ func lineTry(stdin io.Reader) command {
 
 func tryCommand(name, what string, stdin io.Reader, read func([]byte, *time.Location) (trial.Report, error)) command {
 	return func(_ context.Context, args []string, stdout, stderr io.Writer) error {
+		if len(args) > 0 && isHelp(args[0]) {
+			args = []string{"try", "--help"}
+		}
 		if len(args) == 0 || args[0] != "try" {
 			return verdict{1, fmt.Errorf("expected '%s try FILE'", name)}
 		}

@@ -7,11 +7,14 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/signal"
+	"slices"
 	"syscall"
 
 	"wardlink/internal/build"
+	"wardlink/internal/nearest"
 )
 
 const usage = `wardlink-agent carries telemetry from bedside devices to the hospital, sealed, by way of this gateway's TPM.
@@ -104,13 +107,18 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		fmt.Fprint(stderr, usage)
 		return 2
 	}
-	if args[0] == "help" || args[0] == "-h" || args[0] == "--help" {
+	switch {
+	case args[0] == "help" && len(args) > 1:
+		args = append(slices.Clone(args[1:]), "--help")
+	case args[0] == "help" || isHelp(args[0]):
 		fmt.Fprint(stdout, usage)
 		return 0
+	case args[0] == "--version":
+		args = append([]string{"version"}, args[1:]...)
 	}
 	cmd, ok := commands[args[0]]
 	if !ok {
-		fmt.Fprintf(stderr, "wardlink-agent: unknown command %q\n\n%s", args[0], usage)
+		fmt.Fprintf(stderr, "wardlink-agent: unknown command %q%s ('wardlink-agent help' lists all)\n", args[0], nearest.Hint(args[0], slices.Collect(maps.Keys(commands))))
 		return 2
 	}
 	err := cmd(ctx, args[1:], stdout, stderr)
@@ -185,11 +193,12 @@ func parse(fs *flag.FlagSet, args []string) error {
 // parseWith takes flags before and after at most the given number of arguments.
 func parseWith(fs *flag.FlagSet, args []string, most int) (rest []string, err error) {
 	for {
-		if err := fs.Parse(args); err != nil {
+		if err := quietly(fs, args); err != nil {
 			if errors.Is(err, flag.ErrHelp) {
+				help(fs)
 				return nil, err
 			}
-			return nil, usageError{err}
+			return nil, usageError{fmt.Errorf("%w; see '%s --help'", err, fs.Name())}
 		}
 		if fs.NArg() == 0 {
 			return rest, nil

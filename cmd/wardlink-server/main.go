@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"os"
 	"os/signal"
 	"os/user"
@@ -18,6 +19,7 @@ import (
 	"syscall"
 
 	"wardlink/internal/build"
+	"wardlink/internal/nearest"
 	"wardlink/server"
 	"wardlink/server/keys"
 	"wardlink/server/registry"
@@ -67,13 +69,18 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		fmt.Fprint(stderr, usage)
 		return 2
 	}
-	if args[0] == "help" || args[0] == "-h" || args[0] == "--help" {
+	switch {
+	case args[0] == "help" && len(args) > 1:
+		args = append(slices.Clone(args[1:]), "--help")
+	case slices.Contains([]string{"help", "-h", "-help", "--help"}, args[0]):
 		fmt.Fprint(stdout, usage)
 		return 0
+	case args[0] == "--version":
+		args = append([]string{"version"}, args[1:]...)
 	}
 	cmd, ok := commands[args[0]]
 	if !ok {
-		fmt.Fprintf(stderr, "wardlink-server: unknown command %q\n\n%s", args[0], usage)
+		fmt.Fprintf(stderr, "wardlink-server: unknown command %q%s ('wardlink-server help' lists all)\n", args[0], nearest.Hint(args[0], slices.Collect(maps.Keys(commands))))
 		return 2
 	}
 	err := cmd(ctx, args[1:], streams{stdin, stdout, stderr})
@@ -95,7 +102,6 @@ type usageError struct{ error }
 func flags(name string, s streams) (*flag.FlagSet, *string) {
 	fs := flag.NewFlagSet("wardlink-server "+name, flag.ContinueOnError)
 	fs.SetOutput(s.err)
-	fs.Usage = func() { help(fs) }
 	return fs, fs.String("dir", "", "the server's `DIR`")
 }
 
@@ -106,11 +112,16 @@ func help(fs *flag.FlagSet) {
 }
 
 func parse(fs *flag.FlagSet, args []string, dir *string) error {
-	if err := fs.Parse(args); err != nil {
-		if errors.Is(err, flag.ErrHelp) {
-			return err
-		}
-		return usageError{err}
+	out := fs.Output()
+	fs.SetOutput(io.Discard) // a mistake is said once, at the end, and not buried below all flags
+	err := fs.Parse(args)
+	fs.SetOutput(out)
+	if errors.Is(err, flag.ErrHelp) {
+		help(fs)
+		return err
+	}
+	if err != nil {
+		return usageError{fmt.Errorf("%w; see '%s --help'", err, fs.Name())}
 	}
 	if fs.NArg() > 0 {
 		return usageError{fmt.Errorf("unexpected argument %q", fs.Arg(0))}
@@ -348,7 +359,6 @@ func readPassphrase(file string, s streams) (string, error) {
 func version(_ context.Context, args []string, s streams) error {
 	fs := flag.NewFlagSet("wardlink-server version", flag.ContinueOnError)
 	fs.SetOutput(s.err)
-	fs.Usage = func() { help(fs) }
 	modules, asJSON := fs.Bool("modules", false, "list the linked modules"), fs.Bool("json", false, "print JSON")
 	if err := parse(fs, args, nil); err != nil {
 		return err

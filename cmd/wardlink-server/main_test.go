@@ -28,6 +28,21 @@ func TestEveryCommandExplainsItself(t *testing.T) {
 			t.Errorf("%s --help: exit %d\n%s", m[1], code, said)
 		}
 	}
+	for args, want := range map[string]string{
+		"runn":             "wardlink-server: unknown command \"runn\"; did you mean run? ('wardlink-server help' lists all)\n",
+		"run --dri x":      "wardlink-server: flag provided but not defined: -dri; see 'wardlink-server run --help'\n",
+		"size --gatweys 1": "wardlink-server: flag provided but not defined: -gatweys; see 'wardlink-server size --help'\n",
+	} {
+		if code, _, said := program(t, "", strings.Fields(args)...); code != 2 || said != want {
+			t.Errorf("%s: exit %d\n%s", args, code, said)
+		}
+	}
+	if code, _, said := program(t, "", "help", "backup"); code != 0 || !strings.HasPrefix(said, "Usage: wardlink-server backup") {
+		t.Errorf("help backup: exit %d\n%s", code, said)
+	}
+	if code, said, _ := program(t, "", "--version"); code != 0 || !strings.HasPrefix(said, "wardlink-server") {
+		t.Errorf("--version: exit %d\n%s", code, said)
+	}
 	for name, text := range helps {
 		if strings.Contains(text, `\\`) {
 			t.Errorf("%s --help: an example goes on after two backslashes, which a shell takes for one of the argument's", name)

@@ -15,7 +15,6 @@ import (
 func size(_ context.Context, args []string, s streams) error {
 	fs := flag.NewFlagSet("wardlink-server size", flag.ContinueOnError)
 	fs.SetOutput(s.err)
-	fs.Usage = func() { help(fs) }
 	l := server.DefaultLoad()
 	dir := fs.String("dir", "", "take the retention from the server's `DIR` (default: the default retention)")
 	fs.IntVar(&l.Gateways, "gateways", 0, "`N` gateways")

@@ -17,7 +17,7 @@ import (
 func (t *tool) account() *cobra.Command {
 	var epochs, check bool
 	c := &cobra.Command{
-		Use: "account [GATEWAY]", Short: "Show that every batch is accounted for, and check it", Args: cobra.MaximumNArgs(1),
+		Use: "account [GATEWAY]", Short: "Show that every batch is accounted for, and check it", Args: atMost("gateway ID"),
 		Long: `Shows what became of the batches of each gateway and lane, in batch numbers. A number is used up when a batch is sealed, and each is in one
 column alone:
 

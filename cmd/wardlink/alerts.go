@@ -33,7 +33,9 @@ func (t *tool) alerts() *cobra.Command {
 func (t *tool) alertsList() *cobra.Command {
 	var all bool
 	c := &cobra.Command{
-		Use: "list", Short: "List open alerts, what mends them, and the targets", Args: cobra.NoArgs,
+		Use: "list", Short: "List open alerts, what mends them, and the targets", Args: none(""),
+		Example: `  wardlink alerts list
+  wardlink alerts list --json | jq '.alerts'`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return t.listAlerts(cmd, all) },
 	}
 	c.Flags().BoolVar(&all, "all", false, "resolved ones too")
@@ -220,7 +222,7 @@ func (t *tool) alertsSilence() *cobra.Command {
 	var in client.SilenceRequest
 	var length time.Duration
 	c := &cobra.Command{
-		Use: "silence", Short: "Keep messages of some alerts back for a while", Args: cobra.NoArgs,
+		Use: "silence", Short: "Keep messages of some alerts back for a while", Args: none("--type"),
 		Long: "Alerts that match are kept from their targets until the silence ends; they are still listed and logged.\n" +
 			"In patterns * stands for anything and ? for one character.",
 		Example: "  wardlink alerts silence --type gateway-silent --subject 'icu-3-*' --for 2h --reason \"network maintenance\"",
@@ -257,7 +259,8 @@ func (t *tool) alertsSilence() *cobra.Command {
 
 func (t *tool) alertsSilences() *cobra.Command {
 	return &cobra.Command{
-		Use: "silences", Short: "List the silences that hold", Args: cobra.NoArgs,
+		Use: "silences", Short: "List the silences that hold", Args: none(""),
+		Example: "  wardlink alerts silences",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := t.client()
 			if err != nil {
@@ -309,7 +312,7 @@ func (t *tool) alertsUnsilence() *cobra.Command {
 func (t *tool) alertsTest() *cobra.Command {
 	var in client.AlertTest
 	c := &cobra.Command{
-		Use: "test", Short: "Send a test message to each target and show what it answers", Args: cobra.NoArgs,
+		Use: "test", Short: "Send a test message to each target and show what it answers", Args: none("--target"),
 		Example: "  wardlink alerts test --target pager",
 		Long:    "Exits 0 when every target took the message, 1 otherwise.",
 		RunE: func(cmd *cobra.Command, _ []string) error {

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/csv"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -17,7 +18,7 @@ import (
 )
 
 // batchHelp is what an operator has to know before many gateways are admitted at once.
-const batchHelp = `With --batch the gateways of a CSV file are admitted at once. Its header names the columns
+const batchHelp = `With --batch the gateways of a CSV file are admitted at once. It is separated by commas, or by semicolons, and its header names the columns
   id,site,ward,profile      as above; profile may be left out
   ek_sha256                 as 'wardlink-agent identity' prints it: surest
   fingerprint               as the box shows it on its console, its label and in 'wardlink-agent doctor'
@@ -57,13 +58,9 @@ const (
 )
 
 func (t *tool) approveBatch(ctx context.Context, o batchOptions) error {
-	data, err := os.ReadFile(o.file)
+	rows, err := readBatch(o.file)
 	if err != nil {
-		return fmt.Errorf("batch: %w", err)
-	}
-	rows, err := client.ParseBatch(bytes.NewReader(data))
-	if err != nil {
-		return fmt.Errorf("%s: %w", o.file, err)
+		return err
 	}
 	c, err := t.client()
 	if err != nil {
@@ -81,6 +78,33 @@ func (t *tool) approveBatch(ctx context.Context, o batchOptions) error {
 	}
 	// What was decided is told whatever ended the run.
 	return errors.Join(err, run.tell())
+}
+
+// readBatch reads a CSV file of gateways. Where a list separator is a semicolon, as in much of Europe, spreadsheets write that; a header that has it
+// and no comma says so.
+func readBatch(path string) ([]client.BatchFileRow, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("batch: %w", err)
+	}
+	if header, _, _ := bytes.Cut(data, []byte("\n")); bytes.ContainsRune(header, ';') && !bytes.ContainsRune(header, ',') {
+		r := csv.NewReader(bytes.NewReader(data))
+		r.Comma, r.FieldsPerRecord = ';', -1
+		lines, err := r.ReadAll()
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", path, err)
+		}
+		var commas bytes.Buffer
+		if err := csv.NewWriter(&commas).WriteAll(lines); err != nil {
+			return nil, fmt.Errorf("%s: %w", path, err)
+		}
+		data = commas.Bytes()
+	}
+	rows, err := client.ParseBatch(bytes.NewReader(data))
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return rows, nil
 }
 
 // batchRun is one pass over a batch file.

@@ -27,7 +27,7 @@ func (t *tool) boot() *cobra.Command {
 func (t *tool) bootPolicy() *cobra.Command {
 	var in client.BootPolicy
 	c := &cobra.Command{
-		Use: "policy {off|learn|allow|inherit}", Short: "Say what gateways' boots are held to", Args: exactly("off, learn, allow or inherit"),
+		Use: "policy {off|learn|allow|inherit}", Short: "Say what gateways' boots are held to", Args: exactly("of off, learn, allow and inherit"),
 		Long: "Each renewal of a gateway's certificate brings a quote of its TPM: what firmware and boot loader were measured. The policy says what\n" +
 			"that is held to, from each gateway's next attestation on:\n" +
 			"  off     nothing; it is kept, and shown by 'boot show'\n" +
@@ -87,7 +87,9 @@ func policyText(p client.BootPolicy) string {
 
 func (t *tool) bootShow() *cobra.Command {
 	return &cobra.Command{
-		Use: "show [ID]", Short: "Show policies, releases and quarantines, or how one gateway booted", Args: cobra.MaximumNArgs(1),
+		Use: "show [ID]", Short: "Show policies, releases and quarantines, or how one gateway booted", Args: atMost("gateway ID"),
+		Example: `  wardlink boot show
+  wardlink boot show icu-3-bed-7`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := t.client()
 			if err != nil {
@@ -183,7 +185,7 @@ func (t *tool) bootAllow() *cobra.Command {
 	var in client.BootAllow
 	var file string
 	c := &cobra.Command{
-		Use: "allow RELEASE {--from ID | --file FILE}", Short: "Allow the PCR values of a release", Args: exactly("a name for the release"),
+		Use: "allow RELEASE {--from ID | --file FILE}", Short: "Allow the PCR values of a release", Args: exactly("name for the release"),
 		Long: "Allows what a gateway booted when it attested last, or values from a file, under the name of a release: for a policy of allow.\n" +
 			"The file is JSON as 'wardlink boot show ID --json' has it under \"measured\": {\"pcrs\": {\"0\": \"64 hex digits\", ...}, \"events\": [...]};\n" +
 			"events are needed by nobody, and let a later mismatch name what differs.",
@@ -225,7 +227,7 @@ func (t *tool) bootAllow() *cobra.Command {
 func (t *tool) bootWithdraw() *cobra.Command {
 	var in client.BootWithdraw
 	c := &cobra.Command{
-		Use: "withdraw RELEASE --reason TEXT", Short: "Allow a release no more", Args: exactly("the name of a release"),
+		Use: "withdraw RELEASE --reason TEXT", Short: "Allow a release no more", Args: exactly("name of a release"),
 		Long:    "Allows a release no more: a gateway that boots it is put into quarantine at its next attestation.",
 		Example: `  wardlink boot withdraw debian-12-8 --reason "its boot loader is revoked"`,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -253,7 +255,7 @@ func (t *tool) bootWithdraw() *cobra.Command {
 
 func (t *tool) bootLock(act, short, done string) *cobra.Command {
 	return &cobra.Command{
-		Use: act + " ID", Short: short, Args: exactly("gateway ID"),
+		Use: act + " ID", Short: short, Args: exactly("gateway ID"), Example: "  wardlink boot " + act + " icu-3-bed-7",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var out client.GatewayBoot
 			if err := t.gatewayAct(cmd, args[0], "boot/"+act, nil, &out); err != nil {

@@ -12,7 +12,7 @@ import (
 
 func (t *tool) clock() *cobra.Command {
 	show := &cobra.Command{
-		Use: "clock", Short: "Show the server's clock, and whether gateways without one are told the time", Args: cobra.NoArgs,
+		Use: "clock", Short: "Show the server's clock, and whether gateways without one are told the time", Args: none(""),
 		Example: "  wardlink clock                     # are gateways told the time?\n  wardlink clock confirm             # the clock was looked at, and is right",
 		Long: "Gateways without a clock of their own ask the server for the time. It tells them, signed, unless its own clock has moved by more\n" +
 			"than 48 hours, or it was off for longer: then somebody has to look at it and say that it is right ('wardlink clock confirm').",
@@ -29,7 +29,7 @@ func (t *tool) clock() *cobra.Command {
 		},
 	}
 	show.AddCommand(&cobra.Command{
-		Use: "confirm", Short: "Say that the server's clock is right; it is in the log who did", Args: cobra.NoArgs,
+		Use: "confirm", Short: "Say that the server's clock is right; it is in the log who did", Args: none(""),
 		Example: "  wardlink clock confirm",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := t.client()

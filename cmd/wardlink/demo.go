@@ -14,7 +14,7 @@ import (
 func (t *tool) demo() *cobra.Command {
 	var o demo.Options
 	c := &cobra.Command{
-		Use: "demo", Short: "Show the main job on this machine, on a bad day: SIGKILLs, a cut network, attacks, proof", Args: cobra.NoArgs,
+		Use: "demo", Short: "Show the main job on this machine, on a bad day: SIGKILLs, a cut network, attacks, proof", Args: none(""),
 		Long: "Starts an emulated TPM, an agent and a bedside monitor for each gateway, and a server. While the monitors send, it kills an\n" +
 			"agent and the server with SIGKILL, cuts the network, and attacks with a foreign certificate and with a gateway that was\n" +
 			"carried away, which is then revoked. It compares the monitors' accounts with the hospital's FHIR answers value by value,\n" +

@@ -66,7 +66,9 @@ func (t *tool) gatewayImport() *cobra.Command {
 
 func (t *tool) gatewayList() *cobra.Command {
 	return &cobra.Command{
-		Use: "list", Short: "List registered and waiting gateways", Args: cobra.NoArgs,
+		Use: "list", Short: "List registered and waiting gateways", Args: none(""),
+		Example: `  wardlink gateway list
+  wardlink gateway list --json | jq -r '.waiting[].fingerprint'`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := t.client()
 			if err != nil {
@@ -119,6 +121,7 @@ func shortEK(eks []string) string {
 func (t *tool) gatewayShow() *cobra.Command {
 	return &cobra.Command{
 		Use: "show ID", Short: "Show one gateway", Args: exactly("gateway ID"),
+		Example: "  wardlink gateway show icu-3-bed-7",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := t.client()
 			if err != nil {

@@ -56,7 +56,7 @@ func idle(i client.Identity, since time.Time) bool {
 func (t *tool) identityList(kind string) *cobra.Command {
 	var unused string
 	c := &cobra.Command{
-		Use: "list [--unused 90d]", Short: "List each " + kindName(kind) + ": owner, scope, last use, expiry", Args: cobra.NoArgs,
+		Use: "list [--unused 90d]", Short: "List each " + kindName(kind) + ": owner, scope, last use, expiry", Args: none(""),
 		Long:    "Lists them, the revoked ones too. --unused shows those that did nothing for so long and are not revoked: renewing itself is no use.",
 		Example: "  wardlink " + kind + " list\n  wardlink " + kind + " list --unused 90d",
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -85,7 +85,7 @@ func (t *tool) identityList(kind string) *cobra.Command {
 
 func (t *tool) identities() *cobra.Command {
 	return &cobra.Command{
-		Use: "identities", Short: "List every identity: gateways, nodes, services, accounts, keys", Args: cobra.NoArgs,
+		Use: "identities", Short: "List every identity: gateways, nodes, services, accounts, keys", Args: none(""),
 		Long: `Lists every identity that there is, in one table: service accounts, gateways, ingest nodes, the server's own certificates and keys, and,
 marked as operators, people. NEXT is when the next certificate is due; - where there is none to come.`,
 		Example: "  wardlink identities\n  wardlink identities --json | jq '.[] | select(.kind == \"access\")'",

@@ -84,7 +84,7 @@ func writeAssets(w io.Writer, assets []client.Asset) error {
 func (t *tool) inventoryExport() *cobra.Command {
 	var format, file string
 	c := &cobra.Command{
-		Use: "export [--format csv|json] [--out FILE]", Short: "Write every gateway, those that are gone among them", Args: cobra.NoArgs,
+		Use: "export [--format csv|json] [--out FILE]", Short: "Write every gateway, those that are gone among them", Args: none("--out"),
 		Long: "Writes every gateway that was ever registered: identity, TPM, place, state, versions, certificate and boot. Columns keep their names and places; new\n" +
 			"ones come at the end. Times are UTC. In CSV a text that a spreadsheet would take for a formula has an apostrophe before it. What the box says of its\n" +
 			"serial number and its TPM proves nothing; ek_sha256 does. It holds no patient.",

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"html/template"
 	"io"
-	"os"
 	"slices"
 	"strings"
 
@@ -49,7 +48,7 @@ var pages = map[string][2]float64{"A4": {210, 297}, "letter": {215.9, 279.4}}
 func (t *tool) labels() *cobra.Command {
 	var o labelOptions
 	c := &cobra.Command{
-		Use: "labels", Short: "Print a sheet of labels: id, ward, fingerprint and its QR code", Args: cobra.NoArgs,
+		Use: "labels", Short: "Print a sheet of labels: id, ward, fingerprint and its QR code", Args: none(""),
 		Long: `Makes a sheet of labels for boxes: id, site, ward, fingerprint, and the fingerprint as a QR code, which a scanner types behind
 'wardlink gateway approve' or into a batch file. The labels are those of registered gateways, of gateways that wait (--waiting: the id is
 left to be written), or of the rows of a batch file (--batch: needs no server).
@@ -140,13 +139,9 @@ func (t *tool) stickers(cmd *cobra.Command, o labelOptions) (out []sticker, err 
 }
 
 func batchStickers(file string) (out []sticker, err error) {
-	data, err := os.ReadFile(file)
+	rows, err := readBatch(file)
 	if err != nil {
-		return nil, fmt.Errorf("batch: %w", err)
-	}
-	rows, err := client.ParseBatch(bytes.NewReader(data))
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", file, err)
+		return nil, err
 	}
 	for _, r := range rows {
 		s := sticker{ID: r.ID, Site: r.Site, Ward: r.Ward, Serial: r.Serial, Fingerprint: strings.ToUpper(r.Fingerprint)}

@@ -11,7 +11,6 @@ import (
 	"os/signal"
 	"strings"
 	"syscall"
-	"text/tabwriter"
 
 	"github.com/spf13/cobra"
 
@@ -55,6 +54,9 @@ The environment variable WARDLINK_OPERATOR stands for --operator. NO_COLOR is re
 	root.PersistentFlags().StringVar(&t.operator, "operator", client.DefaultCredentials(), "the operator's `FILE`, which 'wardlink-server init' made")
 	root.PersistentFlags().BoolVar(&t.json, "json", false, "print JSON")
 	root.AddCommand(t.provision(), t.gateway(), t.profile(), t.inventory(), t.boot(), t.config(), t.access(), t.operators(), t.identities(), t.records(), t.audit(), t.alerts(), t.trace(), t.account(), t.salvage(), t.status(), t.clock(), t.demo(), t.version())
+	if len(args) > 0 && args[0] == "--version" {
+		args = append([]string{"version"}, args[1:]...)
+	}
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
@@ -107,7 +109,49 @@ func exactly(what string) cobra.PositionalArgs {
 	}
 }
 
-func (t *tool) client() (*client.Client, error) { return client.Open(t.operator) }
+// none wants no argument. flag is the one by which what was given may have been meant; "": none.
+func none(flag string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			return nil
+		}
+		meant := ""
+		if flag != "" {
+			meant = fmt.Sprintf(" (did you mean %s %s?)", flag, args[0])
+		}
+		return fmt.Errorf("%s takes no argument, and %q is one%s; see '%s --help'", cmd.CommandPath(), args[0], meant, cmd.CommandPath())
+	}
+}
+
+// atMost wants one argument or none, and says what it is.
+func atMost(what string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) > 1 {
+			return fmt.Errorf("%s wants one %s or none, and %q is another; see '%s --help'", cmd.CommandPath(), what, args[1], cmd.CommandPath())
+		}
+		return nil
+	}
+}
+
+func (t *tool) client() (*client.Client, error) {
+	if err := private(t.operator); err != nil {
+		return nil, err
+	}
+	return client.Open(t.operator)
+}
+
+// private refuses an operator's file that others than its owner may read: who has its key is that operator.
+func private(path string) error {
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil // who opens it says what is missing
+	}
+	if mode := info.Mode(); mode.IsRegular() && mode.Perm()&0o077 != 0 {
+		return fmt.Errorf("operator's file %s has mode %#o, so others than its owner may read the key in it: chmod 600 %s, and have a new one made if others had access ('wardlink-server operator')",
+			path, mode.Perm(), path)
+	}
+	return nil
+}
 
 func (t *tool) printJSON(v any) error { return writeIndented(t.out, v) }
 
@@ -117,17 +161,12 @@ func writeIndented(w io.Writer, v any) error {
 	return enc.Encode(v)
 }
 
-// table prints aligned columns.
-func (t *tool) table(fill func(w io.Writer)) error {
-	w := tabwriter.NewWriter(t.out, 0, 0, 2, ' ', 0)
-	fill(w)
-	return w.Flush()
-}
-
 func (t *tool) version() *cobra.Command {
 	var modules bool
 	c := &cobra.Command{
-		Use: "version", Short: "Show the build, its FIPS mode and its modules", Args: cobra.NoArgs,
+		Use: "version", Short: "Show the build, its FIPS mode and its modules", Args: none(""),
+		Example: `  wardlink version
+  wardlink version --modules --json`,
 		RunE: func(*cobra.Command, []string) error {
 			if t.json {
 				return t.printJSON(build.About("wardlink", modules))
@@ -142,7 +181,7 @@ func (t *tool) version() *cobra.Command {
 
 func (t *tool) status() *cobra.Command {
 	return &cobra.Command{
-		Use: "status", Short: "Show the server's state in figures", Args: cobra.NoArgs,
+		Use: "status", Short: "Show the server's state in figures", Args: none(""),
 		Long: `Shows whether the server is ready, how far each part of it is, and its disk. It exits 0 whenever the server answers.
 'wardlink alerts' says what is wrong and what mends it, 'wardlink trace' where a monitor's data stops.`,
 		Example: `  wardlink status

@@ -28,7 +28,8 @@ func (t *tool) profiles(cmd *cobra.Command) (all []client.Profile, err error) {
 
 func (t *tool) profileList() *cobra.Command {
 	return &cobra.Command{
-		Use: "list", Short: "List profiles", Args: cobra.NoArgs,
+		Use: "list", Short: "List profiles", Args: none(""),
+		Example: "  wardlink profile list",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			all, err := t.profiles(cmd)
 			if err != nil {
@@ -57,6 +58,7 @@ func rate(n int) string {
 func (t *tool) profileShow() *cobra.Command {
 	return &cobra.Command{
 		Use: "show NAME", Short: "Show one profile", Args: exactly("profile NAME"),
+		Example: "  wardlink profile show default",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			all, err := t.profiles(cmd)
 			if err != nil {

@@ -23,7 +23,7 @@ func (t *tool) kit() *cobra.Command {
 	var servers []string
 	var out, boot, config string
 	c := &cobra.Command{
-		Use: "kit", Short: "Write the small public file that makes a fresh gateway one of ours", Args: cobra.NoArgs,
+		Use: "kit", Short: "Write the small public file that makes a fresh gateway one of ours", Args: none("--out"),
 		Long: `Writes the kit: server addresses, roots and public keys. It holds no secret, but whoever replaces it on a gateway that is not enrolled yet
 decides whom that gateway trusts; its fingerprint, which a gateway shows at its start, is printed.
 

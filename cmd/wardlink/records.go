@@ -21,7 +21,7 @@ func (t *tool) recordsDead() *cobra.Command {
 	var f client.BatchFilter
 	var limit int
 	c := &cobra.Command{
-		Use: "dead", Short: "List dead batches: accepted, kept, and not to be opened", Args: cobra.NoArgs,
+		Use: "dead", Short: "List dead batches: accepted, kept, and not to be opened", Args: none("--gateway"),
 		Long: "Lists the batches that failed to open three times. They are kept as they came; nobody sees their contents here.\n" +
 			"FRAME says where a batch is: kept in the database, or, once its gateway has used up its room, in the journal only,\n" +
 			"for the journal's retention.",
@@ -86,7 +86,7 @@ func (t *tool) recordsReopen() *cobra.Command {
 	var in client.ReopenRequest
 	var wait time.Duration
 	c := &cobra.Command{
-		Use: "reopen", Short: "Have dead batches of one gateway opened again", Args: cobra.NoArgs,
+		Use: "reopen", Short: "Have dead batches of one gateway opened again", Args: none("--gateway"),
 		Long: "Has dead batches tried again, each alone, with three attempts. Do it once the cause is mended: a newer server that decodes\n" +
 			"them, a key that was missing. The command waits and shows what became of them; it ends with 1 if some are dead again.",
 		Example: `  wardlink records reopen --gateway icu-3-bed-7 --all
@@ -193,7 +193,7 @@ func (t *tool) printReopening(r client.Reopening) error {
 
 func (t *tool) recordsRetention() *cobra.Command {
 	return &cobra.Command{
-		Use: "retention", Short: "Show what is kept, since when, and what was disposed of", Args: cobra.NoArgs,
+		Use: "retention", Short: "Show what is kept, since when, and what was disposed of", Args: none(""),
 		Example: "  wardlink records retention --json",
 		Long: "Shows each class with its retention (server.yaml, section retention), the oldest that is kept, and the last disposal.\n" +
 			"When the server's clock moved by more than 48 h, or the server was down that long, nothing is disposed of until the clock is back,\n" +

@@ -25,7 +25,7 @@ func (t *tool) trace() *cobra.Command {
 	var follow bool
 	var every time.Duration
 	c := &cobra.Command{
-		Use: "trace --gateway G | --source S", Short: "Show where a monitor's data stops, and the mend", Args: cobra.NoArgs,
+		Use: "trace --gateway G | --source S", Short: "Show where a monitor's data stops, and the mend", Args: none("--source"),
 		Long: `Shows, for each source of a gateway, when and how much last passed each station of a sample's way, the first station that stopped, and what to do.
 
 What the gateway does itself (received to published) is known from its agent's reports; KNOWN says how old that knowledge is. A gateway that is
