@@ -95,6 +95,7 @@ func (r *Reader) Next() ([]byte, error) {
 		head := append([]byte{first}, b...)
 		_, _ = r.br.Discard(len(b))
 		r.skipping = true
+		r.skipped += len(head) // how much of it had come yet must not count
 		return head, ErrFraming
 	}
 	r.skipping, r.skipped, r.room = false, 0, 0
