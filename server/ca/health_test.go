@@ -8,6 +8,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/x509"
+	"database/sql"
 	"encoding/base64"
 	"errors"
 	"io"
@@ -21,6 +22,9 @@ import (
 	"wardlink/enroll/verify"
 	"wardlink/internal/spiffe"
 	"wardlink/internal/swtpmtest"
+	"wardlink/server/ca/acmedb"
+	"wardlink/server/sqldb"
+	"wardlink/server/sqldb/sqldbtest"
 )
 
 // clock is a time that a test moves.
@@ -98,6 +102,54 @@ func TestProbe(t *testing.T) {
 	if got := h.ca.probe(t.Context()); !errors.Is(got, errIssuerEnded) {
 		t.Errorf("after the issuing CA's end: %v", got)
 	}
+}
+
+// TestProbeWithoutTheDatabase: a CA whose database takes no writes, or cannot be reached, calls itself unwell by its own tables alone: nothing else asks
+// after them in a process that is the CA and nothing else.
+func TestProbeWithoutTheDatabase(t *testing.T) {
+	for what, spoil := range map[string]func(db *sqldb.DB) error{
+		"read-only": func(db *sqldb.DB) error {
+			setting := "PRAGMA query_only = 1"
+			if sqldbtest.Postgres(t) {
+				setting = "SET default_transaction_read_only = on" // as on a standby
+			}
+			return db.Write(t.Context(), func(tx *sql.Tx) error {
+				_, err := tx.Exec(setting)
+				return err
+			})
+		},
+		"unreachable": (*sqldb.DB).Close,
+	} {
+		db := ownDB(t)
+		h := hospitalOf(t, func(c *Config) { c.DB = db })
+		if got := h.ca.Probe(t.Context()); !got.Well {
+			t.Fatalf("%s, before: %+v", what, got)
+		}
+		if err := spoil(db); err != nil {
+			t.Fatal(err)
+		}
+		for range unwellProbes {
+			h.ca.Probe(t.Context())
+		}
+		if got := h.ca.Health(); got.Well || !strings.HasPrefix(got.Reason, "the CA's tables: ") {
+			t.Errorf("%s: %+v", what, got)
+		}
+		_ = db.Close()
+	}
+}
+
+// ownDB is a testDB that the test may spoil and closes.
+func ownDB(t *testing.T) *sqldb.DB {
+	t.Helper()
+	path := sqldbtest.Path(t)
+	if err := sqldb.Create(path, acmedb.Migrations()...); err != nil {
+		t.Fatal(err)
+	}
+	db, err := sqldb.Open(path, acmedb.Migrations()...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return db
 }
 
 // TestStrangersCannotMakeTheCAUnwell: what is refused, malformed or hung up on says nothing about the CA.
