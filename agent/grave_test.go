@@ -13,10 +13,12 @@ import (
 	"testing"
 	"time"
 
+	"wardlink/buffer"
 	"wardlink/enroll"
 	"wardlink/enroll/tpm"
 	"wardlink/enroll/wipe"
 	"wardlink/internal/swtpmtest"
+	"wardlink/telemetry"
 )
 
 // fill makes what an agent keeps, and what is not the agent's.
@@ -185,7 +187,8 @@ func TestARefusalCutsNoDrainShort(t *testing.T) {
 	}
 }
 
-// TestWhatIsDestroyedIsCountedAtTheEnd: what was accepted while the order was being kept is destroyed too, and counts.
+// TestWhatIsDestroyedIsCountedAtTheEnd: what was accepted while the order was being kept is destroyed too, and counts. The agent's reports of itself
+// do not.
 func TestWhatIsDestroyedIsCountedAtTheEnd(t *testing.T) {
 	b := newBox(t, t.TempDir())
 	b.start()
@@ -203,7 +206,13 @@ func TestWhatIsDestroyedIsCountedAtTheEnd(t *testing.T) {
 		t.Fatal(err)
 	}
 	before := a.grave.Waiting
-	a.reports.last() // stands for any batch that comes now
+	a.reports.last()
+	if a.recount(); a.grave.Waiting != before || a.backlog() != before+2 { // with the report of the epoch before
+		t.Errorf("%d batches of a device, then %d, and %d in all", before, a.grave.Waiting, a.backlog())
+	}
+	if err := a.buf.Append([]buffer.Item{{ID: buffer.ID{Epoch: [16]byte{9}, Lane: uint8(telemetry.LaneVitals)}, Frame: make([]byte, 100), Record: []byte{1}}}); err != nil {
+		t.Fatal(err)
+	}
 	a.recount()
 	stored, err := openGrave(b.cfg.State)
 	if err != nil || before == 0 || a.grave.Waiting != before+1 || stored.Waiting != before+1 || string(stored.Order) != "an order" {

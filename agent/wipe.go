@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"wardlink/enroll/wipe"
+	"wardlink/telemetry"
 )
 
 // errWiped ends a running agent whose gateway is decommissioned. What comes then is grave's.
@@ -97,7 +98,7 @@ func (a *Agent) drain(ctx context.Context) error {
 			return ctx.Err()
 		case <-tick.C:
 		}
-		if waiting, _ := a.undelivered(); waiting == 0 && a.connections() == 0 {
+		if a.backlog() == 0 && a.connections() == 0 {
 			empty++
 		} else {
 			empty = 0
@@ -106,10 +107,21 @@ func (a *Agent) drain(ctx context.Context) error {
 	return nil
 }
 
-// undelivered counts the batches that the hospital does not have, and those among the kept that it refused. The agent's own reports count
-// too: one of them says that the rest is gone.
+// backlog counts the batches that the hospital does not have and has not refused. The agent's own reports count too: one of them says that the rest is gone.
+func (a *Agent) backlog() (n uint64) {
+	for _, h := range a.buf.Accounts() {
+		n += h.Waiting - min(h.Parked, h.Waiting)
+	}
+	return n
+}
+
+// undelivered counts what is destroyed of what devices sent: batches that the hospital does not have, and those that it refused. The agent's reports of
+// itself do not count: there is always one under way, and a proof that stands for ever must not speak of lost data where no device ever sent any.
 func (a *Agent) undelivered() (waiting, parked uint64) {
 	for _, h := range a.buf.Accounts() {
+		if telemetry.Lane(h.Lane) == telemetry.LaneSelf {
+			continue
+		}
 		waiting += h.Waiting - min(h.Parked, h.Waiting)
 		parked += h.Parked
 	}

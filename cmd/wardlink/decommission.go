@@ -106,7 +106,7 @@ func showEnd(w io.Writer, state string, e client.End) {
 	}
 	fmt.Fprintf(w, "wiped\t%s, by its own signed word\n", e.Confirmed.Local().Format(time.RFC3339))
 	if e.Undelivered > 0 || e.Refused > 0 {
-		fmt.Fprintf(w, "destroyed\t%d batches that the hospital never had, %d that it had refused\n", e.Undelivered, e.Refused)
+		fmt.Fprintf(w, "destroyed\t%d batches of what devices sent that the hospital never had, %d that it had refused\n", e.Undelivered, e.Refused)
 	}
 }
 
@@ -233,5 +233,5 @@ func (e *provenEnd) print(w io.Writer) {
 		return
 	}
 	fmt.Fprintf(w, "wiped\t%s, signed by the gateway's device key\n", e.Wiped.Format(time.RFC3339))
-	fmt.Fprintf(w, "destroyed\t%d batches that the hospital never had, %d that it had refused\n", e.Undelivered, e.Refused)
+	fmt.Fprintf(w, "destroyed\t%d batches of what devices sent that the hospital never had, %d that it had refused\n", e.Undelivered, e.Refused)
 }

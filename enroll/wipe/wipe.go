@@ -52,7 +52,7 @@ type Done struct {
 	Gateway string `cbor:"1,keyasint"`
 	Order   []byte `cbor:"2,keyasint"` // SHA-256 of the signed order
 	At      int64  `cbor:"3,keyasint"` // Unix milliseconds, the best that the gateway knew
-	Waiting uint64 `cbor:"4,keyasint"` // batches that were destroyed before the hospital had them
+	Waiting uint64 `cbor:"4,keyasint"` // batches of what devices sent that were destroyed before the hospital had them; former agents counted their reports of themselves, too
 	Parked  uint64 `cbor:"5,keyasint"` // batches among those destroyed that the hospital had refused
 	SPKI    []byte `cbor:"6,keyasint"` // SHA-256 of the device key that signs (PKIX DER)
 }

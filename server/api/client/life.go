@@ -77,7 +77,7 @@ type End struct {
 	Hold
 	Drain       bool       `json:"drain"`                           // it first hands over what waits
 	Confirmed   *time.Time `json:"confirmed,omitempty"`             // when its signed word came that it has wiped itself
-	Undelivered uint64     `json:"destroyed_undelivered,omitempty"` // batches that it destroyed before the hospital had them
+	Undelivered uint64     `json:"destroyed_undelivered,omitempty"` // batches of what devices sent that it destroyed before the hospital had them
 	Refused     uint64     `json:"destroyed_refused,omitempty"`     // batches that it destroyed and the hospital had refused
 }
 
