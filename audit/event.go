@@ -32,7 +32,7 @@ const (
 	ServerStarted   Type = "server.started"
 	ServerStopped   Type = "server.stopped"
 	SessionOpened   Type = "session.opened"   // a gateway proved its identity and was admitted
-	SessionClosed   Type = "session.closed"   // Reason says why: disconnect, lost, silent, slow, expired, takeover, refused, revoked, blind, draining, error
+	SessionClosed   Type = "session.closed"   // Reason says why: disconnect, lost, silent, slow, expired, takeover, refused, revoked, suspended, decommissioned, replaced, outside its validity, blind, draining, error
 	SessionGrace    Type = "session.grace"    // the session is under a certificate that has ended, while the CA cannot issue; Detail holds its end and the grace's
 	SealingBrought  Type = "sealing.brought"  // a sealing record was published
 	Refused         Type = "refused"          // a proven identity was refused one act; Reason says why

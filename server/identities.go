@@ -51,7 +51,7 @@ func (s *Server) identities(ctx context.Context) (out []client.Identity, err err
 	for _, n := range nodes {
 		one := client.Identity{
 			Kind: string(spiffe.Node), Name: n.Name, Owner: s.cfg.TrustDomain, Scope: "takes telemetry in; reads who is admitted", State: "active", Created: n.Added,
-			Used: heard[n.Name].At, Renewal: "itself, at half of its 30 days",
+			Used: client.Use{Time: heard[n.Name].At}, Renewal: "itself, at half of its 30 days",
 		}
 		if !n.NotAfter.IsZero() {
 			one.Expires, one.Next = n.NotAfter, n.NotBefore.Add(n.NotAfter.Sub(n.NotBefore)/2)
@@ -63,7 +63,7 @@ func (s *Server) identities(ctx context.Context) (out []client.Identity, err err
 		return nil, err
 	}
 	for _, t := range terms {
-		one := client.Identity{Kind: "server", Name: t.What + " " + t.Name, Owner: s.cfg.TrustDomain, Scope: "the server's own", State: "active", Serial: t.Serial, Renewal: t.Renewal}
+		one := client.Identity{Kind: "server", Name: t.What + " " + t.Name, Owner: s.cfg.TrustDomain, Scope: "the server's own", State: "active", Used: client.Use{Untracked: true}, Serial: t.Serial, Renewal: t.Renewal}
 		if t.NotBefore != nil && t.NotAfter != nil {
 			one.Created, one.Expires, one.Next = *t.NotBefore, *t.NotAfter, t.NotBefore.Add(t.NotAfter.Sub(*t.NotBefore)/2)
 		}

@@ -73,6 +73,9 @@ func (s *Server) facts(ctx context.Context, store *records.Store, gateway, sourc
 	} else if g.Hold != nil {
 		f.Reason = g.Hold.Reason
 	}
+	if g.Outside(now) {
+		f.Window = registry.Window(g.NotBefore, g.NotAfter)
+	}
 	if err := s.journal.Health(); err != nil {
 		f.Journal = err.Error()
 	}

@@ -3,7 +3,6 @@ package main
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"time"
@@ -31,7 +30,7 @@ NAME.crt, root.crt and access.json, by which 'wardlink access keep' renews it. T
 
 A new account sees nothing until it has a scope: name wards, codes or patients, each of which narrows, or say --all. --waveforms adds
 samples. An account that is there keeps its scope; --renew replaces the folder's files.`,
-		Example: `  wardlink access issue ehr-reader --ward "ICU 3" --code loinc|8867-4 --owner "Clinical IT" --contact it@hospital.example
+		Example: `  wardlink access issue ehr-reader --ward icu-3 --code loinc|8867-4 --owner "Clinical IT" --contact it@hospital.example
   wardlink access keep ehr-reader                   # on the system that reads: renews it for ever
   curl --cert ehr-reader/ehr-reader.pem --cacert ehr-reader/root.crt \
     'https://localhost:8443/fhir/Observation?patient.identifier=urn:oid:1.2.3|4711&_count=10'
@@ -57,8 +56,11 @@ func (t *tool) issue(cmd *cobra.Command, in client.AccessRequest, out string, re
 		return err
 	}
 	keyFile := filepath.Join(out, in.Name+".key")
-	if _, err := os.Stat(keyFile); !renew && !errors.Is(err, fs.ErrNotExist) {
+	if _, err := os.Stat(keyFile); !renew && err == nil {
 		return fmt.Errorf("%s is there already; replace it with --renew, or name another folder with --out", keyFile)
+	}
+	if err := client.ReadyFolder(out); err != nil { // before the account is there, whose key nobody would have
+		return fmt.Errorf("the server was not asked: %w; name another folder with --out", err)
 	}
 	c, err := t.client()
 	if err != nil {
@@ -74,12 +76,13 @@ func (t *tool) issue(cmd *cobra.Command, in client.AccessRequest, out string, re
 		return err
 	}
 	if err := client.StoreAccess(out, in.Name, key, grant); err != nil {
-		return err
+		return fmt.Errorf("%w; the server has the account: 'wardlink access issue %s --renew' makes the files anew", err, in.Name)
 	}
 	if t.json {
 		return t.printJSON(map[string]any{"id": grant.ID, "folder": out, "not_after": grant.NotAfter, "scope": grant.Scope})
 	}
 	fmt.Fprintf(t.out, "%s may see %s\nits certificate counts until %s, its files are in %s\n", grant.ID, grant.Scope, grant.NotAfter.Local().Format(time.DateTime), out)
+	t.warn(grant.Warnings)
 	if grant.Scope == "nothing" {
 		fmt.Fprintf(t.out, "give it a scope: wardlink access scope %s --ward WARD   (--code, --patient, --identifier, --all)\n", in.Name)
 	}
@@ -126,8 +129,8 @@ func (t *tool) accessScope() *cobra.Command {
 		Use: "scope NAME [--ward WARD] [--code CODE] [--patient ID] [--all | --none]", Short: "Say what a service account may see", Args: exactly("account NAME"),
 		Long: `Gives a service account a scope in place of the one that it has: it holds from the next request on. A reading is in the scope if it is in
 each list that is given: wards (where its gateway stood when it was taken in), codes, patients. --all is everything, --none nothing.`,
-		Example: `  wardlink access scope ehr-reader --ward "ICU 3" --ward "ICU 4"
-  wardlink access scope early-warning --ward "ICU 3" --code loinc|8867-4 --code loinc|59408-5 --operation search
+		Example: `  wardlink access scope ehr-reader --ward icu-3 --ward icu-4
+  wardlink access scope early-warning --ward icu-3 --code loinc|8867-4 --code loinc|59408-5 --operation search
   wardlink access scope research --identifier 'urn:oid:1.2.3|4711' --waveforms`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			given := scope.given(cmd)
@@ -159,7 +162,15 @@ func (t *tool) change(cmd *cobra.Command, kind, name string, in client.ChangeReq
 		return t.printJSON(out)
 	}
 	fmt.Fprintf(t.out, "%s %s\n", name, says(out))
+	t.warn(out.Warnings)
 	return nil
+}
+
+// warn says what an act that is done may not have meant.
+func (t *tool) warn(warnings []string) {
+	for _, w := range warnings {
+		fmt.Fprintf(t.err, "note: %s\n", printable(w))
+	}
 }
 
 func (t *tool) accessExplain() *cobra.Command {
@@ -168,7 +179,7 @@ func (t *tool) accessExplain() *cobra.Command {
 		Use: "explain NAME [--operation OP] [--ward WARD] [--code CODE] [--patient ID]", Short: "Say whether a service account may see something, and why", Args: exactly("account NAME"),
 		Long: "Judges by the rules that FHIR goes by. It exits 0 if the account may, 1 if it may not. Asked for nothing, it says whether the account sees anything.",
 		Example: `  wardlink access explain ehr-reader
-  wardlink access explain ehr-reader --operation search --ward "ICU 4" --code loinc|8867-4
+  wardlink access explain ehr-reader --operation search --ward icu-4 --code loinc|8867-4
   wardlink access explain ehr-reader --identifier 'urn:oid:1.2.3|4711'`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := t.client()

@@ -111,7 +111,7 @@ func (t *tool) identityTable(list []client.Identity) error {
 		fmt.Fprintln(w, "KIND\tNAME\tSTATE\tOWNER\tSCOPE\tLAST USE\tEXPIRES\tNEXT\tRENEWED BY")
 		for _, i := range list {
 			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", i.Kind, printable(i.Name), i.State, orDash(printable(i.Owner)), orDash(shortened(printable(i.Scope))),
-				shownTime(i.Used, "never"), shownTime(i.Expires, "-"), shownTime(i.Next, "-"), orDash(i.Renewal))
+				shownUse(i.Used), shownTime(i.Expires, "-"), shownTime(i.Next, "-"), orDash(i.Renewal))
 		}
 	})
 }
@@ -123,6 +123,13 @@ func shortened(s string) string {
 		return string(r[:most-1]) + "…"
 	}
 	return s
+}
+
+func shownUse(u client.Use) string {
+	if u.Untracked {
+		return "-"
+	}
+	return shownTime(u.Time, "never")
 }
 
 func shownTime(at time.Time, none string) string {
@@ -161,7 +168,7 @@ func (t *tool) identityShow(kind string) *cobra.Command {
 						fmt.Fprintf(w, "\tPatient/%s\n", p)
 					}
 				}
-				fmt.Fprintf(w, "made\t%s by %s\nlast use\t%s %s\n", shownTime(i.Created, "-"), orDash(i.Creator), shownTime(i.Used, "never"), i.UsedFor)
+				fmt.Fprintf(w, "made\t%s by %s\nlast use\t%s %s\n", shownTime(i.Created, "-"), orDash(i.Creator), shownUse(i.Used), i.UsedFor)
 				fmt.Fprintf(w, "certificates\t%d count now, the newest until %s; renewed by %s\n", i.Valid, shownTime(i.Expires, "-"), i.Renewal)
 			})
 		},

@@ -56,7 +56,7 @@ left to be written), or of the rows of a batch file (--batch: needs no server).
 The sheet is one HTML page that any browser prints, for self-adhesive sheets of --columns by --rows labels without margins: 3 by 8 labels of
 70 x 37 mm on A4 unless told otherwise. Print it at 100 %, without headers and footers. --format text is for a terminal.`,
 		Example: `  wardlink provision labels --out labels.html
-  wardlink provision labels --ward "ICU 3" --columns 2 --rows 7 --out labels.html
+  wardlink provision labels --ward icu-3 --columns 2 --rows 7 --out labels.html
   wardlink provision labels --waiting --format text
   wardlink provision labels --batch gateways.csv --out labels.html`,
 		RunE: func(cmd *cobra.Command, _ []string) error {

@@ -208,6 +208,9 @@ func gatewayNote(g client.Gateway) string {
 	} else if h := g.Hold; h != nil {
 		notes = append(notes, fmt.Sprintf("%s %s by %s: %s", g.State, h.At.Local().Format(time.DateTime), shortActor(h.By), h.Reason))
 	}
+	if g.Outside {
+		notes = append(notes, "outside of its validity, and may not connect: wardlink gateway window "+g.ID)
+	}
 	if q := g.Quarantine; q != nil {
 		notes = append(notes, fmt.Sprintf("in quarantine since %s: %s", q.Since.Local().Format(time.DateTime), q.Mismatch.String()))
 	}

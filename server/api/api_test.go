@@ -373,7 +373,7 @@ func TestRevoke(t *testing.T) {
 		t.Errorf("a service account revokes: %d", got.Code)
 	}
 	log := o.events()
-	if strings.Count(log, "gateway.revoked icu-7 success") != 2 || strings.Count(log, `gateway.revoked "icu-9" denied`) != 1 {
+	if strings.Count(log, "gateway.revoked icu-7 success") != 2 || strings.Count(log, "gateway.revoked icu-9 denied") != 1 {
 		t.Errorf("events:\n%s", log)
 	}
 	// A journal that is gone keeps nobody in.

@@ -107,7 +107,7 @@ func (a *API) setBootPolicy(w http.ResponseWriter, r *http.Request, who who) err
 		}
 	}
 	if err := a.Registry.SetBootPolicy(r.Context(), who.actor, who.peer, in.Gateway, p); err != nil {
-		return err
+		return a.deniedOn(r, who, audit.BootPolicySet, in.Gateway, err)
 	}
 	out := client.BootPolicy{Gateway: in.Gateway}
 	if p != nil {

@@ -392,7 +392,7 @@ func (c *Configs) concerned(ctx context.Context, t Target) (out []string, err er
 	if !t.Site {
 		g, err := c.Registry.Get(ctx, t.Name)
 		if err != nil {
-			return nil, fmt.Errorf("%w; 'wardlink gateway list' shows those that are there", err)
+			return nil, err
 		}
 		return []string{g.ID}, nil
 	}

@@ -84,7 +84,7 @@ func (a *API) gatewayChecks(g registry.Gateway, now time.Time) (checks []client.
 	}
 	valid := registry.Window(g.NotBefore, g.NotAfter)
 	switch {
-	case !g.NotBefore.IsZero() && now.Before(g.NotBefore), !g.NotAfter.IsZero() && !now.Before(g.NotAfter):
+	case g.Outside(now):
 		add("validity", false, fmt.Sprintf("valid %s; 'wardlink gateway window %s' changes that", valid, g.ID))
 	default:
 		add("validity", true, "valid "+valid)

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"time"
 
 	"wardlink/audit"
 	"wardlink/internal/spiffe"
@@ -113,7 +114,7 @@ func (a *API) showGateway(w http.ResponseWriter, r *http.Request, who who) error
 }
 
 func shown(g registry.Gateway) client.Gateway {
-	out := client.Gateway{ID: g.ID, Site: g.Site, Ward: g.Ward, Profile: g.Profile, State: string(g.State), EK: hexes(g.EKs)}
+	out := client.Gateway{ID: g.ID, Site: g.Site, Ward: g.Ward, Profile: g.Profile, State: string(g.State), EK: hexes(g.EKs), NotBefore: g.NotBefore, NotAfter: g.NotAfter, Outside: g.Outside(time.Now())}
 	if g.Hold != nil {
 		h := shownHold(*g.Hold)
 		out.Hold = &h
@@ -139,13 +140,8 @@ func (a *API) revokeGateway(w http.ResponseWriter, r *http.Request, who who) err
 	id := r.PathValue("id")
 	rev, again, err := a.Registry.Revoke(r.Context(), who.actor, who.peer, id, reason)
 	late := a.late("revoke", id, err)
-	switch {
-	case late:
-	case errors.Is(err, registry.ErrUnknown):
-		return a.denied(r, who, audit.Event{Type: audit.GatewayRevoked, Target: fmt.Sprintf("%.64q", id), Reason: "no such gateway"},
-			fmt.Errorf("%w; 'wardlink gateway list' shows those that are there", err))
-	case err != nil:
-		return err
+	if err != nil && !late {
+		return a.deniedAct(r, who, audit.GatewayRevoked, err)
 	}
 	return writeJSON(w, client.RevokeAnswer{Revocation: revocation(id, rev), Already: again, Journaled: !late})
 }
@@ -180,20 +176,14 @@ func (a *API) approveGateway(w http.ResponseWriter, r *http.Request, who who) er
 	}
 	g := registry.Gateway{ID: in.ID, Site: in.Site, Ward: in.Ward, Profile: in.Profile}
 	err := a.Registry.Approve(r.Context(), who.actor, who.peer, in.Fingerprint, g)
-	reason := ""
-	switch {
-	case errors.Is(err, registry.ErrConflict):
-		reason = "conflicts with the registry"
-	case errors.Is(err, registry.ErrUnknown):
-		reason = "no such TPM waits"
-	case err != nil:
-		return err
-	}
-	if reason != "" {
+	if errors.Is(err, registry.ErrConflict) || errors.Is(err, registry.ErrUnknown) {
 		return a.denied(r, who, audit.Event{
-			Type: audit.GatewayApproved, Target: in.ID, Reason: reason,
+			Type: audit.GatewayApproved, Target: in.ID, Reason: whyDenied(err),
 			Detail: map[string]string{"fingerprint": fmt.Sprintf("%.80q", in.Fingerprint)},
 		}, err)
+	}
+	if err != nil {
+		return err
 	}
 	return writeJSON(w, in)
 }

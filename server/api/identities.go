@@ -1,10 +1,13 @@
 package api
 
 import (
+	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -51,13 +54,16 @@ func (a *API) issueAccess(w http.ResponseWriter, r *http.Request, who who) error
 		return err
 	case in.Scope != nil || in.Owner != "" || in.Contact != "":
 		return a.denied(r, who, audit.Event{Type: audit.AccessIssued, Target: in.Name, Reason: "the account is there already"},
-			badRequest{fmt.Errorf("account %s is there already; change what it may see with 'wardlink access scope %s', and whose it is with 'wardlink access owner %s'", in.Name, in.Name, in.Name)})
+			badRequest{fmt.Errorf("account %[1]s is there already; if its files are missing, 'wardlink access issue %[1]s --renew' alone makes others; what it may see changes 'wardlink access scope %[1]s', and whose it is 'wardlink access owner %[1]s'", in.Name)})
 	}
 	grant, err := a.certify(r, who, spiffe.Access, in.Name, "", csr)
 	if err != nil {
 		return err
 	}
 	grant.Scope = i.Scope.String()
+	if in.Scope != nil {
+		grant.Warnings = a.strayWards(r.Context(), i.Scope)
+	}
 	return writeJSON(w, grant)
 }
 
@@ -83,6 +89,11 @@ func (a *API) scopeOf(in client.Scope) (registry.Scope, error) {
 	for _, o := range in.Operations {
 		out.Operations = append(out.Operations, registry.Operation(o))
 	}
+	for _, id := range in.Patients { // which one it is stays untold: it may be an identifier
+		if b, err := hex.DecodeString(id); err != nil || len(b) != 16 || strings.ToLower(id) != id {
+			return registry.Scope{}, badRequest{errors.New("a patient is none of ours: expected the 32 hex digits that FHIR shows behind Patient/, or its identifier: --identifier 'SYSTEM|VALUE'")}
+		}
+	}
 	for _, text := range in.Identifiers {
 		id, err := a.patient("", text)
 		if err != nil {
@@ -95,6 +106,41 @@ func (a *API) scopeOf(in client.Scope) (registry.Scope, error) {
 		return registry.Scope{}, badRequest{err}
 	}
 	return out, nil
+}
+
+// strayWards are the wards of a scope in which no gateway stands or stood, each in a sentence: a scope compares them byte by byte. They are not refused,
+// since an account may be made before its ward's gateways.
+func (a *API) strayWards(ctx context.Context, s registry.Scope) (out []string) {
+	if len(s.Wards) == 0 {
+		return nil
+	}
+	known, err := a.Registry.WardNames(ctx)
+	if err != nil {
+		a.Log.Error("wards of a scope cannot be compared with the registry's", "error", err)
+		return nil
+	}
+	for _, w := range s.Wards {
+		if slices.Contains(known, w) {
+			continue
+		}
+		var alike []string
+		for _, k := range known {
+			if plainWard(k) == plainWard(w) {
+				alike = append(alike, strconv.Quote(k))
+			}
+		}
+		mend := "'wardlink gateway list' shows the wards"
+		if len(alike) > 0 {
+			mend = "is it " + strings.Join(alike, " or ") + "? A ward must be written as the registry has it"
+		}
+		out = append(out, fmt.Sprintf("no gateway is or was in ward %q, so nothing is seen of it; %s", w, mend))
+	}
+	return out
+}
+
+// plainWard is a ward's name without what people write now so, now otherwise.
+func plainWard(name string) string {
+	return strings.NewReplacer(" ", "", "-", "", "_", "").Replace(strings.ToLower(name))
 }
 
 // patient is the pseudonym of a patient that is named by it, or by an identifier.
@@ -123,7 +169,7 @@ func shownIdentity(i registry.Identity) client.Identity {
 	c := i.Certificate
 	out := client.Identity{
 		Kind: string(i.Kind), Name: i.Name, Owner: i.Owner, Contact: i.Contact, Role: string(i.Role), State: string(i.State), Reason: i.Reason, Changed: i.Changed, By: i.ChangedBy,
-		Created: i.Created, Creator: i.Creator, Used: i.Used, UsedFor: i.UsedFor, Serial: c.Serial, Expires: c.Ends, Valid: i.Valid,
+		Created: i.Created, Creator: i.Creator, Used: client.Use{Time: i.Used}, UsedFor: i.UsedFor, Serial: c.Serial, Expires: c.Ends, Valid: i.Valid,
 	}
 	out.Scope, out.Renewal = string(i.Role), "its tool, when it is used past half of its life"
 	if i.Kind == spiffe.Access {
@@ -189,7 +235,7 @@ func (a *API) gatewayIdentities(r *http.Request) (out []client.Identity, err err
 	for _, g := range gs {
 		one := client.Identity{
 			Kind: string(spiffe.Gateway), Name: g.ID, Owner: g.Ward, Scope: "publishes, profile " + g.Profile, State: string(g.State), Created: g.Added,
-			Used: seen[g.ID], Renewal: "itself, by its TPM",
+			Used: client.Use{Time: seen[g.ID]}, Renewal: "itself, by its TPM",
 		}
 		if c, ok := newest[g.ID]; ok {
 			one.Expires, one.Next = c.NotAfter, halfOf(c.NotBefore, c.NotAfter)
@@ -277,22 +323,20 @@ func (a *API) changeIdentity(w http.ResponseWriter, r *http.Request, who who) er
 	if err != nil {
 		return a.deniedIdentity(r, who, audit.IdentityChanged, err)
 	}
-	return writeJSON(w, shownIdentity(i))
+	out := shownIdentity(i)
+	if in.Scope != nil {
+		out.Warnings = a.strayWards(r.Context(), scope)
+	}
+	return writeJSON(w, out)
 }
 
 // deniedIdentity journals an act on the identity of the request's path that the registry refused.
 func (a *API) deniedIdentity(r *http.Request, who who, act audit.Type, err error) error {
 	var inactive *registry.IdentityError
-	reason := ""
-	switch {
-	case errors.Is(err, registry.ErrUnknown):
-		reason = "not in the registry"
-	case errors.Is(err, registry.ErrConflict), errors.As(err, &inactive):
-		reason = "conflicts with the registry"
-	default:
+	if !errors.Is(err, registry.ErrUnknown) && !errors.Is(err, registry.ErrConflict) && !errors.As(err, &inactive) {
 		return err
 	}
-	return a.denied(r, who, audit.Event{Type: act, Target: fmt.Sprintf("%.20s/%.64s", r.PathValue("kind"), r.PathValue("name")), Reason: reason}, err)
+	return a.denied(r, who, audit.Event{Type: act, Target: fmt.Sprintf("%.20s/%.64s", r.PathValue("kind"), r.PathValue("name")), Reason: whyDenied(err)}, err)
 }
 
 // setIdentityState suspends, resumes or revokes. It is answered although its event is not journaled, as the revocation of a gateway is.

@@ -46,6 +46,9 @@ func (o *office) shown(grant client.AccessGrant) *tls.ConnectionState {
 func TestIdentitiesAreChangedShownAndExplained(t *testing.T) {
 	o := newOffice(t)
 	op := o.certificate(spiffe.Operator, "op", domain)
+	if got := o.do(op, "POST", "/v1/gateways/import", "text/csv", "id,ek_sha256,site,ward,profile\nicu-7,"+strings.Repeat("a", 64)+",main,ICU 2,default\n"); got.Code != 200 {
+		t.Fatal(got.Body)
+	}
 	o.account(op, "ehr", `{"wards":["ICU 3"],"identifiers":["urn:oid:1.2|SECRET4711"]}`)
 	for _, c := range []struct {
 		method, path, body string
@@ -55,7 +58,7 @@ func TestIdentitiesAreChangedShownAndExplained(t *testing.T) {
 		{"GET", "/v1/identities?kind=access", "", 200, `"scope":"wards ICU 3; 1 patient: read, search"`},
 		{"GET", "/v1/identities", "", 200, `"log key"`},
 		{"GET", "/v1/identities/operator/op", "", 200, `"POST /v1/access"`},
-		{"GET", "/v1/identities/access/nobody", "", 404, "not in the registry"},
+		{"GET", "/v1/identities/access/nobody", "", 404, "not in the registry; 'wardlink access list'"},
 		{"GET", "/v1/identities/gateway/ehr", "", 400, "expected access or operator"},
 		{"POST", "/v1/identities/access/ehr/explain", `{"ward":"ICU 3","operation":"search","identifier":"urn:oid:1.2|SECRET4711"}`, 200, `"allowed":true`},
 		{"POST", "/v1/identities/access/ehr/explain", `{"identifier":"urn:oid:1.2|SECRET4712"}`, 200, `"allowed":false`},
@@ -66,6 +69,12 @@ func TestIdentitiesAreChangedShownAndExplained(t *testing.T) {
 		{"POST", "/v1/identities/access/ehr/explain", `{"code":"mdc|147842"}`, 200, `"allowed":true`},
 		{"POST", "/v1/identities/access/ehr/explain", `{"code":"mdc|150456"}`, 200, `"allowed":false`},
 		{"POST", "/v1/identities/access/ehr/change", `{"scope":{"wards":[" "]}}`, 400, "ward"},
+		{"POST", "/v1/identities/access/ehr/change", `{"scope":{"subjects":["nosuch"]}}`, 400, "32 hex digits"},
+		{"POST", "/v1/identities/access/ehr/change", `{"scope":{"subjects":["0123456789abcdef0123456789ABCDEF"]}}`, 400, "32 hex digits"},
+		{"POST", "/v1/identities/access/ehr/change", `{"scope":{"subjects":["0123456789abcdef0123456789abcdef"]}}`, 200, "1 patient"},
+		{"POST", "/v1/identities/access/ehr/change", `{"scope":{"wards":["icu-2","ER"]}}`, 200, `"no gateway is or was in ward \"ER\", so nothing is seen of it; 'wardlink gateway list' shows the wards","no gateway is or was in ward \"icu-2\", so nothing is seen of it; is it \"ICU 2\"?`},
+		{"POST", "/v1/identities/access/ehr/change", `{"scope":{"wards":["ICU 2"]}}`, 200, `"scope":"wards ICU 2: read, search"`},
+		{"POST", "/v1/identities/access/ehr/change", `{"scope":{"codes":["loinc|8867-4"]}}`, 200, "loinc"},
 		{"POST", "/v1/identities/access/ehr/change", `{"role":"admin"}`, 400, "no role"},
 		{"POST", "/v1/identities/operator/op/change", `{"role":"viewer"}`, 409, "last admin"},
 		{"POST", "/v1/identities/access/nobody/change", `{"owner":"x"}`, 404, "not in the registry"},

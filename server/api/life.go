@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strings"
 	"time"
 
 	"wardlink/audit"
 	"wardlink/internal/refusal"
+	"wardlink/internal/spiffe"
 	"wardlink/server/api/client"
 	"wardlink/server/registry"
 )
@@ -38,16 +40,32 @@ func (a *API) denied(r *http.Request, who who, ev audit.Event, err error) error 
 
 // deniedAct is denied for an act on the gateway of the request's path.
 func (a *API) deniedAct(r *http.Request, who who, act audit.Type, err error) error {
-	reason := ""
-	switch {
-	case errors.Is(err, registry.ErrUnknown):
-		reason = "not in the registry"
-	case errors.Is(err, registry.ErrConflict):
-		reason = "conflicts with the registry"
-	default:
+	return a.deniedOn(r, who, act, r.PathValue("id"), err)
+}
+
+// deniedOn is denied for an act on a gateway: what the registry refused is an event, and what failed is none.
+func (a *API) deniedOn(r *http.Request, who who, act audit.Type, target string, err error) error {
+	if !errors.Is(err, registry.ErrUnknown) && !errors.Is(err, registry.ErrConflict) {
 		return err
 	}
-	return a.denied(r, who, audit.Event{Type: act, Target: fmt.Sprintf("%.64q", r.PathValue("id")), Reason: reason}, err)
+	if spiffe.ValidName(target) != nil { // it can be no gateway's
+		target = fmt.Sprintf("%.64q", target)
+	}
+	return a.denied(r, who, audit.Event{Type: act, Target: target, Reason: whyDenied(err)}, err)
+}
+
+// maxWhy bounds the reason of an act that was denied, in bytes.
+const maxWhy = 200
+
+// whyDenied is what the operator was told, as an event holds it: one line of printable ASCII, since people typed parts of it.
+func whyDenied(err error) string {
+	text := err.Error()
+	return strings.Map(func(c rune) rune {
+		if c < ' ' || c > '~' {
+			return '?'
+		}
+		return c
+	}, text[:min(len(text), maxWhy)])
 }
 
 // late tells whether an act stands although its event waits for a journal that cannot be written, and logs that.

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"wardlink/audit"
 
 	"wardlink/enroll"
 	"wardlink/internal/spiffe"
@@ -54,6 +55,9 @@ func TestLifeOfAGateway(t *testing.T) {
 		{"icu-7/decommission", `{"reason":"again"}`, 200, `"reason":"closed","drain":true,"already":true`},
 		{"icu-7/decommission", `{"reason":"stolen","now":true}`, 200, `"reason":"stolen","drain":false,"already":false`},
 		{"icu-7/resume", `{"reason":"x"}`, 409, "for ever"},
+		{"icu-7/revoke", `{"reason":"x"}`, 409, "for ever"},
+		{"icu-8/profile", `{"profile":"nosuch"}`, 404, "wardlink profile list"},
+		{"ICU_9/suspend", `{"reason":"x"}`, 404, "wardlink gateway list"},
 	} {
 		if got := o.do(op, "POST", "/v1/gateways/"+step.path, "application/json", step.body); got.Code != step.code || !strings.Contains(got.Body.String(), step.says) {
 			t.Errorf("%s %s: %d %s; expected %d and %q", step.path, step.body, got.Code, got.Body, step.code, step.says)
@@ -76,14 +80,18 @@ func TestLifeOfAGateway(t *testing.T) {
 	}
 	log := o.events()
 	for line, n := range map[string]int{
-		"gateway.moved icu-7 success": 2, `gateway.moved "icu-9" denied`: 1, "gateway.suspended icu-7 success": 2, `gateway.suspended "icu-9" denied`: 1,
-		"gateway.resumed icu-7 success": 1, `gateway.resumed "icu-8" denied`: 1, "gateway.resumed icu-8 success": 1,
-		`gateway.replaced "icu-7" denied`: 2, "gateway.replaced icu-7 success": 1, `gateway.replaced "icu-8" denied`: 1,
-		"gateway.decommissioned icu-7 success": 3, `gateway.decommissioned "icu-9" denied`: 1,
+		"gateway.moved icu-7 success": 2, "gateway.moved icu-9 denied": 1, "gateway.suspended icu-7 success": 2, "gateway.suspended icu-9 denied": 1,
+		"gateway.resumed icu-7 success": 1, "gateway.resumed icu-8 denied": 1, "gateway.resumed icu-8 success": 1,
+		"gateway.replaced icu-7 denied": 2, "gateway.replaced icu-7 success": 1, "gateway.replaced icu-8 denied": 1,
+		"gateway.decommissioned icu-7 success": 3, "gateway.decommissioned icu-9 denied": 1,
+		"gateway.revoked icu-7 denied": 1, "gateway.profiled icu-8 denied": 1, `gateway.suspended "ICU_9" denied`: 1,
 	} {
 		if got := strings.Count(log, line); got != n {
 			t.Errorf("%d times %q, expected %d:\n%s", got, line, n, log)
 		}
+	}
+	if why := o.whyDenied(audit.GatewayProfiled); !slices.Equal(why, []string{`profile: profile "nosuch" is unknown; 'wardlink profile list' shows those that there are`}) {
+		t.Errorf("the log says why a profile was not given: %q", why)
 	}
 	for _, act := range []string{"move", "replace", "suspend", "resume", "decommission"} {
 		if got := o.do(o.certificate(spiffe.Access, "ehr", domain), "POST", "/v1/gateways/icu-7/"+act, "application/json", `{"reason":"x","ward":"x"}`); got.Code != 403 {
@@ -109,7 +117,7 @@ func TestClockTokens(t *testing.T) {
 		says, eventual string
 	}{
 		{right, op, "icu-7", `{"challenge":"ABCD"}`, 400, "wardlink-agent clock", ""},
-		{right, op, "icu-9", `{"challenge":"` + challenge.String() + `"}`, 404, "icu-9", `clock.token "icu-9" denied`},
+		{right, op, "icu-9", `{"challenge":"` + challenge.String() + `"}`, 404, "icu-9", "clock.token icu-9 denied"},
 		{right.AddDate(10, 0, 0), op, "icu-7", `{"challenge":"` + challenge.String() + `"}`, 409, "wardlink clock confirm", "clock.token icu-7 denied"},
 		{right, o.certificate(spiffe.Access, "ehr", domain), "icu-7", `{"challenge":"` + challenge.String() + `"}`, 403, "", ""},
 		{right, op, "icu-7", `{"challenge":"` + strings.ToLower(challenge.String()) + `"}`, 200, `"token":"`, "clock.token icu-7 success"},
@@ -134,4 +142,19 @@ func TestClockTokens(t *testing.T) {
 			t.Errorf("%v, %v; expected %v", at, err, right)
 		}
 	}
+}
+
+// whyDenied are the reasons of the acts of a type that were denied.
+func (o *office) whyDenied(act audit.Type) (out []string) {
+	o.t.Helper()
+	entries, err := o.journal.Read(1, 10_000)
+	if err != nil {
+		o.t.Fatal(err)
+	}
+	for _, e := range entries {
+		if ev, err := audit.DecodeEvent(e.Head); err == nil && ev.Type == act && ev.Outcome == audit.Denied {
+			out = append(out, ev.Reason)
+		}
+	}
+	return out
 }

@@ -68,7 +68,7 @@ func (a *API) setProfile(w http.ResponseWriter, r *http.Request, who who) error 
 		return err
 	}
 	if err := a.Registry.SetProfile(r.Context(), who.actor, who.peer, p); errors.Is(err, registry.ErrConflict) {
-		return a.denied(r, who, audit.Event{Type: audit.ProfileSet, Target: p.Name, Reason: "conflicts with the registry"}, err)
+		return a.denied(r, who, audit.Event{Type: audit.ProfileSet, Target: p.Name, Reason: whyDenied(err)}, err)
 	} else if err != nil {
 		return err
 	}

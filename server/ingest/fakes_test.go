@@ -220,6 +220,7 @@ type fakeRegistry struct {
 	until    map[string]time.Time
 	window   *registry.WindowError // for all
 	inactive map[string]bool
+	cut      registry.State // of the revoked, as CutOff says it
 	revoked  map[string]bool
 	retired  map[[32]byte]string      // keys of replaced boards, and whose they were
 	takes    map[string]time.Duration // how long a question waits for its answer, by method; also Passed of a cell
@@ -294,7 +295,7 @@ func (r *fakeRegistry) CutOff(ctx context.Context) (out []registry.CutOff, err e
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, g := range slices.Sorted(maps.Keys(r.revoked)) {
-		out = append(out, registry.CutOff{Gateway: g})
+		out = append(out, registry.CutOff{Gateway: g, State: r.cut})
 	}
 	for key, g := range r.retired {
 		out = append(out, registry.CutOff{Gateway: g, Key: key})

@@ -23,7 +23,7 @@ func TestValidityCutsTheSession(t *testing.T) {
 	for len(b.srv.all()) > 1 { // the end is journaled after the connection is closed
 		time.Sleep(time.Millisecond)
 	}
-	if closed := b.journal.events(audit.SessionClosed); len(closed) != 1 || closed[0].Reason != endRevoked {
+	if closed := b.journal.events(audit.SessionClosed); len(closed) != 1 || closed[0].Reason != endWindow {
 		t.Errorf("closed %+v", closed)
 	}
 	b.reg.change(func() { b.reg.window = &registry.WindowError{Gateway: "gw-1"} })

@@ -365,7 +365,7 @@ func (s *Server) cutExpired(now time.Time) {
 		}
 		if adm := c.grant.Load(); adm != nil && !adm.Until.IsZero() && !now.Before(adm.Until) {
 			s.log.Warn("a gateway's validity is over; its session is cut", "gateway", c.id.gateway, "until", adm.Until)
-			c.stop(endRevoked, true)
+			c.stop(endWindow, true)
 		}
 	}
 }

@@ -2,7 +2,10 @@ package ingest
 
 import (
 	"context"
+	"errors"
 	"time"
+
+	"wardlink/server/registry"
 )
 
 // sight is what a server has seen of the registry.
@@ -105,10 +108,37 @@ func (s *Server) cutOff(ctx context.Context) error {
 		s.mu.Unlock()
 		if c != nil && (cut.Key == [32]byte{} || cut.Key == c.id.key) {
 			s.log.Warn("gateway is cut off; its session ends", "gateway", cut.Gateway)
-			c.stop(endRevoked, true)
+			c.stop(endOfCut(cut), true)
 		}
 	}
 	return nil
+}
+
+// endOfCut is the end of a session that may not go on.
+func endOfCut(cut registry.CutOff) string {
+	switch {
+	case cut.Key != [32]byte{}:
+		return endReplaced
+	case cut.State == registry.Suspended:
+		return endSuspended
+	case cut.State == registry.Decommissioned:
+		return endEnded
+	}
+	return endRevoked
+}
+
+// endFor is the end of a session that the registry no longer admits for that reason.
+func endFor(err error) string {
+	held, retired, window := (*registry.HeldError)(nil), (*registry.RetiredError)(nil), (*registry.WindowError)(nil)
+	switch {
+	case errors.As(err, &held):
+		return endOfCut(registry.CutOff{State: held.State})
+	case errors.As(err, &retired):
+		return endReplaced
+	case errors.As(err, &window):
+		return endWindow
+	}
+	return endRevoked
 }
 
 // judge asks what one session's gateway may do now. An error means that nobody knows.
@@ -124,7 +154,7 @@ func (s *Server) judge(ctx context.Context, c *session) error {
 		c.mu.Unlock()
 	case denied(err):
 		s.log.Warn("gateway is no longer admitted; its session is cut", "gateway", c.id.gateway)
-		c.stop(endRevoked, true)
+		c.stop(endFor(err), true)
 	default:
 		return err
 	}

@@ -123,7 +123,7 @@ func TestJudgingDoesNotCrawl(t *testing.T) {
 		b.reg.change(func() { b.reg.until = map[string]time.Time{"gw-1": time.Now().Add(3 * time.Second)} })
 		short := b.session("gw-1", 10*time.Hour, 0)
 		b.reg.change(func() { b.reg.takes["AdmitKey"] = 100 * time.Millisecond })
-		if took, why := b.lives(short); took > 5*time.Second || why != endRevoked {
+		if took, why := b.lives(short); took > 5*time.Second || why != endWindow {
 			t.Errorf("cut after %s (%s)", took, why)
 		}
 	})

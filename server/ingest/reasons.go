@@ -68,8 +68,12 @@ const (
 	endRefused    = "refused"    // a Refused event says what
 	endExpired    = "expired"    // the certificate's NotAfter
 	endTakeover   = "takeover"   // a newer connection of the same identity, here or at another node
-	endRevoked    = "revoked"    // the registry no longer admits the gateway, or not this board of it
-	endBlind      = "blind"      // the registry could not be asked for too long
-	endDraining   = "draining"   // the server is stopping
-	endError      = "error"      // the journal failed, or a fault of our own
+	endRevoked    = "revoked"    // an operator cut the gateway off, or the registry does not know it any more
+	endSuspended  = "suspended"  // an operator cut it off for a time
+	endEnded      = "decommissioned"
+	endReplaced   = "replaced" // this board of it is its own no longer
+	endWindow     = "outside its validity"
+	endBlind      = "blind"    // the registry could not be asked for too long
+	endDraining   = "draining" // the server is stopping
+	endError      = "error"    // the journal failed, or a fault of our own
 )

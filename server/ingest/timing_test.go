@@ -222,6 +222,28 @@ func TestRevokedGatewayIsCut(t *testing.T) {
 	})
 }
 
+// TestASessionsEndSaysWhatEndedIt: by the list of what is cut off, and by the question about this one.
+func TestASessionsEndSaysWhatEndedIt(t *testing.T) {
+	for why, err := range map[string]error{
+		endSuspended: &registry.HeldError{Gateway: "gw-1", State: registry.Suspended, Reason: "looked at"},
+		endEnded:     &registry.HeldError{Gateway: "gw-1", State: registry.Decommissioned, Reason: "scrapped"},
+		endReplaced:  &registry.RetiredError{Gateway: "gw-1", Reason: "broken"},
+		endWindow:    &registry.WindowError{Gateway: "gw-1"},
+		endRevoked:   &registry.RevokedError{Gateway: "gw-1", Reason: "stolen"},
+	} {
+		if got := endFor(err); got != why {
+			t.Errorf("%v: %q, expected %q", err, got, why)
+		}
+	}
+	inBubble(t, Limits{}, func(t *testing.T, b *pipeBench) {
+		c := b.session("gw-1", 10*time.Hour, 0)
+		b.reg.change(func() { b.reg.revoked["gw-1"], b.reg.cut = true, registry.Suspended })
+		if took, why := b.lives(c); took > time.Second || why != endSuspended {
+			t.Errorf("cut after %s (%s)", took, why)
+		}
+	})
+}
+
 // TestNudgeCutsAtOnce: a change that this process made itself is not waited for.
 func TestNudgeCutsAtOnce(t *testing.T) {
 	inBubble(t, Limits{}, func(t *testing.T, b *pipeBench) {
@@ -250,7 +272,7 @@ func TestReplacedBoardIsCut(t *testing.T) {
 		old := b.srv.sessions["gw-1"].id.key
 		b.srv.mu.Unlock()
 		b.reg.change(func() { b.reg.retired[old] = "gw-1" })
-		if took, why := b.lives(c); took > time.Second || why != endRevoked {
+		if took, why := b.lives(c); took > time.Second || why != endReplaced {
 			t.Errorf("cut after %s (%s)", took, why)
 		}
 		fresh := b.session("gw-1", 10*time.Hour, 0) // another key

@@ -50,7 +50,9 @@ func (r *Registry) MakeCode(ctx context.Context, who audit.Actor, peer, id strin
 	hash := hashCode(code)
 	err = r.change(ctx, func(tx *sql.Tx) (bool, error) {
 		now := r.now()
-		if _, err := living(tx, now, id); err != nil {
+		if _, err := living(tx, now, id); errors.Is(err, ErrUnknown) {
+			return false, refusal.New(ErrUnknown, "gateway %.64q: not in the registry, and a code is for one that is, before it first comes: enter it with 'wardlink gateway import FILE' ('wardlink gateway list' shows those that are there)", id)
+		} else if err != nil {
 			return false, err
 		}
 		var fresh int

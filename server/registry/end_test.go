@@ -156,7 +156,7 @@ func TestDecommissionNow(t *testing.T) {
 	if _, err := e.Admit(e.ctx, "gw-1"); !errors.Is(err, registry.ErrNotActive) {
 		t.Errorf("admitted: %v", err)
 	}
-	if cut, err := e.CutOff(e.ctx); err != nil || !slices.Equal(cut, []registry.CutOff{{Gateway: "gw-1"}}) {
+	if cut, err := e.CutOff(e.ctx); err != nil || !slices.Equal(cut, []registry.CutOff{{Gateway: "gw-1", State: registry.Decommissioned}}) {
 		t.Errorf("%v, %v", cut, err)
 	}
 	if g, err := e.ByEK(e.ctx, ek("one")); !errors.Is(err, registry.ErrNotActive) || g.ID != "gw-1" {

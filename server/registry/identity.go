@@ -149,7 +149,7 @@ func identityOf(tx *sql.Tx, now time.Time, kind spiffe.Kind, name string) (Ident
 	i, err := scanIdentity(tx.QueryRow("SELECT "+identityColumns+", "+certificateColumns+" FROM identities i"+newestCertificate+" WHERE i.kind = $1 AND i.name = $2",
 		string(kind), name), &spki)
 	if errors.Is(err, sql.ErrNoRows) {
-		return Identity{}, fmt.Errorf("%s %.64q: %w", kindName(kind), name, ErrUnknown)
+		return Identity{}, refusal.New(ErrUnknown, "%s %.64q: not in the registry; 'wardlink %s list' shows those that are there", kindName(kind), name, commandOf(kind))
 	}
 	if err == nil {
 		err = tx.QueryRow("SELECT COUNT(*) FROM identity_certificates WHERE kind = $1 AND name = $2 AND ends > $3", string(kind), name, now.UnixMilli()).Scan(&i.Valid)

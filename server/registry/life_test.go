@@ -116,7 +116,7 @@ func TestSuspendAndResume(t *testing.T) {
 	if err := f.AddKey(f.ctx, keyFor("gw-1", "one", f.clock)); !errors.As(err, &held) {
 		t.Errorf("a certificate slipped past: %v", err)
 	}
-	if cut, err := f.CutOff(f.ctx); err != nil || !slices.Equal(cut, []registry.CutOff{{Gateway: "gw-1"}}) {
+	if cut, err := f.CutOff(f.ctx); err != nil || !slices.Equal(cut, []registry.CutOff{{Gateway: "gw-1", State: registry.Suspended}}) {
 		t.Errorf("%v, %v", cut, err)
 	}
 	if second, again, err := f.Suspend(f.ctx, operator, "", "gw-1", "other"); err != nil || !again || second.Reason != "looked at" {
@@ -150,6 +150,9 @@ func TestResumeTakesARevocationBack(t *testing.T) {
 	}
 	if _, _, err := f.Suspend(f.ctx, operator, "", "gw-1", "x"); !errors.Is(err, registry.ErrConflict) {
 		t.Errorf("a revoked gateway was suspended: %v", err)
+	}
+	if cut, err := f.CutOff(f.ctx); err != nil || !slices.Equal(cut, []registry.CutOff{{Gateway: "gw-1", State: registry.Revoked}}) {
+		t.Errorf("%v, %v", cut, err)
 	}
 	if _, err := f.Resume(f.ctx, operator, "", "gw-1", ""); !errors.Is(err, registry.ErrConflict) {
 		t.Errorf("without a reason: %v", err)

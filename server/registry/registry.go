@@ -367,10 +367,15 @@ func (g *Gateway) admissible(now time.Time) error {
 		return &HeldError{g.ID, g.State, g.Hold.Reason}
 	case g.State != Active && g.State != Quarantined:
 		return fmt.Errorf("gateway %s is %s: %w", g.ID, g.State, ErrNotActive)
-	case !g.NotBefore.IsZero() && now.Before(g.NotBefore), !g.NotAfter.IsZero() && !now.Before(g.NotAfter):
+	case g.Outside(now):
 		return &WindowError{g.ID, g.NotBefore, g.NotAfter}
 	}
 	return nil
+}
+
+// Outside says whether an instant is outside of the gateway's validity.
+func (g *Gateway) Outside(now time.Time) bool {
+	return !g.NotBefore.IsZero() && now.Before(g.NotBefore) || !g.NotAfter.IsZero() && !now.Before(g.NotAfter)
 }
 
 // Lanes are the lanes of the gateway's profile, a bit for each: whether it is admitted at all is Admit's to say.

@@ -45,7 +45,7 @@ const (
 // CheckReason says what is wrong with an operator's reason and how to mend it.
 func CheckReason(reason string) error {
 	if strings.TrimSpace(reason) == "" {
-		return errors.New("a reason is needed: it stands in the log, and the gateway shows it")
+		return errors.New("a reason is needed (--reason TEXT): it stands in the log, and whom it concerns is told")
 	}
 	if !oneLine(reason, maxReason) {
 		return fmt.Errorf("reason: expected at most %d bytes of printable UTF-8 on one line", maxReason)

@@ -75,7 +75,7 @@ func TestRevoke(t *testing.T) {
 		t.Errorf("imported again: %v %v", res, err)
 	}
 	f.refuses(t)
-	if ids, err := f.CutOff(f.ctx); err != nil || !slices.Equal(ids, []registry.CutOff{{Gateway: "gw-1"}}) {
+	if ids, err := f.CutOff(f.ctx); err != nil || !slices.Equal(ids, []registry.CutOff{{Gateway: "gw-1", State: registry.Revoked}}) {
 		t.Errorf("revoked: %q, %v", ids, err)
 	}
 	list, err := f.List(f.ctx)

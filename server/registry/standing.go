@@ -36,13 +36,16 @@ func (e *HeldError) Unwrap() error { return ErrNotActive }
 type CutOff struct {
 	Gateway string
 	Key     [32]byte // SPKI hash; zero: whatever the key
+	State   State    // of the gateway: Revoked, Suspended or Decommissioned; "" with a Key
 }
 
 // CutOff gives what is cut off: gateways that are revoked, suspended or decommissioned, and the keys of replaced boards whose
 // certificates have not ended.
 func (r *Registry) CutOff(ctx context.Context) (out []CutOff, err error) {
-	rows, err := r.db.Query(ctx, `SELECT gateway, spki FROM retired_keys WHERE not_after > $1 UNION SELECT gateway, NULL FROM revocations
-		UNION SELECT gateway, NULL FROM gateway_holds ORDER BY 1, 2 NULLS FIRST`, r.now().UnixMilli())
+	rows, err := r.db.Query(ctx, `SELECT gateway, spki, '' FROM retired_keys WHERE not_after > $1
+		UNION SELECT v.gateway, NULL, 'revoked' FROM revocations v JOIN gateways g ON g.id = v.gateway AND g.state <> 'decommissioned'
+		UNION SELECT g.id, NULL, g.state FROM gateway_holds h JOIN gateways g ON g.id = h.gateway WHERE NOT (g.state = 'suspended' AND g.id IN (SELECT gateway FROM revocations))
+		ORDER BY 1, 2 NULLS FIRST`, r.now().UnixMilli())
 	if err != nil {
 		return nil, fmt.Errorf("registry: %w", err)
 	}
@@ -50,7 +53,7 @@ func (r *Registry) CutOff(ctx context.Context) (out []CutOff, err error) {
 	for rows.Next() {
 		var c CutOff
 		var key []byte
-		if err := rows.Scan(&c.Gateway, &key); err != nil {
+		if err := rows.Scan(&c.Gateway, &key, &c.State); err != nil {
 			return nil, fmt.Errorf("registry: %w", err)
 		}
 		copy(c.Key[:], key)

@@ -94,6 +94,26 @@ func (r *Registry) Planned(ctx context.Context) (map[string]Ward, error) {
 	return out, nil
 }
 
+// WardNames are the wards in which a gateway stands, stood or is to stand, in their order.
+func (r *Registry) WardNames(ctx context.Context) (out []string, err error) {
+	rows, err := r.db.Query(ctx, "SELECT DISTINCT ward FROM gateway_wards WHERE ward <> '' ORDER BY ward")
+	if err != nil {
+		return nil, fmt.Errorf("registry: %w", err)
+	}
+	defer func() { _ = rows.Close() }()
+	for rows.Next() {
+		var ward string
+		if err := rows.Scan(&ward); err != nil {
+			return nil, fmt.Errorf("registry: %w", err)
+		}
+		out = append(out, ward)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, fmt.Errorf("registry: %w", err)
+	}
+	return out, nil
+}
+
 // Move is what Move did.
 type Move struct {
 	Ward     Ward

@@ -284,6 +284,9 @@ func (j *judge) disconnected(s *Station) {
 		j.stop(s, "the gateway is decommissioned: "+j.Reason, "nothing: it sends no more")
 	case j.State != "" && j.State != "active" && j.State != "quarantined": // which is connected
 		j.stop(s, "the gateway is "+j.State+" in the registry", "make it active again in the registry")
+	case j.Window != "":
+		j.stop(s, "the gateway is outside of its validity ("+j.Window+")",
+			"nothing, if that was meant; otherwise 'wardlink gateway window "+j.Gateway+" --until TIME' or --always lets it connect; what it took in meanwhile follows")
 	case !j.Session.Refused.IsZero() && j.Session.Refused.After(j.Session.Opened):
 		j.stop(s, fmt.Sprintf("the server refuses the gateway: %s (%s ago)", j.Session.Why, ago(j.Now, j.Session.Refused)),
 			"see 'wardlink audit list --type refused' for the refusal, and 'wardlink gateway show' for what the gateway may do")

@@ -22,6 +22,7 @@ type Facts struct {
 	Ward    string // in which it stands now
 	State   string // of the gateway in the registry: "active", "revoked", ...
 	Reason  string // why it is not active, as the operator gave it
+	Window  string // the validity that it is outside of now; "" while it is inside
 	Source  string // "" while the gateway has named none
 
 	Report   *telemetry.Report // the gateway's newest; nil when it never reported

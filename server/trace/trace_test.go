@@ -114,8 +114,9 @@ func TestTheFirstStationThatStoppedIsNamed(t *testing.T) {
 			f.Started = f.Now.Add(-10 * time.Second)
 			f.Session = Session{}
 		}, Published, "server was started 10 s ago", "network"},
-		"never connected": {func(f *Facts) { *f = Facts{Now: now, Gateway: "gw-1", State: "active", Hospital: f.Hospital} }, Published, "never connected", "kit"},
-		"revoked":         {func(f *Facts) { f.gone(time.Minute); f.State, f.Reason = "revoked", "stolen" }, Published, "revoked: stolen", "if that was meant"},
+		"never connected":      {func(f *Facts) { *f = Facts{Now: now, Gateway: "gw-1", State: "active", Hospital: f.Hospital} }, Published, "never connected", "kit"},
+		"revoked":              {func(f *Facts) { f.gone(time.Minute); f.State, f.Reason = "revoked", "stolen" }, Published, "revoked: stolen", "if that was meant"},
+		"outside its validity": {func(f *Facts) { f.gone(time.Minute); f.Window = "until 2026-01-01T00:00:00Z" }, Published, "validity (until 2026-01-01T00:00:00Z)", "gateway window"},
 		"refused": {func(f *Facts) {
 			f.gone(time.Hour)
 			f.Session.Refused, f.Session.Why = f.Now.Add(-time.Minute), "lane is not allowed"

@@ -35,6 +35,7 @@ type AccessGrant struct {
 	ID          string    `json:"id"`
 	Scope       string    `json:"scope"`              // in one line
 	Hospital    string    `json:"hospital,omitempty"` // https://host:port of the port at which it counts
+	Warnings    []string  `json:"warnings,omitempty"` // what the scope may not have meant
 }
 
 // RenewRequest asks for the next certificate of who asks, for another key.
@@ -54,27 +55,28 @@ type Own struct {
 
 // Identity is one that is no patient and, but for operators, no person.
 type Identity struct {
-	Kind    string    `json:"kind"` // access, operator; in the table of all also gateway, node, server, key
-	Name    string    `json:"name"`
-	Owner   string    `json:"owner,omitempty"`
-	Contact string    `json:"contact,omitempty"`
-	Role    string    `json:"role,omitempty"`
-	Scope   string    `json:"scope,omitempty"` // in one line
-	Holds   *Scope    `json:"holds,omitempty"` // the same; of service accounts
-	State   string    `json:"state"`
-	Reason  string    `json:"reason,omitempty"`
-	Changed time.Time `json:"changed,omitzero"` // when the state was set
-	By      string    `json:"changed_by,omitempty"`
-	Created time.Time `json:"created,omitzero"`
-	Creator string    `json:"created_by,omitempty"`
-	Used    time.Time `json:"last_used,omitzero"`
-	UsedFor string    `json:"last_used_for,omitempty"`
-	Serial  string    `json:"serial,omitempty"`
-	Expires time.Time `json:"expires,omitzero"` // when its newest certificate counts no more; absent: never
-	Valid   int       `json:"certificates,omitempty"`
-	Next    time.Time `json:"next_rotation,omitzero"`
-	Renewal string    `json:"renewed_by,omitempty"`
-	May     []string  `json:"may,omitempty"` // of an operator that is shown alone: the routes of its role
+	Kind     string    `json:"kind"` // access, operator; in the table of all also gateway, node, server, key
+	Name     string    `json:"name"`
+	Owner    string    `json:"owner,omitempty"`
+	Contact  string    `json:"contact,omitempty"`
+	Role     string    `json:"role,omitempty"`
+	Scope    string    `json:"scope,omitempty"` // in one line
+	Holds    *Scope    `json:"holds,omitempty"` // the same; of service accounts
+	State    string    `json:"state"`
+	Reason   string    `json:"reason,omitempty"`
+	Changed  time.Time `json:"changed,omitzero"` // when the state was set
+	By       string    `json:"changed_by,omitempty"`
+	Created  time.Time `json:"created,omitzero"`
+	Creator  string    `json:"created_by,omitempty"`
+	Used     Use       `json:"last_used,omitzero"` // absent: never; null: nobody notes when it is used
+	Warnings []string  `json:"warnings,omitempty"` // what a change may not have meant
+	UsedFor  string    `json:"last_used_for,omitempty"`
+	Serial   string    `json:"serial,omitempty"`
+	Expires  time.Time `json:"expires,omitzero"` // when its newest certificate counts no more; absent: never
+	Valid    int       `json:"certificates,omitempty"`
+	Next     time.Time `json:"next_rotation,omitzero"`
+	Renewal  string    `json:"renewed_by,omitempty"`
+	May      []string  `json:"may,omitempty"` // of an operator that is shown alone: the routes of its role
 }
 
 // ChangeRequest changes an identity; what is absent stays.
@@ -151,4 +153,30 @@ func (c *Client) Identities(ctx context.Context, kind string) (out []Identity, e
 // IdentityAct posts an act on one: change, state, rotate, explain.
 func (c *Client) IdentityAct(ctx context.Context, kind, name, act string, in, out any) error {
 	return c.Post(ctx, identityPath(kind, name)+"/"+act, in, out)
+}
+
+// Use is when an identity was last used.
+type Use struct {
+	time.Time      // zero: never
+	Untracked bool // nobody notes it: a key is used all the time
+}
+
+// IsZero says whether it was never used, as far as that is noted.
+func (u Use) IsZero() bool { return u.Time.IsZero() && !u.Untracked }
+
+// MarshalJSON gives null for what is not noted.
+func (u Use) MarshalJSON() ([]byte, error) {
+	if u.Untracked {
+		return []byte("null"), nil
+	}
+	return u.Time.MarshalJSON()
+}
+
+// UnmarshalJSON reads what MarshalJSON gives.
+func (u *Use) UnmarshalJSON(b []byte) error {
+	if string(b) == "null" {
+		*u = Use{Untracked: true}
+		return nil
+	}
+	return u.Time.UnmarshalJSON(b)
 }

@@ -86,6 +86,18 @@ func StoreAccess(dir, name string, key *ecdsa.PrivateKey, grant AccessGrant) err
 	return storePair(dir, name, append(text, grant.Certificate...))
 }
 
+// ReadyFolder makes a service account's folder, if need be, and tries that a file can be written into it.
+func ReadyFolder(dir string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("the account's folder cannot be made: %w", err)
+	}
+	const probe = ".probe"
+	if err := durable.WriteFile(filepath.Join(dir, probe), []byte("x"), 0o600); err != nil {
+		return fmt.Errorf("the account's files cannot be written: %w", err)
+	}
+	return os.Remove(filepath.Join(dir, probe))
+}
+
 // storePair writes a key and its chain, in PEM, key first.
 func storePair(dir, name string, both []byte) error {
 	block, chain := pem.Decode(both)

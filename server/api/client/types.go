@@ -12,6 +12,11 @@ type Gateway struct {
 	State   string   `json:"state"`
 	EK      []string `json:"ek_sha256"` // hex
 
+	// The validity, where it has one, and whether it is outside of it by the server's clock.
+	NotBefore time.Time `json:"not_before,omitzero"`
+	NotAfter  time.Time `json:"not_after,omitzero"`
+	Outside   bool      `json:"outside_validity,omitempty"`
+
 	Revoked *Revocation `json:"revoked,omitempty"` // set when State is "revoked"
 	Hold    *Hold       `json:"hold,omitempty"`    // of a gateway that is suspended or decommissioned
 	// Quarantine is why what it publishes is marked, also of one that is cut off meanwhile.
