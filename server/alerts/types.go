@@ -91,7 +91,7 @@ var kinds = []Kind{
 		"Batches of a gateway could not be opened three times; they are kept.",
 		"'wardlink records dead' says why; mend that and try again with 'wardlink records reopen'."},
 	{BatchParked, Critical, 24 * time.Hour, "gateway",
-		"The server refused batches of a gateway, which keeps them and does not send them again by itself.",
+		"The server refused batches of a gateway, which keeps them and offers them again at each start and once a day.",
 		"'wardlink audit list --type refused --gateway ID' says why; do not wipe the gateway, which holds them."},
 	{BatchesLost, Critical, 24 * time.Hour, "gateway",
 		"A gateway lost batches that the hospital never had, within the last day: evicted since its buffer was full, or damaged on its disk.",

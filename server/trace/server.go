@@ -80,7 +80,7 @@ func (j *judge) associated() {
 	switch {
 	case p.Anonymous > 0 && (s.Count == 0 || p.AnonymousAt.Sub(whose) > j.limit):
 		j.stop(&s, "the monitor's messages name no patient (in HL7, PID-3 is empty)",
-			"admit the patient at the monitor, or set it to send the patient's id, or bind an HL7 device to its bed (sources[].bindings in agent.yaml)")
+			"admit the patient at the monitor, or set it to send the patient's id, or bind the device to its bed (sources[].bindings in agent.yaml)")
 	case p.Anonymous > 0:
 		s.Note = fmt.Sprintf("%d messages without patient, the last %s ago", p.Anonymous, ago(j.Now, p.AnonymousAt))
 	case p.Bedded > 0:

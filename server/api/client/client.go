@@ -106,7 +106,7 @@ func (c *Client) send(ctx context.Context, method, path string, query url.Values
 	resp, err := c.http.Do(req)
 	if err != nil {
 		if errors.Is(err, syscall.ECONNREFUSED) {
-			return nil, fmt.Errorf("no server answers at %s (connection refused); start it with 'wardlink-server run --dir DIR', or correct \"server\" in the operator's file", c.base.Host)
+			return nil, fmt.Errorf("no server answers at %s (connection refused); start it with 'wardlink-server run --dir DIR', or correct \"server\" in the file of your certificate (the operator's file, or access.json)", c.base.Host)
 		}
 		var op interface{ Timeout() bool }
 		if errors.As(err, &op) && op.Timeout() {
