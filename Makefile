@@ -31,7 +31,7 @@ test: need need-postgres ## all tests, with a real TPM emulator, and those of th
 	@scripts/recording --say
 	scripts/test $(DATABASE)
 
-check: need need-postgres build ## the long checks, in two lanes: lint, checks taken out, race detector, ARM, packages, two minutes of chaos, a sample of faults, former agents, two days of the CA's tables, a month of a thousand gateways' renewals, real recordings where there are some
+check: need need-postgres build ## the long checks, in two lanes: lint, checks taken out, race detector, ARM, packages, two minutes of chaos, a sample of faults, former agents, two days of the CA's tables, a month of a thousand gateways' renewals, a hospital on PostgreSQL restored, real recordings where there are some
 	@scripts/need haproxy:haproxy qemu-arm-static:qemu-user-static gcc:build-essential debootstrap:debootstrap rpm:rpm man:man-db systemd-analyze:systemd flock:util-linux
 	scripts/check
 
