@@ -109,18 +109,27 @@ func (c *Conn) Paced(b *Batches, w Window, first time.Time, interval time.Durati
 			var buf []byte
 			var err error
 			defer close(flying)
-			for at := first; at.Before(w.Until); at = at.Add(interval) {
+			for at := first; at.Before(w.Until); {
 				time.Sleep(time.Until(at))
+				now := time.Now()
 				var id uint16
 				select {
 				case id = <-free:
 				case <-stop:
 					return nil
 				}
-				if buf, err = b.appendTo(buf[:0], id, time.Now()); err != nil {
-					return err
+				// What else is due by now goes in the same write.
+				for buf = buf[:0]; ; {
+					if buf, err = b.appendTo(buf, id, now); err != nil {
+						return err
+					}
+					flying <- due{id, at}
+					at = at.Add(interval)
+					if at.After(now) || !at.Before(w.Until) || len(free) == 0 {
+						break
+					}
+					id = <-free // this goroutine alone takes any
 				}
-				flying <- due{id, at}
 				if _, err := c.conn.Write(buf); err != nil {
 					return err
 				}
