@@ -28,6 +28,7 @@ import (
 	"time"
 
 	"go.etcd.io/bbolt"
+	"golang.org/x/sys/unix"
 
 	"wardlink/internal/durable"
 )
@@ -272,6 +273,14 @@ func (f *File) Rest() {
 	// shared and is never written through (bbolt writes with pwrite), so what is given back is what the file holds.
 	if length := f.length(); length > 0 {
 		_, _, _ = syscall.Syscall(syscall.SYS_MADVISE, f.db.Info().Data, uintptr(length), syscall.MADV_DONTNEED) // advice: refused, it changes nothing
+	}
+}
+
+// Cool tells the kernel that the pages of a file which is not open need not stay in memory. It is advice: where it fails, it changes nothing.
+func Cool(path string) {
+	if f, err := os.Open(path); err == nil {
+		_ = unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED)
+		_ = f.Close()
 	}
 }
 

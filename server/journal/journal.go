@@ -216,6 +216,7 @@ type seg struct {
 	bad     []error // commits that did not verify; under Journal.reading
 	failed  int     // reads since the last good one; under Journal.reading
 	since   time.Time
+	cold    bool // the kernel was told that its pages are not needed; under Journal.storing
 }
 
 const maxBad = 64

@@ -274,7 +274,30 @@ func (j *Journal) SetCursor(consumer string, seq uint64) error {
 	j.mu.Lock()
 	j.cursors.seqs[consumer] = seq
 	j.mu.Unlock()
+	j.cool()
 	return nil
+}
+
+// cool lets the kernel have the memory of finished files that every consumer has passed: who reads them again, after a restore, can wait for the
+// disk, while the database's pages, which a hospital searches, would go for what nobody reads. Pages that come back at once are also the
+// cheapest to write the next file with. Under storing.
+func (j *Journal) cool() {
+	j.mu.Lock()
+	passed := j.passed()
+	var done []*seg
+	for _, s := range j.segs {
+		if !s.cold && !s.writing && s.last <= passed {
+			done = append(done, s)
+		}
+	}
+	j.mu.Unlock()
+	for _, s := range done {
+		j.reading.Lock()
+		j.shut(s) // what is mapped stays
+		segment.Cool(s.path)
+		j.reading.Unlock()
+		s.cold = true
+	}
 }
 
 // Close commits what was submitted, runs its callbacks, and lets go of the directory.
