@@ -57,6 +57,7 @@ type figure struct {
 	RSS     int64         `json:"memory_bytes"`
 	HalfP99 time.Duration `json:"half_load_p99_ns,omitempty"` // at half of Rate; of the judged shape alone
 	HalfAt  float64       `json:"half_load_publishes_per_second,omitempty"`
+	HalfCPU float64       `json:"half_load_cores,omitempty"` // busy, of server and load: publishes at fixed times cost both more than those that come together
 }
 
 // bench is one run.
@@ -208,7 +209,7 @@ func (b *bench) one(s subject, r *running, sh shape) (figure, error) {
 		if err != nil {
 			return f, fmt.Errorf("at half load: %w", err)
 		}
-		f.HalfP99, f.HalfAt = half.P99, half.Rate
+		f.HalfP99, f.HalfAt, f.HalfCPU = half.P99, half.Rate, half.Rate*(half.CPU+half.Load)/1e6
 	}
 	b.said("  %3d clients, %5d bytes: %7.0f/s, p99 %7.1f ms, CPU %5.1f us, %d MB", sh.Clients, sh.Size, f.Rate, ms(f.P99), f.CPU, f.RSS>>20)
 	return f, nil

@@ -81,6 +81,7 @@ func (b *bench) report() *report {
 				P99: median(figures, func(f figure) time.Duration { return f.P99 }), CPU: median(figures, func(f figure) float64 { return f.CPU }),
 				Load: median(figures, func(f figure) float64 { return f.Load }), RSS: median(figures, func(f figure) int64 { return f.RSS }),
 				HalfP99: median(figures, func(f figure) time.Duration { return f.HalfP99 }), HalfAt: median(figures, func(f figure) float64 { return f.HalfAt }),
+				HalfCPU: median(figures, func(f figure) float64 { return f.HalfCPU }),
 			}}
 			rates := slices.SortedFunc(slices.Values(figures), func(a, b figure) int { return cmp.Compare(a.Rate, b.Rate) })
 			x.Least, x.Most = rates[0].Rate, rates[len(rates)-1].Rate
@@ -135,14 +136,14 @@ func (r *report) print(w io.Writer) {
 		if x.Shape != last {
 			last = x.Shape
 			fmt.Fprintf(w, "\n%d clients, %d bytes, %d in flight each\n", x.Shape.Clients, x.Shape.Size, inFlight)
-			fmt.Fprintf(w, "  %-38s %10s %19s %8s %8s %8s %9s %8s %8s %7s\n", "", "msgs/s", "[min-max]", "ours is", "p50 ms", "p99 ms", "half p99", "CPU us", "load us", "MB")
+			fmt.Fprintf(w, "  %-38s %10s %19s %8s %8s %8s %9s %9s %8s %8s %7s\n", "", "msgs/s", "[min-max]", "ours is", "p50 ms", "p99 ms", "half p99", "its cores", "CPU us", "load us", "MB")
 		}
-		half := "-"
+		half, cores := "-", "-"
 		if x.Median.HalfP99 > 0 {
-			half = fmt.Sprintf("%.1f", ms(x.Median.HalfP99))
+			half, cores = fmt.Sprintf("%.1f", ms(x.Median.HalfP99)), fmt.Sprintf("%.1f", x.Median.HalfCPU)
 		}
-		fmt.Fprintf(w, "  %-38s %10.0f %19s %7.2fx %8.1f %8.1f %9s %8.1f %8.1f %7d\n", x.What, x.Median.Rate, fmt.Sprintf("[%.0f-%.0f]", x.Least, x.Most),
-			x.Ratio, ms(x.Median.P50), ms(x.Median.P99), half, x.Median.CPU, x.Median.Load, x.Median.RSS>>20)
+		fmt.Fprintf(w, "  %-38s %10.0f %19s %7.2fx %8.1f %8.1f %9s %9s %8.1f %8.1f %7d\n", x.What, x.Median.Rate, fmt.Sprintf("[%.0f-%.0f]", x.Least, x.Most),
+			x.Ratio, ms(x.Median.P50), ms(x.Median.P99), half, cores, x.Median.CPU, x.Median.Load, x.Median.RSS>>20)
 	}
 	fmt.Fprintf(w, "\nGoals, of %d clients with %d bytes\n", judged.Clients, judged.Size)
 	for _, g := range r.Goals {
