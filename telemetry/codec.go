@@ -50,6 +50,8 @@ func Encode(b Batch) ([]byte, error) {
 
 // Decode reads what Encode wrote. The bytes may come from anyone who could seal: sizes, counts, indexes and lengths are checked
 // before they are used, and what Decode returns is within every limit that Encode enforces. Errors never hold a value of the batch.
+//
+// Texts of what is returned share memory: who keeps one for longer than the batch clones it.
 func Decode(data []byte) (Batch, error) {
 	plain := buffers.Get().(*bytes.Buffer)
 	defer buffers.Put(plain)
@@ -66,7 +68,7 @@ func Decode(data []byte) (Batch, error) {
 		return b, nil
 	}
 	var w wireBatch
-	if err := unmarshal(cborBytes, &w); err != nil {
+	if err := readBatch(cborBytes, &w); err != nil {
 		return Batch{}, fmt.Errorf("decode batch: %w", err)
 	}
 	b, err := w.batch()
@@ -136,8 +138,17 @@ func unpack(data []byte, buf *bytes.Buffer) ([]byte, error) {
 	return nil, fmt.Errorf("codec %d is unknown; expected 0 (plain) or 1 (deflate)", data[0])
 }
 
-// inflate reads one byte more than it allows, so that a bomb is noticed at the limit and not at its end.
+// inflate gives what data inflates to, in buf, which is empty.
 func inflate(data []byte, buf *bytes.Buffer) ([]byte, error) {
+	if out, ok := inflateAll(buf.AvailableBuffer(), data); ok {
+		buf.Write(out) // it stands there already, unless it outgrew buf
+		return buf.Bytes(), nil
+	}
+	return inflateStream(data, buf)
+}
+
+// inflateStream reads one byte more than it allows, so that a bomb is noticed at the limit and not at its end.
+func inflateStream(data []byte, buf *bytes.Buffer) ([]byte, error) {
 	in := bytes.NewReader(data)
 	r := inflaters.Get().(io.ReadCloser)
 	defer inflaters.Put(r)

@@ -143,6 +143,9 @@ func newEncoding() cbor.UserBufferEncMode {
 	return mode
 }
 
+// maxPairs is the most that a map of a batch has.
+const maxPairs = 32
+
 // newDecoding bounds what hostile bytes can make us allocate: the input is checked for well-formedness against these limits before
 // any value is built, so a declared length must be backed by bytes (at most MaxPlain of them).
 func newDecoding() cbor.DecMode {
@@ -152,7 +155,7 @@ func newDecoding() cbor.DecMode {
 		TagsMd:            cbor.TagsForbidden,
 		ExtraReturnErrors: cbor.ExtraDecErrorUnknownField,
 		MaxArrayElements:  MaxRows,
-		MaxMapPairs:       32,
+		MaxMapPairs:       maxPairs,
 		MaxNestedLevels:   8,
 		UTF8:              cbor.UTF8RejectInvalid,
 	}.DecMode()

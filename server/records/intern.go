@@ -8,7 +8,8 @@ import (
 	"database/sql"
 	"encoding/binary"
 	"errors"
-	"fmt"
+	"strconv"
+	"strings"
 
 	"wardlink/internal/secret"
 	"wardlink/server/sqldb"
@@ -38,6 +39,42 @@ type (
 	}
 	formKey struct{ kind, name, unit, subID, limits, device, status, flags, bed string }
 )
+
+// interned is a key of a cache. Its texts are parts of the batch, or of the row of access, that it was met in first; owned gives one that does not keep
+// all of that in memory.
+type interned[K any] interface {
+	comparable
+	owned() K
+}
+
+func (k sourceKey) owned() sourceKey {
+	return sourceKey{strings.Clone(k.gateway), strings.Clone(k.source)}
+}
+
+func (k bootKey) owned() bootKey { return bootKey{strings.Clone(k.gateway), k.boot} }
+
+func (k streamKey) owned() streamKey {
+	return streamKey{strings.Clone(k.gateway), k.epoch, k.lane}
+}
+
+func (k originKey) owned() originKey {
+	return originKey{strings.Clone(k.kind), strings.Clone(k.sender), strings.Clone(k.processing), strings.Clone(k.location), strings.Clone(k.visit)}
+}
+
+func (k subjectKey) owned() subjectKey {
+	return subjectKey{strings.Clone(k.authority), strings.Clone(k.id)}
+}
+
+func (k seriesKey) owned() seriesKey {
+	return seriesKey{k.subject, k.mdc, strings.Clone(k.ucum), strings.Clone(k.system), strings.Clone(k.code), k.kind}
+}
+
+func (k formKey) owned() formKey {
+	return formKey{
+		strings.Clone(k.kind), strings.Clone(k.name), strings.Clone(k.unit), strings.Clone(k.subID), strings.Clone(k.limits), strings.Clone(k.device),
+		strings.Clone(k.status), strings.Clone(k.flags), strings.Clone(k.bed),
+	}
+}
 
 // maxInterned bounds each cache's keys and maxInternedSize the bytes of one; a full cache is emptied, a long key is not kept, both of
 // which cost queries and nothing else.
@@ -135,7 +172,7 @@ func (in *interner) row(tx *sql.Tx, query string, args ...any) *sql.Row {
 }
 
 // intern gives the id of the row that find selects by its arguments, inserting it when it is not there.
-func intern[K comparable](in *interner, tx *sql.Tx, c *cache[K], key K, find string, findArgs []any, insert string, insertArgs []any) (int64, error) {
+func intern[K interned[K]](in *interner, tx *sql.Tx, c *cache[K], key K, find string, findArgs []any, insert string, insertArgs []any) (int64, error) {
 	var id int64
 	err := in.row(tx, find, findArgs...).Scan(&id)
 	if errors.Is(err, sql.ErrNoRows) {
@@ -156,7 +193,7 @@ func intern[K comparable](in *interner, tx *sql.Tx, c *cache[K], key K, find str
 	if len(*c) >= maxInterned {
 		clear(*c)
 	}
-	(*c)[key] = id
+	(*c)[key.owned()] = id
 	return id, nil
 }
 
@@ -271,11 +308,16 @@ func textHash(texts ...string) []byte {
 
 // messageKey is the key of one message for ever.
 func messageKey(gateway, source string, digest [32]byte, n uint32) [16]byte {
-	h := sha256.New()
-	fmt.Fprintf(h, "wardlink/message/1\x00%d:%s%d:%s", len(gateway), gateway, len(source), source)
-	h.Write(digest[:])
-	_ = binary.Write(h, binary.BigEndian, n)
-	return [16]byte(h.Sum(nil))
+	of := make([]byte, 0, 256)
+	of = append(of, "wardlink/message/1\x00"...)
+	for _, text := range []string{gateway, source} {
+		of = append(strconv.AppendInt(of, int64(len(text)), 10), ':')
+		of = append(of, text...)
+	}
+	of = append(of, digest[:]...)
+	of = binary.BigEndian.AppendUint32(of, n)
+	sum := sha256.Sum256(of)
+	return [16]byte(sum[:16])
 }
 
 // close gives the statements back.

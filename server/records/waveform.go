@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 
 	"wardlink/telemetry"
 )
@@ -27,6 +28,15 @@ func isWaveform(kind int64) bool { return kind == kindWaveform || kind == kindWa
 type channelKey struct {
 	kind, name, label, unit, subID, device, status, flags string
 	period, factor, origin, lower, upper, bed             string
+}
+
+func (k channelKey) owned() channelKey {
+	for _, text := range []*string{
+		&k.kind, &k.name, &k.label, &k.unit, &k.subID, &k.device, &k.status, &k.flags, &k.period, &k.factor, &k.origin, &k.lower, &k.upper, &k.bed,
+	} {
+		*text = strings.Clone(*text)
+	}
+	return k
 }
 
 const (
