@@ -209,10 +209,7 @@ func openHandle(path string, pragmas []string, txlock string, conns int) (*sql.D
 	if err != nil {
 		return nil, err
 	}
-	db, err := sql.Open("sqlite", uri)
-	if err != nil {
-		return nil, err
-	}
+	db := sql.OpenDB(keeper{uri})
 	db.SetMaxOpenConns(conns)
 	db.SetMaxIdleConns(conns)
 	if err := db.Ping(); err != nil {
