@@ -5,7 +5,6 @@ import (
 	"database/sql"
 	_ "embed"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"time"
 
@@ -54,8 +53,17 @@ func (r *Registry) Measured(ctx context.Context, gateway string, m boot.Measurem
 	if err != nil {
 		return fmt.Errorf("registry: measurement: %w", err)
 	}
-	nothing := errors.New("nothing to write")
-	err = r.change(ctx, func(tx *sql.Tx) (bool, error) {
+	settled := false
+	if err := r.db.Read(ctx, func(tx *sql.Tx) error {
+		b, err := bootOf(tx, gateway)
+		if err == nil {
+			settled, err = r.settled(tx, b, m, document)
+		}
+		return err
+	}); err != nil || settled {
+		return err
+	}
+	return r.change(ctx, func(tx *sql.Tx) (bool, error) {
 		g, err := get(tx, r.now(), gateway)
 		if err != nil {
 			return false, err
@@ -64,19 +72,9 @@ func (r *Registry) Measured(ctx context.Context, gateway string, m boot.Measurem
 		if err != nil {
 			return false, err
 		}
-		if b.Policy.Mode == boot.Off && len(m.PCRs) == 0 && b.State == "" {
-			return false, nothing // of clients that do not quote there is nothing to say
-		}
 		state, matched, mismatch, err := r.judgeBoot(tx, b, m)
 		if err != nil {
 			return false, err
-		}
-		before, err := json.Marshal(b.Measured)
-		if err != nil {
-			return false, err
-		}
-		if mismatch == nil && state != boot.Learning && b.State == state && b.Matched == matched && string(before) == string(document) && r.now().Sub(b.At) < bootSettled && !r.now().Before(b.At) {
-			return false, nothing
 		}
 		if _, err := tx.Exec(`INSERT INTO boot_measurements (gateway, at, measurement, state, matched) VALUES ($1, $2, $3, $4, $5)
 			ON CONFLICT (gateway) DO UPDATE SET at = excluded.at, measurement = excluded.measurement, state = excluded.state, matched = excluded.matched`,
@@ -88,17 +86,34 @@ func (r *Registry) Measured(ctx context.Context, gateway string, m boot.Measurem
 		}
 		return r.quarantine(tx, g, b, mismatch)
 	})
-	if errors.Is(err, nothing) {
-		return nil
+}
+
+// settled says whether a measurement is no news: nothing is written then, and nobody's write waits. Most attestations say what the one before said.
+func (r *Registry) settled(tx *sql.Tx, b Boot, m boot.Measurement, document []byte) (bool, error) {
+	switch age := r.now().Sub(b.At); {
+	case b.Policy.Mode == boot.Off && len(m.PCRs) == 0 && b.State == "":
+		return true, nil // of clients that do not quote there is nothing to say
+	case b.State == "" || age < 0 || age >= bootSettled || b.learns(m):
+		return false, nil
 	}
-	return err
+	before, err := json.Marshal(b.Measured)
+	if err != nil || string(before) != string(document) {
+		return false, err
+	}
+	state, matched, mismatch, err := r.judgeBoot(tx, b, m)
+	return mismatch == nil && b.State == state && b.Matched == matched, err
+}
+
+// learns says whether an attestation counts for the baseline.
+func (b *Boot) learns(m boot.Measurement) bool {
+	return b.Policy.Mode == boot.Learn && (b.Baseline == nil || b.Baseline.Locked.IsZero() && len(m.PCRs) > 0)
 }
 
 // judgeBoot says what an attestation is, and learns from it.
 func (r *Registry) judgeBoot(tx *sql.Tx, b Boot, m boot.Measurement) (state boot.State, matched string, mismatch *boot.Mismatch, err error) {
 	switch b.Policy.Mode {
 	case boot.Learn:
-		if b.Baseline == nil || b.Baseline.Locked.IsZero() && len(m.PCRs) > 0 {
+		if b.learns(m) {
 			state, err = r.learn(tx, b, m)
 			return state, "", nil, err
 		}

@@ -205,6 +205,7 @@ const (
 	gatewayColumns = `g.id, g.site,
 		COALESCE((SELECT w.ward FROM gateway_wards w WHERE w.gateway = g.id AND w.since <= $1 ORDER BY w.since DESC LIMIT 1), g.ward),
 		g.profile, g.state, g.not_before, g.not_after, g.added, v.at, v.actor, v.reason, v.serials, h.at, h.actor, h.reason, p.lanes, p.publishes, p.bytes` // $1: now
+	gatewayRows   = "SELECT " + gatewayColumns + ", e.ek FROM " + gatewayTables + " JOIN gateway_eks e ON e.gateway = g.id" // one for each endorsement key
 	gatewayTables = "gateways g LEFT JOIN revocations v ON v.gateway = g.id LEFT JOIN gateway_holds h ON h.gateway = g.id LEFT JOIN profiles p ON p.name = g.profile"
 )
 
@@ -247,17 +248,24 @@ func millis(t time.Time) int64 {
 
 // List gives all gateways in the order of their ids.
 func (r *Registry) List(ctx context.Context) ([]Gateway, error) {
-	rows, err := r.db.Query(ctx, "SELECT "+gatewayColumns+", e.ek FROM "+gatewayTables+" JOIN gateway_eks e ON e.gateway = g.id ORDER BY g.id, e.ek", r.now().UnixMilli())
+	out, err := gateways(r.db.Query(ctx, gatewayRows+" ORDER BY g.id, e.ek", r.now().UnixMilli()))
 	if err != nil {
 		return nil, fmt.Errorf("registry: %w", err)
 	}
+	return out, nil
+}
+
+// gateways reads rows of gatewayRows, in the order of ids, and closes them.
+func gateways(rows *sql.Rows, err error) (out []Gateway, _ error) {
+	if err != nil {
+		return nil, err
+	}
 	defer func() { _ = rows.Close() }()
-	var out []Gateway
 	for rows.Next() {
 		var ek []byte
 		g, err := scanGateway(rows, &ek)
 		if err != nil {
-			return nil, fmt.Errorf("registry: %w", err)
+			return nil, err
 		}
 		if len(out) == 0 || out[len(out)-1].ID != g.ID {
 			out = append(out, g)
@@ -265,10 +273,7 @@ func (r *Registry) List(ctx context.Context) ([]Gateway, error) {
 		last := &out[len(out)-1]
 		last.EKs = append(last.EKs, [32]byte(ek))
 	}
-	if err := rows.Err(); err != nil {
-		return nil, fmt.Errorf("registry: %w", err)
-	}
-	return out, nil
+	return out, rows.Err()
 }
 
 // querier is a transaction or the reader pool.
@@ -277,25 +282,28 @@ type querier interface {
 	QueryRow(query string, args ...any) *sql.Row
 }
 
+const gatewayByID = gatewayRows + " WHERE g.id = $2 ORDER BY e.ek"
+
 // Get gives one gateway, or ErrUnknown.
-func (r *Registry) Get(ctx context.Context, id string) (g Gateway, err error) {
-	err = r.db.Read(ctx, func(tx *sql.Tx) error {
-		g, err = get(tx, r.now(), id)
-		return err
-	})
-	return g, err
+func (r *Registry) Get(ctx context.Context, id string) (Gateway, error) {
+	found, err := gateways(r.db.Query(ctx, gatewayByID, r.now().UnixMilli(), id))
+	return only(id, found, err)
 }
 
 func get(q querier, now time.Time, id string) (Gateway, error) {
-	g, err := scanGateway(q.QueryRow("SELECT "+gatewayColumns+" FROM "+gatewayTables+" WHERE g.id = $2", now.UnixMilli(), id))
-	if errors.Is(err, sql.ErrNoRows) {
-		return Gateway{}, refusal.New(ErrUnknown, "gateway %.64q: not in the registry; 'wardlink gateway list' shows those that are there", id)
-	}
+	found, err := gateways(q.Query(gatewayByID, now.UnixMilli(), id))
+	return only(id, found, err)
+}
+
+// only is what was found by a gateway's id.
+func only(id string, found []Gateway, err error) (Gateway, error) {
 	if err != nil {
 		return Gateway{}, err
 	}
-	g.EKs, err = hashes(q, "SELECT ek FROM gateway_eks WHERE gateway = $1 ORDER BY ek", id)
-	return g, err
+	if len(found) == 0 {
+		return Gateway{}, refusal.New(ErrUnknown, "gateway %.64q: not in the registry; 'wardlink gateway list' shows those that are there", id)
+	}
+	return found[0], nil
 }
 
 // living gives a gateway that may still be changed: ErrConflict for one that is decommissioned, which is for ever. Every act that changes a gateway asks it.
@@ -336,27 +344,24 @@ func hashes(q querier, query string, args ...any) (out [][32]byte, err error) {
 // *RevokedError or a *HeldError among them, when it may not have a certificate now; the gateway's id and a *RetiredError for a
 // board that was replaced.
 func (r *Registry) ByEK(ctx context.Context, ek [32]byte) (Gateway, error) {
-	var id string
-	err := r.db.QueryRow(ctx, "SELECT gateway FROM gateway_eks WHERE ek = $1", ek[:]).Scan(&id)
-	if errors.Is(err, sql.ErrNoRows) {
-		retired := &RetiredError{}
-		err := r.db.QueryRow(ctx, "SELECT gateway, reason FROM retired_eks WHERE ek = $1", ek[:]).Scan(&retired.Gateway, &retired.Reason)
-		switch {
-		case errors.Is(err, sql.ErrNoRows):
-			return Gateway{}, fmt.Errorf("endorsement key %s: %w", enroll.Fingerprint(ek), ErrUnknown)
-		case err != nil:
-			return Gateway{}, fmt.Errorf("registry: %w", err)
-		}
-		return Gateway{ID: retired.Gateway}, retired
-	}
+	now := r.now()
+	// One statement, since each attestation asks three times.
+	found, err := gateways(r.db.Query(ctx, gatewayRows+" WHERE g.id = (SELECT gateway FROM gateway_eks WHERE ek = $2) ORDER BY e.ek", now.UnixMilli(), ek[:]))
 	if err != nil {
 		return Gateway{}, fmt.Errorf("registry: %w", err)
 	}
-	g, err := r.Get(ctx, id)
-	if err != nil {
-		return Gateway{}, err
+	if len(found) > 0 {
+		return found[0], found[0].admissible(now)
 	}
-	return g, g.admissible(r.now())
+	retired := &RetiredError{}
+	err = r.db.QueryRow(ctx, "SELECT gateway, reason FROM retired_eks WHERE ek = $1", ek[:]).Scan(&retired.Gateway, &retired.Reason)
+	switch {
+	case errors.Is(err, sql.ErrNoRows):
+		return Gateway{}, fmt.Errorf("endorsement key %s: %w", enroll.Fingerprint(ek), ErrUnknown)
+	case err != nil:
+		return Gateway{}, fmt.Errorf("registry: %w", err)
+	}
+	return Gateway{ID: retired.Gateway}, retired
 }
 
 func (g *Gateway) admissible(now time.Time) error {
