@@ -16,6 +16,7 @@ type Request struct {
 	s *Store
 
 	making      *acme.Authorization // for the order that follows
+	read        *order              // as this request has read it last; smallstep reads order, authorization and challenge, which are one row
 	answering   *acme.Challenge     // that was read
 	fingerprint string              // of the key that was found attested
 	claim       string              // the order of this id is claimed by this Request
@@ -93,9 +94,19 @@ func (r *Request) CreateOrder(ctx context.Context, o *acme.Order) error {
 	return nil
 }
 
+// order is Store.order, once for a request: what it then does to the order is a step from the state in which it stands, whatever was read.
+func (r *Request) order(ctx context.Context, what, id string) (*order, error) {
+	if r.read != nil && r.read.id == id {
+		return r.read, nil
+	}
+	o, err := r.s.order(ctx, what, id)
+	r.read = o
+	return o, err
+}
+
 // GetOrder implements acme.DB.
 func (r *Request) GetOrder(ctx context.Context, id string) (*acme.Order, error) {
-	o, err := r.s.order(ctx, "order", id)
+	o, err := r.order(ctx, "order", id)
 	if err != nil {
 		return nil, err
 	}
@@ -118,7 +129,7 @@ func (r *Request) UpdateOrder(_ context.Context, o *acme.Order) error {
 
 // GetAuthorization implements acme.DB.
 func (r *Request) GetAuthorization(ctx context.Context, id string) (*acme.Authorization, error) {
-	o, err := r.s.order(ctx, "authorization", id)
+	o, err := r.order(ctx, "authorization", id)
 	if err != nil {
 		return nil, err
 	}
@@ -136,7 +147,7 @@ func (r *Request) GetChallenge(ctx context.Context, id, authorization string) (*
 	if id != authorization {
 		return nil, acme.NewDetailedError(acme.ErrorMalformedType, "there is no such challenge, or it has expired")
 	}
-	o, err := r.s.order(ctx, "challenge", id)
+	o, err := r.order(ctx, "challenge", id)
 	if err != nil {
 		return nil, err
 	}
@@ -174,6 +185,7 @@ func (r *Request) Attest(ctx context.Context, ch *acme.Challenge, p Proof) error
 
 // step takes a pending order one step on. Who comes second gets what the first one stored.
 func (r *Request) step(ctx context.Context, ch *acme.Challenge, update string, args ...any) error {
+	r.read = nil
 	return r.s.db.Write(ctx, func(tx *sql.Tx) error {
 		ok, err := changed(tx.ExecContext(ctx, update, args...))
 		if err != nil || ok {
@@ -200,7 +212,7 @@ type Claim struct {
 
 // Claim takes an attested order: of all requests, in all processes, one gets it, once. An error of ACME says that there is nothing to claim.
 func (r *Request) Claim(ctx context.Context, orderID string) (Claim, error) {
-	r.claim = id()
+	r.read, r.claim = nil, id()
 	var c Claim
 	var ek, spki []byte
 	err := r.s.db.Write(ctx, func(tx *sql.Tx) error {
