@@ -34,7 +34,7 @@ func (r *Registry) AddKey(ctx context.Context, k Key) error {
 	if k.Serial == "" || len(k.Serial) > 64 {
 		return errors.New("device key: expected a certificate serial of 1 to 64 hex digits")
 	}
-	err := r.db.Write(ctx, func(tx *sql.Tx) error {
+	err := r.db.WriteTogether(ctx, func(tx *sql.Tx) error {
 		g, err := get(tx, r.now(), k.Gateway)
 		if err == nil {
 			err = g.admissible(r.now())

@@ -50,6 +50,8 @@ type DB struct {
 	readers *sql.DB
 	callers *sql.DB // of PostgreSQL: see Call
 
+	together together // see WriteTogether
+
 	// Of PostgreSQL: this opening's number among those of all processes, and its writes so far. See last_writes.
 	process int64
 	writes  atomic.Int64

@@ -69,14 +69,14 @@ func (r *Request) CreateAccount(ctx context.Context, a *acme.Account) error {
 	}
 	ends := r.s.now().Add(LifePending).UnixMilli()
 	made := false
-	err = r.s.db.Write(ctx, func(tx *sql.Tx) (err error) {
-		made, err = changed(tx.ExecContext(ctx, `INSERT INTO ca_accounts (id, key_id, key, contact, status, location, provisioner, provisioner_name, ends)
+	err = r.s.db.WriteTogether(ctx, func(tx *sql.Tx) (err error) {
+		made, err = changed(tx.Exec(`INSERT INTO ca_accounts (id, key_id, key, contact, status, location, provisioner, provisioner_name, ends)
 			VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT (key_id) DO NOTHING`,
 			id(), kid, key, contact, string(a.Status), a.LocationPrefix, a.ProvisionerID, a.ProvisionerName, ends))
 		if err != nil {
 			return err
 		}
-		return tx.QueryRowContext(ctx, "SELECT id, status FROM ca_accounts WHERE key_id = $1", kid).Scan(&a.ID, &a.Status)
+		return tx.QueryRow("SELECT id, status FROM ca_accounts WHERE key_id = $1", kid).Scan(&a.ID, &a.Status)
 	})
 	if err != nil {
 		return fmt.Errorf("account: %w", err)
@@ -93,8 +93,8 @@ func (r *Request) UpdateAccount(ctx context.Context, a *acme.Account) error {
 	if err != nil {
 		return err
 	}
-	return r.s.db.Write(ctx, func(tx *sql.Tx) error {
-		ok, err := changed(tx.ExecContext(ctx, "UPDATE ca_accounts SET contact = $1, status = $2 WHERE id = $3 AND status = $4",
+	return r.s.db.WriteTogether(ctx, func(tx *sql.Tx) error {
+		ok, err := changed(tx.Exec("UPDATE ca_accounts SET contact = $1, status = $2 WHERE id = $3 AND status = $4",
 			contact, string(a.Status), a.ID, string(acme.StatusValid)))
 		if err == nil && !ok {
 			err = acme.NewDetailedError(acme.ErrorAccountDoesNotExistType, "the account is not active")

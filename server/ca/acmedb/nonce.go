@@ -9,7 +9,6 @@ import (
 	"encoding/base64"
 	"encoding/binary"
 	"errors"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -28,27 +27,11 @@ const (
 	nonceSize    = 8 + saltSize + 16
 )
 
-// nonceTime bounds how long the nonces of one transaction take: those who wait for it may have hung up.
-const nonceTime = 10 * time.Second
-
-// nonces is what a process needs to give nonces out and to use them. Those that arrive while a transaction is on its way share the next.
+// nonces is what a process needs to give nonces out and to use them.
 type nonces struct {
 	key        []byte
 	generation atomic.Int64 // as of the last transaction
 	began      time.Time    // when this process last began one, or itself; of Open, then of Prune alone
-
-	mu      sync.Mutex
-	waiting []*nonceUse
-	busy    bool // somebody carries waiting into the database
-}
-
-// nonceUse is one request that wants to use up a nonce.
-type nonceUse struct {
-	generation int64
-	salt       []byte
-	fresh      bool
-	err        error
-	done       chan struct{}
 }
 
 func (n *nonces) mac(body []byte) []byte {
@@ -76,74 +59,25 @@ func (s *Store) useNonce(ctx context.Context, nonce acme.Nonce) error {
 	if err != nil || len(raw) != nonceSize || !hmac.Equal(s.nonces.mac(raw[:8+saltSize]), raw[8+saltSize:]) {
 		return badNonce()
 	}
-	u := &nonceUse{generation: int64(binary.BigEndian.Uint64(raw)), salt: raw[8 : 8+saltSize], done: make(chan struct{})}
-	n := &s.nonces
-	n.mu.Lock()
-	n.waiting = append(n.waiting, u)
-	carry := !n.busy
-	n.busy = true
-	n.mu.Unlock()
-	if carry {
-		// Not in this request: it may be cancelled, and others wait.
-		go s.carryNonces()
-	}
-	select {
-	case <-u.done:
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-	if u.err != nil {
-		return u.err
-	}
-	if !u.fresh {
-		return badNonce()
-	}
-	return nil
-}
-
-// carryNonces writes what waits until nothing does.
-func (s *Store) carryNonces() {
-	n := &s.nonces
-	for {
-		n.mu.Lock()
-		uses := n.waiting
-		n.waiting = nil
-		if len(uses) == 0 {
-			n.busy = false
-			n.mu.Unlock()
-			return
-		}
-		n.mu.Unlock()
-		err := s.writeNonces(uses)
-		for _, u := range uses {
-			u.err = err
-			close(u.done)
-		}
-	}
-}
-
-func (s *Store) writeNonces(uses []*nonceUse) error {
-	ctx, cancel := context.WithTimeout(context.Background(), nonceTime)
-	defer cancel()
-	return s.db.Write(ctx, func(tx *sql.Tx) error {
+	of, salt, fresh := int64(binary.BigEndian.Uint64(raw)), raw[8:8+saltSize], false
+	if err := s.db.WriteTogether(ctx, func(tx *sql.Tx) error {
 		var generation int64
-		if err := tx.QueryRowContext(ctx, "SELECT generation FROM ca_state").Scan(&generation); err != nil {
+		if err := tx.QueryRow("SELECT generation FROM ca_state").Scan(&generation); err != nil {
 			return err
 		}
 		s.nonces.generation.Store(generation)
-		for _, u := range uses {
-			if u.generation < generation-1 || u.generation > generation {
-				continue // too old, and its row is gone; or of a database that was since restored
-			}
-			fresh, err := changed(tx.ExecContext(ctx, "INSERT INTO ca_nonces (generation, salt) VALUES ($1, $2) ON CONFLICT (generation, salt) DO NOTHING",
-				u.generation, u.salt))
-			if err != nil {
-				return err
-			}
-			u.fresh = fresh
+		if of < generation-1 || of > generation {
+			return nil // too old, and its row is gone; or of a database that was since restored
 		}
-		return nil
-	})
+		fresh, err = changed(tx.Exec("INSERT INTO ca_nonces (generation, salt) VALUES ($1, $2) ON CONFLICT (generation, salt) DO NOTHING", of, salt))
+		return err
+	}); err != nil {
+		return err
+	}
+	if !fresh {
+		return badNonce()
+	}
+	return nil
 }
 
 // pruneNonces begins the next generation when the present one is over, and deletes what is no longer good. A clock that was set back must not

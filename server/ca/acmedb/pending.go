@@ -20,8 +20,8 @@ func (s *Store) AddPending(ctx context.Context, secret [32]byte, verified []byte
 		return ErrFull
 	}
 	ends := s.now().Add(LifeChallenge).UnixMilli()
-	if err := s.db.Write(ctx, func(tx *sql.Tx) error {
-		_, err := tx.ExecContext(ctx, "INSERT INTO ca_pending (secret, ends, verified) VALUES ($1, $2, $3)", secret[:], ends, verified)
+	if err := s.db.WriteTogether(ctx, func(tx *sql.Tx) error {
+		_, err := tx.Exec("INSERT INTO ca_pending (secret, ends, verified) VALUES ($1, $2, $3)", secret[:], ends, verified)
 		return err
 	}); err != nil {
 		return fmt.Errorf("challenge: %w", err)
@@ -40,8 +40,8 @@ func (s *Store) TakePending(ctx context.Context, secret [32]byte) (verified []by
 		return nil, false, fmt.Errorf("challenge: %w", err)
 	}
 	var ends int64
-	err = s.db.Write(ctx, func(tx *sql.Tx) error {
-		return tx.QueryRowContext(ctx, "DELETE FROM ca_pending WHERE secret = $1 RETURNING ends, verified", secret[:]).Scan(&ends, &verified)
+	err = s.db.WriteTogether(ctx, func(tx *sql.Tx) error {
+		return tx.QueryRow("DELETE FROM ca_pending WHERE secret = $1 RETURNING ends, verified", secret[:]).Scan(&ends, &verified)
 	})
 	if errors.Is(err, sql.ErrNoRows) {
 		return nil, false, nil

@@ -73,16 +73,16 @@ func (r *Request) CreateOrder(ctx context.Context, o *acme.Order) error {
 		return ErrFull
 	}
 	ends := r.s.now().Add(LifePending)
-	if err := r.s.db.Write(ctx, func(tx *sql.Tx) error {
+	if err := r.s.db.WriteTogether(ctx, func(tx *sql.Tx) error {
 		// An account that is pruned meanwhile has no order: pruning asks for orders under the same lock.
-		ok, err := changed(tx.ExecContext(ctx, "UPDATE ca_accounts SET ends = $1 WHERE id = $2 AND status = $3", ends.UnixMilli(), o.AccountID, string(acme.StatusValid)))
+		ok, err := changed(tx.Exec("UPDATE ca_accounts SET ends = $1 WHERE id = $2 AND status = $3", ends.UnixMilli(), o.AccountID, string(acme.StatusValid)))
 		if err != nil {
 			return err
 		}
 		if !ok {
 			return acme.NewDetailedError(acme.ErrorAccountDoesNotExistType, "the account has expired or is not active")
 		}
-		_, err = tx.ExecContext(ctx, `INSERT INTO ca_orders (id, account, provisioner, gateway, token, not_before, not_after, ends, state, validated, fingerprint, claim)
+		_, err = tx.Exec(`INSERT INTO ca_orders (id, account, provisioner, gateway, token, not_before, not_after, ends, state, validated, fingerprint, claim)
 			VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, 0, '', '')`,
 			az.ID, o.AccountID, o.ProvisionerID, name.Value, az.Token, o.NotBefore.UnixMilli(), o.NotAfter.UnixMilli(), ends.UnixMilli(), int(pending))
 		return err
@@ -186,12 +186,12 @@ func (r *Request) Attest(ctx context.Context, ch *acme.Challenge, p Proof) error
 // step takes a pending order one step on. Who comes second gets what the first one stored.
 func (r *Request) step(ctx context.Context, ch *acme.Challenge, update string, args ...any) error {
 	r.read = nil
-	return r.s.db.Write(ctx, func(tx *sql.Tx) error {
-		ok, err := changed(tx.ExecContext(ctx, update, args...))
+	return r.s.db.WriteTogether(ctx, func(tx *sql.Tx) error {
+		ok, err := changed(tx.Exec(update, args...))
 		if err != nil || ok {
 			return err
 		}
-		o, err := scanOrder(tx.QueryRowContext(ctx, "SELECT "+orderColumns+" FROM ca_orders WHERE id = $1", ch.ID))
+		o, err := scanOrder(tx.QueryRow("SELECT "+orderColumns+" FROM ca_orders WHERE id = $1", ch.ID))
 		if errors.Is(err, sql.ErrNoRows) || err == nil && o.ends <= r.s.now().UnixMilli() {
 			return acme.NewDetailedError(acme.ErrorMalformedType, "the challenge has expired")
 		}
@@ -215,8 +215,8 @@ func (r *Request) Claim(ctx context.Context, orderID string) (Claim, error) {
 	r.read, r.claim = nil, id()
 	var c Claim
 	var ek, spki []byte
-	err := r.s.db.Write(ctx, func(tx *sql.Tx) error {
-		return tx.QueryRowContext(ctx, "UPDATE ca_orders SET state = $1, claim = $2 WHERE id = $3 AND state = $4 AND ends > $5 RETURNING gateway, ek, spki",
+	err := r.s.db.WriteTogether(ctx, func(tx *sql.Tx) error {
+		return tx.QueryRow("UPDATE ca_orders SET state = $1, claim = $2 WHERE id = $3 AND state = $4 AND ends > $5 RETURNING gateway, ek, spki",
 			int(claimed), r.claim, orderID, int(attested), r.s.now().UnixMilli()).Scan(&c.Gateway, &ek, &spki)
 	})
 	switch {
@@ -241,8 +241,8 @@ func (r *Request) CreateCertificate(ctx context.Context, cert *acme.Certificate)
 		chain = append(chain[:len(chain):len(chain)], c.Raw...)
 	}
 	ends := r.s.now().Add(LifeIssued).UnixMilli()
-	err := r.s.db.Write(ctx, func(tx *sql.Tx) error {
-		ok, err := changed(tx.ExecContext(ctx, "UPDATE ca_orders SET state = $1, chain = $2, ends = $3 WHERE id = $4 AND state = $5 AND claim = $6",
+	err := r.s.db.WriteTogether(ctx, func(tx *sql.Tx) error {
+		ok, err := changed(tx.Exec("UPDATE ca_orders SET state = $1, chain = $2, ends = $3 WHERE id = $4 AND state = $5 AND claim = $6",
 			int(issued), chain, ends, cert.OrderID, int(claimed), r.claim))
 		if err == nil && !ok {
 			return fmt.Errorf("order %s is no longer claimed by this request", cert.OrderID)
