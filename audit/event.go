@@ -159,6 +159,7 @@ const (
 const (
 	BackupMade     Type = "backup.made"        // an operator made a backup; Detail holds its SHA-256, size and checkpoint
 	LogSucceeded   Type = "log.succeeded"      // a restore began this log; Target is the former one, Detail holds its last known checkpoint and key
+	ResendAsked    Type = "resend.asked"       // an operator has gateways asked for what the database lacks; Detail holds the generation
 	RecoveryProven Type = "recovery.confirmed" // the recovery file opened with a passphrase that a person gave
 )
 
@@ -223,6 +224,6 @@ func Types() []Type {
 		GatewayProfiled, GatewayWindowed, ProfileSet, CodeMade, CodeUsed, IdentityConflict, TPMCleared, BootPolicySet, BootAllowed, BootWithdrawn,
 		BootLocked, BootRelearned, GatewaySalvaged, NodeAdded, NodeRemoved, IdentityCreated, IdentityChanged, IdentitySuspended, IdentityResumed,
 		IdentityRevoked, IdentityRotated, OperatorRenewed, IdentitiesRead, AlertRaised, AlertResolved, AlertAcked, AlertSilenced, AlertUnsilenced,
-		AlertDelivered, AlertUndelivered, AlertTested, BackupMade, LogSucceeded, RecoveryProven,
+		AlertDelivered, AlertUndelivered, AlertTested, BackupMade, LogSucceeded, ResendAsked, RecoveryProven,
 	}
 }

@@ -56,25 +56,25 @@ func FormerLogs(dir string) (out []Former, err error) {
 
 // CheckSuccession says whether the log in dir begins where the former one ended: its first leaf is a log.succeeded that names the former log's
 // key and a checkpoint that this key signed, and the former log went through that state. Both logs must have been verified; the former one may hold more
-// than the checkpoint, if it is a copy that outlived the backup.
-func CheckSuccession(dir, vkey string, former Former) error {
+// than the checkpoint, if it is a copy that outlived the backup. It gives that leaf's event.
+func CheckSuccession(dir, vkey string, former Former) (Event, error) {
 	_, cp, err := ReadCheckpoint(dir, vkey)
 	if err != nil {
-		return err
+		return Event{}, err
 	}
-	fail := func(format string, args ...any) error {
-		return fmt.Errorf("log %s does not succeed the one in %s: %s", cp.Origin, former.Dir, fmt.Sprintf(format, args...))
+	fail := func(format string, args ...any) (Event, error) {
+		return Event{}, fmt.Errorf("log %s does not succeed the one in %s: %s", cp.Origin, former.Dir, fmt.Sprintf(format, args...))
 	}
 	if cp.Size == 0 {
 		return fail("it is empty; its server writes the first leaf when it is started, so run that and verify again")
 	}
 	entries, err := openDir(dir).bundle(0, int(min(cp.Size, tileWidth)))
 	if err != nil {
-		return err
+		return Event{}, err
 	}
 	leaf, err := DecodeLeaf(entries[0])
 	if err != nil {
-		return err
+		return Event{}, err
 	}
 	if leaf.Event == nil || leaf.Event.Type != LogSucceeded {
 		return fail("its first leaf is no %s", LogSucceeded)
@@ -88,7 +88,7 @@ func CheckSuccession(dir, vkey string, former Former) error {
 	}
 	_, last, err := ReadCheckpoint(former.Dir, former.Key)
 	if err != nil {
-		return err
+		return Event{}, err
 	}
 	if leaf.Event.Target != last.Origin || named.Origin != last.Origin {
 		return fail("its first leaf names %q, the log is %q", leaf.Event.Target, last.Origin)
@@ -98,10 +98,10 @@ func CheckSuccession(dir, vkey string, former Former) error {
 	}
 	root, err := RootAt(former.Dir, tlog.Tree{N: int64(last.Size), Hash: last.Root}, named.Size)
 	if err != nil {
-		return err
+		return Event{}, err
 	}
 	if root != named.Root {
 		return fail("the first %d leaves of that log are not those of the checkpoint that it names", named.Size)
 	}
-	return nil
+	return *leaf.Event, nil
 }

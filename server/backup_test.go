@@ -206,20 +206,20 @@ func TestBackupOfARunningServerIsRestored(t *testing.T) {
 		}
 		return strings.TrimSpace(string(text))
 	}
-	if err := audit.CheckSuccession(logDir(n.dir), vkey(filepath.Join(n.dir, "public", "log.pub")), logs[0]); err != nil {
+	if _, err := audit.CheckSuccession(logDir(n.dir), vkey(filepath.Join(n.dir, "public", "log.pub")), logs[0]); err != nil {
 		t.Fatal(err)
 	}
 	// The lost server's own log is a longer one of the same key, and fits too; another server's, and a log that succeeds nothing, do not.
 	theirs := audit.Former{Number: 1, Dir: logDir(h.dir), Key: vkey(filepath.Join(h.dir, "public", "log.pub"))}
-	if err := audit.CheckSuccession(logDir(n.dir), vkey(filepath.Join(n.dir, "public", "log.pub")), theirs); err != nil {
+	if _, err := audit.CheckSuccession(logDir(n.dir), vkey(filepath.Join(n.dir, "public", "log.pub")), theirs); err != nil {
 		t.Fatal(err)
 	}
-	if err := audit.CheckSuccession(theirs.Dir, theirs.Key, logs[0]); err == nil || !strings.Contains(err.Error(), "first leaf") {
+	if _, err := audit.CheckSuccession(theirs.Dir, theirs.Key, logs[0]); err == nil || !strings.Contains(err.Error(), "first leaf") {
 		t.Fatalf("a log that succeeds nothing: %v", err)
 	}
 	other := newHospital(t)
 	strange := audit.Former{Number: 1, Dir: logDir(other.dir), Key: vkey(filepath.Join(other.dir, "public", "log.pub"))}
-	if err := audit.CheckSuccession(logDir(n.dir), vkey(filepath.Join(n.dir, "public", "log.pub")), strange); err == nil || !strings.Contains(err.Error(), "another key") {
+	if _, err := audit.CheckSuccession(logDir(n.dir), vkey(filepath.Join(n.dir, "public", "log.pub")), strange); err == nil || !strings.Contains(err.Error(), "another key") {
 		t.Fatalf("another server's log: %v", err)
 	}
 	// The act of before is in the former log once and in the new one not at all.

@@ -2,11 +2,14 @@ package server
 
 import (
 	"context"
+	"crypto/rand"
 	"database/sql"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"time"
 
+	"wardlink/audit"
 	"wardlink/server/ingest"
 	"wardlink/server/records"
 	"wardlink/telemetry"
@@ -47,4 +50,36 @@ func (s *Server) resend(ctx context.Context, gateway string) ([]ingest.Document,
 		return nil, err
 	}
 	return []ingest.Document{{Doc: telemetry.DocResend, Body: body}}, nil
+}
+
+// restoredRow is what is known of a restore beside its generation.
+type restoredRow struct {
+	made    time.Time // of the backup
+	journal uint64    // the former journal's entries up to here are in the database
+	log     uint64    // number of the log that began; 0: none did
+}
+
+// beginGeneration begins a generation of restores, for which gateways are asked for what is missing. begun: it was not there yet.
+func beginGeneration(tx *sql.Tx, generation [16]byte, row restoredRow) (begun bool, err error) {
+	res, err := tx.Exec("INSERT INTO restores (generation, restored, made, journal, log) VALUES ($1, $2, $3, $4, $5) ON CONFLICT (generation) DO NOTHING",
+		generation[:], time.Now().UnixMilli(), row.made.UnixMilli(), int64(row.journal), int64(row.log))
+	if err != nil {
+		return false, err
+	}
+	n, err := res.RowsAffected()
+	return n > 0, err
+}
+
+// AskAgain has each gateway asked, as it connects, for what it delivered and the database lacks, as after a restore: for a database that lost
+// commits although its log goes on, such as at a standby that had not everything. It works beside a running server. Row and event are one transaction; to
+// ask twice is harmless.
+func AskAgain(ctx context.Context, dir string) (generation string, err error) {
+	var id [16]byte
+	rand.Read(id[:])
+	generation = hex.EncodeToString(id[:])
+	ev := audit.Event{Type: audit.ResendAsked, Detail: map[string]string{"generation": generation, "by": "wardlink-server resend"}}
+	return generation, leave(ctx, dir, ev, func(tx *sql.Tx) error {
+		_, err := beginGeneration(tx, id, restoredRow{made: time.Now()})
+		return err
+	})
 }

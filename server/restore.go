@@ -134,16 +134,22 @@ func (r *restoring) begin() error {
 	return durable.SyncDir(filepath.Dir(filepath.Clean(r.Dir)))
 }
 
-// whole refuses a directory whose restore did not come to its end.
+// whole refuses a directory that was restored, of our backup or by other tools, and not to the end.
 func whole(dir string) error {
-	_, err := os.Lstat(filepath.Join(dir, restoringFile))
+	return errors.Join(unmarked(dir, restoringFile), unmarked(dir, succeedingFile))
+}
+
+func unmarked(dir, mark string) error {
+	_, err := os.Lstat(filepath.Join(dir, mark))
 	switch {
-	case err == nil:
-		return fmt.Errorf("%s: a restore into it did not come to its end; remove it and restore again", dir)
 	case errors.Is(err, fs.ErrNotExist):
 		return nil
+	case err != nil:
+		return fmt.Errorf("whether a restore into it came to its end: %w", err)
+	case mark == succeedingFile:
+		return fmt.Errorf("%s: 'wardlink-server restored' did not come to its end there; run it again", dir)
 	}
-	return fmt.Errorf("whether a restore into it came to its end: %w", err)
+	return fmt.Errorf("%s: a restore into it did not come to its end; remove it and restore again", dir)
 }
 
 func (r *restoring) extract(in *bufio.Reader) error {
@@ -278,8 +284,7 @@ func (r *restoring) database(ctx context.Context) (err error) {
 	defer func() { err = errors.Join(err, db.Close()) }()
 	rand.Read(r.generation[:])
 	return db.Write(ctx, func(tx *sql.Tx) error {
-		if _, err := tx.Exec("INSERT INTO restores (generation, restored, made, journal, log) VALUES ($1, $2, $3, $4, $5)", r.generation[:],
-			time.Now().UnixMilli(), r.manifest.Created.UnixMilli(), int64(r.manifest.Journal), r.result.Log); err != nil {
+		if _, err := beginGeneration(tx, r.generation, restoredRow{made: r.manifest.Created, journal: r.manifest.Journal, log: r.Log}); err != nil {
 			return err
 		}
 		// The mark may be further than the records were, and the new journal uses those numbers again.

@@ -175,7 +175,8 @@ func (s *Server) openStores() (err error) {
 			s.ingest.Nudge()
 		}
 	}})
-	return err
+	// Once more, now that 'restored' sees this process in the database: it makes its mark before it looks.
+	return errors.Join(err, whole(s.dir))
 }
 
 // upgradePart is longer than any part of an upgrade takes between two words of it.
@@ -186,8 +187,12 @@ func upgrading(doing string) { sdnotify.Extend(upgradePart, doing) }
 
 // upgraded leaves the event of an upgrade in the outbox.
 func (s *Server) upgraded(tx *sql.Tx, u sqldb.Upgrade) error {
+	return addUpgraded(tx, u, s.journal.NextID())
+}
+
+func addUpgraded(tx *sql.Tx, u sqldb.Upgrade, id audit.EventID) error {
 	return sqldb.AddEvent(tx, audit.Event{
-		ID: s.journal.NextID(), Type: audit.DatabaseUpgraded, Time: time.Now().UnixMilli(), Actor: audit.Actor{ID: "server"}, Outcome: audit.Success,
+		ID: id, Type: audit.DatabaseUpgraded, Time: time.Now().UnixMilli(), Actor: audit.Actor{ID: "server"}, Outcome: audit.Success,
 		Detail: map[string]string{"version": build.Version, "from": u.From.String(), "to": u.To.String(), "copy": filepath.Base(u.Copy)},
 	})
 }

@@ -85,6 +85,26 @@ again what they delivered since the backup and still hold. Never run the former 
 
   wardlink-server restore --dir /srv/wardlink-new --from /mnt/backup/monday.wlbackup --verify
 `,
+	"wardlink-server restored": `
+wardlink-server restored --dir DIR [--dry-run] [--apart] [--log NUMBER] [--json]
+
+For a server on PostgreSQL, once its directory and its database were put back by other tools, and before anything of it runs: compares the two, ends
+the log, begins the next one, whose first leaf names the former one's last checkpoint, and has gateways asked for what the database lacks. All processes
+and nodes of the server must be stopped. One that was killed is run again, and goes on. Log and database that are of two moments are refused, unless they
+are all that is left (--apart).
+
+  wardlink-server restored --dir /srv/wardlink --dry-run
+  wardlink-server restored --dir /srv/wardlink
+`,
+	"wardlink-server resend": `
+wardlink-server resend --dir DIR [--json]
+
+Has each gateway asked, as it connects in the next thirty days, for what it delivered, still holds, and the database lacks: where the database lost
+commits and the log goes on, as at a standby that took over and had not everything. Also beside the running server. Asking twice is harmless; 'restore'
+and 'restored' ask by themselves.
+
+  wardlink-server resend --dir /srv/wardlink
+`,
 	"wardlink-server certificates": `
 wardlink-server certificates --dir DIR [--json]
 

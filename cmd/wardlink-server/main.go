@@ -36,6 +36,8 @@ Usage:
   wardlink-server recovery check --dir DIR                                 prove the same, and note nothing
   wardlink-server backup   --dir DIR --out FILE                            back data and log up, also while the server runs
   wardlink-server restore  --dir NEW --from FILE --verify                  make a server of a backup and its passphrase
+  wardlink-server restored --dir DIR                                       begin the next log, once directory and PostgreSQL were put back
+  wardlink-server resend   --dir DIR                                       ask gateways for what the database lacks
   wardlink-server certificates --dir DIR [--json]                          what ends when, and who renews it
   wardlink-server rotate issuing --dir DIR                                 make the next issuing CA, with the recovery passphrase
   wardlink-server size     --gateways N [--waveforms 4x250] [--json]       reckon the disk that a hospital takes
@@ -63,7 +65,7 @@ type streams struct {
 // run is the program: exit code 0 done, 1 failed, 2 wrong usage.
 func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	commands := map[string]func(context.Context, []string, streams) error{
-		"init": initServer, "run": runServer, "operator": operator, "recovery": recovery, "backup": makeBackup, "restore": restore, "certificates": certificates, "rotate": rotate, "node": nodeCommand, "size": size, "version": version,
+		"init": initServer, "run": runServer, "operator": operator, "recovery": recovery, "backup": makeBackup, "restore": restore, "restored": restored, "resend": resend, "certificates": certificates, "rotate": rotate, "node": nodeCommand, "size": size, "version": version,
 	}
 	if len(args) == 0 {
 		fmt.Fprint(stderr, usage)

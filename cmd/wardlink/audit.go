@@ -57,7 +57,7 @@ func (t *tool) auditVerify() *cobra.Command {
 		Long: "Hashes every leaf and every row again and holds them against the signed checkpoint; so with the logs that restores\n" +
 			"ended, and that each begins where the one before ended. Needs no server and no\n" +
 			"network. Exits 1 on any doubt. A whole log that was put back to a former state verifies by itself: keep checkpoints\n" +
-			"elsewhere and give them with --older.",
+			"elsewhere and give them with --older, also those of a log that a restore ended.",
 		Example: `  wardlink audit verify --dir /srv/wardlink
   wardlink audit verify --dir ./copy-of-log --key log.pub --older checkpoint-of-may`,
 		RunE: func(*cobra.Command, []string) error {
@@ -68,16 +68,16 @@ func (t *tool) auditVerify() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			var o audit.Options
-			for _, path := range older {
-				cp, err := os.ReadFile(path)
-				if err != nil {
-					return fmt.Errorf("older checkpoint: %w", err)
-				}
-				o.Older = append(o.Older, cp)
+			logs, err := audit.FormerLogs(dir)
+			if err != nil {
+				return err
 			}
-			r, err := audit.VerifyWith(log, vkey, o)
-			former, ferr := verifyFormer(dir, log, vkey)
+			kept, err := readOlder(older, logs)
+			if err != nil {
+				return err
+			}
+			r, err := audit.VerifyWith(log, vkey, audit.Options{Older: kept[""]})
+			former, ferr := verifyFormer(logs, log, vkey, kept)
 			err = errors.Join(err, ferr)
 			if t.json {
 				out := verified(r, err)
@@ -97,8 +97,8 @@ func (t *tool) auditVerify() *cobra.Command {
 				fmt.Fprintf(w, "verified\t%s\nleaves\t%d (%d events, %d windows)\npublishes\t%d\nroot\t%s\nlatest\t%s\n",
 					r.Origin, r.Leaves, r.Events, r.Windows, r.Rows, r.Root, time.UnixMilli(r.Latest).UTC().Format(time.RFC3339))
 				for _, f := range former {
-					fmt.Fprintf(w, "before it\t%s, %d leaves (%d events, %d windows), %d publishes; the next log's first leaf names its checkpoint\n",
-						f.Origin, f.Leaves, f.Events, f.Windows, f.Rows)
+					fmt.Fprintf(w, "before it\t%s, %d leaves (%d events, %d windows), %d publishes; the next log's first leaf, of %s, names its checkpoint: %s\n",
+						f.Origin, f.Leaves, f.Events, f.Windows, f.Rows, time.UnixMilli(f.Ended.Time).UTC().Format(time.RFC3339), f.Ended.Reason)
 				}
 				if r.Unpublished > 0 {
 					fmt.Fprintf(w, "not signed yet\t%d leaves (%d events, %d windows over %d publishes); they prove nothing\n",
@@ -109,7 +109,7 @@ func (t *tool) auditVerify() *cobra.Command {
 	}
 	c.Flags().StringVar(&dir, "dir", "", "the server's `DIR`, or a copy of its log (required)")
 	c.Flags().StringVar(&key, "key", "", "`FILE` of the log's public key (default: DIR/public/log.pub)")
-	c.Flags().StringArrayVar(&older, "older", nil, "`FILE` of a checkpoint kept elsewhere that this log must contain")
+	c.Flags().StringArrayVar(&older, "older", nil, "`FILE` of a checkpoint kept elsewhere that this log, or the former one that it is of, must contain")
 	return c
 }
 
@@ -128,25 +128,57 @@ type verifyReport struct {
 	Findings    []string `json:"findings"`
 
 	Former []verifyReport `json:"former,omitempty"` // logs that restores ended, oldest first
+	Ended  *succeeded     `json:"ended,omitempty"`  // of a former one that its successor follows without doubt
 }
 
-// verifyFormer verifies the logs that restores ended, and that each begins where the one before ended.
-func verifyFormer(dir, log, vkey string) (out []verifyReport, err error) {
-	logs, err := audit.FormerLogs(dir)
-	if err != nil {
-		return nil, err
+// succeeded is what the first leaf of a log says of how the one before it ended.
+type succeeded struct {
+	Time   int64  `json:"time_ms"`
+	Reason string `json:"reason"`
+}
+
+// readOlder reads checkpoints that were kept elsewhere, by the key of the former log whose origin they name; under "" are all others.
+func readOlder(files []string, former []audit.Former) (map[string][][]byte, error) {
+	kept := map[string][][]byte{}
+	for _, path := range files {
+		signed, err := os.ReadFile(path)
+		if err != nil {
+			return nil, fmt.Errorf("older checkpoint: %w", err)
+		}
+		of := ""
+		if cp, err := audit.UnverifiedCheckpoint(signed); err == nil { // which log it is held against; that verifies it
+			for _, f := range former {
+				if origin, _, _ := strings.Cut(f.Key, "+"); origin == cp.Origin {
+					of = f.Key
+				}
+			}
+		}
+		kept[of] = append(kept[of], signed)
 	}
+	return kept, nil
+}
+
+// verifyFormer verifies the logs that restores ended, with checkpoints that were kept of them, and that each begins where the one before ended.
+func verifyFormer(logs []audit.Former, log, vkey string, kept map[string][][]byte) (out []verifyReport, err error) {
 	var errs []error
 	for i, f := range logs {
-		r, err := audit.Verify(f.Dir, f.Key)
-		out, errs = append(out, verified(r, err)), append(errs, err)
+		r, err := audit.VerifyWith(f.Dir, f.Key, audit.Options{Older: kept[f.Key]})
+		report := verified(r, err)
 		next, key := log, vkey
 		if i+1 < len(logs) {
 			next, key = logs[i+1].Dir, logs[i+1].Key
 		}
-		if err == nil {
-			errs = append(errs, audit.CheckSuccession(next, key, f))
+		begun, serr := audit.CheckSuccession(next, key, f)
+		switch {
+		case err == nil && serr == nil:
+			report.Ended = &succeeded{Time: begun.Time, Reason: begun.Reason}
+		case err == nil:
+			err = serr
+		case serr == nil && len(kept[f.Key]) > 0:
+			err = fmt.Errorf("%w\n  %s ended with %d leaves, as its successor's first leaf says, of %s (%s): leaves that a checkpoint kept elsewhere has beyond that are lost",
+				err, r.Origin, r.Size, time.UnixMilli(begun.Time).UTC().Format(time.RFC3339), begun.Reason)
 		}
+		out, errs = append(out, report), append(errs, err)
 	}
 	return out, errors.Join(errs...)
 }

@@ -45,7 +45,7 @@ const (
 	issuingKeyFile     = "keys/ca/issuing.key"
 	attestationKeyFile = "keys/ca/attestation.key"
 	recordsKeyFile     = "keys/records/records.key"
-	logKeyFile         = "keys/log/log.key"
+	LogKeyFile         = "keys/log/log.key"
 	configKeyFile      = "keys/api/config.key"
 	rootFile           = "public/root.crt"
 	issuingFile        = "public/issuing.crt"
@@ -136,7 +136,7 @@ func mint(trustDomain string, root *x509.Certificate, rootKey crypto.Signer, ori
 func (w *writer) minted(m minted) {
 	w.key(issuingKeyFile, m.issuingKey)
 	w.key(attestationKeyFile, m.attestationKey)
-	w.file(logKeyFile, []byte(m.logSigner+"\n"), 0o600)
+	w.file(LogKeyFile, []byte(m.logSigner+"\n"), 0o600)
 	w.file(LogPublicFile, []byte(m.logVerifier+"\n"), 0o644)
 	w.certificate(issuingFile, m.issuing)
 	w.certificate(attestationFile, m.attestation)
@@ -159,7 +159,7 @@ func OpenOf(dir string, services ...string) (*Keys, error) {
 	k := &Keys{Root: r.certificate(rootFile), LogVerifier: r.line(LogPublicFile)}
 	has := func(name string) bool { return slices.Contains(services, name) }
 	if has("log") {
-		k.LogSigner = r.line(logKeyFile)
+		k.LogSigner = r.line(LogKeyFile)
 	}
 	var config crypto.Signer
 	if has("api") {

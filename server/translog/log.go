@@ -72,8 +72,12 @@ type Config struct {
 	Interval time.Duration // between passes; 0: 500 ms
 	// PackAfter is the age at which windows' files are packed; 0: never.
 	PackAfter time.Duration
-	// Begin is for Create: the journal's entries up to it are another log's. 0 for a journal's first log.
+	// Begin is for Create: the journal's entries up to it are another log's, and Entry is the id of the last of them (zero where the journal does not
+	// have it any more). 0 for a journal's first log.
 	Begin uint64
+	Entry audit.EventID
+	// First is for Create: a leaf that the log begins with and that no journal holds, such as the word that it succeeds another. nil: none.
+	First []byte
 	// Drain bounds how long Run goes on after its context has ended, to log and sign what the journal holds. 0: 10 s.
 	Drain time.Duration
 }
@@ -122,7 +126,8 @@ func NewKey(origin string) (skey, vkey string, err error) {
 	return skey, vkey, nil
 }
 
-// Create makes an empty log with its first signed checkpoint. One that was interrupted may be repeated; over a log it is ErrExists.
+// Create makes a log that is empty but for Config.First, with its first signed checkpoint. One that was interrupted may be repeated unless it has a
+// first leaf; over a log it is ErrExists.
 func Create(cfg Config) error {
 	cfg, err := cfg.withDefaults()
 	if err != nil {
@@ -151,17 +156,32 @@ func Create(cfg Config) error {
 	if tree.N > 0 {
 		return fmt.Errorf("create log %s: %w: %d leaves and no mark", cfg.Dir, ErrExists, tree.N)
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	defer cancel()
 	routeKlog(cfg.Log)
-	if _, _, err := openTessera(ctx, cfg); err != nil {
+	if err := fill(cfg); err != nil {
 		return err
 	}
 	tree, err = audit.Integrated(cfg.Dir)
 	if err != nil {
 		return fmt.Errorf("create log %s: %w", cfg.Dir, err)
 	}
-	return marks.store(mark{Origin: cfg.Origin, Seq: cfg.Begin, Root: tree.Hash})
+	return marks.store(mark{Origin: cfg.Origin, Seq: cfg.Begin, Entry: cfg.Entry, Size: uint64(tree.N), Root: tree.Hash})
+}
+
+// fill starts the storage of a log that is being made, with Config.First in it and signed for.
+func fill(cfg Config) error {
+	ctx, cancel := context.WithTimeout(context.Background(), cfg.Drain)
+	defer cancel() // ends Tessera's goroutines
+	appender, shutdown, err := openTessera(ctx, cfg)
+	if err != nil || cfg.First == nil {
+		return err
+	}
+	if _, err := appender.Add(ctx, tessera.NewEntry(cfg.First))(); err != nil {
+		return fmt.Errorf("create log %s: its first leaf: %w", cfg.Dir, err)
+	}
+	if err := shutdown(ctx); err != nil { // returns once a checkpoint covers the leaf
+		return fmt.Errorf("create log %s: sign its first leaf: %w", cfg.Dir, err)
+	}
+	return nil
 }
 
 // Position is how far the log in dir is, beside its writer: the journal's entries up to seq are its first size leaves. Leaves past a

@@ -24,6 +24,15 @@ type span struct {
 
 // checkStart refuses combinations of log, mark and journal that could only come of a restore, a swapped directory or a lost journal.
 func (l *Log) checkStart() error {
+	if err := l.checkSelf(); err != nil {
+		return err
+	}
+	_, err := l.checkJournal()
+	return err
+}
+
+// checkSelf is the part of checkStart that needs no journal.
+func (l *Log) checkSelf() error {
 	if l.at.Origin != l.cfg.Origin {
 		return l.unsound("its mark belongs to %q, the configuration says %q", l.at.Origin, l.cfg.Origin)
 	}
@@ -44,8 +53,7 @@ func (l *Log) checkStart() error {
 	if root != l.at.Root {
 		return l.unsound("its first %d leaves are not those it had at its mark", l.at.Size)
 	}
-	_, err = l.checkJournal()
-	return err
+	return nil
 }
 
 // checkKey demands that the last checkpoint was signed by our key: with another one, all who hold the public key would see a

@@ -2,6 +2,7 @@ package pgjournal
 
 import (
 	"context"
+	"database/sql"
 	"fmt"
 	"time"
 
@@ -118,5 +119,14 @@ func (j *Journal) Dispose(ctx context.Context, f journal.File, cutoff time.Time)
 	}
 	j.read.forget()
 	_, _ = j.look(ctx) // so that this process reads the event at once; without, half a second later
+	return nil
+}
+
+// Rewind sets a consumer's cursor back in a transaction of the journal's database, for a reader that lost what it had made of the entries behind seq.
+// Nothing else may run as that consumer: its own next SetCursor would go on from where it was. A cursor that is not beyond seq stays.
+func Rewind(tx *sql.Tx, consumer string, seq uint64) error {
+	if _, err := tx.Exec("UPDATE journal_cursors SET seq = $2 WHERE consumer = $1 AND seq > $2", consumer, int64(seq)); err != nil {
+		return fmt.Errorf("set the journal's cursor of %s back: %w", consumer, err)
+	}
 	return nil
 }
