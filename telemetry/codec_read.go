@@ -10,16 +10,23 @@ import (
 // read by wireReader; anything else is the library's to judge, from the beginning. So a batch is refused, and an error worded, by the library
 // alone, and to be held against it there is only this: what wireReader takes, the library takes, and reads the same (FuzzReadBatch).
 //
-// Texts of w share one copy of data, which lives as long as any of them: who keeps one for longer than the batch clones it. Columns of bytes but
-// Raw alias data itself.
+// Texts of w share one copy of data of at most shareText bytes, which lives as long as any of them: who keeps one for longer than the batch clones
+// it. Columns of bytes but Raw alias data itself.
 func readBatch(data []byte, w *wireBatch) error {
-	r := wireReader{data: data, text: string(data)}
+	r := wireReader{data: data}
+	if len(data) <= shareText {
+		r.text = string(data)
+	}
 	if r.batch(w); !r.odd && r.at == len(data) {
 		return nil
 	}
 	*w = wireBatch{}
 	return unmarshal(data, w)
 }
+
+// shareText bounds what a batch keeps in memory beside what it says: a frame of two kilobytes can inflate to a megabyte that no message names, and who
+// opens batches has a thousand of them at a time. Batches of some twenty messages are below it.
+const shareText = 32 << 10
 
 // wireReader reads a batch of messages in one pass. The library checks first that the whole is well-formed, and then finds the place of each
 // value by reflection, which for the smallest batches was most of what it cost to open them.
@@ -29,7 +36,7 @@ func readBatch(data []byte, w *wireBatch) error {
 // odd as well and every loop ends.
 type wireReader struct {
 	data []byte
-	text string // the same bytes
+	text string // the same bytes, or "": texts are copied one by one
 	at   int
 	odd  bool
 
@@ -158,11 +165,14 @@ func (r *wireReader) index() uint32 {
 
 func (r *wireReader) string() string {
 	from, to := r.rest(r.head(majorText))
-	if text := r.text[from:to]; utf8.ValidString(text) {
-		return text
+	if !utf8.Valid(r.data[from:to]) {
+		r.giveUp()
+		return ""
 	}
-	r.giveUp()
-	return ""
+	if r.text != "" {
+		return r.text[from:to]
+	}
+	return string(r.data[from:to])
 }
 
 func (r *wireReader) bytes() []byte {

@@ -33,14 +33,17 @@ func (o *opened) size() (n int) {
 	const row = 400 // the greater of the two structures of a row, without its texts
 	for i := range o.batch.Messages {
 		m := &o.batch.Messages[i]
-		n += row + len(m.Raw) + len(m.ControlID) + len(m.SentAt) + len(m.Sender) + len(m.Type) + len(m.Patient.Visit) + len(m.Patient.Location)
+		n += row + len(m.Raw) + len(m.Source) + len(m.ControlID) + len(m.SentAt) + len(m.Sender) + len(m.Type) + len(m.Patient.Visit) + len(m.Patient.Location)
+		for _, p := range m.Problems {
+			n += len(p.Where) + len(p.Reason)
+		}
 		for j := range m.Observations {
 			r := &m.Observations[j]
-			n += row + len(r.Value) + len(r.Limits) + len(r.Flags) + len(r.Time) + len(r.Device) + len(r.Code.Name)
+			n += row + len(r.Value) + len(r.Limits) + len(r.Flags) + len(r.Time) + len(r.Device) + len(r.Code.ID) + len(r.Code.Name) + len(r.Unit.Sent) + len(r.Unit.UCUM)
 		}
 		for j := range m.Waveforms {
 			w := &m.Waveforms[j]
-			n += row + 4*len(w.Samples) + len(w.Flags) + len(w.Time) + len(w.Device) + len(w.Code.Name)
+			n += row + 4*len(w.Samples) + len(w.Flags) + len(w.Time) + len(w.Device) + len(w.Code.ID) + len(w.Code.Name) + len(w.Unit.Sent) + len(w.Unit.UCUM)
 		}
 	}
 	return n

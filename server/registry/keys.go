@@ -11,6 +11,7 @@ import (
 
 	"wardlink/enroll"
 	"wardlink/internal/refusal"
+	"wardlink/server/sqldb"
 )
 
 // Key is a device key of a gateway and the certificate that was issued for it last.
@@ -34,7 +35,7 @@ func (r *Registry) AddKey(ctx context.Context, k Key) error {
 	if k.Serial == "" || len(k.Serial) > 64 {
 		return errors.New("device key: expected a certificate serial of 1 to 64 hex digits")
 	}
-	err := r.db.WriteTogether(ctx, func(tx *sql.Tx) error {
+	err := r.db.WriteTogether(ctx, func(tx *sqldb.SharedTx) error {
 		g, err := get(tx, r.now(), k.Gateway)
 		if err == nil {
 			err = g.admissible(r.now())

@@ -24,9 +24,31 @@ type together struct {
 	busy    bool // somebody carries waiting into the database
 }
 
+// SharedTx is a transaction that writes share, under the time that it has.
+type SharedTx struct {
+	ctx context.Context
+	tx  *sql.Tx
+}
+
+// Exec is (*sql.Tx).Exec, for as long as the transaction has time.
+func (t *SharedTx) Exec(query string, args ...any) (sql.Result, error) {
+	return t.tx.ExecContext(t.ctx, query, args...)
+}
+
+// Query is (*sql.Tx).Query, in the same way.
+func (t *SharedTx) Query(query string, args ...any) (*sql.Rows, error) {
+	return t.tx.QueryContext(t.ctx, query, args...)
+}
+
+// QueryRow is (*sql.Tx).QueryRow, in the same way.
+func (t *SharedTx) QueryRow(query string, args ...any) *sql.Row {
+	return t.tx.QueryRowContext(t.ctx, query, args...)
+}
+
 // joined is one write. Its err is its caller's from the close of done on.
 type joined struct {
-	fn       func(tx *sql.Tx) error
+	fn       func(tx *SharedTx) error
+	since    time.Time
 	err      error
 	panicked any
 	done     chan struct{}
@@ -36,13 +58,14 @@ type joined struct {
 // durable by one flush of the disk. Each is whole or not at all by itself: what fn returns undoes what it wrote, and nothing of the others. nil means that it is
 // durable, as with Write; when the commit fails, all that share it hear of it.
 //
-// fn's statements take no context: a write of SQLite's that is cut off undoes the whole transaction. ctx ends the waiting for the turn alone, so a caller waits
-// for up to togetherTime. A service that has a place (Singleton) writes by itself.
-func (d *DB) WriteTogether(ctx context.Context, fn func(tx *sql.Tx) error) error {
+// A write waits for at most 5 s for those that were before it, and its transaction has togetherTime. fn's statements have the transaction's context and none of the
+// caller's: a statement of SQLite's that is cut off undoes the whole transaction. So ctx ends the waiting for the turn alone. A service that has a place
+// (Singleton) writes by itself.
+func (d *DB) WriteTogether(ctx context.Context, fn func(tx *SharedTx) error) error {
 	if _, ok := ctx.Value(fence{d}).(Place); ok {
-		return d.Write(ctx, fn)
+		return d.Write(ctx, func(tx *sql.Tx) error { return fn(&SharedTx{ctx, tx}) })
 	}
-	w := &joined{fn: fn, done: make(chan struct{})}
+	w := &joined{fn: fn, since: time.Now(), done: make(chan struct{})}
 	t := &d.together
 	t.mu.Lock()
 	t.waiting = append(t.waiting, w)
@@ -77,25 +100,42 @@ func (t *together) leave(w *joined) bool {
 	return i >= 0
 }
 
-// next takes what goes into the next transaction; nobody carries any more when there is nothing.
-func (t *together) next() []*joined {
+// next takes what goes into the next transaction, and what has waited for too long; nobody carries any more when there is neither.
+func (t *together) next() (group, late []*joined) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	n := min(len(t.waiting), maxTogether)
-	group := slices.Clone(t.waiting[:n])
-	t.waiting = slices.Delete(t.waiting, 0, n)
-	t.busy = n > 0
-	return group
+	for len(t.waiting) > 0 && len(group) < maxTogether {
+		if w := t.waiting[0]; time.Since(w.since) > turnTime {
+			late = append(late, w)
+		} else {
+			group = append(group, w)
+		}
+		t.waiting = slices.Delete(t.waiting, 0, 1)
+	}
+	t.busy = len(group)+len(late) > 0
+	return group, late
 }
 
 // carry writes what waits until nothing does.
 func (d *DB) carry() {
-	for group := d.together.next(); len(group) > 0; group = d.together.next() {
+	for {
+		group, late := d.together.next()
+		if len(group)+len(late) == 0 {
+			return
+		}
+		for _, w := range late {
+			w.err = busy(d.path, errTurn)
+			close(w.done)
+		}
+		if len(group) == 0 {
+			continue
+		}
 		err := d.writeGroup(group)
 		for _, w := range group {
 			if w.err == nil {
 				w.err = err
 			}
+			w.err = explain(d.path, w.err)
 			close(w.done)
 		}
 	}
@@ -106,8 +146,13 @@ func (d *DB) writeGroup(group []*joined) error {
 	ctx, cancel := context.WithTimeout(context.Background(), togetherTime)
 	defer cancel()
 	return d.Write(ctx, func(tx *sql.Tx) error {
+		shared := &SharedTx{ctx, tx}
+		if len(group) == 1 {
+			group[0].run(shared)
+			return group[0].err
+		}
 		for _, w := range group {
-			if err := w.within(tx); err != nil {
+			if err := w.within(shared); err != nil {
 				return err
 			}
 		}
@@ -115,16 +160,16 @@ func (d *DB) writeGroup(group []*joined) error {
 	})
 }
 
-// within runs one write of a group. Its own error is in w.err and ends nothing; what it returns ends the group.
-func (w *joined) within(tx *sql.Tx) error {
+// within runs one write of several. Its own error is in w.err and ends nothing; what it returns ends the group, and says nothing of w: the others
+// hear it.
+func (w *joined) within(tx *SharedTx) error {
 	if _, err := tx.Exec("SAVEPOINT joined"); err != nil {
 		return err
 	}
-	w.err = w.run(tx)
-	if w.err != nil {
+	if w.run(tx); w.err != nil {
 		if _, err := tx.Exec("ROLLBACK TO SAVEPOINT joined"); err != nil {
-			// The engine has undone everything, as SQLite does on a full disk.
-			return fmt.Errorf("%w, and all writes that shared its transaction are undone: %w", w.err, err)
+			// The engine has undone everything, as SQLite does on a full disk, or the time is over.
+			return fmt.Errorf("all writes that shared a transaction are undone: %w", err)
 		}
 	}
 	_, err := tx.Exec("RELEASE SAVEPOINT joined")
@@ -132,11 +177,11 @@ func (w *joined) within(tx *sql.Tx) error {
 }
 
 // run runs fn, whose panic is its caller's.
-func (w *joined) run(tx *sql.Tx) (err error) {
+func (w *joined) run(tx *SharedTx) {
 	defer func() {
 		if w.panicked = recover(); w.panicked != nil {
-			err = errors.New("panic")
+			w.err = errors.New("panic")
 		}
 	}()
-	return w.fn(tx)
+	w.err = w.fn(tx)
 }

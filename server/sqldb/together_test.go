@@ -2,11 +2,12 @@ package sqldb_test
 
 import (
 	"context"
-	"database/sql"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"wardlink/server/sqldb"
 	"wardlink/server/sqldb/sqldbtest"
@@ -19,7 +20,7 @@ func TestWriteTogether(t *testing.T) {
 	begun, goOn := make(chan struct{}), make(chan struct{})
 	var all sync.WaitGroup
 	all.Go(func() { // the transaction that is on its way
-		if err := db.WriteTogether(ctx, func(tx *sql.Tx) error {
+		if err := db.WriteTogether(ctx, func(tx *sqldb.SharedTx) error {
 			close(begun)
 			<-goOn
 			_, err := tx.Exec("INSERT INTO things (name) VALUES ('first')")
@@ -31,12 +32,12 @@ func TestWriteTogether(t *testing.T) {
 	<-begun
 	gone, hangUp := context.WithCancel(ctx)
 	hangUp()
-	if err := db.WriteTogether(gone, func(*sql.Tx) error { t.Error("a write ran whose caller was gone"); return nil }); !errors.Is(err, context.Canceled) {
+	if err := db.WriteTogether(gone, func(*sqldb.SharedTx) error { t.Error("a write ran whose caller was gone"); return nil }); !errors.Is(err, context.Canceled) {
 		t.Error(err)
 	}
 	wrong := errors.New("wrong")
 	const n = 10
-	shared, queued := make([]*sql.Tx, n), make(chan struct{}, n)
+	shared, queued := make([]*sqldb.SharedTx, n), make(chan struct{}, n)
 	for i := range n {
 		all.Go(func() {
 			defer func() {
@@ -45,7 +46,7 @@ func TestWriteTogether(t *testing.T) {
 				}
 			}()
 			queued <- struct{}{}
-			err := db.WriteTogether(ctx, func(tx *sql.Tx) error {
+			err := db.WriteTogether(ctx, func(tx *sqldb.SharedTx) error {
 				shared[i] = tx
 				if _, err := tx.Exec("INSERT INTO things (name) VALUES ($1)", fmt.Sprint("thing ", i)); err != nil {
 					return err
@@ -71,7 +72,7 @@ func TestWriteTogether(t *testing.T) {
 	}
 	close(goOn)
 	all.Wait()
-	transactions := map[*sql.Tx]bool{}
+	transactions := map[*sqldb.SharedTx]bool{}
 	for _, tx := range shared {
 		transactions[tx] = true
 	}
@@ -98,7 +99,53 @@ func TestWriteTogetherWithoutADatabase(t *testing.T) {
 	if err := db.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if err := db.WriteTogether(t.Context(), func(*sql.Tx) error { return nil }); err == nil {
+	if err := db.WriteTogether(t.Context(), func(*sqldb.SharedTx) error { return nil }); err == nil {
 		t.Error("durable in a database that is closed")
+	}
+}
+
+// What one write is refused for is nobody else's business, also where the engine undoes what they shared.
+func TestWriteTogetherKeepsVerdictsApart(t *testing.T) {
+	db, _ := sqldbtest.New(t, things...)
+	ctx := t.Context()
+	begun, goOn := make(chan struct{}), make(chan struct{})
+	var all sync.WaitGroup
+	all.Go(func() {
+		if err := db.WriteTogether(ctx, func(*sqldb.SharedTx) error { close(begun); <-goOn; return nil }); err != nil {
+			t.Error(err)
+		}
+	})
+	<-begun
+	verdict := errors.New("gateway gw-7 is revoked: stolen")
+	queued := make(chan struct{}, 2)
+	all.Go(func() {
+		queued <- struct{}{}
+		if err := db.WriteTogether(ctx, func(tx *sqldb.SharedTx) error {
+			if _, err := tx.Exec("ROLLBACK"); err != nil {
+				t.Error(err)
+			}
+			return verdict
+		}); !errors.Is(err, verdict) {
+			t.Errorf("its own verdict: %v", err)
+		}
+	})
+	<-queued
+	time.Sleep(50 * time.Millisecond) // so that it stands before the other one; else there is nothing to see
+	all.Go(func() {
+		queued <- struct{}{}
+		err := db.WriteTogether(ctx, func(tx *sqldb.SharedTx) error {
+			_, err := tx.Exec("INSERT INTO things (name) VALUES ('other')")
+			return err
+		})
+		if err == nil || errors.Is(err, verdict) || strings.Contains(err.Error(), "gw-7") {
+			t.Errorf("another's verdict: %v", err)
+		}
+	})
+	<-queued
+	time.Sleep(50 * time.Millisecond)
+	close(goOn)
+	all.Wait()
+	if err := db.WriteTogether(ctx, func(tx *sqldb.SharedTx) error { _, err := tx.Exec("INSERT INTO things (name) VALUES ('later')"); return err }); err != nil {
+		t.Errorf("the next write: %v", err)
 	}
 }

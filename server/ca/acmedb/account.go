@@ -8,6 +8,8 @@ import (
 	"fmt"
 
 	"github.com/smallstep/certificates/acme"
+
+	"wardlink/server/sqldb"
 )
 
 // Bounds of what an account holds.
@@ -69,7 +71,7 @@ func (r *Request) CreateAccount(ctx context.Context, a *acme.Account) error {
 	}
 	ends := r.s.now().Add(LifePending).UnixMilli()
 	made := false
-	err = r.s.db.WriteTogether(ctx, func(tx *sql.Tx) (err error) {
+	err = r.s.db.WriteTogether(ctx, func(tx *sqldb.SharedTx) (err error) {
 		made, err = changed(tx.Exec(`INSERT INTO ca_accounts (id, key_id, key, contact, status, location, provisioner, provisioner_name, ends)
 			VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT (key_id) DO NOTHING`,
 			id(), kid, key, contact, string(a.Status), a.LocationPrefix, a.ProvisionerID, a.ProvisionerName, ends))
@@ -93,7 +95,7 @@ func (r *Request) UpdateAccount(ctx context.Context, a *acme.Account) error {
 	if err != nil {
 		return err
 	}
-	return r.s.db.WriteTogether(ctx, func(tx *sql.Tx) error {
+	return r.s.db.WriteTogether(ctx, func(tx *sqldb.SharedTx) error {
 		ok, err := changed(tx.Exec("UPDATE ca_accounts SET contact = $1, status = $2 WHERE id = $3 AND status = $4",
 			contact, string(a.Status), a.ID, string(acme.StatusValid)))
 		if err == nil && !ok {

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/smallstep/certificates/acme"
+
+	"wardlink/server/sqldb"
 )
 
 // A nonce is the generation in which it was given out (8 bytes, big endian), 16 random bytes, and the first 16 bytes of the HMAC-SHA-256 of
@@ -60,7 +62,7 @@ func (s *Store) useNonce(ctx context.Context, nonce acme.Nonce) error {
 		return badNonce()
 	}
 	of, salt, fresh := int64(binary.BigEndian.Uint64(raw)), raw[8:8+saltSize], false
-	if err := s.db.WriteTogether(ctx, func(tx *sql.Tx) error {
+	if err := s.db.WriteTogether(ctx, func(tx *sqldb.SharedTx) error {
 		var generation int64
 		if err := tx.QueryRow("SELECT generation FROM ca_state").Scan(&generation); err != nil {
 			return err

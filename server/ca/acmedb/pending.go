@@ -5,6 +5,8 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+
+	"wardlink/server/sqldb"
 )
 
 // maxVerified bounds what is kept of a TPM with its challenge; it is some 700 bytes.
@@ -20,7 +22,7 @@ func (s *Store) AddPending(ctx context.Context, secret [32]byte, verified []byte
 		return ErrFull
 	}
 	ends := s.now().Add(LifeChallenge).UnixMilli()
-	if err := s.db.WriteTogether(ctx, func(tx *sql.Tx) error {
+	if err := s.db.WriteTogether(ctx, func(tx *sqldb.SharedTx) error {
 		_, err := tx.Exec("INSERT INTO ca_pending (secret, ends, verified) VALUES ($1, $2, $3)", secret[:], ends, verified)
 		return err
 	}); err != nil {
@@ -40,7 +42,7 @@ func (s *Store) TakePending(ctx context.Context, secret [32]byte) (verified []by
 		return nil, false, fmt.Errorf("challenge: %w", err)
 	}
 	var ends int64
-	err = s.db.WriteTogether(ctx, func(tx *sql.Tx) error {
+	err = s.db.WriteTogether(ctx, func(tx *sqldb.SharedTx) error {
 		return tx.QueryRow("DELETE FROM ca_pending WHERE secret = $1 RETURNING ends, verified", secret[:]).Scan(&ends, &verified)
 	})
 	if errors.Is(err, sql.ErrNoRows) {

@@ -8,6 +8,8 @@ import (
 	"fmt"
 
 	"github.com/smallstep/certificates/acme"
+
+	"wardlink/server/sqldb"
 )
 
 // Request is the store as one HTTP request sees it; it is not for use by two at a time. smallstep makes an order in three steps and accepts an
@@ -73,7 +75,7 @@ func (r *Request) CreateOrder(ctx context.Context, o *acme.Order) error {
 		return ErrFull
 	}
 	ends := r.s.now().Add(LifePending)
-	if err := r.s.db.WriteTogether(ctx, func(tx *sql.Tx) error {
+	if err := r.s.db.WriteTogether(ctx, func(tx *sqldb.SharedTx) error {
 		// An account that is pruned meanwhile has no order: pruning asks for orders under the same lock.
 		ok, err := changed(tx.Exec("UPDATE ca_accounts SET ends = $1 WHERE id = $2 AND status = $3", ends.UnixMilli(), o.AccountID, string(acme.StatusValid)))
 		if err != nil {
@@ -186,7 +188,7 @@ func (r *Request) Attest(ctx context.Context, ch *acme.Challenge, p Proof) error
 // step takes a pending order one step on. Who comes second gets what the first one stored.
 func (r *Request) step(ctx context.Context, ch *acme.Challenge, update string, args ...any) error {
 	r.read = nil
-	return r.s.db.WriteTogether(ctx, func(tx *sql.Tx) error {
+	return r.s.db.WriteTogether(ctx, func(tx *sqldb.SharedTx) error {
 		ok, err := changed(tx.Exec(update, args...))
 		if err != nil || ok {
 			return err
@@ -215,7 +217,7 @@ func (r *Request) Claim(ctx context.Context, orderID string) (Claim, error) {
 	r.read, r.claim = nil, id()
 	var c Claim
 	var ek, spki []byte
-	err := r.s.db.WriteTogether(ctx, func(tx *sql.Tx) error {
+	err := r.s.db.WriteTogether(ctx, func(tx *sqldb.SharedTx) error {
 		return tx.QueryRow("UPDATE ca_orders SET state = $1, claim = $2 WHERE id = $3 AND state = $4 AND ends > $5 RETURNING gateway, ek, spki",
 			int(claimed), r.claim, orderID, int(attested), r.s.now().UnixMilli()).Scan(&c.Gateway, &ek, &spki)
 	})
@@ -241,7 +243,7 @@ func (r *Request) CreateCertificate(ctx context.Context, cert *acme.Certificate)
 		chain = append(chain[:len(chain):len(chain)], c.Raw...)
 	}
 	ends := r.s.now().Add(LifeIssued).UnixMilli()
-	err := r.s.db.WriteTogether(ctx, func(tx *sql.Tx) error {
+	err := r.s.db.WriteTogether(ctx, func(tx *sqldb.SharedTx) error {
 		ok, err := changed(tx.Exec("UPDATE ca_orders SET state = $1, chain = $2, ends = $3 WHERE id = $4 AND state = $5 AND claim = $6",
 			int(issued), chain, ends, cert.OrderID, int(claimed), r.claim))
 		if err == nil && !ok {
