@@ -145,7 +145,10 @@ func TestWriteTogetherKeepsVerdictsApart(t *testing.T) {
 	time.Sleep(50 * time.Millisecond)
 	close(goOn)
 	all.Wait()
-	if err := db.WriteTogether(ctx, func(tx *sqldb.SharedTx) error { _, err := tx.Exec("INSERT INTO things (name) VALUES ('later')"); return err }); err != nil {
+	if err := db.WriteTogether(ctx, func(tx *sqldb.SharedTx) error {
+		_, err := tx.Exec("INSERT INTO things (name) VALUES ('later')")
+		return err
+	}); err != nil {
 		t.Errorf("the next write: %v", err)
 	}
 }
