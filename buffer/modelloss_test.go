@@ -151,10 +151,12 @@ func (m *model) illness() {
 	m.fault = []string{"remove", "create", "state"}[m.rng.IntN(3)]
 	m.counts["disk faults"]++
 	m.b.mu.Lock()
+	m.b.storing.Lock()
 	former := m.b.state
 	if m.fault == "state" {
 		m.b.state = newAB(m.t, filepath.Join(m.c.Dir, "no directory", "state"))
 	}
+	m.b.storing.Unlock()
 	m.b.mu.Unlock()
 	faulty.Store(m.c.Dir, m.fault)
 	for range 30 {
@@ -162,7 +164,9 @@ func (m *model) illness() {
 	}
 	faulty.Delete(m.c.Dir)
 	m.b.mu.Lock()
+	m.b.storing.Lock()
 	m.b.state, m.fault = former, ""
+	m.b.storing.Unlock()
 	m.b.mu.Unlock()
 }
 

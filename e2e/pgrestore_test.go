@@ -176,11 +176,12 @@ func (h *halves) account(gap int64, journaled uint64) {
 func (h *halves) goesOnInDoubt() {
 	h.Helper()
 	h.run()
-	h.awaitObservations(2)
-	h.account(1, 2)
+	// First the doubt: each look at what is stored is an act, and the log must not have grown past what the gateway was shown before it connects.
 	h.await("the gateway's doubt", func(context.Context) (bool, error) {
 		return strings.Contains(h.box.whole().Log.Doubt, "it was put back"), nil
 	})
+	h.awaitObservations(2)
+	h.account(1, 2)
 	h.must("wardlink-server", "resend", "--dir", h.server())
 	h.await("the event", func(context.Context) (bool, error) { return len(h.audit("--type", "resend.asked")) == 1, nil })
 	h.box.agent.Stop() // a gateway is asked as it connects
