@@ -58,7 +58,7 @@ type joined struct {
 // durable by one flush of the disk. Each is whole or not at all by itself: what fn returns undoes what it wrote, and nothing of the others. nil means that it is
 // durable, as with Write; when the commit fails, all that share it hear of it.
 //
-// A write waits for at most 5 s for those that were before it, and its transaction has togetherTime. fn's statements have the transaction's context and none of the
+// A write that has waited for more than 5 s when its turn comes is not made and told so, and a transaction has togetherTime. fn's statements have the transaction's context and none of the
 // caller's: a statement of SQLite's that is cut off undoes the whole transaction. So ctx ends the waiting for the turn alone. A service that has a place
 // (Singleton) writes by itself.
 func (d *DB) WriteTogether(ctx context.Context, fn func(tx *SharedTx) error) error {
