@@ -61,17 +61,7 @@ func holdsOnce(t *testing.T, j *fakeJournal, dir, vkey string, first uint64) {
 	if _, err := audit.Verify(dir, vkey); err != nil {
 		t.Fatal(err)
 	}
-	times := map[audit.EventID]int{}
-	for it, err := range audit.List(dir, audit.Filter{Publishes: true}) {
-		if err != nil {
-			t.Fatal(err)
-		}
-		if it.Row != nil {
-			times[it.Row.ID]++
-		} else {
-			times[it.Event.ID]++
-		}
-	}
+	times := timesInLog(t, dir)
 	n := 0
 	for _, e := range j.entries {
 		if e.Seq < first {

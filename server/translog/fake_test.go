@@ -243,6 +243,21 @@ func verify(t testing.TB, dir string, last uint64) audit.Report {
 	if err != nil {
 		t.Fatalf("Verify: %v", err)
 	}
+	times := timesInLog(t, dir)
+	for seq := uint64(1); seq <= last; seq++ {
+		if n := times[entryID(seq)]; n != 1 {
+			t.Errorf("journal entry %d is %d times in the log", seq, n)
+		}
+	}
+	if len(times) != int(last) {
+		t.Errorf("the log holds %d acts, the journal %d", len(times), last)
+	}
+	return report
+}
+
+// timesInLog says how often each event and each row of a publish is in a log.
+func timesInLog(t testing.TB, dir string) map[audit.EventID]int {
+	t.Helper()
 	times := map[audit.EventID]int{}
 	for it, err := range audit.List(dir, audit.Filter{Publishes: true}) {
 		if err != nil {
@@ -254,13 +269,5 @@ func verify(t testing.TB, dir string, last uint64) audit.Report {
 			times[it.Event.ID]++
 		}
 	}
-	for seq := uint64(1); seq <= last; seq++ {
-		if n := times[entryID(seq)]; n != 1 {
-			t.Errorf("journal entry %d is %d times in the log", seq, n)
-		}
-	}
-	if len(times) != int(last) {
-		t.Errorf("the log holds %d acts, the journal %d", len(times), last)
-	}
-	return report
+	return times
 }
